@@ -1,0 +1,55 @@
+# Needs make, pip and Python 3.11 or newer (PYTHON=...). Every target sets up the virtual environment first where there is none.
+
+PYTHON ?= python3
+EXTRAS ?= plots,examples,dev
+JOBS ?= 2
+TESTS ?= tests
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+PYTEST := $(RUN) -m pytest -n $(JOBS) --dist worksteal
+
+# The code of this directory is what runs, also when the directory, virtual environment included, was moved or copied.
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: all demo test slow lint types bench notebooks install clean
+.DEFAULT_GOAL := test
+
+all: test slow lint types notebooks demo  ## what .ci/run runs
+
+demo: $(INSTALLED)  ## estimate Nevo's cereal demand; write build/nevo_elasticities.png
+	$(RUN) examples/nevo.py
+
+test: $(INSTALLED)  ## the tests that take seconds (TESTS=tests/test_x.py for some of them)
+	$(PYTEST) $(TESTS)
+
+slow: $(INSTALLED)  ## the tests marked slow
+	$(PYTEST) -m slow $(TESTS)
+
+lint: $(INSTALLED)  ## style, and the order of the layers
+	$(RUN) -m ruff check .
+	$(RUN) $(VENV)/bin/lint-imports
+
+types: $(INSTALLED)
+	$(RUN) -m mypy
+
+bench: $(INSTALLED)  ## one row per case, beside PyBLP in the same run
+	$(RUN) -m benchmarks
+
+notebooks: $(INSTALLED)  ## execute copies in build/notebooks
+	$(RUN) -m nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
+
+install: $(INSTALLED)
+
+clean:  ## everything that was made, except the virtual environment
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find blpjax tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Debian's Python may come without ensurepip: then its own pip, outside the environment, installs one.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("blpjax needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": run make PYTHON=python3.12, for example")'
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
+		{ $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
+	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@

@@ -1,0 +1,45 @@
+"""JAX-accelerated differentiable estimation of BLP demand models.
+
+Importing this package turns on 64-bit numbers in JAX, because 32-bit ones give wrong estimates, and sets up JAX's persistent
+compilation cache unless one is configured already or the environment variable ``BLPJAX_COMPILATION_CACHE`` is ``0``.
+"""
+
+import jax as _jax
+
+_jax.config.update("jax_enable_x64", True)
+
+from blpjax import compilation as _compilation  # noqa: E402
+
+_compilation.configure_cache()
+
+from blpjax import data, exceptions, options  # noqa: E402
+from blpjax.functions import ModelFunctions  # noqa: E402
+from blpjax.inputs.construction import build_id_data, build_integration, data_to_dict  # noqa: E402
+from blpjax.inputs.formulation import Formulation  # noqa: E402
+from blpjax.inputs.integration import Integration  # noqa: E402
+from blpjax.inputs.matrices import build_matrix  # noqa: E402
+from blpjax.iteration import Iteration  # noqa: E402
+from blpjax.optimize import Optimization, OptimizationProgress  # noqa: E402
+from blpjax.problem import Problem  # noqa: E402
+from blpjax.results import ProblemResults  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Formulation",
+    "Integration",
+    "Iteration",
+    "ModelFunctions",
+    "Optimization",
+    "OptimizationProgress",
+    "Problem",
+    "ProblemResults",
+    "__version__",
+    "build_id_data",
+    "build_integration",
+    "build_matrix",
+    "data",
+    "data_to_dict",
+    "exceptions",
+    "options",
+]

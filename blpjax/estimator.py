@@ -1,0 +1,139 @@
+"""Compiled programs of estimation, and one GMM step: optimise, then covariances and diagnostics at the optimum.
+
+Each program is compiled once for a shape of economy and a specification, and reused by every evaluation, start and GMM step:
+data, weighting matrices, bounds and tolerances are traced.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from blpjax import gmm, moments
+from blpjax.economy import Economy
+from blpjax.iteration import FixedPointLimits
+from blpjax.moments import DemandData, Evaluation, MomentInputs, Specification
+from blpjax.parameters import Coefficients, expand
+
+#: Columns of the Hessian are computed together as long as they hold fewer numbers than this.
+HESSIAN_ELEMENTS = 2**25
+
+
+class CovarianceTypes(NamedTuple):
+    """How covariances of moments are estimated (static)."""
+
+    W_type: str = "robust"
+    se_type: str = "robust"
+    center_moments: bool = True
+    n_clusters: int | None = None
+
+
+class StructuralErrors(eqx.Module):
+    """All elements of beta (K1,) and the linear part of utility that they explain, ``X1 beta`` (N,), residualised."""
+
+    beta: Float[Array, " K1"]
+    explained: Float[Array, " N"]
+
+
+class StepSummary(eqx.Module):
+    """What a GMM step reports beside theta.
+
+    Parameters are stacked as theta and then the concentrated elements of beta, P + K of them. `moments` (M,),
+    `moments_jacobian` (M, P + K), `moments_covariances` (M, M), `updated_W` (M, M), `inference` with covariances
+    (P + K, P + K), and `jacobian_rank`, the rank of the Jacobian of the moments.
+    """
+
+    parameters: Float[Array, " P"]
+    moments: Float[Array, " M"]
+    moments_jacobian: Float[Array, "M P"]
+    moments_covariances: Float[Array, "M M"]
+    updated_W: Float[Array, "M M"]
+    inference: gmm.Inference
+
+
+evaluate = jax.jit(moments.evaluate, static_argnums=0)
+
+initial_weights = jax.jit(lambda Z: gmm.initial_weights([Z]))
+
+
+@partial(jax.jit, static_argnums=0)
+def prepare(
+    specification: Specification,
+    economy: Economy,
+    data: DemandData,
+    fixed: Coefficients,
+    W: Float[Array, "M M"],
+    scale: Float[Array, ""],
+    limits: FixedPointLimits,
+) -> MomentInputs:
+    """Inputs of `evaluate` at a weighting matrix."""
+    return moments.make_inputs(economy, data, fixed, W, scale, limits, specification.layout)
+
+
+@partial(jax.jit, static_argnums=0)
+def hessian(
+    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
+) -> Float[Array, "P P"]:
+    """Exact Hessian of the objective: forward over reverse mode, a few columns at a time."""
+    gradient = jax.grad(lambda values: moments.objective(specification, inputs, values, start))
+    _, push = jax.linearize(gradient, theta)
+    elements = sum(bucket.shares.size * bucket.weights.shape[1] for bucket in inputs.economy.buckets)
+    columns = max(1, min(theta.size, HESSIAN_ELEMENTS // max(elements, 1)))
+    directions = jnp.eye(theta.size)
+    rows = jax.vmap(push)(directions) if columns == theta.size else jax.lax.map(push, directions, batch_size=columns)
+    return (rows + rows.T) / 2
+
+
+@partial(jax.jit, static_argnums=0)
+def structural_errors(
+    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], delta: Float[Array, " N"]
+) -> StructuralErrors:
+    """Beta at theta, and what it explains of delta."""
+    beta = moments.concentrated_beta(specification, inputs, theta, delta)
+    return StructuralErrors(beta, inputs.data.X1 @ beta)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def summarise(
+    specification: Specification,
+    types: CovarianceTypes,
+    step: int,
+    inputs: MomentInputs,
+    theta: Float[Array, " P"],
+    evaluation: Evaluation,
+    beta: Float[Array, " K1"],
+    xi: Float[Array, " N"],
+    W: Float[Array, "M M"],
+    cluster_ids: Int[Array, " N"],
+) -> StepSummary:
+    """Moments, their Jacobian and covariances, and inference about all parameters, at residualised xi (N,)."""
+    data, concentrated = inputs.data, list(specification.layout.concentrated_beta)
+    N = xi.size
+    averaged = gmm.average_moments([data.Z], [xi])
+    by_theta = gmm.average_moments([data.Z], [evaluation.xi_by_theta])
+    G = jnp.concatenate([by_theta, -gmm.cross_moments([data.Z], [data.X1[:, concentrated]])], axis=1)
+
+    def covariances(kind: str) -> Array:
+        return gmm.moment_covariances(
+            [data.instruments],
+            [xi],
+            kind=kind,
+            center=types.center_moments,
+            cluster_ids=cluster_ids,
+            n_clusters=types.n_clusters,
+        )
+
+    S = covariances(types.se_type)
+    S_for_W = S if types.W_type == types.se_type else covariances(types.W_type)
+    inference = gmm.parameter_inference(G, W, S, N=N, se_type=types.se_type, step=step)
+    parameters = jnp.concatenate([theta, beta[jnp.array(concentrated, int)]])
+    return StepSummary(parameters, averaged, G, S, gmm.updated_weights(S_for_W), inference)
+
+
+@partial(jax.jit, static_argnums=0)
+def coefficients_at(specification: Specification, fixed: Coefficients, theta: Float[Array, " P"]) -> Coefficients:
+    """Parameter matrices at theta. Concentrated elements of beta are zero."""
+    return expand(specification.layout, fixed, theta)

@@ -1,0 +1,116 @@
+"""Exceptions, and the outcomes of loops as data.
+
+Every loop returns a `Status` code beside its value. Codes are plain integers inside compiled programs; `raise_for_status` and
+`describe_status` turn them into sentences that name markets, at the edge of the library.
+"""
+
+import enum
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class BLPError(Exception):
+    """Base class of the exceptions that blpjax raises for numerical failures."""
+
+
+class DataError(BLPError, ValueError):
+    """A product or agent table cannot be used. The message names table, column, market and row."""
+
+
+class IdentificationError(BLPError, ValueError):
+    """The problem is not identified, for example because there are fewer moments than parameters."""
+
+
+class ConvergenceError(BLPError, RuntimeError):
+    """A loop failed in at least one market. The message names the markets."""
+
+
+class IdentificationWarning(UserWarning):
+    """The problem may be weakly identified or ill-conditioned."""
+
+
+class DataWarning(UserWarning):
+    """A product or agent table is unusual but can be used."""
+
+
+class ConvergenceWarning(UserWarning):
+    """A loop or an optimisation ended without converging."""
+
+
+class Status(enum.IntEnum):
+    """Outcome of a loop in one market.
+
+    `CONVERGED` and `ROUNDING_FLOOR` are successes: the second means that the residual can no longer be reduced in 64-bit
+    arithmetic although it is slightly above the requested tolerance.
+    """
+
+    CONVERGED = 0
+    ROUNDING_FLOOR = 1
+    MAX_EVALUATIONS = 2
+    NOT_FINITE = 3
+    STALLED = 4
+
+    @property
+    def sentence(self) -> str:
+        """What happened, in words."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Status.CONVERGED: "converged",
+    Status.ROUNDING_FLOOR: "converged to the accuracy of 64-bit arithmetic",
+    Status.MAX_EVALUATIONS: "reached the maximum number of evaluations",
+    Status.NOT_FINITE: "produced infinite or missing values",
+    Status.STALLED: "made no further progress before reaching its tolerance",
+}
+
+
+def succeeded(codes: np.ndarray) -> np.ndarray:
+    """Whether each status code is a success. Works on NumPy and JAX integer arrays alike."""
+    return codes <= Status.ROUNDING_FLOOR
+
+
+def describe_status(codes: np.ndarray, market_ids: Sequence[object], residuals: np.ndarray | None = None) -> str:
+    """Say which markets failed and why, or return an empty string when all succeeded.
+
+    Parameters
+    ----------
+    codes : (T,) integer array of `Status` codes.
+    market_ids : T market IDs in the same order.
+    residuals : (T,) final residuals, optional.
+    """
+    codes = np.asarray(codes)
+    failed = np.flatnonzero(~succeeded(codes))
+    if failed.size == 0:
+        return ""
+    parts = []
+    for code in np.unique(codes[failed]):
+        rows = failed[codes[failed] == code]
+        names = ", ".join(repr(_plain(market_ids[t])) for t in rows[:5]) + (f" and {rows.size - 5} more" if rows.size > 5 else "")
+        worst = "" if residuals is None else f" (largest residual {np.nanmax(np.append(np.asarray(residuals)[rows], 0.0)):.1e})"
+        parts.append(f"{Status(int(code)).sentence} in {rows.size} of {codes.size} markets: {names}{worst}")
+    return "; ".join(parts)
+
+
+def raise_for_status(
+    codes: np.ndarray,
+    market_ids: Sequence[object],
+    action: str,
+    residuals: np.ndarray | None = None,
+    warn: bool = False,
+) -> None:
+    """Turn failed status codes into one `ConvergenceError`, or one `ConvergenceWarning` when `warn` is true."""
+    message = describe_status(codes, market_ids, residuals)
+    if not message:
+        return
+    text = f"{action} {message}."
+    if warn:
+        warnings.warn(text, ConvergenceWarning, stacklevel=3)
+    else:
+        raise ConvergenceError(text)
+
+
+def _plain(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else value

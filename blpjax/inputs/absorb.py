@@ -1,0 +1,151 @@
+"""Absorption of fixed effects: residuals of regressions on the indicators of one or several groupings of rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyhdfe
+
+from ..exceptions import ConvergenceError, DataError
+from .design import is_categorical, variable_levels
+from .expressions import source_text, variable_names
+from .formulation import Formulation
+from .table_format import find_vector
+from .terms import Term
+
+
+@dataclass(frozen=True, eq=False)
+class Absorber:
+    """Residualises matrices on fixed effects.
+
+    Parameters
+    ----------
+    ids : (N, E) integers, one column per dimension of fixed effects. With E = 0 nothing is absorbed.
+    method, options : `absorb_method` and `absorb_options` of `Formulation`.
+    labels : E names of the dimensions for messages.
+
+    Raises
+    ------
+    ValueError
+        When `ids` is not a matrix of integers, or there are not as many labels as dimensions.
+    DataError
+        When PyHDFE cannot absorb these IDs, for example because a dimension after the first has a single level.
+    """
+
+    ids: np.ndarray
+    method: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    _algorithm: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        ids = np.asarray(self.ids)
+        if ids.ndim != 2 or ids.dtype.kind not in "iu":
+            raise ValueError(
+                f"ids must be a matrix of integers, but its shape is {ids.shape} and its type {ids.dtype}."
+            )
+        labels = self.labels or tuple(f"dimension {index}" for index in range(ids.shape[1]))
+        if len(labels) != ids.shape[1]:
+            raise ValueError(f"There are {len(labels)} labels for {ids.shape[1]} dimensions of fixed effects.")
+        object.__setattr__(self, "ids", ids)
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "_algorithm", _create_algorithm(self) if labels else None)
+
+    @property
+    def dimensions(self) -> int:
+        """E, the number of dimensions of fixed effects."""
+        return self.ids.shape[1]
+
+    def residualize(self, matrix: np.ndarray) -> np.ndarray:
+        """Compute residuals of the columns of a matrix.
+
+        Parameters
+        ----------
+        matrix : (N, K) numbers. It is not modified.
+
+        Returns
+        -------
+        (N, K) residuals. Columns with infinite or missing values, say from a failed evaluation, are all NaN.
+
+        Raises
+        ------
+        ValueError
+            When `matrix` does not have N rows.
+        ConvergenceError
+            When an iterative method does not converge.
+        """
+        matrix = np.asarray(matrix, float)
+        if matrix.ndim != 2 or matrix.shape[0] != self.ids.shape[0]:
+            raise ValueError(
+                f"The matrix must have {self.ids.shape[0]} rows and two dimensions, but its shape is {matrix.shape}."
+            )
+        finite = np.isfinite(matrix).all(axis=0)
+        residuals = np.where(finite, matrix, np.nan) if self.dimensions else matrix.copy()
+        if self.dimensions and finite.any():
+            try:
+                # iterative methods would never meet their tolerance on missing values
+                residuals[:, finite] = self._algorithm.residualize(matrix[:, finite])
+            except RuntimeError as error:
+                raise ConvergenceError(
+                    f"The absorption of fixed effects {' + '.join(self.labels)} failed: {error} Use another "
+                    "absorb_method, or other absorb_options such as a larger iteration_limit."
+                ) from error
+        return residuals
+
+
+def build_absorber(formulation: Formulation, data: Mapping[str, np.ndarray], table: str = "product_data") -> Absorber:
+    """Build the absorber of a formulation's fixed effects.
+
+    Parameters
+    ----------
+    formulation : its `absorb` terms are the dimensions; without any, the absorber changes nothing.
+    data : arrays by name with N rows, as `read_table` returns them.
+    table : what the table is called in messages.
+
+    Raises
+    ------
+    DataError
+        When a variable is missing from the table, is not categorical, or has missing values, or the effects cannot be
+        absorbed.
+    """
+    rows = next((np.shape(values)[0] for values in data.values()), 0)
+    columns = [_combined_ids(term, formulation, data, table) for term in formulation.absorb_terms]
+    ids = np.column_stack(columns) if columns else np.zeros((rows, 0), int)
+    labels = tuple(str(term) for term in formulation.absorb_terms)
+    return Absorber(ids, formulation.absorb_method, dict(formulation.absorb_options or {}), labels)
+
+
+def _create_algorithm(absorber: Absorber) -> Any:
+    """PyHDFE's algorithm for the IDs of an absorber, with what it refuses said in the terms of formulas."""
+    for label, ids in zip(absorber.labels[1:], absorber.ids.T[1:], strict=True):
+        if np.unique(ids).size < 2:
+            raise DataError(
+                f"The fixed effect {label} has a single level, which {absorber.labels[0]} contains already. Remove it."
+            )
+    try:
+        return pyhdfe.create(
+            absorber.ids,
+            drop_singletons=False,
+            compute_degrees=False,
+            residualize_method=absorber.method,
+            options=dict(absorber.options),
+        )
+    except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+        raise DataError(f"The fixed effects {' + '.join(absorber.labels)} cannot be absorbed: {error}") from error
+
+
+def _combined_ids(term: Term, formulation: Formulation, data: Mapping[str, np.ndarray], table: str) -> np.ndarray:
+    """Number the combinations of a term's levels that occur: (N,) integers from zero."""
+    codes = []
+    for factor in term.factors:
+        names = sorted(variable_names(factor))
+        vectors = {name: find_vector(data, name, table, f"absorb='{formulation.absorb}'") for name in names}
+        if not is_categorical(factor, vectors):
+            raise DataError(
+                f"{table}: '{source_text(factor)}' in absorb='{formulation.absorb}' is not categorical, and only "
+                f"categorical variables can be absorbed. Use C({names[0]})."
+            )
+        variable_levels(vectors, factor, data, table)
+        codes.append(np.unique(vectors[names[0]], return_inverse=True)[1].reshape(-1))
+    return np.unique(np.column_stack(codes), axis=0, return_inverse=True)[1].reshape(-1)

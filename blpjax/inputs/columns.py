@@ -1,0 +1,177 @@
+"""Checked columns of tables: ids, vectors and matrices of finite numbers, and words for rows and markets in messages.
+
+Every message names the table, the column and, where it is about values, market and row. Rows are counted from zero.
+"""
+
+import numbers
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..exceptions import DataError
+from .table_format import find_vector, is_missing, plain_value
+
+_SHOWN = 3  # offenders listed in a message
+
+
+def read_market_ids(columns: Mapping[str, np.ndarray], table: str) -> np.ndarray:
+    """Market ids (N,), which can be sorted. This also checks that the table has rows at all."""
+    if not columns or next(iter(columns.values())).shape[0] == 0:
+        raise DataError(f"{table}: the table is empty.")
+    ids = find_vector(columns, "market_ids", table, "every problem")
+    check_present(ids, "market_ids", table, None)
+    unique_ids(ids, "market_ids", table)
+    return ids
+
+
+def read_ids(
+    columns: Mapping[str, np.ndarray], name: str, table: str, market_ids: np.ndarray | None
+) -> np.ndarray | None:
+    """An optional (N,) column of ids without missing values."""
+    if name not in columns or columns[name].size == 0:
+        return None
+    ids = columns[name]
+    if ids.ndim > 1:
+        raise DataError(f"{table}: column '{name}' must be one-dimensional, but has {ids.shape[1]} columns.")
+    check_present(ids, name, table, market_ids)
+    unique_ids(ids, name, table)
+    return ids
+
+
+def read_id_columns(
+    columns: Mapping[str, np.ndarray], name: str, table: str, market_ids: np.ndarray
+) -> np.ndarray | None:
+    """Optional ids that may have several columns, (N,) or (N, n)."""
+    # another column, such as an older 'product_ids2', may well stand beside IDs
+    candidates = [name] if name in columns else find_columns(columns, name, table)
+    found = [column for column in candidates if columns[column].size]
+    if not found:
+        return None
+    for column in found:
+        check_present(columns[column], column, table, market_ids)
+        unique_ids(columns[column], column, table)
+    return (
+        columns[found[0]] if len(found) == 1 else np.column_stack([columns[column].astype(object) for column in found])
+    )
+
+
+def read_vector(
+    columns: Mapping[str, np.ndarray], name: str, table: str, market_ids: np.ndarray, user: str = "every problem"
+) -> np.ndarray:
+    """A required (N,) column of finite numbers."""
+    return _numeric(find_vector(columns, name, table, user), name, table, market_ids)
+
+
+def read_matrix(
+    columns: Mapping[str, np.ndarray],
+    name: str,
+    table: str,
+    market_ids: np.ndarray,
+    required: bool = False,
+    limit: int | None = None,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Finite numbers of a matrix or of numbered columns, (N, n) with n at most `limit`, and n labels."""
+    found = find_columns(columns, name, table)
+    if not found:
+        if required:
+            find_vector(columns, f"{name}0", table, f"X2 (unless '{name}' is a matrix or there is an integration)")
+        return np.zeros((market_ids.size, 0)), ()
+    parts: list[np.ndarray] = []
+    for column in found:
+        values = columns[column] if columns[column].ndim == 2 else columns[column][:, None]
+        for k in range(values.shape[1]):
+            if limit is None or len(parts) < limit:
+                label = column if values.shape[1] == 1 else f"{column}[:, {k}]"
+                parts.append(_numeric(values[:, k], label, table, market_ids))
+    if not parts and required:
+        raise DataError(f"{table}: column '{name}' has no columns.")
+    matrix = np.column_stack(parts) if parts else np.zeros((market_ids.size, 0))
+    return matrix, tuple(f"{name}{k}" for k in range(matrix.shape[1]))
+
+
+def find_columns(columns: Mapping[str, np.ndarray], name: str, table: str) -> list[str]:
+    """Names of the columns that make up a matrix field: the matrix, or columns numbered from zero without gaps."""
+    numbered = [column for column in columns if re.fullmatch(re.escape(name) + r"[0-9]+", column)]
+    if name in columns:
+        if numbered:
+            raise DataError(
+                f"{table}: there is a column '{name}' and also '{numbered[0]}'. Give either a matrix or numbered "
+                "columns, not both."
+            )
+        return [name]
+    expected = [f"{name}{k}" for k in range(len(numbered))]
+    missing = [column for column in expected if column not in columns]
+    if missing:
+        found = ", ".join(f"'{column}'" for column in numbered)
+        raise DataError(
+            f"{table}: numbered columns must start at zero and have no gaps, but '{missing[0]}' is missing among the "
+            f"columns found: {found}."
+        )
+    return expected
+
+
+def check_present(values: np.ndarray, name: str, table: str, market_ids: np.ndarray | None) -> None:
+    """Raise when values are missing, or, if they are numbers, infinite."""
+    missing = _any_column(is_missing(values))
+    if missing.any():
+        raise DataError(
+            f"{table}: column '{name}' has missing values in {list_rows(np.flatnonzero(missing), market_ids)}."
+        )
+    if values.dtype.kind == "f":
+        infinite = _any_column(np.isinf(values))
+        if infinite.any():
+            raise DataError(
+                f"{table}: column '{name}' has infinite values in {list_rows(np.flatnonzero(infinite), market_ids)}."
+            )
+
+
+def unique_ids(ids: np.ndarray, name: str, table: str) -> np.ndarray:
+    """Sorted distinct ids, or `DataError` when they cannot be sorted."""
+    try:
+        return np.unique(ids)
+    except TypeError:
+        kinds = sorted({type(value).__name__ for value in ids.tolist()})
+        raise DataError(
+            f"{table}: column '{name}' mixes values of types {' and '.join(kinds)}, which cannot be sorted. Give all "
+            "the same type, for example with .astype(str)."
+        ) from None
+
+
+def list_rows(rows: np.ndarray, market_ids: np.ndarray | None, values: np.ndarray | None = None) -> str:
+    """Name the first few rows and say how many there are."""
+    parts = []
+    for row in rows[:_SHOWN].tolist():
+        market = "" if market_ids is None else f"market {plain_value(market_ids[row])!r}, "
+        parts.append(f"{market}row {row}" + ("" if values is None else f" ({plain_value(values[row])!r})"))
+    more = f"; and {rows.size - _SHOWN} more" if rows.size > _SHOWN else ""
+    return f"{rows.size} row{'' if rows.size == 1 else 's'}, counted from 0: {'; '.join(parts)}{more}"
+
+
+def list_markets(markets: np.ndarray, sums: np.ndarray | None = None) -> str:
+    """Name the first few markets, perhaps with their sums, and say how many there are."""
+    parts = [
+        repr(plain_value(market)) + ("" if sums is None else f" (sum {sums[t]:.8g})")
+        for t, market in enumerate(markets[:_SHOWN])
+    ]
+    more = f" and {markets.size - _SHOWN} more" if markets.size > _SHOWN else ""
+    return f"{markets.size} market{'' if markets.size == 1 else 's'}: {', '.join(parts)}{more}"
+
+
+def _any_column(flags: np.ndarray) -> np.ndarray:
+    return np.asarray(flags if flags.ndim == 1 else flags.any(axis=1))
+
+
+def _numeric(values: np.ndarray, name: str, table: str, market_ids: np.ndarray) -> np.ndarray:
+    """Finite numbers as a new array of floats."""
+    check_present(values, name, table, market_ids)
+    if values.dtype.kind in "biuf":
+        return values.astype(float)
+    bad = np.flatnonzero([not isinstance(value, (numbers.Real, np.bool_)) for value in values.tolist()])
+    if bad.size == 0 and values.dtype.kind == "O":
+        return values.astype(float)
+    bad = bad if bad.size else np.arange(values.size)  # dates may look like numbers
+    raise DataError(
+        f"{table}: column '{name}' must hold numbers, but does not in {list_rows(bad, market_ids, values)}. "
+        "pandas.to_numeric converts text to numbers."
+    )

@@ -1,0 +1,261 @@
+"""Identification checks: what can be known before solving to make estimates meaningless.
+
+Matrices are built (and, where there are fixed effects, residualised) when they get here. What cannot be estimated
+raises `IdentificationError`, what is merely suspicious warns with `IdentificationWarning`. PyBLP warns of collinear
+columns and does not compare numbers of moments and parameters: underidentified problems "converge" at their starting
+values.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.linalg
+
+from ..exceptions import IdentificationError, IdentificationWarning
+from .design import DesignMatrix
+
+# A residualised column this small compared with the original is what rounding or an iterative method has left of it.
+_ABSORBED = 1e-6
+# Columns that are collinear only after absorption differ by the error of iterative methods.
+_COLLINEAR_AFTER_ABSORPTION = 1e-7
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Collinearity:
+    """Columns of a matrix that can be written in terms of others.
+
+    Attributes
+    ----------
+    rank : number of columns that are linearly independent.
+    absorbed : indices of columns that are constant within fixed effects, hence zero after absorption.
+    groups : for each other dependent column, its index followed by those of the columns that it is a combination of
+        (none if the column is zero).
+    """
+
+    rank: int
+    absorbed: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
+
+
+def check_endogenous(X1: DesignMatrix, X2: DesignMatrix | None = None, X3: DesignMatrix | None = None) -> None:
+    """Check that prices and shares are where they can be.
+
+    Raises
+    ------
+    IdentificationError
+        Prices are in neither X1 nor X2, or in X3; shares are in X1 or X2.
+
+    Warns
+    -----
+    IdentificationWarning
+        Prices are only in X2.
+    """
+    for name, matrix in [("X1", X1), ("X2", X2)]:
+        _refuse(name, matrix, "shares", "Shares are what demand explains.")
+    _refuse("X3", X3, "prices", "Marginal costs are what prices reveal. Include prices in X1 or X2.")
+    if _labels_with(X1, "prices"):
+        return
+    if X2 is None or not _labels_with(X2, "prices"):
+        raise IdentificationError(
+            "Neither X1 nor X2 depends on 'prices', so the effect of prices on demand cannot be estimated. Formulas "
+            "have to call prices by this name, for example '1 + prices', 'log(prices)' or 'I(prices**2)'. A column "
+            "computed from prices beforehand would be treated as exogenous."
+        )
+    warnings.warn(
+        "'prices' are in X2 but not in X1, so the mean price coefficient is zero unless demographics change it. Add "
+        "'prices' to the formulation of X1 unless this is intended.",
+        IdentificationWarning,
+        stacklevel=3,
+    )
+
+
+def check_rank(
+    values: np.ndarray,
+    labels: Sequence[str],
+    name: str,
+    unabsorbed: np.ndarray | None = None,
+    atol: float = 1e-10,
+    rtol: float = 1e-10,
+) -> None:
+    """Check that the columns of X1, X2 or X3 are linearly independent. A matrix without columns passes.
+
+    Parameters
+    ----------
+    values : (N, K) matrix, after absorption of fixed effects if there are any.
+    labels : K labels of its columns.
+    name : what messages call the matrix.
+    unabsorbed : (N, K) matrix before absorption, or None when there are no fixed effects.
+    atol, rtol : see `find_collinearity`.
+
+    Raises
+    ------
+    IdentificationError
+        Some columns are combinations of others, or are absorbed by fixed effects. All of them are named.
+    """
+    found = find_collinearity(values, unabsorbed, atol, rtol)
+    if found.rank < len(labels):
+        raise IdentificationError(
+            f"{name} has {len(labels)} columns but rank {found.rank}: "
+            f"{_describe(found, labels, unabsorbed is not None)}. Remove columns from the formula of {name}. "
+            "(Without this check, by setting options.collinear_atol = options.collinear_rtol = 0, their "
+            "coefficients would be arbitrary.)"
+        )
+
+
+def check_instruments(
+    values: np.ndarray,
+    labels: Sequence[str],
+    name: str,
+    unabsorbed: np.ndarray | None = None,
+    atol: float = 1e-10,
+    rtol: float = 1e-10,
+) -> int:
+    """Warn of collinear instruments and count those that are not.
+
+    Parameters are those of `check_rank`.
+
+    Returns
+    -------
+    int
+        Rank of the instruments: the number of moments they are good for.
+
+    Warns
+    -----
+    IdentificationWarning
+        Some columns are combinations of others, or are absorbed by fixed effects. All of them are named.
+    """
+    found = find_collinearity(values, unabsorbed, atol, rtol)
+    if found.rank < len(labels):
+        warnings.warn(
+            f"{name} has {len(labels)} columns but rank {found.rank}: "
+            f"{_describe(found, labels, unabsorbed is not None)}. These instruments add no information and make "
+            "weighting matrices singular. Drop them. (To silence this warning, set "
+            "options.collinear_atol = options.collinear_rtol = 0.)",
+            IdentificationWarning,
+            stacklevel=3,
+        )
+    return found.rank
+
+
+def check_order_condition(moments: int, parameters: int, names: Sequence[str], warn: bool = False) -> None:
+    """Check that there are at least as many moments as parameters.
+
+    Parameters
+    ----------
+    moments : number of moments, preferably of linearly independent ones.
+    parameters : number of parameters that are estimated, linear ones included.
+    names : what messages call the parameters.
+    warn : whether to warn instead, because nothing will be optimised.
+
+    Raises
+    ------
+    IdentificationError
+        There are fewer moments than parameters and `warn` is false.
+    """
+    if moments >= parameters:
+        return
+    text = (
+        f"There are fewer moments ({moments}) than parameters ({parameters}: {_list(names, 20)}), so the parameters "
+        f"are not identified. Add at least {parameters - moments} more excluded "
+        f"instrument{'s' if parameters - moments > 1 else ''} to product_data, as columns 'demand_instruments0', "
+        "'demand_instruments1', ... numbered from zero, or fix parameters."
+    )
+    if not warn:
+        raise IdentificationError(text)
+    warnings.warn(text, IdentificationWarning, stacklevel=3)
+
+
+def find_collinearity(
+    values: np.ndarray, unabsorbed: np.ndarray | None = None, atol: float = 1e-10, rtol: float = 1e-10
+) -> Collinearity:
+    """Find columns that are combinations of others, with a QR decomposition that pivots columns.
+
+    Columns are scaled to unit length first, so units of measurement do not matter (in PyBLP they do). A scaled column
+    is dependent when what is left of it after projection on the columns before it is no longer than `atol + rtol * sd`,
+    where sd is its standard deviation, or, where fixed effects were absorbed, 1e-7 if that is more. Nothing is
+    dependent when both tolerances are zero.
+
+    Parameters
+    ----------
+    values : (N, K) finite matrix, after absorption.
+    unabsorbed : (N, K) matrix before absorption, or None. A column is absorbed when absorption has reduced its
+        deviations from the mean by a factor of a million, which also covers methods that absorb iteratively.
+    atol, rtol : tolerances, `options.collinear_atol` and `options.collinear_rtol`.
+    """
+    K = values.shape[1]
+    if K == 0 or (atol <= 0 and rtol <= 0):
+        return Collinearity(K, (), ())
+    norms = np.linalg.norm(values, axis=0)
+    absorbed = np.zeros(K, bool)
+    if unabsorbed is not None:
+        deviations = np.linalg.norm(unabsorbed - unabsorbed.mean(axis=0), axis=0)
+        lengths = np.linalg.norm(unabsorbed, axis=0)
+        # deviations of a constant column are rounding errors
+        absorbed = norms <= _ABSORBED * np.where(deviations > 1e-12 * lengths, deviations, lengths)
+        absorbed &= lengths > 0
+    zero = ~absorbed & (norms == 0)
+    rest = np.flatnonzero(~absorbed & ~zero)
+    groups: list[tuple[int, ...]] = [(int(k),) for k in np.flatnonzero(zero)]
+    rank = 0
+    if rest.size:
+        scaled = values[:, rest] / norms[rest]
+        tolerances = atol + rtol * scaled.std(axis=0)
+        if unabsorbed is not None:
+            tolerances = np.maximum(tolerances, _COLLINEAR_AFTER_ABSORPTION)
+        rank, dependent = _pivoted_groups(scaled, tolerances)
+        groups += [tuple(int(rest[k]) for k in group) for group in dependent]
+    return Collinearity(rank, tuple(int(k) for k in np.flatnonzero(absorbed)), tuple(sorted(groups)))
+
+
+def _pivoted_groups(scaled: np.ndarray, tolerances: np.ndarray) -> tuple[int, list[tuple[int, ...]]]:
+    """Rank of a matrix with columns of unit length; each dependent column, followed by those that make it up."""
+    R, order = scipy.linalg.qr(scaled, mode="r", pivoting=True)
+    diagonal = np.zeros(order.size)  # with fewer rows than columns, the last columns have no diagonal element
+    diagonal[: min(R.shape)] = np.abs(np.diag(R))
+    # pivoting sorts the diagonal, so independent columns come first
+    dependent = diagonal <= tolerances[order]
+    rank = max(int(np.argmax(dependent)), 1) if dependent.any() else order.size
+    if rank == order.size:
+        return rank, []
+    combinations = scipy.linalg.solve_triangular(R[:rank, :rank], R[:rank, rank:])
+    groups = []
+    for position, coefficients in zip(order[rank:], combinations.T, strict=True):
+        partners = np.flatnonzero(np.abs(coefficients) > 1e-6 * np.abs(coefficients).max())
+        groups.append((int(position), *sorted(int(k) for k in order[partners])))
+    return rank, groups
+
+
+def _describe(found: Collinearity, labels: Sequence[str], with_fixed_effects: bool) -> str:
+    parts = []
+    if found.absorbed:
+        absorbed = [labels[k] for k in found.absorbed]
+        parts.append(f"{_quote(absorbed)} {'is' if len(absorbed) == 1 else 'are'} absorbed by the fixed effects")
+    for column, *others in found.groups:
+        if others:
+            where = " after absorption of the fixed effects" if with_fixed_effects else ""
+            parts.append(f"'{labels[column]}' is collinear with {_quote([labels[k] for k in others])}{where}")
+        else:
+            parts.append(f"'{labels[column]}' is zero")
+    return _list(parts, _SHOWN, "; ")
+
+
+def _refuse(name: str, matrix: DesignMatrix | None, variable: str, reason: str) -> None:
+    labels = [] if matrix is None else _labels_with(matrix, variable)
+    if labels:
+        raise IdentificationError(f"{name} cannot depend on '{variable}', but {_quote(labels)} would. {reason}")
+
+
+def _labels_with(matrix: DesignMatrix, variable: str) -> list[str]:
+    return [column.label for column in matrix.columns if column.depends_on(variable)]
+
+
+def _quote(labels: Sequence[str]) -> str:
+    return _list([f"'{label}'" for label in labels], 20)
+
+
+def _list(items: Sequence[str], shown: int, separator: str = ", ") -> str:
+    more = f"{separator}and {len(items) - shown} more" if len(items) > shown else ""
+    return separator.join(items[:shown]) + more

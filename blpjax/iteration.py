@@ -1,0 +1,150 @@
+"""Options of fixed-point iteration as typed frozen data."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Norm = Callable[[Any], Any]
+
+#: Methods that run inside compiled programs, with the sentence that describes each.
+METHODS = {
+    "anderson": "Anderson acceleration with a Newton safeguard",
+    "newton": "the damped Newton method",
+    "squarem": "the SQUAREM acceleration method",
+    "simple": "non-accelerated iteration",
+    "return": "returning the initial values",
+}
+
+_HOST_METHODS = ("broyden1", "broyden2", "krylov", "diagbroyden", "df-sane", "hybr", "lm")
+
+
+class FixedPointMethod(NamedTuple):
+    """The part of the options that decides which program is compiled (static, hashable)."""
+
+    name: str = "anderson"
+    scheme: int = 3
+    memory: int = 5
+    safeguard: bool = True
+    norm: Norm | None = None
+
+
+class FixedPointLimits(NamedTuple):
+    """The part of the options that is traced: changing it compiles nothing."""
+
+    atol: float = 1e-13
+    rtol: float = 0.0
+    max_evaluations: int = 5000
+    step_min: float = 1.0
+    step_max: float = 1.0
+    step_factor: float = 4.0
+
+
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
+class Iteration:
+    """How to solve the fixed-point problem that inverts market shares.
+
+    Parameters
+    ----------
+    method : str
+        One of ``'anderson'`` (the default of `Problem.solve`: Anderson acceleration of the contraction with Fukasawa's
+        outside-share correction, and damped Newton steps in markets where it stalls), ``'newton'``, ``'squarem'``
+        (Varadhan and Roland 2008), ``'simple'`` (the contraction of Berry, Levinsohn and Pakes 1995) and ``'return'``
+        (take the initial values as the solution).
+    method_options : mapping, optional
+        ``max_evaluations`` (5000), ``atol`` (1e-13 for ``'anderson'`` and ``'newton'``, 1e-14 otherwise), ``rtol`` (0),
+        ``norm`` (infinity norm; a function of an array that JAX can trace, or ``numpy.linalg.norm``); for ``'squarem'``
+        also ``scheme`` (1, 2 or 3), ``step_min`` (1), ``step_max`` (1) and ``step_factor`` (4); for ``'anderson'`` also
+        ``memory`` (5) and ``safeguard`` (true: Newton steps in markets where acceleration fails).
+    compute_jacobian : bool, optional
+        Accepted for ``'newton'`` only, which always computes an analytic Jacobian.
+    universal_display : bool, optional
+        Must be false: the loops run inside compiled programs, which print nothing.
+
+    Raises
+    ------
+    NotImplementedError
+        For SciPy's root-finding methods and custom callables, which cannot run inside a compiled program.
+    ValueError, TypeError
+        For unknown methods or options, or options out of range.
+    """
+
+    method: str
+    fixed_point: FixedPointMethod
+    limits: FixedPointLimits
+
+    def __init__(
+        self,
+        method: str = "anderson",
+        method_options: Mapping[str, Any] | None = None,
+        compute_jacobian: bool = False,
+        universal_display: bool = False,
+    ) -> None:
+        _check_method(method, compute_jacobian, universal_display)
+        options = dict(method_options or {})
+        known = {"max_evaluations", "atol", "rtol", "norm"} | {
+            "squarem": {"scheme", "step_min", "step_max", "step_factor"},
+            "anderson": {"memory", "safeguard"},
+            "return": set(),
+        }.get(method, set())
+        if unknown := sorted(set(options) - known):
+            raise ValueError(f"Iteration('{method}') does not have the options {unknown}. It has {sorted(known)}.")
+        default_atol = 1e-13 if method in ("anderson", "newton") else 1e-14
+        limits = FixedPointLimits(
+            atol=_number(options, "atol", default_atol, minimum=0.0),
+            rtol=_number(options, "rtol", 0.0, minimum=0.0),
+            max_evaluations=int(_number(options, "max_evaluations", 5000, minimum=1)),
+            step_min=_number(options, "step_min", 1.0),
+            step_max=_number(options, "step_max", 1.0, minimum=0.0),
+            step_factor=_number(options, "step_factor", 4.0, minimum=1.0),
+        )
+        if limits.step_min > limits.step_max:
+            raise ValueError("The option step_min of Iteration must not exceed step_max.")
+        scheme = options.get("scheme", 3)
+        if scheme not in (1, 2, 3):
+            raise ValueError(f"The option scheme of Iteration must be 1, 2 or 3, not {scheme!r}.")
+        memory = int(_number(options, "memory", 5, minimum=1))
+        if memory > 10:
+            raise ValueError(f"The option memory of Iteration must be at most 10, not {memory}.")
+        norm = options.get("norm")
+        if norm is not None and not callable(norm):
+            raise TypeError("The option norm of Iteration must be a function of an array that returns a scalar.")
+        static = FixedPointMethod(method, int(scheme), memory, bool(options.get("safeguard", True)), norm)
+        object.__setattr__(self, "method", method)
+        object.__setattr__(self, "fixed_point", static)
+        object.__setattr__(self, "limits", limits)
+
+    def __repr__(self) -> str:
+        options = {k: v for k, v in self.limits._asdict().items() if self.method == "squarem" or not k.startswith("step")}
+        listed = ", ".join(f"{name}: {value:g}" for name, value in options.items())
+        return f"Configured to iterate using {METHODS[self.method]} with options {{{listed}}}."
+
+
+def _check_method(method: object, compute_jacobian: bool, universal_display: bool) -> None:
+    if callable(method):
+        raise NotImplementedError(
+            "Custom fixed-point methods are not supported: shares are inverted inside a compiled program over all markets. "
+            f"Use one of {sorted(METHODS)}."
+        )
+    if method in _HOST_METHODS:
+        raise NotImplementedError(f"Iteration('{method}') is not supported. Use Iteration('newton') or the default instead.")
+    if method not in METHODS:
+        raise ValueError(f"Iteration method must be one of {sorted(METHODS)}, not {method!r}.")
+    if compute_jacobian and method != "newton":
+        raise ValueError(f"Iteration('{method}') does not use a Jacobian. Use Iteration('newton') or compute_jacobian=False.")
+    if universal_display:
+        raise NotImplementedError(
+            "universal_display is not supported for Iteration: loops run inside compiled programs. Counters and residuals "
+            "of every market are attributes of the results."
+        )
+
+
+def _number(options: Mapping[str, Any], name: str, default: float, minimum: float = -math.inf) -> float:
+    value = options.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"The option {name} of Iteration must be a number, not {value!r}.")
+    if not value >= minimum:
+        raise ValueError(f"The option {name} of Iteration must be at least {minimum:g}, not {value!r}.")
+    return float(value)

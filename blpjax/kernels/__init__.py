@@ -1,0 +1,1 @@
+"""Pure JAX functions of one market."""

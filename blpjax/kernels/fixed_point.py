@@ -1,0 +1,359 @@
+"""Loops that solve fixed points and roots, and the one rule by which their solutions are differentiated.
+
+Nothing is ever differentiated through iterations: `implicit` wraps a solver and differentiates the equation that its
+solution satisfies. Every loop is a `lax.while_loop` on the unknowns of one market, made for `jax.vmap`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float, Int
+
+from blpjax.exceptions import Status
+from blpjax.iteration import FixedPointLimits, FixedPointMethod
+
+Map = Callable[[Array], Array]
+
+#: A loop that makes no more progress has reached the accuracy of 64-bit arithmetic when its residual is below this.
+ROUNDING_FLOOR = 1e-12
+_PATIENCE = 12
+
+
+class FixedPoint(eqx.Module):
+    """Outcome of a loop: the value, how it ended and what it took.
+
+    `residual` is the norm of the last change, `iterations` counts major iterations and `evaluations` calls of the map.
+    """
+
+    value: Float[Array, " J"]
+    status: Int[Array, ""]
+    iterations: Int[Array, ""]
+    evaluations: Int[Array, ""]
+    residual: Float[Array, ""]
+
+
+def iterate(method: FixedPointMethod, contraction: Map, start: Float[Array, " J"], limits: FixedPointLimits) -> FixedPoint:
+    """Iterate ``x <- contraction(x)`` from `start` until the norm of the change is at most ``atol + rtol |x|``.
+
+    `method.name` is ``'simple'``, ``'squarem'`` (Varadhan and Roland 2008), ``'anderson'`` (Anderson 1965, type II) or
+    ``'return'``. A loop that stops short of its tolerance says so in `FixedPoint.status`; its value is then the best one
+    that was seen.
+    """
+    if method.name == "return":
+        zero = jnp.zeros((), int)
+        return FixedPoint(start, zero + Status.CONVERGED, zero, zero, jnp.zeros(()))
+    body = {"simple": _simple, "squarem": _squarem, "anderson": _anderson}[method.name]
+    return body(method, contraction, start, limits)
+
+
+class _Progress(NamedTuple):
+    """Bookkeeping that all fixed-point loops share."""
+
+    best: Float[Array, " J"]
+    residual: Float[Array, ""]
+    patience: Int[Array, ""]
+    iterations: Int[Array, ""]
+    evaluations: Int[Array, ""]
+    done: Bool[Array, ""]
+
+
+def _no_progress(start: Array) -> _Progress:
+    zero = jnp.zeros((), int)
+    return _Progress(start, jnp.asarray(jnp.inf), zero, zero, zero, jnp.asarray(False))
+
+
+def _norm(method: FixedPointMethod, x: Array) -> Array:
+    if method.norm is None:
+        return jnp.abs(x).max(initial=0.0)
+    return jnp.linalg.norm(x) if method.norm is np.linalg.norm else method.norm(x)
+
+
+def _record(
+    progress: _Progress, method: FixedPointMethod, limits: FixedPointLimits, old: Array, new: Array
+) -> tuple[_Progress, Array]:
+    """Take note of one evaluation ``new = contraction(old)``; also return the norm of the change (infinite if not finite)."""
+    change = _norm(method, new - old)
+    change = jnp.where(jnp.isfinite(change), change, jnp.inf)
+    better = change < progress.residual
+    patience = jnp.where(better, 0, progress.patience + 1)
+    tolerance = limits.atol + limits.rtol * _norm(method, new)
+    residual = jnp.minimum(change, progress.residual)
+    stuck = (patience >= _PATIENCE) & (residual <= ROUNDING_FLOOR)
+    recorded = _Progress(
+        jnp.where(better, new, progress.best),
+        residual,
+        patience,
+        progress.iterations,
+        progress.evaluations + 1,
+        (change <= tolerance) | stuck,
+    )
+    # evaluations after the loop has ended (the rest of a cycle) change nothing
+    return jax.tree.map(lambda kept, fresh: jnp.where(progress.done, kept, fresh), progress, recorded), change
+
+
+def _continues(progress: _Progress, limits: FixedPointLimits) -> Array:
+    return ~progress.done & (progress.evaluations < limits.max_evaluations)
+
+
+def _finish(progress: _Progress, method: FixedPointMethod, limits: FixedPointLimits) -> FixedPoint:
+    tolerance = limits.atol + limits.rtol * _norm(method, progress.best)
+    status = jnp.where(
+        progress.residual <= tolerance,
+        int(Status.CONVERGED),
+        jnp.where(
+            progress.residual <= ROUNDING_FLOOR,
+            int(Status.ROUNDING_FLOOR),
+            jnp.where(jnp.isfinite(progress.residual), int(Status.MAX_EVALUATIONS), int(Status.NOT_FINITE)),
+        ),
+    )
+    return FixedPoint(progress.best, status, progress.iterations, progress.evaluations, progress.residual)
+
+
+def _simple(method: FixedPointMethod, contraction: Map, start: Array, limits: FixedPointLimits) -> FixedPoint:
+    def body(carry: tuple[Array, _Progress]) -> tuple[Array, _Progress]:
+        x, progress = carry
+        new = contraction(x)
+        progress, change = _record(progress, method, limits, x, new)
+        progress = progress._replace(iterations=progress.iterations + 1)
+        return new, progress._replace(done=progress.done | ~jnp.isfinite(change))
+
+    _, progress = lax.while_loop(lambda carry: _continues(carry[1], limits), body, (start, _no_progress(start)))
+    return _finish(progress, method, limits)
+
+
+def _squarem(method: FixedPointMethod, contraction: Map, start: Array, limits: FixedPointLimits) -> FixedPoint:
+    class Cycle(NamedTuple):
+        x: Array
+        step_min: Array
+        step_max: Array
+        progress: _Progress
+
+    def body(cycle: Cycle) -> Cycle:
+        x1 = contraction(cycle.x)
+        progress, _ = _record(cycle.progress, method, limits, cycle.x, x1)
+        x2 = contraction(x1)
+        progress, _ = _record(progress, method, limits, x1, x2)
+        r = x1 - cycle.x
+        v = (x2 - x1) - r
+        # step length -alpha of schemes S1 to S3 in Varadhan and Roland (2008), equation 10
+        rr, rv, vv = r @ r, r @ v, v @ v
+        step = {1: -rv / vv, 2: -rr / rv, 3: jnp.sqrt(rr / vv)}[method.scheme]
+        step = jnp.where(jnp.isfinite(step), step, 1.0)
+        bounded = jnp.clip(step, cycle.step_min, cycle.step_max)
+        step_max = jnp.where(bounded == cycle.step_max, cycle.step_max * limits.step_factor, cycle.step_max)
+        lower = (bounded == cycle.step_min) & (cycle.step_min < 0)
+        step_min = jnp.where(lower, cycle.step_min * limits.step_factor, cycle.step_min)
+        accelerated = cycle.x + 2.0 * bounded * r + bounded**2 * v
+        x3 = contraction(accelerated)
+        progress, change = _record(progress, method, limits, accelerated, x3)
+        progress = progress._replace(iterations=progress.iterations + 1)
+        return Cycle(jnp.where(jnp.isfinite(change), x3, x2), step_min, step_max, progress)
+
+    first = Cycle(start, jnp.asarray(limits.step_min, float), jnp.asarray(limits.step_max, float), _no_progress(start))
+    last = lax.while_loop(lambda cycle: _continues(cycle.progress, limits) & jnp.isfinite(cycle.x).all(), body, first)
+    return _finish(last.progress, method, limits)
+
+
+def _anderson(method: FixedPointMethod, contraction: Map, start: Array, limits: FixedPointLimits) -> FixedPoint:
+    memory = method.memory
+
+    class History(NamedTuple):
+        x: Array  # where the map is evaluated next
+        safe: Array  # the plain step from the last accepted point
+        change: Array  # the last accepted change and the map's value there
+        image: Array
+        size: Array  # its norm
+        changes: Array  # (memory, J) differences of successive changes and images
+        images: Array
+        count: Array
+        failures: Array  # consecutive rejected steps
+        progress: _Progress
+
+    def body(history: History) -> History:
+        image = contraction(history.x)
+        progress, size = _record(history.progress, method, limits, history.x, image)
+        change = image - history.x
+        accept = size <= 2.0 * history.size
+        slot = (jnp.arange(memory) == history.count % memory)[:, None]
+        usable = accept & (history.count >= 0)
+        changes = jnp.where(usable & slot, (change - history.change)[None, :], history.changes)
+        images = jnp.where(usable & slot, (image - history.image)[None, :], history.images)
+        mixed = image - _least_squares(changes, change) @ images
+        mixed = jnp.where(jnp.isfinite(mixed).all(), mixed, image)
+        # a step that makes the change grow is undone: the history is emptied and a plain step taken
+        restart = jnp.zeros_like(changes)
+        return History(
+            jnp.where(accept, mixed, history.safe),
+            jnp.where(accept, image, history.safe),
+            jnp.where(accept, change, history.change),
+            jnp.where(accept, image, history.image),
+            jnp.where(accept, size, jnp.inf),
+            jnp.where(accept, changes, restart),
+            jnp.where(accept, images, restart),
+            jnp.where(accept, history.count + 1, -1),
+            jnp.where(accept, 0, history.failures + 1),
+            progress._replace(iterations=progress.iterations + 1),
+        )
+
+    none = jnp.zeros((memory, start.size))
+    infinite = jnp.asarray(jnp.inf)
+    one = jnp.ones((), int)
+    first = History(start, start, start, start, infinite, none, none, -one, 0 * one, _no_progress(start))
+    last = lax.while_loop(lambda history: _continues(history.progress, limits) & (history.failures < 2), body, first)
+    return _finish(last.progress, method, limits)
+
+
+def _least_squares(rows: Float[Array, "M J"], target: Float[Array, " J"]) -> Float[Array, " M"]:
+    """Coefficients of the ridge regression of `target` on a few `rows`, by an unrolled Cholesky factorisation.
+
+    Rows are scaled to unit length, so that the ridge means the same at every stage of convergence; empty rows get zero.
+    """
+    lengths = jnp.sqrt((rows * rows).sum(axis=1))
+    scale = jnp.where(lengths > 0, 1.0 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
+    unit = rows * scale[:, None]
+    gram = unit @ unit.T
+    right = unit @ target
+    size = rows.shape[0]
+    factor: list[list[Any]] = [[None] * size for _ in range(size)]
+    for i in range(size):
+        for j in range(i + 1):
+            entry = gram[i, j] - sum(factor[i][k] * factor[j][k] for k in range(j))
+            if i == j:
+                # an empty row has a zero diagonal: one stands in for it
+                factor[i][i] = jnp.sqrt(jnp.maximum(entry, 0.0) + jnp.where(scale[i] > 0, 1e-13, 1.0))
+            else:
+                factor[i][j] = entry / factor[j][j]
+    forward: list[Any] = []
+    for i in range(size):
+        forward.append((right[i] - sum(factor[i][k] * forward[k] for k in range(i))) / factor[i][i])
+    solution: list[Any] = [None] * size
+    for i in reversed(range(size)):
+        solution[i] = (forward[i] - sum(factor[k][i] * solution[k] for k in range(i + 1, size))) / factor[i][i]
+    return jnp.stack(solution) * scale
+
+
+class NewtonPoint(NamedTuple):
+    """What the Newton loop needs to know at a point: the full step, the residual's norm, a merit value and its slope."""
+
+    step: Float[Array, " J"]
+    residual: Float[Array, ""]
+    merit: Float[Array, ""]
+    slope: Float[Array, ""]
+
+
+def newton(
+    evaluate: Callable[[Array], NewtonPoint], start: Float[Array, " J"], limits: FixedPointLimits, longest: float = 20.0
+) -> FixedPoint:
+    """Damped Newton iteration: halve steps until the merit falls enough (Armijo) or the residual clearly does.
+
+    Steps are at most `longest` in any element. Stops when the residual is at most `limits.atol` or at the rounding floor.
+    """
+
+    class State(NamedTuple):
+        x: Array
+        point: NewtonPoint
+        damping: Array
+        stalled: Array
+        progress: _Progress
+
+    def judge(progress: _Progress, x: Array, point: NewtonPoint) -> _Progress:
+        better = point.residual < progress.residual
+        return progress._replace(
+            best=jnp.where(better, x, progress.best),
+            residual=jnp.where(better, point.residual, progress.residual),
+            patience=jnp.where(better, 0, progress.patience + 1),
+            evaluations=progress.evaluations + 1,
+        )
+
+    def full(point: NewtonPoint) -> Array:
+        return jnp.minimum(1.0, longest / jnp.maximum(jnp.abs(point.step).max(initial=0.0), 1e-300))
+
+    def unfinished(state: State) -> Array:
+        residual, patience = state.progress.residual, state.progress.patience
+        floor = (patience >= 4) & (residual <= ROUNDING_FLOOR)
+        return (residual > limits.atol) & ~floor & ~state.stalled & (state.progress.evaluations < limits.max_evaluations)
+
+    def body(state: State) -> State:
+        candidate = state.x + state.damping * state.point.step
+        point = evaluate(candidate)
+        finite = jnp.isfinite(point.residual) & jnp.isfinite(point.merit) & jnp.isfinite(point.step).all()
+        noise = 1e-13 * (1.0 + jnp.abs(state.point.merit))
+        falls = point.merit <= state.point.merit + 1e-4 * state.damping * state.point.slope + noise
+        accept = finite & (falls | (point.residual < 0.9 * state.point.residual))
+        progress = judge(state.progress, candidate, point)
+        progress = jax.tree.map(lambda new, old: jnp.where(finite, new, old), progress, state.progress)
+        progress = progress._replace(
+            evaluations=state.progress.evaluations + 1, iterations=state.progress.iterations + accept.astype(int)
+        )
+        kept = jax.tree.map(lambda new, old: jnp.where(accept, new, old), point, state.point)
+        damping = jnp.where(accept, full(point), 0.5 * state.damping)
+        return State(jnp.where(accept, candidate, state.x), kept, damping, damping < 1e-10, progress)
+
+    point = evaluate(start)
+    begun = judge(_no_progress(start), start, point)
+    finite = jnp.isfinite(point.residual) & jnp.isfinite(point.step).all()
+    last = lax.while_loop(unfinished, body, State(start, point, full(point), ~finite, begun))
+    found = _finish(last.progress, FixedPointMethod("newton"), limits._replace(rtol=0.0))
+    stalled = last.stalled & (found.status == int(Status.MAX_EVALUATIONS))
+    return eqx.tree_at(lambda f: f.status, found, jnp.where(stalled, int(Status.STALLED), found.status))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def implicit(
+    solve: Callable[..., FixedPoint],
+    residual: Callable[..., Array],
+    linear_solve: Callable[..., Array],
+    *arguments: Any,
+) -> FixedPoint:
+    """Solve ``residual(x, *arguments) = 0`` for x with ``solve(*arguments)`` and differentiate the equation.
+
+    The derivative is ``dx = -(d residual / dx)^{-1} d residual``, at first and, because it is written in terms of this
+    function itself, at every higher order. Only `FixedPoint.value` has derivatives.
+
+    Parameters
+    ----------
+    solve : function of the arguments that returns a `FixedPoint`. Never differentiated.
+    residual : ``residual(x, *arguments)``, zero at the solution, of the shape of x.
+    linear_solve : ``linear_solve(x, right, *arguments)`` solves with the derivative of `residual` in x.
+    arguments : pytrees of arrays. The three functions must not close over traced values.
+    """
+    return solve(*arguments)
+
+
+def _implicit_jvp(
+    solve: Callable[..., FixedPoint],
+    residual: Callable[..., Array],
+    linear_solve: Callable[..., Array],
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
+) -> tuple[FixedPoint, FixedPoint]:
+    solution = implicit(solve, residual, linear_solve, *primals)
+    leaves, structure = jax.tree.flatten(primals)
+    directions = jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
+    moving = [i for i, d in enumerate(directions) if not isinstance(d, SymbolicZero)]
+
+    def equation(values: list[Array]) -> Array:
+        full = list(leaves)
+        for i, value in zip(moving, values, strict=True):
+            full[i] = value
+        return residual(solution.value, *jax.tree.unflatten(structure, full))
+
+    _, right = jax.jvp(equation, ([leaves[i] for i in moving],), ([directions[i] for i in moving],))
+    zeros = jax.tree.map(_zero_tangent, solution)
+    return solution, eqx.tree_at(lambda s: s.value, zeros, -linear_solve(solution.value, right, *primals))
+
+
+def _zero_tangent(leaf: Array) -> Any:
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jnp.zeros_like(leaf)
+    return np.zeros(leaf.shape, jax.dtypes.float0)
+
+
+implicit.defjvp(_implicit_jvp, symbolic_zeros=True)

@@ -1,0 +1,174 @@
+"""Global options, set as attributes of this module: `blpjax.options.verbose = False`.
+
+Names and defaults are PyBLP's. Assignments are checked: a misspelled name raises `AttributeError`, a bad value
+`TypeError` or `ValueError`, and a value that asks for something blpjax does not do raises `NotImplementedError` saying
+what to do instead.
+
+Options are read where users meet the library (when a problem is built or solved, when text is printed), never inside
+compiled functions, so changing one never recompiles anything.
+
+Attributes
+----------
+digits : int
+    Significant digits of displayed numbers.
+verbose : bool
+    Whether to display progress.
+verbose_output : callable
+    Called with each displayed text.
+flush_output : bool
+    Whether to flush standard output after each displayed text. Useful when calling blpjax from R.
+dtype : type
+    Always `numpy.float64`.
+weights_tol : float
+    A market is named in a warning when its integration weights sum to a number further than this from one. `numpy.inf`
+    disables it.
+singular_tol : float
+    A warning is given for matrices with a condition number above this. `numpy.inf` disables it.
+collinear_atol, collinear_rtol : float
+    Tolerances for collinear columns, see `blpjax.inputs.identification`. Zeros for both disable these checks.
+psd_atol, psd_rtol : float
+    Tolerances for matrices that should be positive semidefinite, for example a weighting matrix. `numpy.inf` disables
+    the check.
+verbose_tracebacks, finite_differences_epsilon, pseudo_inverses, stable_atol, stable_rtol, detect_micro_collinearity, \
+micro_computation_chunks, drop_product_fields
+    Known from PyBLP. They can be read, and set to their defaults only.
+"""
+
+import difflib
+import numbers
+import sys
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+digits: int = 7
+verbose: bool = True
+verbose_tracebacks: bool = False
+verbose_output: Callable[[str], object] = print
+flush_output: bool = False
+dtype: type = np.float64
+finite_differences_epsilon: float = float(np.sqrt(np.finfo(np.float64).eps))
+pseudo_inverses: bool = True
+weights_tol: float = 1e-10
+singular_tol: float = float(1 / np.finfo(np.float64).eps)
+collinear_atol: float = 1e-10
+collinear_rtol: float = 1e-10
+psd_atol: float = 1e-8
+psd_rtol: float = 1e-8
+stable_atol: float = 1e-8
+stable_rtol: float = 1e-8
+detect_micro_collinearity: bool = False
+micro_computation_chunks: int | Mapping[object, int] = 1
+drop_product_fields: bool = False
+
+
+def output(text: object) -> None:
+    """Display a text with `verbose_output` unless `verbose` is off; flush standard output if `flush_output` is on."""
+    if verbose:
+        verbose_output(str(text))
+        if flush_output:
+            sys.stdout.flush()
+
+
+def _check_bool(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"options.{name} must be True or False, not {value!r}.")
+    return bool(value)
+
+
+def _check_digits(name: str, value: Any) -> int:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"options.{name} must be an int, not {value!r}.")
+    if value < 1:
+        raise ValueError(f"options.{name} must be at least 1, not {value!r}.")
+    return int(value)
+
+
+def _check_tolerance(name: str, value: Any) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(f"options.{name} must be a number, not {value!r}.")
+    if not value >= 0:  # also refuses NaN
+        raise ValueError(f"options.{name} must be a non-negative number, not {value!r}.")
+    return float(value)
+
+
+def _check_callable(name: str, value: Any) -> Callable[[str], object]:
+    if not callable(value):
+        raise TypeError(f"options.{name} must be a function of one string, not {value!r}.")
+    return value
+
+
+def _check_dtype(name: str, value: Any) -> type:
+    try:
+        is_double = np.dtype(value) == np.dtype(np.float64)
+    except TypeError:
+        raise TypeError(f"options.{name} must be numpy.float64, not {value!r}.") from None
+    if value is None or not is_double:
+        raise NotImplementedError(
+            f"options.{name} = {value!r} is not supported: blpjax always computes in numpy.float64. Single precision "
+            "gives wrong estimates. Extended precision does not exist on accelerators and is not needed against "
+            "underflow or overflow, because utilities are shifted by their maximum before they are exponentiated."
+        )
+    return np.float64
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "digits": _check_digits,
+    "verbose": _check_bool,
+    "verbose_output": _check_callable,
+    "flush_output": _check_bool,
+    "dtype": _check_dtype,
+    "weights_tol": _check_tolerance,
+    "singular_tol": _check_tolerance,
+    "collinear_atol": _check_tolerance,
+    "collinear_rtol": _check_tolerance,
+    "psd_atol": _check_tolerance,
+    "psd_rtol": _check_tolerance,
+}
+
+# Options that can be set to their default only: the default, and what a user who wants something else should know.
+_FIXED: dict[str, tuple[object, str]] = {
+    "verbose_tracebacks": (verbose_tracebacks, "Exceptions always carry their traceback."),
+    "finite_differences_epsilon": (finite_differences_epsilon, "Derivatives are exact: nothing is differenced."),
+    "pseudo_inverses": (pseudo_inverses, "Near-singular matrices are always treated with pseudo-inverses."),
+    "stable_atol": (stable_atol, "Autoregressive unobservables are not implemented."),
+    "stable_rtol": (stable_rtol, "Autoregressive unobservables are not implemented."),
+    "detect_micro_collinearity": (detect_micro_collinearity, "Micro moments are not implemented."),
+    "micro_computation_chunks": (micro_computation_chunks, "Micro moments are not implemented."),
+    "drop_product_fields": (drop_product_fields, "Only the fields that a computation needs are ever sent to it."),
+}
+
+
+class _Options(types.ModuleType):
+    """A module whose options are checked when they are assigned."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _CHECKS:
+            value = _CHECKS[name](name, value)
+        elif name in _FIXED:
+            _check_fixed(name, value)
+            value = _FIXED[name][0]
+        elif not name.startswith("__"):  # Python itself sets attributes such as __spec__
+            raise AttributeError(f"There is no option '{name}'.{_suggest(name)}")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"options.{name} cannot be deleted.")
+
+
+def _check_fixed(name: str, value: object) -> None:
+    default, reason = _FIXED[name]
+    same_kind = isinstance(value, (bool, np.bool_)) == isinstance(default, bool)
+    if not (same_kind and np.isscalar(value) and value == default):
+        raise NotImplementedError(f"options.{name} = {value!r} is not supported; it can only be {default!r}. {reason}")
+
+
+def _suggest(name: str) -> str:
+    known = sorted([*_CHECKS, *_FIXED])
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean '{close[0]}'?" if close else f" Options are: {', '.join(known)}."
+
+
+sys.modules[__name__].__class__ = _Options

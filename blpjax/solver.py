@@ -1,0 +1,214 @@
+"""One GMM step on the host: optimise with progress, then covariances and diagnostics at the optimum."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from blpjax import estimator, options as settings, report
+from blpjax.exceptions import ConvergenceError, describe_status, raise_for_status, succeeded
+from blpjax.iteration import Iteration
+from blpjax.moments import Evaluation, MomentInputs, Specification
+from blpjax.optimize import Optimization, OptimizationOutcome, minimize
+from blpjax.parameters import Bounds, Parameters
+
+DeltaBehavior = Literal["first", "logit", "last"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """Options of `Problem.solve` that every GMM step needs."""
+
+    parameters: Parameters
+    optimization: Optimization
+    iteration: Iteration
+    types: estimator.CovarianceTypes
+    check_optimality: Literal["gradient", "both"]
+    error_behavior: Literal["raise"] | None
+    delta_behavior: DeltaBehavior
+    scale_objective: bool
+
+    @property
+    def specification(self) -> Specification:
+        """The static part, which decides which programs are compiled."""
+        return Specification(self.parameters.layout, self.iteration.fixed_point)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepContext:
+    """Data of a GMM step: `inputs` on the device, market IDs for messages, clusters, and the absorber of fixed effects."""
+
+    inputs: MomentInputs
+    market_ids: Sequence[object]
+    cluster_ids: np.ndarray
+    residualize: Callable[[np.ndarray], np.ndarray]
+    logit_delta: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerLoops:
+    """How the inversion of shares went: rows are markets in the sorted order of IDs, columns objective evaluations."""
+
+    status: np.ndarray
+    iterations: np.ndarray
+    evaluations: np.ndarray
+    residuals: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """Arrays at the end of a GMM step, all in NumPy.
+
+    Let P be the number of elements of theta and Q that of theta and the concentrated elements of beta. `theta` (P,),
+    `beta` (K1,), `delta`, `xi` (N,), `xi_by_theta` (N, P), `objective`, `gradient` (P,), `hessian` (P, P) or NaN,
+    `summary` with host arrays of `estimator.StepSummary`, and what the loops did.
+    """
+
+    step: int
+    theta: np.ndarray
+    beta: np.ndarray
+    delta: np.ndarray
+    xi: np.ndarray
+    xi_by_theta: np.ndarray
+    objective: float
+    gradient: np.ndarray
+    hessian: np.ndarray
+    W: np.ndarray
+    summary: estimator.StepSummary
+    outcome: OptimizationOutcome
+    inner: InnerLoops
+    failed_markets: str
+    optimization_time: float
+    total_time: float
+
+
+class Evaluator:
+    """The objective as optimisers call it; it keeps count of the inner loops and prints progress.
+
+    Values depend on theta alone unless `delta_behavior` is ``'last'``: by default every inversion starts at the same delta.
+    """
+
+    def __init__(self, step: int, options: StepOptions, context: StepContext, start: np.ndarray) -> None:
+        self.step = step
+        self.options = options
+        self.context = context
+        self.start = jnp.asarray(context.logit_delta if options.delta_behavior == "logit" else start)
+        self.optimizer_iterations = 0
+        self._records: list[tuple[jax.Array, ...]] = []
+        self._began = time.perf_counter()
+        self._best = np.inf
+
+    def __call__(self, theta: np.ndarray) -> Evaluation:
+        """Evaluate the objective and its derivatives at theta (P,)."""
+        options = self.options
+        evaluation = estimator.evaluate(options.specification, self.context.inputs, jnp.asarray(theta, float), self.start)
+        inversion = evaluation.inversion
+        self._records.append((inversion.status, inversion.iterations, inversion.evaluations, inversion.residuals))
+        if options.error_behavior == "raise" and not bool(evaluation.ok):
+            raise_for_status(inversion.status, self.context.market_ids, "The inversion of market shares", inversion.residuals)
+            raise ConvergenceError(f"The objective or its gradient is not finite at theta = {np.asarray(theta)}.")
+        if options.delta_behavior == "last":
+            self.start = jnp.where(evaluation.ok, inversion.delta, self.start)
+        if settings.verbose:
+            self._print_progress(theta, evaluation)
+        return evaluation
+
+    def inner_loops(self) -> InnerLoops:
+        """Statuses and counters of all evaluations so far."""
+        columns = [np.stack([np.asarray(record[i]) for record in self._records], axis=1) for i in range(4)]
+        return InnerLoops(*columns)
+
+    def _print_progress(self, theta: np.ndarray, evaluation: Evaluation) -> None:
+        objective, ok = float(evaluation.objective), bool(evaluation.ok)
+        improvement = self._best - objective if objective < self._best < np.inf else None
+        self._best = min(self._best, objective) if np.isfinite(objective) else self._best
+        gradient = project_gradient(np.asarray(theta), np.asarray(evaluation.gradient), usable_bounds(self.options))
+        inversion, projected = evaluation.inversion, self.options.optimization.supports_bounds
+        failed = "" if ok else describe_status(inversion.status, self.context.market_ids, inversion.residuals)
+        shown = report.Evaluation(
+            step=self.step,
+            seconds=time.perf_counter() - self._began,
+            iterations=self.optimizer_iterations,
+            evaluations=len(self._records),
+            fp_iterations=int(inversion.iterations.sum()),
+            contraction_evaluations=int(inversion.evaluations.sum()),
+            clipped_shares=0,
+            objective=objective,
+            theta=np.asarray(theta),
+            gradient_norm=float(np.abs(gradient).max(initial=0.0)),
+            improvement=improvement,
+            failed_markets=f"The inversion of market shares {failed}." if failed else "",
+        )
+        if len(self._records) == 1:
+            settings.output(report.progress_header(len(theta), projected))
+        settings.output(report.progress_row(shown, projected))
+
+
+def usable_bounds(options: StepOptions) -> Bounds:
+    """Bounds of theta, infinite when the optimisation routine ignores them."""
+    parameters = options.parameters
+    return (parameters if options.optimization.supports_bounds else parameters.unbounded()).bounds
+
+
+def project_gradient(theta: np.ndarray, gradient: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """The gradient with zeros where a bound keeps theta from following its negative."""
+    projected = np.where(theta <= bounds.lower, np.minimum(gradient, 0.0), gradient)
+    return np.where(theta >= bounds.upper, np.maximum(projected, 0.0), projected)
+
+
+def solve_step(
+    step: int, se_step: int | None, options: StepOptions, context: StepContext, W: np.ndarray, theta: np.ndarray, delta: np.ndarray
+) -> StepResult:
+    """Minimise the objective from theta (P,) and delta (N,) and compute everything that results report.
+
+    `se_step` says which formula unadjusted standard errors have, see `gmm.parameter_inference`.
+    """
+    began = time.perf_counter()
+    evaluator = Evaluator(step, options, context, delta)
+    outcome = minimize(
+        options.optimization,
+        evaluator,
+        theta,
+        usable_bounds(options),
+        user_bounded=options.parameters.bounded_by_user,
+        evaluator=evaluator,
+    )
+    optimised = time.perf_counter()
+    evaluation = outcome.evaluation
+    specification, inputs = options.specification, context.inputs
+    estimate = jnp.asarray(outcome.theta, float)
+    P = estimate.size
+    hessian = jnp.full((P, P), jnp.nan)
+    if options.check_optimality == "both" and P > 0 and bool(evaluation.ok):
+        hessian = estimator.hessian(specification, inputs, estimate, evaluation.inversion.delta)
+    errors = estimator.structural_errors(specification, inputs, estimate, evaluation.inversion.delta)
+    residualised = context.residualize(np.asarray(evaluation.inversion.delta)[:, None])[:, 0]
+    xi = jnp.asarray(residualised) - errors.explained
+    summary = estimator.summarise(
+        specification, options.types, se_step, inputs, estimate, evaluation, errors.beta, xi, jnp.asarray(W), context.cluster_ids
+    )
+    host = jax.device_get((evaluation, errors.beta, xi, hessian, summary))
+    evaluation, beta, xi, hessian, summary = host
+    inversion = evaluation.inversion
+    return StepResult(
+        step=step,
+        theta=np.asarray(outcome.theta, float),
+        beta=beta,
+        delta=inversion.delta,
+        xi=xi,
+        xi_by_theta=evaluation.xi_by_theta,
+        objective=float(evaluation.objective),
+        gradient=evaluation.gradient,
+        hessian=hessian,
+        W=np.asarray(W),
+        summary=summary,
+        outcome=outcome,
+        inner=evaluator.inner_loops(),
+        failed_markets=describe_status(inversion.status, context.market_ids, inversion.residuals),
+        optimization_time=optimised - began,
+        total_time=time.perf_counter() - began,
+    )

@@ -1,0 +1,466 @@
+"""Bounded nonlinear least squares: a structured quasi-Newton trust-region method in pure JAX.
+
+Minimises ``q(theta) = r'r`` over a box, where one evaluation gives the residuals ``r`` (M,) and their Jacobian ``J`` (M, P)
+together and may fail. With ``f = q / 2`` the gradient is ``g = J'r`` and the Hessian ``J'J + S``, where ``S`` collects the
+second derivatives of the residuals. As in NL2SOL (Dennis, Gay and Welsch 1981, An adaptive nonlinear least-squares algorithm,
+ACM TOMS 7), ``S`` is a sized secant approximation, and each step uses whichever of the models ``J'J`` and ``J'J + S`` predicted
+the last change better: Gauss-Newton steps where residuals are small, quasi-Newton steps where they are large. Steps are measured
+in ``||D s||`` with the column norms of ``J`` on the diagonal of ``D``, so that the units of theta do not matter.
+
+`initialise`, `propose` and `update` are pure functions of a `TrustRegionState`. A host loop that prints progress calls
+`advance` (update and propose in one program) once per evaluation; `minimize_in_graph` runs the same functions in a
+`jax.lax.while_loop`, also under `jax.vmap`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from blpjax.exceptions import Status
+
+#: Code of a state whose loop has not ended; all other codes are those of `Status`.
+RUNNING = -1
+
+#: How often starting values that cannot be evaluated are halved before giving up.
+START_REDUCTIONS = 8
+
+_EPS = float(jnp.finfo(jnp.float64).eps)
+_EIGENVALUE_FLOOR = 1e-13
+_FLOOR_REJECTIONS = 3
+
+
+class TrustRegionOptions(NamedTuple):
+    """Tolerances and limits. All are traced: changing them compiles nothing.
+
+    gtol : largest element of the projected gradient of q, in absolute terms.
+    decrease_tol : largest decrease of q, divided by ``1 + q``, that a full step promises at convergence.
+    floor_tol : the same where rounding stops all progress.
+    noise : relative error of an evaluation's residuals, at which changes of q and of its gradient mean nothing.
+    max_evaluations : number of evaluations.
+    initial_radius : first trust-region radius as a multiple of ``||D theta||``.
+    """
+
+    gtol: float = 1e-8
+    decrease_tol: float = 1e-14
+    floor_tol: float = 1e-12
+    noise: float = 1e-13
+    max_evaluations: int = 1000
+    initial_radius: float = 1.0
+
+
+class Residuals(eqx.Module):
+    """One evaluation: residuals r, their Jacobian and whether the evaluation succeeded (values that are not finite fail too)."""
+
+    residuals: Float[Array, " M"]
+    residual_jacobian: Float[Array, "M P"]
+    ok: Bool[Array, ""]
+
+
+class TrustRegionState(eqx.Module):
+    """Everything the method knows. Quantities belong to `theta`, the best point so far, unless said otherwise.
+
+    Attributes
+    ----------
+    theta, residuals, residual_jacobian : (P,), (M,), (M, P). Before the first success, theta is the next starting point.
+    lower, upper, safe_point : (P,) bounds, and the point toward which failing starting values are moved.
+    objective, gradient : q and its gradient ``2 J'r`` (P,).
+    second_order : (P, P) approximation S of the second-order term of half the Hessian of q.
+    scale : (P,) diagonal of D, in units of residuals per unit of theta.
+    radius : trust-region radius, in units of residuals.
+    augmented : whether the next step uses ``J'J + S`` instead of ``J'J``.
+    switched : whether the last rejection changed the model and not the radius.
+    rejections : trial points rejected since the last accepted one.
+    started : whether some evaluation succeeded.
+    start_reductions : how often the starting values were halved.
+    projected_gradient_norm : largest absolute element of the gradient, zeros where a bound blocks descent.
+    decrease : largest decrease of q that either model promises without trust region and bounds.
+    rate : square root of the ratio of `decrease` after the last accepted step to before it.
+    evaluations, failures, iterations : number of evaluations, of failed ones, and of accepted steps.
+    status : `RUNNING` or a code of `Status`.
+    """
+
+    options: TrustRegionOptions
+    lower: Float[Array, " P"]
+    upper: Float[Array, " P"]
+    safe_point: Float[Array, " P"]
+    theta: Float[Array, " P"]
+    residuals: Float[Array, " M"]
+    residual_jacobian: Float[Array, "M P"]
+    objective: Float[Array, ""]
+    gradient: Float[Array, " P"]
+    second_order: Float[Array, "P P"]
+    scale: Float[Array, " P"]
+    radius: Float[Array, ""]
+    augmented: Bool[Array, ""]
+    switched: Bool[Array, ""]
+    rejections: Int[Array, ""]
+    started: Bool[Array, ""]
+    start_reductions: Int[Array, ""]
+    projected_gradient_norm: Float[Array, ""]
+    decrease: Float[Array, ""]
+    rate: Float[Array, ""]
+    evaluations: Int[Array, ""]
+    failures: Int[Array, ""]
+    iterations: Int[Array, ""]
+    status: Int[Array, ""]
+
+
+class Advance(NamedTuple):
+    """State after an evaluation, and the point to evaluate next."""
+
+    state: TrustRegionState
+    candidate: Float[Array, " P"]
+
+
+def initialise(
+    start: Float[ArrayLike, " P"],
+    lower: Float[ArrayLike, " P"],
+    upper: Float[ArrayLike, " P"],
+    residual_count: int,
+    options: TrustRegionOptions | None = None,
+    safe_point: Float[ArrayLike, " P"] | None = None,
+) -> TrustRegionState:
+    """State before the first evaluation, whose candidate is `start` moved into its bounds.
+
+    Parameters
+    ----------
+    start, lower, upper : (P,) starting values and bounds, infinite where there are none. Equal bounds fix an element.
+    residual_count : M.
+    options : tolerances and limits.
+    safe_point : (P,) where an evaluation is likely to succeed, zeros by default: starting values that cannot be evaluated are
+        moved half way toward it, up to `START_REDUCTIONS` times.
+    """
+    lower, upper = jnp.asarray(lower, float), jnp.asarray(upper, float)
+    theta = jnp.clip(jnp.asarray(start, float), lower, upper)
+    safe = jnp.zeros_like(theta) if safe_point is None else jnp.asarray(safe_point, float)
+    P, zero, infinity = theta.size, jnp.asarray(0), jnp.asarray(jnp.inf)
+    options = TrustRegionOptions() if options is None else options
+    return TrustRegionState(
+        options=TrustRegionOptions(*(jnp.asarray(value) for value in options)),
+        lower=lower,
+        upper=upper,
+        safe_point=jnp.clip(safe, lower, upper),
+        theta=theta,
+        residuals=jnp.full(residual_count, jnp.inf),
+        residual_jacobian=jnp.zeros((residual_count, P)),
+        objective=infinity,
+        gradient=jnp.zeros(P),
+        second_order=jnp.zeros((P, P)),
+        scale=jnp.zeros(P),
+        radius=infinity,
+        augmented=jnp.asarray(False),
+        switched=jnp.asarray(False),
+        rejections=zero,
+        started=jnp.asarray(False),
+        start_reductions=zero,
+        projected_gradient_norm=infinity,
+        decrease=infinity,
+        rate=infinity,
+        evaluations=zero,
+        failures=zero,
+        iterations=zero,
+        status=jnp.asarray(RUNNING),
+    )
+
+
+def propose(state: TrustRegionState) -> Float[Array, " P"]:
+    """The (P,) point to evaluate next. It lies within the bounds."""
+    step = _step(state)
+    target = jnp.clip(state.theta + step, state.lower, state.upper)
+    return jnp.where(state.started, target, state.theta)
+
+
+def update(state: TrustRegionState, candidate: Float[Array, " P"], evaluation: Residuals) -> TrustRegionState:
+    """State after the candidate's evaluation: accept or reject it, learn curvature, change the radius, and test convergence."""
+    finite = jnp.isfinite(evaluation.residuals).all() & jnp.isfinite(evaluation.residual_jacobian).all()
+    ok = evaluation.ok & finite
+    r = jnp.where(ok, evaluation.residuals, 0.0)
+    J = jnp.where(ok, evaluation.residual_jacobian, 0.0)
+    # Squares may overflow although the residuals do not.
+    ok = ok & jnp.isfinite(r @ r) & jnp.isfinite((J * J).sum())
+    case = jnp.where(state.started, 2, jnp.where(ok, 1, 0))
+    branches = [_reduce_start, _accept_start, _compare]
+    state = jax.lax.switch(case, branches, state, candidate, Residuals(r, J, ok))
+    return _assess(_replace(state, evaluations=state.evaluations + 1, failures=state.failures + (1 - ok)))
+
+
+@jax.jit
+def advance(state: TrustRegionState, candidate: Float[Array, " P"], evaluation: Residuals) -> Advance:
+    """`update`, then `propose`, as one compiled program: what a host loop calls once per evaluation."""
+    state = update(state, candidate, evaluation)
+    return Advance(state, propose(state))
+
+
+@jax.jit
+def with_second_order(state: TrustRegionState, second_order: Float[Array, "P P"]) -> Advance:
+    """Replace S by an exact second-order term at `state.theta`, half the Hessian of q minus ``J'J``, and propose again."""
+    state = _assess(_replace(state, second_order=second_order, augmented=jnp.asarray(True)))
+    return Advance(state, propose(state))
+
+
+def minimize_in_graph(
+    evaluate: Callable[[Float[Array, " P"]], Residuals],
+    start: Float[ArrayLike, " P"],
+    lower: Float[ArrayLike, " P"],
+    upper: Float[ArrayLike, " P"],
+    options: TrustRegionOptions | None = None,
+    safe_point: Float[ArrayLike, " P"] | None = None,
+) -> TrustRegionState:
+    """Run the method inside a compiled program and return its last state.
+
+    `evaluate` must be traceable by JAX. The function can be mapped with `jax.vmap` over starts, bounds and whatever `evaluate`
+    closes over; the loop then ends with the slowest element. It cannot be differentiated in reverse mode.
+    """
+    shapes = jax.eval_shape(evaluate, jax.ShapeDtypeStruct(jnp.shape(start), jnp.result_type(float)))
+    state = initialise(start, lower, upper, shapes.residuals.shape[0], options, safe_point)
+
+    def body(carry: Advance) -> Advance:
+        state = update(carry.state, carry.candidate, evaluate(carry.candidate))
+        return Advance(state, propose(state))
+
+    initial = Advance(state, state.theta)
+    return jax.lax.while_loop(lambda carry: carry.state.status == RUNNING, body, initial).state
+
+
+def _replace(state: TrustRegionState, **changes: object) -> TrustRegionState:
+    names = list(changes)
+    return eqx.tree_at(lambda s: [getattr(s, name) for name in names], state, [changes[name] for name in names])
+
+
+def _reduce_start(state: TrustRegionState, candidate: Array, evaluation: Residuals) -> TrustRegionState:
+    """The starting values failed: move those that are not fixed half way toward the safe point."""
+    reductions = state.start_reductions + 1
+    exhausted = reductions > START_REDUCTIONS
+    closer = state.safe_point + 0.5 * (state.theta - state.safe_point)
+    return _replace(
+        state,
+        theta=jnp.where(exhausted, state.theta, jnp.clip(closer, state.lower, state.upper)),
+        start_reductions=jnp.minimum(reductions, START_REDUCTIONS),
+        status=jnp.where(exhausted, Status.NOT_FINITE.value, RUNNING),
+    )
+
+
+def _accept_start(state: TrustRegionState, candidate: Array, evaluation: Residuals) -> TrustRegionState:
+    r, J = evaluation.residuals, evaluation.residual_jacobian
+    norms = _column_norms(J)
+    scale = jnp.where(norms > 0, norms, 1.0)
+    length = jnp.linalg.norm(scale * candidate)
+    state = _replace(state, radius=state.options.initial_radius * jnp.where(length > 0, length, jnp.linalg.norm(r)), scale=scale)
+    return _replace(_move(state, candidate, r, J), started=jnp.asarray(True))
+
+
+def _move(state: TrustRegionState, theta: Array, r: Array, J: Array) -> TrustRegionState:
+    return _replace(state, theta=theta, residuals=r, residual_jacobian=J, objective=r @ r, gradient=2 * (J.T @ r))
+
+
+def _compare(state: TrustRegionState, candidate: Array, evaluation: Residuals) -> TrustRegionState:
+    """Compare the trial point's decrease of ``f = q / 2`` with what the two models predicted."""
+    r, J, ok = evaluation.residuals, evaluation.residual_jacobian, evaluation.ok
+    step = candidate - state.theta
+    length = jnp.linalg.norm(state.scale * step)
+    slope = 0.5 * state.gradient @ step
+    # f - f_new as a sum of products loses fewer digits than a difference of two sums.
+    actual = jnp.where(ok, 0.5 * (state.residuals - r) @ (state.residuals + r), -jnp.inf)
+    gauss_newton = -slope - 0.5 * ((state.residual_jacobian @ step) ** 2).sum()
+    augmented = gauss_newton - 0.5 * step @ state.second_order @ step
+    predicted = jnp.where(state.augmented, augmented, gauss_newton)
+
+    # Where changes of q drown in rounding, progress is a smaller gradient.
+    noise = state.options.floor_tol * (0.5 * state.objective)
+    drowned = ok & (jnp.abs(actual) <= noise) & (predicted <= noise)
+    flatter = _scaled_gradient_norm(state, candidate, J.T @ r) < 0.5 * _scaled_gradient_norm(state, state.theta, 0.5 * state.gradient)
+    accepted = ok & (((actual > 0) & (actual >= 1e-4 * predicted)) | (drowned & flatter))
+
+    own = jnp.abs(actual - predicted)
+    other = jnp.abs(actual - jnp.where(state.augmented, gauss_newton, augmented))
+    better = ok & ~drowned & (1.5 * other < own)
+    retry = ~accepted & better & ~state.switched
+    change = jnp.where(accepted, better, retry)
+
+    shrink = jnp.where(ok, jnp.clip(-0.5 * slope / (-slope - actual), 0.1, 0.5), 0.25)
+    radius = jnp.where(actual < 0.25 * predicted, shrink * length, state.radius)
+    radius = jnp.where(actual > 0.75 * predicted, jnp.maximum(state.radius, 2 * length), radius)
+    radius = jnp.where(drowned & accepted, state.radius, radius)
+    state = _replace(
+        state,
+        radius=jnp.where(retry, state.radius, radius),
+        augmented=state.augmented ^ change,
+        switched=retry,
+        rejections=jnp.where(accepted, 0, state.rejections + 1),
+        iterations=state.iterations + accepted,
+    )
+    moved = _move(_learn(state, step, r, J), candidate, r, J)
+    return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), moved, state)
+
+
+def _learn(state: TrustRegionState, step: Array, r: Array, J: Array) -> TrustRegionState:
+    """Secant update of S after an accepted step (Dennis, Gay and Welsch 1981, section 3), and of the scale."""
+    change = J.T @ r - 0.5 * state.gradient  # y
+    residual_change = J.T @ r - state.residual_jacobian.T @ r  # y#, what S s should be
+    S = state.second_order
+    curvature = step @ S @ step
+    # Sizing: S must not overstate a second-order term that vanishes with the residuals.
+    size = jnp.minimum(1.0, jnp.abs(_ratio(step @ residual_change, curvature, 1.0)))
+    # A secant direction nearly orthogonal to the step is damped, as it would blow up S.
+    inner = step @ change
+    cosine = _ratio(jnp.abs(inner), jnp.linalg.norm(state.scale * step) * jnp.linalg.norm(change / state.scale), 0.0)
+    weight = change * _ratio(jnp.minimum(1.0, cosine / 1e-6), inner, 0.0)
+    error = residual_change - size * (S @ step)
+    correction = error - 0.5 * (error @ step) * weight
+    S = size * S + correction[:, None] * weight[None, :] + weight[:, None] * correction[None, :]
+    scale = jnp.maximum(0.6 * state.scale, _column_norms(J))
+    return _replace(state, second_order=S, scale=scale)
+
+
+def _assess(state: TrustRegionState) -> TrustRegionState:
+    """First-order optimality of the current point, and whether the loop ends."""
+    options = state.options
+    free = _free(state, state.theta, state.gradient)
+    norm = jnp.max(jnp.where(free, jnp.abs(state.gradient), 0.0), initial=0.0)
+    # Gauss-Newton's promise is compared too: it is large unless r is orthogonal to J's columns, however flat q is.
+    models = jnp.stack([_scaled_model(state, jnp.asarray(False), free), _scaled_model(state, jnp.asarray(True), free)])
+    g = jnp.where(free, 0.5 * state.gradient / state.scale, 0.0)
+    decrease = jnp.where(state.started, 2 * jnp.max(jax.vmap(_promised_decrease, (0, None))(models, g)), jnp.inf)
+
+    # Rounding errors of r, and hence of the gradient, that no method can get below.
+    J = jnp.abs(state.residual_jacobian)
+    gradient_noise = 2 * options.noise * (J.T @ (jnp.abs(state.residuals) + J @ jnp.abs(state.theta)))
+    quiet = (~free | (jnp.abs(state.gradient) <= jnp.maximum(options.gtol, gradient_noise))).all()
+
+    collapsed = state.radius <= 2 * _EPS * jnp.maximum(jnp.linalg.norm(state.scale * state.theta), jnp.linalg.norm(state.residuals))
+    stuck = collapsed | (state.rejections >= _FLOOR_REJECTIONS)
+    converged = (norm <= options.gtol) & (decrease <= options.decrease_tol * (1 + state.objective))
+    floor = stuck & quiet & (decrease <= options.floor_tol * (1 + state.objective))
+    limit = state.evaluations >= options.max_evaluations
+    ended = jnp.select(
+        [state.started & converged, state.started & floor, state.started & collapsed, limit],
+        [Status.CONVERGED.value, Status.ROUNDING_FLOOR.value, Status.STALLED.value, Status.MAX_EVALUATIONS.value],
+        RUNNING,
+    )
+    rate = jnp.where(state.rejections == 0, jnp.sqrt(_ratio(decrease, state.decrease, 0.0)), state.rate)
+    return _replace(
+        state,
+        projected_gradient_norm=jnp.where(state.started, norm, jnp.inf),
+        decrease=decrease,
+        rate=rate,
+        status=jnp.where(state.status == RUNNING, ended, state.status),
+    )
+
+
+def _free(state: TrustRegionState, theta: Array, gradient: Array) -> Array:
+    """Elements that may move downhill: those not at a bound that blocks descent."""
+    blocked = ((theta <= state.lower) & (gradient > 0)) | ((theta >= state.upper) & (gradient < 0))
+    return ~blocked & (state.lower < state.upper)
+
+
+def _scaled_gradient_norm(state: TrustRegionState, theta: Array, gradient: Array) -> Array:
+    return jnp.linalg.norm(jnp.where(_free(state, theta, gradient), gradient / state.scale, 0.0))
+
+
+def _scaled_model(state: TrustRegionState, augmented: Array, free: Array) -> Array:
+    """``D^-1 (J'J + S) D^-1`` over the free elements, the identity over the others."""
+    J = state.residual_jacobian / state.scale[None, :]
+    S = jnp.where(augmented, state.second_order, 0.0) / state.scale[:, None] / state.scale[None, :]
+    return jnp.where(free[:, None] & free[None, :], J.T @ J + S, jnp.eye(free.size))
+
+
+def _promised_decrease(B: Array, g: Array) -> Array:
+    """Decrease ``g'B^-1 g / 2`` of the model at its stationary point, with absolute and not too small eigenvalues of B."""
+    eigenvalues, vectors = jnp.linalg.eigh(B)
+    size = jnp.abs(eigenvalues)
+    return 0.5 * ((vectors.T @ g) ** 2 / jnp.maximum(size, _EIGENVALUE_FLOOR * size.max())).sum()
+
+
+class _ActiveSet(NamedTuple):
+    """Scaled step found so far: elements that reached a bound, their values, and whether the step respects all bounds."""
+
+    step: Array
+    free: Array
+    done: Array
+
+
+def _step(state: TrustRegionState) -> Array:
+    """Trust-region step within the bounds that decreases the model at least as much as the projected gradient."""
+    free = _free(state, state.theta, state.gradient)
+    B = _scaled_model(state, state.augmented, free)
+    g = jnp.where(free, 0.5 * state.gradient / state.scale, 0.0)
+    lower = jnp.where(free, (state.lower - state.theta) * state.scale, 0.0)
+    upper = jnp.where(free, (state.upper - state.theta) * state.scale, 0.0)
+    radius = state.radius
+
+    def body(active: _ActiveSet) -> _ActiveSet:
+        # Elements at their bounds stay there; the others solve the trust-region problem given those.
+        held = jnp.where(active.free, 0.0, active.step)
+        both = active.free[:, None] & active.free[None, :]
+        inner = _trust_region_step(
+            jnp.where(both, B, jnp.eye(free.size)),
+            jnp.where(active.free, g + B @ held, 0.0),
+            jnp.sqrt(jnp.maximum(radius**2 - held @ held, 0.0)),
+        )
+        step = jnp.where(active.free, inner, held)
+        violated = active.free & ((step < lower) | (step > upper))
+        return _ActiveSet(jnp.clip(step, lower, upper), active.free & ~violated, ~violated.any())
+
+    initial = _ActiveSet(jnp.zeros_like(g), free, jnp.asarray(False))
+    step = jax.lax.while_loop(lambda active: ~active.done, body, initial).step
+    # Fixing elements at bounds may cost descent: points along the projected gradient guarantee it.
+    lengths = _ratio(radius, jnp.linalg.norm(g), 0.0) * 0.5 ** jnp.arange(0.0, 40.0, 2.0)
+    path = jnp.clip(-lengths[:, None] * g[None, :], lower[None, :], upper[None, :])
+    steps = jnp.concatenate([step[None, :], path])
+    values = steps @ g + 0.5 * (steps * (steps @ B)).sum(axis=1)
+    return steps[jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))] / state.scale
+
+
+def _trust_region_step(B: Array, g: Array, radius: Array) -> Array:
+    """Minimise ``g'p + p'Bp / 2`` subject to ``||p|| <= radius`` (More and Sorensen 1983), by B's eigenvalues."""
+    eigenvalues, vectors = jnp.linalg.eigh(B)
+    b = vectors.T @ g
+    floor = _EIGENVALUE_FLOOR * jnp.abs(eigenvalues).max()
+    smallest = jnp.maximum(0.0, floor - eigenvalues[0])
+
+    def norm(shift: Array) -> Array:
+        return jnp.linalg.norm(b / (eigenvalues + shift))
+
+    class Bracket(NamedTuple):
+        shift: Array
+        low: Array
+        high: Array
+        count: Array
+
+    def searching(bracket: Bracket) -> Array:
+        return (jnp.abs(norm(bracket.shift) - radius) > 1e-3 * radius) & (bracket.count < 60)
+
+    def search(bracket: Bracket) -> Bracket:
+        # Newton's method for 1 / ||p(shift)|| = 1 / radius, safeguarded by bisection.
+        shift, p = bracket.shift, -b / (eigenvalues + bracket.shift)
+        length = jnp.linalg.norm(p)
+        low = jnp.where(length > radius, shift, bracket.low)
+        high = jnp.where(length > radius, bracket.high, shift)
+        newton = shift + _ratio(length**2, (p**2 / (eigenvalues + shift)).sum(), 0.0) * (length - radius) / radius
+        inside = (newton > low) & (newton < high)
+        return Bracket(jnp.where(inside, newton, 0.5 * (low + high)), low, high, bracket.count + 1)
+
+    interior = norm(smallest) <= radius
+    highest = jnp.maximum(smallest, jnp.linalg.norm(b) / jnp.maximum(radius, 1e-300) - eigenvalues[0])
+    count = jnp.where(interior, 60, 0)
+    shift = jax.lax.while_loop(searching, search, Bracket(smallest, smallest, highest, count)).shift
+    p = -b / (eigenvalues + shift)
+    length = jnp.linalg.norm(p)
+    # On the boundary, remove the search's error; with negative curvature inside (the hard case), go along it to the boundary.
+    along = jnp.sqrt(jnp.maximum(radius**2 - length**2, 0.0)) * jnp.where(p[0] < 0, -1.0, 1.0)
+    p = p.at[0].add(jnp.where(interior & (eigenvalues[0] < -floor), along, 0.0))
+    return vectors @ (p * jnp.where(interior, 1.0, _ratio(radius, length, 0.0)))
+
+
+def _column_norms(J: Array) -> Array:
+    return jnp.sqrt((J * J).sum(axis=0))
+
+
+def _ratio(numerator: Array, denominator: Array, otherwise: float) -> Array:
+    """Quotient, with a given value where the denominator is zero or the quotient not finite."""
+    value = numerator / jnp.where(denominator == 0, 1.0, denominator)
+    return jnp.where((denominator == 0) | ~jnp.isfinite(value), otherwise, value)

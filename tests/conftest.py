@@ -1,0 +1,54 @@
+"""Strict settings for every test: 64-bit, no silent rank promotion, shapes checked at run time."""
+
+import hashlib
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import hypothesis
+import jaxtyping
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def compilation_cache() -> Path:
+    """Return a directory for compiled programs, another one for each version of jaxlib and kind of processor."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else [platform.processor()]
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    key = hashlib.sha256(features.encode()).hexdigest()[:12]
+    return ROOT / "build" / "compilation-cache" / f"jaxlib-{version('jaxlib')}-{platform.machine()}-{key}"
+
+
+# The environment rather than `jax.config`: set before blpjax is imported, it reaches the processes that tests start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compilation_cache())
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# Parallel test processes share a GPU: none may take all of its memory when it starts.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# Figures go to files.
+os.environ.setdefault("MPLBACKEND", "agg")
+
+# Pytrees with annotated fields are equinox modules or named tuples: JAX rebuilds other classes with placeholders.
+jaxtyping.install_import_hook("blpjax", "beartype.beartype")
+
+import jax  # noqa: E402
+
+import blpjax  # noqa: E402, F401  (turns on 64-bit)
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The first example pays for compilation, and a failure must be one that everybody gets.
+hypothesis.settings.register_profile("blpjax", deadline=None, derandomize=True, max_examples=25, database=None)
+hypothesis.settings.load_profile("blpjax")
+
+
+@pytest.fixture
+def unchecked_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn run-time type checks off, as they are for users: for tests of the library's own messages about wrong types.
+
+    Used as `@pytest.mark.usefixtures("unchecked_types")`.
+    """
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

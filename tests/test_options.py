@@ -1,0 +1,136 @@
+"""Options: PyBLP's names and defaults, with checked assignments."""
+
+import io
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import blpjax.options as options
+
+NAMES = [
+    "digits", "verbose", "verbose_tracebacks", "verbose_output", "flush_output", "dtype", "finite_differences_epsilon",
+    "pseudo_inverses", "weights_tol", "singular_tol", "collinear_atol", "collinear_rtol", "psd_atol", "psd_rtol",
+    "stable_atol", "stable_rtol", "detect_micro_collinearity", "micro_computation_chunks", "drop_product_fields",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def restore_options() -> Iterator[None]:
+    saved = {name: getattr(options, name) for name in NAMES}
+    yield
+    for name, value in saved.items():
+        setattr(options, name, value)
+
+
+def test_names_and_defaults_are_those_of_pyblp() -> None:
+    pyblp = pytest.importorskip("pyblp")
+    theirs = {name for name in vars(pyblp.options) if not name.startswith("_")}
+    assert theirs == set(NAMES)
+    for name in NAMES:
+        # other tests may have silenced either library
+        if name not in {"verbose", "verbose_output", "flush_output"}:
+            assert getattr(options, name) == getattr(pyblp.options, name), name
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("digits", 3),
+        ("verbose", False),
+        ("flush_output", True),
+        ("weights_tol", np.inf),
+        ("collinear_atol", 0),
+        ("psd_rtol", 1e-3),
+    ],
+)
+def test_assignments_take_effect(name: str, value: object) -> None:
+    setattr(options, name, value)
+    assert getattr(options, name) == value
+
+
+def test_misspelled_names_raise_with_the_close_name() -> None:
+    with pytest.raises(AttributeError, match="no option 'verbos'.*Did you mean 'verbose'"):
+        options.verbos = True  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="Options are: .*digits"):
+        options.qqq = True  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="cannot be deleted"):
+        del options.digits
+    assert not hasattr(options, "verbos")
+
+
+@pytest.mark.parametrize(
+    "name, value, error, message",
+    [
+        ("digits", 7.0, TypeError, "options.digits must be an int, not 7.0"),
+        ("digits", True, TypeError, "options.digits must be an int"),
+        ("digits", 0, ValueError, "options.digits must be at least 1"),
+        ("verbose", 1, TypeError, "options.verbose must be True or False, not 1"),
+        ("verbose_output", "print", TypeError, "options.verbose_output must be a function"),
+        ("weights_tol", "small", TypeError, "options.weights_tol must be a number"),
+        ("weights_tol", -1.0, ValueError, "options.weights_tol must be a non-negative number"),
+        ("collinear_rtol", np.nan, ValueError, "options.collinear_rtol must be a non-negative number"),
+        ("dtype", "no such type", TypeError, "options.dtype must be numpy.float64"),
+        ("dtype", np.longdouble, NotImplementedError, "options.dtype.*shifted by their maximum"),
+        ("dtype", np.float32, NotImplementedError, "options.dtype.*Single precision gives wrong"),
+        ("dtype", None, NotImplementedError, "options.dtype = None is not supported"),
+        ("pseudo_inverses", False, NotImplementedError, "options.pseudo_inverses = False is not supported"),
+        ("pseudo_inverses", 1, NotImplementedError, "options.pseudo_inverses = 1 is not supported"),
+        ("verbose_tracebacks", True, NotImplementedError, "options.verbose_tracebacks"),
+        ("finite_differences_epsilon", 1e-4, NotImplementedError, "options.finite_differences_epsilon.*exact"),
+        ("stable_atol", 1.0, NotImplementedError, "options.stable_atol"),
+        ("detect_micro_collinearity", True, NotImplementedError, "options.detect_micro_collinearity.*Micro moments"),
+        (
+            "micro_computation_chunks",
+            {"C01Q1": 10},
+            NotImplementedError,
+            "options.micro_computation_chunks.*Micro moments",
+        ),
+        ("micro_computation_chunks", True, NotImplementedError, "options.micro_computation_chunks = True"),
+        ("drop_product_fields", True, NotImplementedError, "options.drop_product_fields"),
+    ],
+)
+def test_bad_values_are_refused(name: str, value: object, error: type[Exception], message: str) -> None:
+    before = getattr(options, name)
+    with pytest.raises(error, match=message):
+        setattr(options, name, value)
+    assert getattr(options, name) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_accepts_its_own_value(name: str) -> None:
+    value = getattr(options, name)
+    setattr(options, name, value)
+    assert getattr(options, name) == value
+
+
+def test_dtype_accepts_any_spelling_of_double() -> None:
+    options.dtype = "float64"  # type: ignore[assignment]
+    assert options.dtype is np.float64
+
+
+def test_output_uses_verbose_output_unless_verbose_is_off() -> None:
+    texts: list[str] = []
+    options.verbose, options.verbose_output = True, texts.append
+    options.output("one")
+    options.output(2)
+    options.verbose = False
+    options.output("three")
+    assert texts == ["one", "2"]
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_output_flushes_on_request(monkeypatch: pytest.MonkeyPatch, flush: bool) -> None:
+    class Stream(io.StringIO):
+        flushed = False
+
+        def flush(self) -> None:
+            self.flushed = True
+
+    stream = Stream()
+    monkeypatch.setattr(sys, "stdout", stream)
+    options.verbose, options.verbose_output, options.flush_output = True, lambda text: stream.write(text), flush
+    options.output("text")
+    assert stream.getvalue() == "text"
+    assert stream.flushed is flush
