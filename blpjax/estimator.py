@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from blpjax import gmm, moments
 from blpjax.economy import Economy
-from blpjax.iteration import FixedPointLimits
+from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.moments import DemandData, Evaluation, MomentInputs, Specification
 from blpjax.parameters import Coefficients, expand
 
@@ -43,7 +43,7 @@ class StepSummary(eqx.Module):
 
     Parameters are stacked as theta and then the concentrated elements of beta, P + K of them. `moments` (M,),
     `moments_jacobian` (M, P + K), `moments_covariances` (M, M), `updated_W` (M, M), `inference` with covariances
-    (P + K, P + K), and `jacobian_rank`, the rank of the Jacobian of the moments.
+    (P + K, P + K), and `covariances_rank`, the numerical rank of the moments' covariances.
     """
 
     parameters: Float[Array, " P"]
@@ -52,6 +52,7 @@ class StepSummary(eqx.Module):
     moments_covariances: Float[Array, "M M"]
     updated_W: Float[Array, "M M"]
     inference: gmm.Inference
+    covariances_rank: Int[Array, ""]
 
 
 evaluate = jax.jit(moments.evaluate, static_argnums=0)
@@ -75,10 +76,14 @@ def prepare(
 
 @partial(jax.jit, static_argnums=0)
 def hessian(
-    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
+    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], delta: Float[Array, " N"]
 ) -> Float[Array, "P P"]:
-    """Exact Hessian of the objective: forward over reverse mode, a few columns at a time."""
-    gradient = jax.grad(lambda values: moments.objective(specification, inputs, values, start))
+    """Exact Hessian of the objective at theta and its mean utilities `delta`: forward over reverse mode.
+
+    Derivatives need the solution of the inversion, not the loop that finds it, so the program has none.
+    """
+    solved = specification._replace(method=FixedPointMethod("return"))
+    gradient = jax.grad(lambda values: moments.objective(solved, inputs, values, delta))
     _, push = jax.linearize(gradient, theta)
     elements = sum(bucket.shares.size * bucket.weights.shape[1] for bucket in inputs.economy.buckets)
     columns = max(1, min(theta.size, HESSIAN_ELEMENTS // max(elements, 1)))
@@ -130,7 +135,7 @@ def summarise(
     S_for_W = S if types.W_type == types.se_type else covariances(types.W_type)
     inference = gmm.parameter_inference(G, W, S, N=N, se_type=types.se_type, step=step)
     parameters = jnp.concatenate([theta, beta[jnp.array(concentrated, int)]])
-    return StepSummary(parameters, averaged, G, S, gmm.updated_weights(S_for_W), inference)
+    return StepSummary(parameters, averaged, G, S, gmm.updated_weights(S_for_W), inference, gmm.numerical_rank(S_for_W))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -13,11 +13,17 @@ import numpy as np
 from blpjax import estimator, gmm, options, report
 from blpjax.characteristics import Characteristics
 from blpjax.economy import AgentsInEconomy, Economy, MarketIndex, build_economy, index_markets
-from blpjax.exceptions import ConvergenceWarning
+from blpjax.exceptions import ConvergenceWarning, IdentificationWarning
 from blpjax.functions import ModelFunctions
 from blpjax.inputs.absorb import build_absorber
 from blpjax.inputs.formulation import Formulation
-from blpjax.inputs.identification import check_endogenous, check_instruments, check_order_condition, check_rank
+from blpjax.inputs.identification import (
+    check_endogenous,
+    check_instruments,
+    check_order_condition,
+    check_rank,
+    find_collinearity,
+)
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import AgentTable, read_agents, read_products
 from blpjax.iteration import Iteration
@@ -248,6 +254,7 @@ class Problem:
             last = step == steps[-1][0]
             outcome = solve_step(step, max(step, 1), current, context, weights, theta, start_delta)
             _report_outcome(outcome, time.perf_counter() - began)
+            self._warn_of_singularity(outcome, current)
             results = ProblemResults(self, results, outcome, current, estimated=last)
             weights, theta, start_delta = outcome.summary.updated_W, outcome.theta, outcome.delta
             options.output("")
@@ -488,6 +495,7 @@ class Problem:
         if self._X2 is not None:
             check_rank(self._X2.values, self._X2.labels, "X2", **tolerances)
         instruments = Z_residuals if self.add_exogenous else Z
+        self.instrument_labels = labels
         self.instrument_rank = check_instruments(
             instruments, labels, "ZD", Z if unabsorbed and self.add_exogenous else None, **tolerances
         )
@@ -546,6 +554,32 @@ class Problem:
         returned = result.optimization.method == "return"
         check_order_condition(self.instrument_rank, len(names), names, warn=returned)
         return result
+
+    def _warn_of_singularity(self, result: StepResult, step_options: StepOptions) -> None:
+        """Warn when W, standard errors, or the estimates themselves rest on a singular matrix."""
+        summary, xi = result.summary, result.xi
+        if not np.isfinite(summary.moments_covariances).all():
+            return
+        if summary.covariances_rank < self.MD:
+            found = find_collinearity(np.asarray(self.demand_data.instruments) * xi[:, None])
+            named = ", ".join(repr(self.instrument_labels[group[0]]) for group in found.groups)
+            clusters = step_options.types.n_clusters
+            few = step_options.types.W_type == "clustered" and clusters is not None and clusters < self.MD
+            reason = f"there are only {clusters} clusters" if few else f"collinear moments: {named or 'nearly all'}"
+            warnings.warn(
+                f"The covariances of the {self.MD} moments have rank {summary.covariances_rank} ({reason}), so a "
+                "pseudo-inverse was used for the updated weighting matrix. Consider fewer instruments.",
+                IdentificationWarning,
+                stacklevel=3,
+            )
+        if summary.inference.rank < summary.parameters.size:
+            warnings.warn(
+                f"The Jacobian of the moments has rank {summary.inference.rank} at the estimates, but there are "
+                f"{summary.parameters.size} parameters, so not all of them are identified and standard errors mean nothing. "
+                "Consider more instruments or fewer parameters.",
+                IdentificationWarning,
+                stacklevel=3,
+            )
 
     def _read_weights(self, W: Any) -> np.ndarray:
         if W is None:

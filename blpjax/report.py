@@ -496,6 +496,7 @@ def probabilities_frame(
     market_ids : (N,) or (N, 1) market of each product, in any order.
     product_labels : (N,) or (N, 1) product IDs, or None for positions within markets, counted from 0.
     agent_market_ids : (I,) or (I, 1) market of each agent, in any order; None for one agent in each market (logit).
+        Agents of markets without products here are left out.
     agent_labels : (I,) or (I, 1) agent IDs, or None for positions within markets, counted from 0.
     probabilities : (N, max_I), whose columns are the market's agents in the order of their rows, then padding.
     value_name : name of the column of values.
@@ -532,6 +533,7 @@ def _long_frame(rows: pd.DataFrame, columns: pd.DataFrame, matrices: ArrayLike, 
     lacking = ~rows["market_ids"].isin(columns["market_ids"])
     if lacking.any():
         raise ValueError(f"Market {rows['market_ids'][lacking].iloc[0]!r} has products but no {columns.columns[1]}.")
+    columns = columns[columns["market_ids"].isin(rows["market_ids"])]
     width = columns["position"].max() + 1 if len(columns) else 0
     if values.ndim != 2 or len(values) != len(rows) or values.shape[1] < width:
         raise ValueError(

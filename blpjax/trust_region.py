@@ -78,7 +78,6 @@ class TrustRegionState(eqx.Module):
     start_reductions : how often the starting values were halved.
     projected_gradient_norm : largest absolute element of the gradient, zeros where a bound blocks descent.
     decrease : largest decrease of q that either model promises without trust region and bounds.
-    rate : square root of the ratio of `decrease` after the last accepted step to before it.
     evaluations, failures, iterations : number of evaluations, of failed ones, and of accepted steps.
     status : `RUNNING` or a code of `Status`.
     """
@@ -102,7 +101,6 @@ class TrustRegionState(eqx.Module):
     start_reductions: Int[Array, ""]
     projected_gradient_norm: Float[Array, ""]
     decrease: Float[Array, ""]
-    rate: Float[Array, ""]
     evaluations: Int[Array, ""]
     failures: Int[Array, ""]
     iterations: Int[Array, ""]
@@ -137,10 +135,10 @@ def initialise(
     lower, upper = jnp.asarray(lower, float), jnp.asarray(upper, float)
     theta = jnp.clip(jnp.asarray(start, float), lower, upper)
     safe = jnp.zeros_like(theta) if safe_point is None else jnp.asarray(safe_point, float)
-    P, zero, infinity = theta.size, jnp.asarray(0), jnp.asarray(jnp.inf)
+    P, zero, infinity = theta.size, jnp.asarray(0, int), jnp.asarray(jnp.inf, float)
     options = TrustRegionOptions() if options is None else options
     return TrustRegionState(
-        options=TrustRegionOptions(*(jnp.asarray(value) for value in options)),
+        options=TrustRegionOptions(*(jnp.asarray(value, float) for value in options)),
         lower=lower,
         upper=upper,
         safe_point=jnp.clip(safe, lower, upper),
@@ -159,11 +157,10 @@ def initialise(
         start_reductions=zero,
         projected_gradient_norm=infinity,
         decrease=infinity,
-        rate=infinity,
         evaluations=zero,
         failures=zero,
         iterations=zero,
-        status=jnp.asarray(RUNNING),
+        status=jnp.asarray(RUNNING, int),
     )
 
 
@@ -192,13 +189,6 @@ def update(state: TrustRegionState, candidate: Float[Array, " P"], evaluation: R
 def advance(state: TrustRegionState, candidate: Float[Array, " P"], evaluation: Residuals) -> Advance:
     """`update`, then `propose`, as one compiled program: what a host loop calls once per evaluation."""
     state = update(state, candidate, evaluation)
-    return Advance(state, propose(state))
-
-
-@jax.jit
-def with_second_order(state: TrustRegionState, second_order: Float[Array, "P P"]) -> Advance:
-    """Replace S by an exact second-order term at `state.theta`, half the Hessian of q minus ``J'J``, and propose again."""
-    state = _assess(_replace(state, second_order=second_order, augmented=jnp.asarray(True)))
     return Advance(state, propose(state))
 
 
@@ -341,12 +331,10 @@ def _assess(state: TrustRegionState) -> TrustRegionState:
         [Status.CONVERGED.value, Status.ROUNDING_FLOOR.value, Status.STALLED.value, Status.MAX_EVALUATIONS.value],
         RUNNING,
     )
-    rate = jnp.where(state.rejections == 0, jnp.sqrt(_ratio(decrease, state.decrease, 0.0)), state.rate)
     return _replace(
         state,
         projected_gradient_norm=jnp.where(state.started, norm, jnp.inf),
         decrease=decrease,
-        rate=rate,
         status=jnp.where(state.status == RUNNING, ended, state.status),
     )
 
