@@ -59,7 +59,8 @@ class Inference(eqx.Module):
     standard_errors : (P,) standard errors of the estimates, the square roots of the diagonal over N.
     sensitivity : (P, M) sensitivity of the estimates to the moments, -(G'WG)^{-1} G'W (Andrews, Gentzkow and Shapiro,
         2017).
-    rank : numerical rank of L'G. Below P, the parameters are not locally identified and the covariances mean nothing.
+    rank : numerical rank of L'G. Below P, the parameters are not locally identified and the covariances, which then come
+        from a pseudo-inverse, mean nothing.
     """
 
     covariances: Float[Array, "P P"]
@@ -106,7 +107,9 @@ def weight_factor(W: Float[Array, "M M"]) -> Float[Array, "M M"]:
     """L with W = L L', from eigenvalues. W may be singular; eigenvalues that rounding made negative count as zero."""
     scaled, scale = _unit_diagonal(W)
     eigenvalues, vectors = jnp.linalg.eigh(scaled)
-    return vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0.0))[None, :] * scale[:, None]
+    # the square root would turn rounding errors of a singular W into weights of relative size 1e-8
+    positive = ~(eigenvalues <= _tolerance(W.shape[0]) * eigenvalues.max())
+    return vectors * jnp.sqrt(jnp.where(positive, eigenvalues, 0.0))[None, :] * scale[:, None]
 
 
 def cross_moments(Z: Sequence[Float[Array, "_ _"]], X: Sequence[Float[Array, "_ _"]]) -> Float[Array, "M K"]:
@@ -237,6 +240,10 @@ def parameter_inference(
     unadjusted = se_type == "unadjusted"
     L = weight_factor(updated_weights(S) if unadjusted and step == 1 else W)
     inverse, rank = _column_scaled_pseudo_inverse(L.T @ G)
+    # Without identification any choice is arbitrary: PyBLP's is the pseudo-inverse of G'WG, unscaled.
+    P = G.shape[1]
+    arbitrary = jnp.linalg.pinv(G.T @ L @ L.T @ G, rtol=P * jnp.finfo(G.dtype).eps, hermitian=True) @ G.T @ L
+    inverse = jnp.where(rank == P, inverse, arbitrary)
     coefficient_map = inverse @ L.T
     covariances = inverse @ inverse.T if unadjusted else coefficient_map @ S @ coefficient_map.T
     covariances = (covariances + covariances.T) / 2
@@ -362,6 +369,11 @@ def _column_scaled_pseudo_inverse(X: Float[Array, "M K"]) -> tuple[Float[Array, 
     left, singular_values, right = jnp.linalg.svd(X / scale[None, :], full_matrices=False)
     inverses, rank = _reciprocals(singular_values, max(M, K))
     return (right.T * inverses[None, :]) @ left.T / scale[:, None], rank
+
+
+def _tolerance(size: int) -> float:
+    """Relative size below which an eigenvalue or a singular value is zero up to rounding."""
+    return 10 * size * float(jnp.finfo(jnp.float64).eps)
 
 
 def _reciprocals(values: Float[Array, " K"], size: int) -> tuple[Float[Array, " K"], Int[Array, ""]]:

@@ -230,7 +230,7 @@ def _reduce_start(state: TrustRegionState, candidate: Array, evaluation: Residua
         state,
         theta=jnp.where(exhausted, state.theta, jnp.clip(closer, state.lower, state.upper)),
         start_reductions=jnp.minimum(reductions, START_REDUCTIONS),
-        status=jnp.where(exhausted, Status.NOT_FINITE.value, RUNNING),
+        status=jnp.where(exhausted, Status.NOT_FINITE.value, state.status),
     )
 
 
@@ -314,7 +314,8 @@ def _assess(state: TrustRegionState) -> TrustRegionState:
     # Gauss-Newton's promise is compared too: it is large unless r is orthogonal to J's columns, however flat q is.
     models = jnp.stack([_scaled_model(state, jnp.asarray(False), free), _scaled_model(state, jnp.asarray(True), free)])
     g = jnp.where(free, 0.5 * state.gradient / state.scale, 0.0)
-    decrease = jnp.where(state.started, 2 * jnp.max(jax.vmap(_promised_decrease, (0, None))(models, g)), jnp.inf)
+    promises = jnp.where(state.started, 2 * jax.vmap(_promised_decrease, (0, None))(models, g), jnp.inf)
+    decrease = promises.max()
 
     # Rounding errors of r, and hence of the gradient, that no method can get below.
     J = jnp.abs(state.residual_jacobian)
@@ -324,12 +325,13 @@ def _assess(state: TrustRegionState) -> TrustRegionState:
     collapsed = state.radius <= 2 * _EPS * jnp.maximum(jnp.linalg.norm(state.scale * state.theta), jnp.linalg.norm(state.residuals))
     stuck = collapsed | (state.rejections >= _FLOOR_REJECTIONS)
     converged = (norm <= options.gtol) & (decrease <= options.decrease_tol * (1 + state.objective))
-    floor = stuck & quiet & (decrease <= options.floor_tol * (1 + state.objective))
+    # Where J itself vanishes Gauss-Newton promises a decrease that is not there: trials have shown that, so one model suffices.
+    floor = stuck & quiet & (promises.min() <= options.floor_tol * (1 + state.objective))
     limit = state.evaluations >= options.max_evaluations
     ended = jnp.select(
         [state.started & converged, state.started & floor, state.started & collapsed, limit],
         [Status.CONVERGED.value, Status.ROUNDING_FLOOR.value, Status.STALLED.value, Status.MAX_EVALUATIONS.value],
-        RUNNING,
+        state.status,
     )
     return _replace(
         state,
