@@ -19,6 +19,7 @@ from blpjax.inputs.formulation import Formulation  # noqa: E402
 from blpjax.inputs.integration import Integration  # noqa: E402
 from blpjax.inputs.matrices import build_matrix  # noqa: E402
 from blpjax.iteration import Iteration  # noqa: E402
+from blpjax.loading import load  # noqa: E402
 from blpjax.optimize import Optimization, OptimizationProgress  # noqa: E402
 from blpjax.problem import Problem  # noqa: E402
 from blpjax.results import ProblemResults  # noqa: E402
@@ -41,5 +42,6 @@ __all__ = [
     "data",
     "data_to_dict",
     "exceptions",
+    "load",
     "options",
 ]

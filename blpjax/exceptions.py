@@ -27,6 +27,10 @@ class ConvergenceError(BLPError, RuntimeError):
     """A loop failed in at least one market. The message names the markets."""
 
 
+class StorageError(BLPError, ValueError):
+    """A file cannot be loaded: blpjax did not write it, or a newer version did, or it is damaged. The message names the file."""
+
+
 class IdentificationWarning(UserWarning):
     """The problem may be weakly identified or ill-conditioned."""
 

@@ -183,7 +183,10 @@ def build_parameters(
         sigma_labels=tuple(X2_labels),
         pi_labels=tuple(demographic_labels),
         beta_labels=tuple(X1_labels),
-        bounded_by_user=not (sigma_bounds is None and pi_bounds is None and beta_bounds is None),
+        bounded_by_user=any(
+            given is not None and (np.isfinite(np.array(limits)) & (limits.lower != limits.upper)).any()
+            for given, limits in ((sigma_bounds, sigma_limits), (pi_bounds, pi_limits), (beta_bounds, beta_limits))
+        ),
     )
 
 

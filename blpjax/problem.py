@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from blpjax import estimator, gmm, options, report
+from blpjax import estimator, gmm, options, report, states
 from blpjax.characteristics import Characteristics
 from blpjax.economy import AgentsInEconomy, Economy, MarketIndex, build_economy, index_markets
 from blpjax.exceptions import ConvergenceWarning, IdentificationWarning
@@ -100,6 +100,7 @@ class Problem:
         self.rc_types = None if X2_formulation is None else ["linear"]
         self.epsilon_scale = 1.0
         self.costs_type = "linear"
+        self._tolerances = {name: getattr(options, name) for name in states.TOLERANCES}
 
         self.product_table = read_products(product_data)
         self._X1 = X1_formulation.build(self.product_table.data)
@@ -337,6 +338,38 @@ class Problem:
             demographics=demographics,
         )
         return AgentsInEconomy(agents, demographics, labels, economy, tuple(rows.size for rows in index.rows))
+
+    def to_state(self) -> dict[str, Any]:
+        """The problem as a tree of plain values, data included: what `ProblemResults.save` writes.
+
+        Raises
+        ------
+        DataError
+            When a column that is used holds objects that cannot be stored.
+        """
+        X1, X2, _ = self.product_formulations
+        assert X1 is not None
+        return states.problem_state(
+            states.ProblemArguments(
+                product_formulations=(X1, X2),
+                products=self.product_table,
+                agent_formulation=self.agent_formulation,
+                agents=self.agent_table,
+                integration=self.integration,
+                add_exogenous=self.add_exogenous,
+                tolerances=self._tolerances,
+            )
+        )
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Problem":
+        """Build the problem that `to_state` described, with the same agents, without messages."""
+        arguments = states.read_problem(state)
+        with states.built_again(state):
+            problem = cls(**arguments)
+        if isinstance(problem.integration, states.BuiltIntegration):
+            problem.integration = problem.integration.plain
+        return problem
 
     @property
     def economy(self) -> Economy:

@@ -1,5 +1,6 @@
 """ProblemResults: estimates, covariances and diagnostics, and what they imply."""
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from blpjax import gmm, outputs, report
+from blpjax import gmm, outputs, report, storage
 from blpjax.exceptions import raise_for_status, succeeded
 from blpjax.characteristics import Characteristics
 from blpjax.economy import AgentsInEconomy, Economy, MarketIndex
@@ -19,7 +20,8 @@ from blpjax.iteration import Iteration
 from blpjax.markets import invert_economy, market_tastes
 from blpjax.outputs import Demand
 from blpjax.parameters import Coefficients, expand
-from blpjax.solver import StepOptions, StepResult, project_gradient, usable_bounds
+from blpjax.solver import StepOptions, StepResult, has_finite_bounds, project_gradient, usable_bounds
+from blpjax.states import Step, read_step, step_state
 
 Array = np.ndarray
 
@@ -40,6 +42,9 @@ class ProblemLike(Protocol):
 
     def build_agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
         """The same economy with other agents."""
+
+    def to_state(self) -> dict[str, Any]:
+        """The problem as a tree of plain values."""
 
 
 class ProblemResults:
@@ -261,6 +266,38 @@ class ProblemResults:
         """
         return {name: getattr(self, name) for name in (ATTRIBUTES if attributes is None else attributes)}
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write these results, those of previous steps, and the problem with its data to a file for `blpjax.load`.
+
+        The file is a zip archive of NumPy arrays and JSON. No suffix is added, and an existing file is replaced. Functions of
+        the user, such as a custom optimisation routine, are stored by name only.
+
+        Raises
+        ------
+        DataError
+            When a column that the problem uses holds objects other than strings, numbers, dates and timestamps.
+        OSError
+            When the file cannot be written.
+
+        Warns
+        -----
+        DataWarning
+            When such a column is left out, because the problem does not use it.
+        """
+        steps = [step_state(Step(step._result, step._options, step._estimated)) for step in self._steps]
+        storage.write(path, "results", {"problem": self.problem.to_state(), "steps": steps})
+
+    @classmethod
+    def from_state(cls, problem: "ProblemLike", steps: Sequence[dict[str, Any]]) -> "ProblemResults":
+        """The last of the results that `save` described, with all previous ones."""
+        results: ProblemResults | None = None
+        for state in steps:
+            step = read_step(state)
+            results = cls(problem, results, step.result, step.options, step.estimated)
+        if results is None:
+            raise ValueError("There are no GMM steps.")
+        return results
+
     def estimates(self) -> pd.DataFrame:
         """One row for each parameter: estimate, standard error, t statistic, p value and 95% confidence interval."""
         errors = np.sqrt(np.diag(self.parameter_covariances) / self.problem.N)
@@ -417,7 +454,9 @@ class ProblemResults:
         stacked = stacked[:, : max(counts)]
         rows = self._market_rows(market_id)
         if as_frame:
-            return report.probabilities_frame(*self._labels(rows), stacked[rows])
+            agents = self._agents(agent_data, integration).table
+            labels = None if agents.agent_ids is None else agents.agent_ids.reshape(len(agents.weights), -1)[:, 0]
+            return report.probabilities_frame(*self._labels(rows), agents.market_ids, labels, stacked[rows])
         if market_id is None:
             return stacked
         return stacked[rows][:, : counts[self._market_position(market_id)]]
@@ -555,7 +594,7 @@ class ProblemResults:
 
     def _summary(self) -> report.ResultsSummary:
         layout, types = self._options.parameters.layout, self._options.types
-        K2, P = len(self.sigma), len(self.theta)
+        K2, P, Q = len(self.sigma), len(self.theta), len(self.parameters)
         return report.ResultsSummary(
             step=self.step,
             objective=float(self.objective),
@@ -565,9 +604,9 @@ class ProblemResults:
             clipped_shares=int(self.clipped_shares.sum()),
             gradient_norm=self.projected_gradient_norm if P else None,
             eigenvalues=self.reduced_hessian_eigenvalues if np.isfinite(self.hessian).all() else None,
-            reduced=self._options.optimization.supports_bounds,
+            reduced=has_finite_bounds(self._options),
             W_condition=_condition_number(self.W),
-            covariance_condition=_condition_number(self.parameter_covariances) if P and self._estimated else None,
+            covariance_condition=_condition_number(self.parameter_covariances) if Q > 1 and self._estimated else None,
             converged=self.cumulative_converged if P else None,
             optimization_iterations=self.cumulative_optimization_iterations,
             fp_iterations=int(self.cumulative_fp_iterations.sum()) if K2 else None,

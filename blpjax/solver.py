@@ -117,6 +117,10 @@ class Evaluator:
             self._print_progress(theta, evaluation)
         return evaluation
 
+    def count_iteration(self, iterations: int) -> None:
+        """Take note of the optimiser's number of major iterations, for progress."""
+        self.optimizer_iterations = iterations
+
     def inner_loops(self) -> InnerLoops:
         """Statuses and counters of all evaluations so far."""
         columns = [np.stack([np.asarray(record[i]) for record in self._records], axis=1) for i in range(4)]
@@ -127,7 +131,7 @@ class Evaluator:
         improvement = self._best - objective if objective < self._best < np.inf else None
         self._best = min(self._best, objective) if np.isfinite(objective) else self._best
         gradient = project_gradient(np.asarray(theta), np.asarray(evaluation.gradient), usable_bounds(self.options))
-        inversion, projected = evaluation.inversion, self.options.optimization.supports_bounds
+        inversion, projected = evaluation.inversion, has_finite_bounds(self.options)
         failed = "" if ok else describe_status(inversion.status, self.context.market_ids, inversion.residuals)
         shown = report.Evaluation(
             step=self.step,
@@ -154,6 +158,11 @@ def usable_bounds(options: StepOptions) -> Bounds:
     return (parameters if options.optimization.supports_bounds else parameters.unbounded()).bounds
 
 
+def has_finite_bounds(options: StepOptions) -> bool:
+    """Whether any element of theta has a bound that the optimisation routine uses."""
+    return bool(np.isfinite(np.concatenate(usable_bounds(options))).any())
+
+
 def project_gradient(theta: np.ndarray, gradient: np.ndarray, bounds: Bounds) -> np.ndarray:
     """The gradient with zeros where a bound keeps theta from following its negative."""
     projected = np.where(theta <= bounds.lower, np.minimum(gradient, 0.0), gradient)
@@ -175,7 +184,7 @@ def solve_step(
         theta,
         usable_bounds(options),
         user_bounded=options.parameters.bounded_by_user,
-        evaluator=evaluator,
+        on_iteration=evaluator.count_iteration,
     )
     optimised = time.perf_counter()
     evaluation = outcome.evaluation

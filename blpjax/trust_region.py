@@ -1,11 +1,15 @@
 """Bounded nonlinear least squares: a structured quasi-Newton trust-region method in pure JAX.
 
-Minimises ``q(theta) = r'r`` over a box, where one evaluation gives the residuals ``r`` (M,) and their Jacobian ``J`` (M, P)
-together and may fail. With ``f = q / 2`` the gradient is ``g = J'r`` and the Hessian ``J'J + S``, where ``S`` collects the
-second derivatives of the residuals. As in NL2SOL (Dennis, Gay and Welsch 1981, An adaptive nonlinear least-squares algorithm,
-ACM TOMS 7), ``S`` is a sized secant approximation, and each step uses whichever of the models ``J'J`` and ``J'J + S`` predicted
-the last change better: Gauss-Newton steps where residuals are small, quasi-Newton steps where they are large. Steps are measured
-in ``||D s||`` with the column norms of ``J`` on the diagonal of ``D``, so that the units of theta do not matter.
+Minimises ``q(theta) = r'r`` over a box, where one evaluation gives the residuals ``r`` (M,) and their Jacobian ``J``
+(M, P) together and may fail. With ``f = q / 2`` the gradient is ``g = J'r`` and the Hessian ``J'J + S``, where ``S``
+collects the second derivatives of the residuals. As in NL2SOL (Dennis, Gay and Welsch 1981, An adaptive nonlinear
+least-squares algorithm, ACM TOMS 7), ``S`` is a sized secant approximation, and each step uses whichever of the models
+``J'J`` and ``J'J + S`` predicted the last change better: Gauss-Newton steps where residuals are small, quasi-Newton
+steps where they are large. Steps are measured in ``||D s||`` with the column norms of ``J`` on the diagonal of ``D``,
+so that the units of theta do not matter.
+
+Convergence is of first order, a vanishing projected gradient from which no model promises a decrease: whether the point is
+a minimum must be read off the exact Hessian.
 
 `initialise`, `propose` and `update` are pure functions of a `TrustRegionState`. A host loop that prints progress calls
 `advance` (update and propose in one program) once per evaluation; `minimize_in_graph` runs the same functions in a
@@ -18,6 +22,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from blpjax.exceptions import Status
@@ -53,11 +58,11 @@ class TrustRegionOptions(NamedTuple):
 
 
 class Residuals(eqx.Module):
-    """One evaluation: residuals r, their Jacobian and whether the evaluation succeeded (values that are not finite fail too)."""
+    """One evaluation: residuals r, their Jacobian and whether it succeeded (values that are not finite fail too)."""
 
-    residuals: Float[Array, " M"]
-    residual_jacobian: Float[Array, "M P"]
-    ok: Bool[Array, ""]
+    residuals: Float[Array | np.ndarray, " M"]
+    residual_jacobian: Float[Array | np.ndarray, "M P"]
+    ok: Bool[Array | np.ndarray, ""]
 
 
 class TrustRegionState(eqx.Module):
@@ -65,7 +70,8 @@ class TrustRegionState(eqx.Module):
 
     Attributes
     ----------
-    theta, residuals, residual_jacobian : (P,), (M,), (M, P). Before the first success, theta is the next starting point.
+    theta, residuals, residual_jacobian : (P,), (M,), (M, P). Before the first success, theta is the next starting
+        point.
     lower, upper, safe_point : (P,) bounds, and the point toward which failing starting values are moved.
     objective, gradient : q and its gradient ``2 J'r`` (P,).
     second_order : (P, P) approximation S of the second-order term of half the Hessian of q.
@@ -129,8 +135,8 @@ def initialise(
     start, lower, upper : (P,) starting values and bounds, infinite where there are none. Equal bounds fix an element.
     residual_count : M.
     options : tolerances and limits.
-    safe_point : (P,) where an evaluation is likely to succeed, zeros by default: starting values that cannot be evaluated are
-        moved half way toward it, up to `START_REDUCTIONS` times.
+    safe_point : (P,) where an evaluation is likely to succeed, zeros by default: starting values that cannot be
+        evaluated are moved half way toward it, up to `START_REDUCTIONS` times.
     """
     lower, upper = jnp.asarray(lower, float), jnp.asarray(upper, float)
     theta = jnp.clip(jnp.asarray(start, float), lower, upper)
@@ -138,7 +144,7 @@ def initialise(
     P, zero, infinity = theta.size, jnp.asarray(0, int), jnp.asarray(jnp.inf, float)
     options = TrustRegionOptions() if options is None else options
     return TrustRegionState(
-        options=TrustRegionOptions(*(jnp.asarray(value, float) for value in options)),
+        options=jax.tree.map(lambda value: jnp.asarray(value, float), options),
         lower=lower,
         upper=upper,
         safe_point=jnp.clip(safe, lower, upper),
@@ -171,8 +177,10 @@ def propose(state: TrustRegionState) -> Float[Array, " P"]:
     return jnp.where(state.started, target, state.theta)
 
 
-def update(state: TrustRegionState, candidate: Float[Array, " P"], evaluation: Residuals) -> TrustRegionState:
-    """State after the candidate's evaluation: accept or reject it, learn curvature, change the radius, and test convergence."""
+def update(
+    state: TrustRegionState, candidate: Float[Array | np.ndarray, " P"], evaluation: Residuals
+) -> TrustRegionState:
+    """State after the candidate's evaluation: accept or reject it, learn curvature, and test convergence."""
     finite = jnp.isfinite(evaluation.residuals).all() & jnp.isfinite(evaluation.residual_jacobian).all()
     ok = evaluation.ok & finite
     r = jnp.where(ok, evaluation.residuals, 0.0)
@@ -186,7 +194,7 @@ def update(state: TrustRegionState, candidate: Float[Array, " P"], evaluation: R
 
 
 @jax.jit
-def advance(state: TrustRegionState, candidate: Float[Array, " P"], evaluation: Residuals) -> Advance:
+def advance(state: TrustRegionState, candidate: Float[Array | np.ndarray, " P"], evaluation: Residuals) -> Advance:
     """`update`, then `propose`, as one compiled program: what a host loop calls once per evaluation."""
     state = update(state, candidate, evaluation)
     return Advance(state, propose(state))
@@ -202,8 +210,8 @@ def minimize_in_graph(
 ) -> TrustRegionState:
     """Run the method inside a compiled program and return its last state.
 
-    `evaluate` must be traceable by JAX. The function can be mapped with `jax.vmap` over starts, bounds and whatever `evaluate`
-    closes over; the loop then ends with the slowest element. It cannot be differentiated in reverse mode.
+    `evaluate` must be traceable by JAX. The function can be mapped with `jax.vmap` over starts, bounds and whatever
+    `evaluate` closes over; the loop then ends with the slowest element. It cannot be differentiated in reverse mode.
     """
     shapes = jax.eval_shape(evaluate, jax.ShapeDtypeStruct(jnp.shape(start), jnp.result_type(float)))
     state = initialise(start, lower, upper, shapes.residuals.shape[0], options, safe_point)
@@ -235,11 +243,12 @@ def _reduce_start(state: TrustRegionState, candidate: Array, evaluation: Residua
 
 
 def _accept_start(state: TrustRegionState, candidate: Array, evaluation: Residuals) -> TrustRegionState:
-    r, J = evaluation.residuals, evaluation.residual_jacobian
+    r, J = jnp.asarray(evaluation.residuals), jnp.asarray(evaluation.residual_jacobian)
     norms = _column_norms(J)
     scale = jnp.where(norms > 0, norms, 1.0)
     length = jnp.linalg.norm(scale * candidate)
-    state = _replace(state, radius=state.options.initial_radius * jnp.where(length > 0, length, jnp.linalg.norm(r)), scale=scale)
+    radius = state.options.initial_radius * jnp.where(length > 0, length, jnp.linalg.norm(r))
+    state = _replace(state, radius=radius, scale=scale)
     return _replace(_move(state, candidate, r, J), started=jnp.asarray(True))
 
 
@@ -249,7 +258,7 @@ def _move(state: TrustRegionState, theta: Array, r: Array, J: Array) -> TrustReg
 
 def _compare(state: TrustRegionState, candidate: Array, evaluation: Residuals) -> TrustRegionState:
     """Compare the trial point's decrease of ``f = q / 2`` with what the two models predicted."""
-    r, J, ok = evaluation.residuals, evaluation.residual_jacobian, evaluation.ok
+    r, J, ok = jnp.asarray(evaluation.residuals), jnp.asarray(evaluation.residual_jacobian), evaluation.ok
     step = candidate - state.theta
     length = jnp.linalg.norm(state.scale * step)
     slope = 0.5 * state.gradient @ step
@@ -262,7 +271,8 @@ def _compare(state: TrustRegionState, candidate: Array, evaluation: Residuals) -
     # Where changes of q drown in rounding, progress is a smaller gradient.
     noise = state.options.floor_tol * (0.5 * state.objective)
     drowned = ok & (jnp.abs(actual) <= noise) & (predicted <= noise)
-    flatter = _scaled_gradient_norm(state, candidate, J.T @ r) < 0.5 * _scaled_gradient_norm(state, state.theta, 0.5 * state.gradient)
+    old = _scaled_gradient_norm(state, state.theta, 0.5 * state.gradient)
+    flatter = _scaled_gradient_norm(state, candidate, J.T @ r) < 0.5 * old
     accepted = ok & (((actual > 0) & (actual >= 1e-4 * predicted)) | (drowned & flatter))
 
     own = jnp.abs(actual - predicted)
@@ -322,10 +332,12 @@ def _assess(state: TrustRegionState) -> TrustRegionState:
     gradient_noise = 2 * options.noise * (J.T @ (jnp.abs(state.residuals) + J @ jnp.abs(state.theta)))
     quiet = (~free | (jnp.abs(state.gradient) <= jnp.maximum(options.gtol, gradient_noise))).all()
 
-    collapsed = state.radius <= 2 * _EPS * jnp.maximum(jnp.linalg.norm(state.scale * state.theta), jnp.linalg.norm(state.residuals))
+    length = jnp.maximum(jnp.linalg.norm(state.scale * state.theta), jnp.linalg.norm(state.residuals))
+    collapsed = state.radius <= 2 * _EPS * length
     stuck = collapsed | (state.rejections >= _FLOOR_REJECTIONS)
     converged = (norm <= options.gtol) & (decrease <= options.decrease_tol * (1 + state.objective))
-    # Where J itself vanishes Gauss-Newton promises a decrease that is not there: trials have shown that, so one model suffices.
+    # Where J itself vanishes Gauss-Newton promises a decrease that is not there: trials have shown that, so one model
+    # suffices.
     floor = stuck & quiet & (promises.min() <= options.floor_tol * (1 + state.objective))
     limit = state.evaluations >= options.max_evaluations
     ended = jnp.select(
@@ -359,14 +371,14 @@ def _scaled_model(state: TrustRegionState, augmented: Array, free: Array) -> Arr
 
 
 def _promised_decrease(B: Array, g: Array) -> Array:
-    """Decrease ``g'B^-1 g / 2`` of the model at its stationary point, with absolute and not too small eigenvalues of B."""
+    """Decrease ``g'B^-1 g / 2`` of the model at its stationary point, with absolute eigenvalues of B, none tiny."""
     eigenvalues, vectors = jnp.linalg.eigh(B)
     size = jnp.abs(eigenvalues)
     return 0.5 * ((vectors.T @ g) ** 2 / jnp.maximum(size, _EIGENVALUE_FLOOR * size.max())).sum()
 
 
 class _ActiveSet(NamedTuple):
-    """Scaled step found so far: elements that reached a bound, their values, and whether the step respects all bounds."""
+    """Scaled step found so far, elements that have not reached a bound, and whether all bounds hold."""
 
     step: Array
     free: Array
@@ -405,6 +417,15 @@ def _step(state: TrustRegionState) -> Array:
     return steps[jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))] / state.scale
 
 
+class _Bracket(NamedTuple):
+    """Shift of B's eigenvalues, an interval that holds the right one, and steps taken to find it."""
+
+    shift: Array
+    low: Array
+    high: Array
+    steps: Array
+
+
 def _trust_region_step(B: Array, g: Array, radius: Array) -> Array:
     """Minimise ``g'p + p'Bp / 2`` subject to ``||p|| <= radius`` (More and Sorensen 1983), by B's eigenvalues."""
     eigenvalues, vectors = jnp.linalg.eigh(B)
@@ -415,16 +436,10 @@ def _trust_region_step(B: Array, g: Array, radius: Array) -> Array:
     def norm(shift: Array) -> Array:
         return jnp.linalg.norm(b / (eigenvalues + shift))
 
-    class Bracket(NamedTuple):
-        shift: Array
-        low: Array
-        high: Array
-        count: Array
+    def searching(bracket: _Bracket) -> Array:
+        return (jnp.abs(norm(bracket.shift) - radius) > 1e-3 * radius) & (bracket.steps < 60)
 
-    def searching(bracket: Bracket) -> Array:
-        return (jnp.abs(norm(bracket.shift) - radius) > 1e-3 * radius) & (bracket.count < 60)
-
-    def search(bracket: Bracket) -> Bracket:
+    def search(bracket: _Bracket) -> _Bracket:
         # Newton's method for 1 / ||p(shift)|| = 1 / radius, safeguarded by bisection.
         shift, p = bracket.shift, -b / (eigenvalues + bracket.shift)
         length = jnp.linalg.norm(p)
@@ -432,15 +447,16 @@ def _trust_region_step(B: Array, g: Array, radius: Array) -> Array:
         high = jnp.where(length > radius, bracket.high, shift)
         newton = shift + _ratio(length**2, (p**2 / (eigenvalues + shift)).sum(), 0.0) * (length - radius) / radius
         inside = (newton > low) & (newton < high)
-        return Bracket(jnp.where(inside, newton, 0.5 * (low + high)), low, high, bracket.count + 1)
+        return _Bracket(jnp.where(inside, newton, 0.5 * (low + high)), low, high, bracket.steps + 1)
 
     interior = norm(smallest) <= radius
     highest = jnp.maximum(smallest, jnp.linalg.norm(b) / jnp.maximum(radius, 1e-300) - eigenvalues[0])
-    count = jnp.where(interior, 60, 0)
-    shift = jax.lax.while_loop(searching, search, Bracket(smallest, smallest, highest, count)).shift
+    steps = jnp.where(interior, 60, 0)
+    shift = jax.lax.while_loop(searching, search, _Bracket(smallest, smallest, highest, steps)).shift
     p = -b / (eigenvalues + shift)
     length = jnp.linalg.norm(p)
-    # On the boundary, remove the search's error; with negative curvature inside (the hard case), go along it to the boundary.
+    # On the boundary, remove the search's error; with negative curvature inside (the hard case), go along it to the
+    # boundary.
     along = jnp.sqrt(jnp.maximum(radius**2 - length**2, 0.0)) * jnp.where(p[0] < 0, -1.0, 1.0)
     p = p.at[0].add(jnp.where(interior & (eigenvalues[0] < -floor), along, 0.0))
     return vectors @ (p * jnp.where(interior, 1.0, _ratio(radius, length, 0.0)))

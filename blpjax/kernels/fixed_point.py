@@ -263,15 +263,6 @@ def newton(
         stalled: Array
         progress: _Progress
 
-    def judge(progress: _Progress, x: Array, point: NewtonPoint) -> _Progress:
-        better = point.residual < progress.residual
-        return progress._replace(
-            best=jnp.where(better, x, progress.best),
-            residual=jnp.where(better, point.residual, progress.residual),
-            patience=jnp.where(better, 0, progress.patience + 1),
-            evaluations=progress.evaluations + 1,
-        )
-
     def full(point: NewtonPoint) -> Array:
         return jnp.minimum(1.0, longest / jnp.maximum(jnp.abs(point.step).max(initial=0.0), 1e-300))
 
@@ -281,25 +272,31 @@ def newton(
         return (residual > limits.atol) & ~floor & ~state.stalled & (state.progress.evaluations < limits.max_evaluations)
 
     def body(state: State) -> State:
+        # the first pass evaluates the starting point, so that a loop that is not needed costs nothing
+        first = state.progress.evaluations == 0
         candidate = state.x + state.damping * state.point.step
         point = evaluate(candidate)
         finite = jnp.isfinite(point.residual) & jnp.isfinite(point.merit) & jnp.isfinite(point.step).all()
         noise = 1e-13 * (1.0 + jnp.abs(state.point.merit))
         falls = point.merit <= state.point.merit + 1e-4 * state.damping * state.point.slope + noise
-        accept = finite & (falls | (point.residual < 0.9 * state.point.residual))
-        progress = judge(state.progress, candidate, point)
-        progress = jax.tree.map(lambda new, old: jnp.where(finite, new, old), progress, state.progress)
-        progress = progress._replace(
-            evaluations=state.progress.evaluations + 1, iterations=state.progress.iterations + accept.astype(int)
+        accept = finite & (first | falls | (point.residual < 0.9 * state.point.residual))
+        better = finite & (point.residual < state.progress.residual)
+        progress = _Progress(
+            best=jnp.where(better, candidate, state.progress.best),
+            residual=jnp.where(better, point.residual, state.progress.residual),
+            patience=jnp.where(better, 0, state.progress.patience + finite),
+            iterations=state.progress.iterations + (accept & ~first),
+            evaluations=state.progress.evaluations + 1,
+            done=state.progress.done,
         )
         kept = jax.tree.map(lambda new, old: jnp.where(accept, new, old), point, state.point)
         damping = jnp.where(accept, full(point), 0.5 * state.damping)
-        return State(jnp.where(accept, candidate, state.x), kept, damping, damping < 1e-10, progress)
+        stalled = (damping < 1e-10) | (first & ~finite)
+        return State(jnp.where(accept, candidate, state.x), kept, damping, stalled, progress)
 
-    point = evaluate(start)
-    begun = judge(_no_progress(start), start, point)
-    finite = jnp.isfinite(point.residual) & jnp.isfinite(point.step).all()
-    last = lax.while_loop(unfinished, body, State(start, point, full(point), ~finite, begun))
+    nowhere = NewtonPoint(jnp.zeros_like(start), jnp.asarray(jnp.inf), jnp.asarray(jnp.inf), jnp.asarray(0.0))
+    begun = State(start, nowhere, jnp.asarray(1.0), jnp.asarray(False), _no_progress(start))
+    last = lax.while_loop(unfinished, body, begun)
     found = _finish(last.progress, FixedPointMethod("newton"), limits._replace(rtol=0.0))
     stalled = last.stalled & (found.status == int(Status.MAX_EVALUATIONS))
     return eqx.tree_at(lambda f: f.status, found, jnp.where(stalled, int(Status.STALLED), found.status))

@@ -1,0 +1,1 @@
+"""Benchmarks of blpjax beside PyBLP: `make bench`, or `python -m benchmarks --help`."""

@@ -1,0 +1,95 @@
+"""Nevo's cereals beside PyBLP in one process, with and without the Hessian."""
+
+import contextlib
+import dataclasses
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+import blpjax
+from benchmarks import models
+from benchmarks.comparison import compare, outcome_of
+from benchmarks.processes import goal_reached
+from benchmarks.rows import Row, Timing, measure
+from benchmarks.settings import Settings
+
+#: Warm ratios to PyBLP, and number of evaluations, that are aimed at.
+GOALS = {"gradient": 300, "both": 150}
+EVALUATIONS_GOAL = 20
+
+
+def nevo_rows(settings: Settings) -> Iterator[Row]:
+    """One row for each value of `check_optimality`."""
+    with quiet():
+        for check_optimality in ("gradient", "both"):
+            yield _nevo_row(check_optimality, settings)
+
+
+def _nevo_row(check_optimality: str, settings: Settings) -> Row:
+    jax.clear_caches()
+    problem = models.nevo_problem(blpjax)
+    solver = Solver(blpjax, problem, check_optimality)
+    first = measure(solver)
+    other = None
+    if settings.pyblp:
+        pyblp = importlib.import_module("pyblp")
+        pyblp.options.verbose = False
+        other = Solver(pyblp, models.nevo_problem(pyblp), check_optimality)
+    warm: list[float] = []
+    theirs: list[float] = []
+    for _ in range(settings.repeat):
+        warm += measure(solver, settings.warm).seconds
+        if other is not None:
+            theirs += measure(other).seconds
+    solvers = [solver] if other is None else [solver, other]
+    outcomes = [outcome_of(item.results, models.NEVO_SIGMA, models.NEVO_PI) for item in solvers]
+    difference = None if other is None else compare(*outcomes)
+    objective = outcomes[0].objective
+    failure = ""
+    if not outcomes[0].converged:
+        failure = "did not converge"
+    elif not models.at_optimum(objective):
+        failure = f"objective {objective:.10g} instead of {models.NEVO_OBJECTIVE:.10g}"
+    timing = Timing(tuple(warm))
+    row = Row(
+        f"Nevo, {check_optimality}",
+        size=f"T={problem.T} N={problem.N} I={problem.I} P={len(solver.results.theta)}",
+        compile=first.median - timing.median,
+        first=first,
+        warm=timing,
+        pyblp=Timing(tuple(theirs)) if theirs else None,
+        evaluations=tuple(outcome.evaluations for outcome in outcomes),
+        converged=tuple(outcome.converged for outcome in outcomes),
+        estimates_difference=difference.estimates if difference else None,
+        errors_difference=difference.errors if difference else None,
+        failure=failure,
+    )
+    few = "reached" if outcomes[0].evaluations <= EVALUATIONS_GOAL else "missed"
+    goals = f"{goal_reached(row, GOALS[check_optimality])}; at most {EVALUATIONS_GOAL} evaluations, {few}"
+    return dataclasses.replace(row, details={"objective": f"{objective:.10f}", "goals": goals})
+
+
+class Solver:
+    """Solves a problem each time it is called and keeps the last results."""
+
+    def __init__(self, lib: Any, problem: Any, check_optimality: str) -> None:
+        self.lib = lib
+        self.problem = problem
+        self.check_optimality = check_optimality
+        self.results: Any = None
+
+    def __call__(self) -> None:
+        self.results = models.nevo_solve(self.lib, self.problem, self.check_optimality)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Context in which blpjax prints nothing."""
+    verbose = blpjax.options.verbose
+    blpjax.options.verbose = False
+    try:
+        yield
+    finally:
+        blpjax.options.verbose = verbose

@@ -1,0 +1,123 @@
+"""The models that are timed, written once for both libraries: each function takes the module `pyblp` or `blpjax`."""
+
+import dataclasses
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Array = np.ndarray
+
+#: Published starting values for Nevo's cereals (Nevo 2000; PyBLP's tutorial).
+NEVO_SIGMA = np.diag([0.3302, 2.4526, 0.0163, 0.2441])
+NEVO_PI = np.array(
+    [
+        # income, income^2, age, child
+        [5.4819, 0, 0.2037, 0],  # constant
+        [15.8935, -1.2000, 0, 2.6342],  # prices
+        [-0.2506, 0, 0.0511, 0],  # sugar
+        [1.2650, 0, -0.8091, 0],  # mushy
+    ]
+)
+
+#: Objective at the unbounded one-step optimum.
+NEVO_OBJECTIVE = 4.5615141648
+OBJECTIVE_TOLERANCE = 1e-6
+
+
+def nevo_problem(lib: ModuleType) -> Any:
+    """Nevo's cereals with demographics and absorbed product effects."""
+    return lib.Problem(
+        (lib.Formulation("0 + prices", absorb="C(product_ids)"), lib.Formulation("1 + prices + sugar + mushy")),
+        pd.read_csv(lib.data.NEVO_PRODUCTS_LOCATION),
+        lib.Formulation("0 + income + income_squared + age + child"),
+        pd.read_csv(lib.data.NEVO_AGENTS_LOCATION),
+    )
+
+
+def nevo_solve(
+    lib: ModuleType, problem: Any, check_optimality: str, sigma: Array = NEVO_SIGMA, pi: Array = NEVO_PI
+) -> Any:
+    """One GMM step without bounds: blpjax's default routine, and BFGS, which ignores bounds, in PyBLP."""
+    if lib.__name__ == "pyblp":
+        options: dict[str, Any] = {"optimization": lib.Optimization("bfgs", {"gtol": 1e-5})}
+    else:
+        unbounded = np.full(sigma.shape, math.inf)
+        options = {"sigma_bounds": (-unbounded, unbounded)}
+    return problem.solve(sigma, pi, method="1s", check_optimality=check_optimality, **options)
+
+
+def at_optimum(objective: float) -> bool:
+    """Whether an objective is that of Nevo's unbounded optimum."""
+    return abs(objective / NEVO_OBJECTIVE - 1) <= OBJECTIVE_TOLERANCE
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Size of a simulated economy of equal markets: numbers of markets, products and agents in each."""
+
+    markets: int = 500
+    products: int = 50
+    agents: int = 1000
+
+    def __str__(self) -> str:
+        return f"T={self.markets} J={self.products} I={self.agents} P=20"
+
+
+#: Parameters of the simulated economies at which they are evaluated: K2 = 4, D = 4, 20 parameters.
+SIMULATED_SIGMA = np.diag([0.5, 0.3, 0.4, 0.6])
+SIMULATED_PI = np.array([[0.3, -0.2, 0.1, 0.1], [0.2, 0.1, -0.1, 0.1], [-0.1, 0.2, 0.2, 0.1], [0.1, 0.1, -0.2, 0.3]])
+
+
+def simulated_problem(lib: ModuleType, size: Size) -> Any:
+    """An economy with simulated shares, which need not be an equilibrium to take the same work."""
+    products, agents = simulate(size)
+    return lib.Problem(
+        (lib.Formulation("1 + prices + x + y"), lib.Formulation("1 + prices + x + y")),
+        products,
+        lib.Formulation("0 + income + age + children + education"),
+        agents,
+    )
+
+
+def simulated_solve(lib: ModuleType, problem: Any) -> Any:
+    """Objective, Jacobian, moments and standard errors at fixed parameters."""
+    return problem.solve(
+        SIMULATED_SIGMA, SIMULATED_PI, method="1s", optimization=lib.Optimization("return"), check_optimality="gradient"
+    )
+
+
+def simulate(size: Size, seed: int = 0) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Product and agent tables. Shares come from tastes 1.2 times as strong as those that are evaluated."""
+    rng = np.random.default_rng(seed)
+    T, J, individuals = size.markets, size.products, size.agents
+    x, y = rng.uniform(0, 2, (2, T, J))
+    xi = rng.normal(0, 0.3, (T, J))
+    instruments = rng.normal(size=(T, J, 24))
+    prices = 1.5 + 0.05 * instruments.sum(axis=2) + 0.3 * x + 0.3 * xi
+    nodes, demographics = rng.normal(size=(T, individuals, 4)), rng.normal(size=(T, individuals, 4))
+    shares = np.empty((T, J))
+    for t in range(T):
+        X2 = np.stack([np.ones(J), prices[t], x[t], y[t]], axis=1)
+        tastes = 1.2 * (SIMULATED_SIGMA @ nodes[t].T + SIMULATED_PI @ demographics[t].T)
+        exponentials = np.exp((-2 - prices[t] + 0.8 * x[t] + 0.4 * y[t] + xi[t])[:, None] + X2 @ tastes)
+        shares[t] = (exponentials / (1 + exponentials.sum(axis=0))).mean(axis=1)
+    products = {
+        "market_ids": np.repeat(np.arange(T), J),
+        "firm_ids": np.tile(np.arange(J) % 5, T),
+        "shares": shares.ravel(),
+        "prices": prices.ravel(),
+        "x": x.ravel(),
+        "y": y.ravel(),
+        "demand_instruments": instruments.reshape(T * J, -1),
+    }
+    names = ("income", "age", "children", "education")
+    agents = {
+        "market_ids": np.repeat(np.arange(T), individuals),
+        "weights": np.full(T * individuals, 1 / individuals),
+        "nodes": nodes.reshape(T * individuals, 4),
+        **{name: demographics[:, :, d].ravel() for d, name in enumerate(names)},
+    }
+    return products, agents

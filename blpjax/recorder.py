@@ -1,0 +1,148 @@
+"""The objective as optimisation routines see it: counted, remembered, and finite where it fails."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import ArrayLike
+
+
+@runtime_checkable
+class Evaluation(Protocol):
+    """What one evaluation of the objective provides. Arrays may be NumPy's or JAX's."""
+
+    @property
+    def objective(self) -> Any:
+        """Scalar q = r'r."""
+        ...
+
+    @property
+    def gradient(self) -> Any:
+        """Gradient of q, (P,)."""
+        ...
+
+    @property
+    def residuals(self) -> Any:
+        """Residuals r, (M,)."""
+        ...
+
+    @property
+    def residual_jacobian(self) -> Any:
+        """Jacobian of r, (M, P)."""
+        ...
+
+    @property
+    def ok(self) -> Any:
+        """Whether the evaluation succeeded."""
+        ...
+
+
+@runtime_checkable
+class Box(Protocol):
+    """Lower and upper bounds, arrays of shape (P,), infinite where there are none."""
+
+    @property
+    def lower(self) -> np.ndarray:
+        """Lower bounds, (P,)."""
+        ...
+
+    @property
+    def upper(self) -> np.ndarray:
+        """Upper bounds, (P,)."""
+        ...
+
+
+class Recorded(NamedTuple):
+    """One evaluation with its numbers on the host."""
+
+    theta: np.ndarray
+    objective: float
+    gradient: np.ndarray | None
+    ok: bool
+    evaluation: Any
+
+
+class Recorder:
+    """Calls the objective, remembers the points that matter, and stands in for evaluations that fail."""
+
+    def __init__(
+        self,
+        evaluate: Callable[[np.ndarray], Evaluation],
+        lower: np.ndarray,
+        upper: np.ndarray,
+        compute_gradient: bool,
+        on_iteration: Callable[[int], object] | None,
+    ) -> None:
+        self.evaluate = evaluate
+        self.lower, self.upper = lower, upper
+        self.compute_gradient = compute_gradient
+        self.on_iteration = on_iteration
+        self.evaluations = self.failures = self.iterations = 0
+        self.highest = 0.0
+        self.last: Recorded | None = None
+        self.best: Recorded | None = None
+        self.iterate: Recorded | None = None
+
+    def __call__(self, theta: ArrayLike) -> Recorded:
+        """Evaluate, or recall, the objective at theta (P,)."""
+        theta = np.array(theta, dtype=float).ravel()
+        for known in (self.last, self.best, self.iterate):
+            if known is not None and np.array_equal(known.theta, theta):
+                return known
+        evaluation = self.evaluate(theta.copy())
+        wanted = (evaluation.objective, evaluation.gradient if self.compute_gradient else None, evaluation.ok)
+        objective, gradient, ok = jax.device_get(wanted)
+        gradient = None if gradient is None else np.asarray(gradient, float).ravel()
+        ok = bool(ok) and bool(np.isfinite(objective)) and (gradient is None or bool(np.isfinite(gradient).all()))
+        self.last = Recorded(theta, float(objective), gradient, ok, evaluation)
+        self.evaluations += 1
+        self.failures += not ok
+        if ok:
+            self.highest = max(self.highest, self.last.objective)
+            inside = bool(((theta >= self.lower) & (theta <= self.upper)).all())
+            if inside and (self.best is None or self.last.objective < self.best.objective):
+                self.best = self.last
+            if self.iterate is None:
+                self.iterate = self.last
+        return self.last
+
+    def count_iteration(self, theta: np.ndarray | None = None, *unused: Any, count: int | None = None) -> None:
+        """A major iteration has ended, at theta if given."""
+        for known in (self.last, self.best):
+            if theta is not None and known is not None and known.ok and np.array_equal(known.theta, theta):
+                self.iterate = known
+        before, self.iterations = self.iterations, self.iterations + 1 if count is None else count
+        if self.on_iteration is not None and self.iterations > before:
+            self.on_iteration(self.iterations)
+
+    def value(self, theta: np.ndarray) -> float:
+        """Objective, or a finite value larger than any seen: for routines that use no gradient."""
+        record = self(theta)
+        return record.objective if record.ok else 10 * (1 + self.highest)
+
+    def value_and_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """Objective and gradient, or a bowl around the last iterate: line searches interpolate it to a shorter step.
+
+        The value exceeds the iterate's objective by what the gradient had promised as decrease. A much larger one
+        would make the interpolated step uselessly small.
+        """
+        record, centre = self(theta), self.iterate
+        if record.ok and record.gradient is not None:
+            return record.objective, record.gradient.copy()
+        if centre is None or centre.gradient is None:
+            return 10 * (1 + self.highest), np.zeros_like(record.theta)
+        step = record.theta - centre.theta
+        rise = abs(float(centre.gradient @ step)) + 0.1 * (1 + abs(centre.objective))
+        return centre.objective + rise, 2 * rise * step / (step @ step)
+
+    def gauss_newton_decrease(self, record: Recorded) -> float:
+        """Decrease of q that linear least squares promises over the elements free to move; NaN if unknown."""
+        if record.gradient is None:
+            return np.nan
+        theta, gradient = record.theta, record.gradient
+        blocked = ((theta <= self.lower) & (gradient > 0)) | ((theta >= self.upper) & (gradient < 0))
+        r, J = jax.device_get((record.evaluation.residuals, record.evaluation.residual_jacobian))
+        free = np.asarray(J, float)[:, ~blocked]
+        free = free / np.maximum(np.linalg.norm(free, axis=0), 1e-300)
+        return float(((free @ np.linalg.lstsq(free, np.asarray(r, float), rcond=1e-10)[0]) ** 2).sum())
