@@ -15,6 +15,9 @@ from typing import Any
 from benchmarks.rows import LEGEND, Row, as_json, failed, format_row, header
 from benchmarks.settings import QUICK, Settings
 
+#: Variables that set the number of threads of BLAS for NumPy and SciPy, when nothing has imported them yet.
+BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
 #: Function that yields the rows of a group, by the name of the group: modules are imported when their turn comes.
 GROUPS = {
     "nevo": "benchmarks.estimation:nevo_rows",
@@ -58,11 +61,14 @@ def machine_facts() -> dict[str, Any]:
     import jax
 
     device = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    packages = ("blpjax", "jax", "jaxlib", "numpy", "scipy", "pyblp")
     facts: dict[str, Any] = {
-        "processor": f"{_processor()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
+        "processor": f"{_processor()}, {cores} cores",
         "device": f"{device.platform} ({device.device_kind}), {jax.device_count()} of them",
         "python": platform.python_version(),
-        "packages": ", ".join(f"{name} {version(name)}" for name in ("blpjax", "jax", "jaxlib", "numpy", "scipy", "pyblp")),
+        "threads of BLAS": os.environ.get(BLAS_VARIABLES[0], "default"),
+        "packages": ", ".join(f"{name} {version(name)}" for name in packages),
     }
     if hasattr(os, "getloadavg"):
         facts["load before"] = f"{os.getloadavg()[0]:.2f}"
@@ -99,4 +105,7 @@ if __name__ == "__main__":
     # Compile times are those without a persistent cache; the process rows choose caches of their own.
     os.environ["BLPJAX_COMPILATION_CACHE"] = "0"
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    # PyBLP's matrices are small: threads of BLAS that wait for each other make it slower, and its times erratic.
+    for variable in BLAS_VARIABLES:
+        os.environ.setdefault(variable, "1")
     sys.exit(main())

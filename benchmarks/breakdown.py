@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -64,7 +65,7 @@ def profile_rows(settings: Settings) -> Iterator[Row]:
 
 
 def _time_parts(problem: Any, results: Any, repetitions: int) -> dict[str, Timing]:
-    """Programs at the starting values and at the estimates, half of the repetitions each (the Hessian: at the estimates)."""
+    """Programs at the starting values and at the estimates (the Hessian: at the estimates only)."""
     functions = problem.functions(models.NEVO_SIGMA, models.NEVO_PI)
     ends = [functions.theta, jnp.asarray(results.theta)]
     evaluations = [_evaluate(functions, theta) for theta in ends]
@@ -72,7 +73,7 @@ def _time_parts(problem: Any, results: Any, repetitions: int) -> dict[str, Timin
     delta = evaluations[-1].inversion.delta
 
     def time_at_both(function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> Timing:
-        timings = [_time(lambda given=given: function(*given), repetitions) for given in arguments]
+        timings = [_time(partial(function, *given), repetitions) for given in arguments]
         return timings[0] + timings[1]
 
     return {

@@ -1,4 +1,8 @@
-"""What runs in a process of its own: ``python -m benchmarks.child {nevo,simulated} {pyblp,blpjax} [T J I]`` prints JSON."""
+"""What runs in a process of its own, and prints JSON.
+
+``python -m benchmarks.child nevo pyblp`` or ``... simulated blpjax T J I REPETITIONS``, with numbers of markets,
+products and agents, and of evaluations after the first.
+"""
 
 import dataclasses
 import importlib
@@ -11,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import models
 from benchmarks.comparison import Outcome, outcome_of
+from benchmarks.settings import Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,7 @@ def run_nevo(library: str) -> Report:
     return Report(outcome_of(results, models.NEVO_SIGMA, models.NEVO_PI), first, (), peak_memory())
 
 
-def run_simulated(library: str, size: models.Size, warm: int) -> Report:
+def run_simulated(library: str, size: Size, warm: int) -> Report:
     """Build a simulated economy and evaluate its objective and Jacobian once, and then `warm` times more."""
     lib = importlib.import_module(library)
     lib.options.verbose = False
@@ -68,7 +73,7 @@ def main(arguments: list[str]) -> None:
         report = run_nevo(library)
     else:
         *size, warm = map(int, numbers)
-        report = run_simulated(library, models.Size(*size), warm)
+        report = run_simulated(library, Size(*size), warm)
     print(json.dumps(dataclasses.asdict(report)))
 
 

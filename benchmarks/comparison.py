@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Estimates and standard errors of the free parameters (sigma and pi by rows, then beta), and how they were found."""
+    """Estimates and standard errors of free parameters (sigma and pi by rows, then beta), and how they were found."""
 
     objective: float
     estimates: tuple[float, ...]

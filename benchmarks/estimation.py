@@ -43,6 +43,7 @@ def _nevo_row(check_optimality: str, settings: Settings) -> Row:
         warm += measure(solver, settings.warm).seconds
         if other is not None:
             theirs += measure(other).seconds
+            warm += measure(solver, settings.warm).seconds
     solvers = [solver] if other is None else [solver, other]
     outcomes = [outcome_of(item.results, models.NEVO_SIGMA, models.NEVO_PI) for item in solvers]
     difference = None if other is None else compare(*outcomes)
@@ -81,6 +82,7 @@ class Solver:
         self.results: Any = None
 
     def __call__(self) -> None:
+        """Solve once."""
         self.results = models.nevo_solve(self.lib, self.problem, self.check_optimality)
 
 

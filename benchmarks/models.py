@@ -1,12 +1,13 @@
 """The models that are timed, written once for both libraries: each function takes the module `pyblp` or `blpjax`."""
 
-import dataclasses
 import math
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from benchmarks.settings import Size
 
 Array = np.ndarray
 
@@ -52,18 +53,6 @@ def nevo_solve(
 def at_optimum(objective: float) -> bool:
     """Whether an objective is that of Nevo's unbounded optimum."""
     return abs(objective / NEVO_OBJECTIVE - 1) <= OBJECTIVE_TOLERANCE
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """Size of a simulated economy of equal markets: numbers of markets, products and agents in each."""
-
-    markets: int = 500
-    products: int = 50
-    agents: int = 1000
-
-    def __str__(self) -> str:
-        return f"T={self.markets} J={self.products} I={self.agents} P=20"
 
 
 #: Parameters of the simulated economies at which they are evaluated: K2 = 4, D = 4, 20 parameters.

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks.child import Report
 from benchmarks.comparison import Outcome, compare
@@ -56,9 +57,12 @@ def run_process(*arguments: str, cache: str = "0") -> Process:
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise RuntimeError(f"the process ended with status {done.returncode}: {lines[-1]}")
-    content = json.loads(done.stdout.strip().splitlines()[-1])
-    outcome = Outcome(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.pop("outcome").items()})
-    return Process(Report(outcome=outcome, **content | {"warm": tuple(content["warm"])}), seconds)
+    content: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1], object_hook=_with_tuples)
+    return Process(Report(**content | {"outcome": Outcome(**content["outcome"])}), seconds)
+
+
+def _with_tuples(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
 
 
 def process_rows(settings: Settings) -> Iterator[Row]:

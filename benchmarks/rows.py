@@ -57,7 +57,8 @@ class Ratio:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.median:.3g}x [{self.low:.3g}-{self.high:.3g}]"
+        median, low, high = (f"{value:.0f}" if value >= 10 else f"{value:.2g}" for value in dataclasses.astuple(self))
+        return f"{median}x [{low}-{high}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +124,9 @@ _COLUMNS = (
 )
 
 LEGEND = """\
-Seconds are medians [fastest-slowest]; compile is the first run less a warm one; ratio is PyBLP's seconds divided by ours.
-Evaluations of the objective and convergence are ours / PyBLP's. Estimates and errors: largest relative difference from PyBLP in
-estimates and in standard errors."""
+Seconds are medians [fastest-slowest]. Compile is the first run less a warm one, ratio is PyBLP's seconds divided by
+ours. Evaluations of the objective and convergence are ours / PyBLP's. Estimates and errors are the largest relative
+differences from PyBLP in estimates and in standard errors."""
 
 
 def header() -> str:

@@ -1,8 +1,18 @@
-"""How much is run."""
+"""How much is run. Imports nothing that uses BLAS, so that the number of its threads can still be set."""
 
 import dataclasses
 
-from benchmarks.models import Size
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Size of a simulated economy of equal markets: numbers of markets, products and agents in each."""
+
+    markets: int = 500
+    products: int = 50
+    agents: int = 1000
+
+    def __str__(self) -> str:
+        return f"T={self.markets} J={self.products} I={self.agents} P=20"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,18 +74,14 @@ def starts_rows(settings: Settings) -> Iterator[Row]:
 def _estimate(problem: Any, start: Start) -> Ending:
     results: list[Any] = []
     try:
-        timing = measure(
-            lambda: results.append(models.nevo_solve(blpjax, problem, "gradient", start.sigma, start.pi))
-        )
+        timing = measure(lambda: results.append(models.nevo_solve(blpjax, problem, "gradient", start.sigma, start.pi)))
     except Exception as error:  # a crash is what is being counted
         return Ending("crash", float("nan"), 0, 0, float("nan"), f"{type(error).__name__}: {error}")
     result = results[0]
     right = models.at_optimum(float(result.objective))
     kind = ("optimum" if right else "false convergence") if result.converged else "failure reported"
     failures = int((~result.fp_converged.astype(bool)).any(axis=0).sum())
-    return Ending(
-        kind, float(result.objective), result.objective_evaluations, failures, timing.median, result.message
-    )
+    return Ending(kind, float(result.objective), result.objective_evaluations, failures, timing.median, result.message)
 
 
 def _starts_row(problem: Any, endings: list[Ending]) -> Row:
@@ -117,9 +113,9 @@ def _stored_details(endings: list[Ending]) -> dict[str, str]:
     stored = json.loads(STORED.read_text(encoding="utf-8"))
     lines = {}
     for number, (ending, start) in enumerate(zip(endings, stored["starts"], strict=False)):
-        theirs = start.get("error") or f"objective {start['objective']:.10f}, {start['objective_evaluations']} evaluations"
-        ours = f"{ending.objective:.10f}, {ending.evaluations} evaluations"
-        lines[f"start {number}, ours / stored PyBLP {stored['versions']['pyblp']}"] = f"objective {ours} / {theirs}"
+        theirs = start.get("error") or f"{start['objective']:.10f} after {start['objective_evaluations']} evaluations"
+        ours = f"{ending.objective:.10f} after {ending.evaluations}"
+        lines[f"start {number}, ours / stored PyBLP {stored['versions']['pyblp']}"] = f"{ours} / {theirs}"
     return lines
 
 
@@ -141,7 +137,7 @@ def _inversion_row(problem: Any, estimates: Any) -> Row:
     errors = np.abs(np.log(simulated) - np.log(shares))
     markets = np.asarray(problem.products.market_ids)[:, 0]
     solved = [bool((errors[markets == market] <= SOLVED).all()) for market in problem.unique_market_ids]
-    reported = np.asarray(inversion.status) != 0
+    reported, counts = np.asarray(inversion.status) != 0, inversion.evaluations
     silent = int((~np.array(solved) & ~reported).sum())
     share = float(np.mean(solved))
     failure = ""
@@ -160,6 +156,6 @@ def _inversion_row(problem: Any, estimates: Any) -> Row:
         details={
             f"markets solved to {SOLVED:g}": f"{sum(solved)} of {len(solved)} ({share:.1%}), at least 99% expected",
             "largest difference of log shares": float(errors.max()),
-            "contraction evaluations": f"median {np.median(inversion.evaluations):g}, most {np.max(inversion.evaluations)}",
+            "contraction evaluations": f"median {np.median(counts):g}, most {np.max(counts)}",
         },
     )

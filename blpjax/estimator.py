@@ -10,13 +10,15 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+import tqdm
 from jaxtyping import Array, Float, Int
 
 from blpjax import gmm, moments
 from blpjax.economy import Economy
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.moments import DemandData, Evaluation, MomentInputs, Specification
-from blpjax.parameters import Coefficients, expand
+from blpjax.parameters import Coefficients
 
 #: Columns of the Hessian are computed together as long as they hold fewer numbers than this.
 HESSIAN_ELEMENTS = 2**25
@@ -74,22 +76,40 @@ def prepare(
     return moments.make_inputs(economy, data, fixed, W, scale, limits, specification.layout)
 
 
-@partial(jax.jit, static_argnums=0)
 def hessian(
-    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], delta: Float[Array, " N"]
+    specification: Specification,
+    inputs: MomentInputs,
+    theta: Float[Array, " P"],
+    delta: Float[Array, " N"],
+    progress: bool = False,
 ) -> Float[Array, "P P"]:
     """Exact Hessian of the objective at theta and its mean utilities `delta`: forward over reverse mode.
 
-    Derivatives need the solution of the inversion, not the loop that finds it, so the program has none.
+    Columns are computed a few at a time where memory asks for it; `progress` shows a bar then.
     """
+    P = theta.size
+    elements = sum(bucket.shares.size * bucket.weights.shape[1] for bucket in inputs.economy.buckets)
+    columns = max(1, min(P, HESSIAN_ELEMENTS // max(elements, 1)))
+    batches = -(-P // columns)
+    directions = np.eye(batches * columns, P).reshape(batches, columns, P)
+    bar = tqdm.tqdm(directions, desc="Hessian", disable=not progress or batches == 1)
+    rows = jnp.concatenate([_hessian_rows(specification, inputs, theta, delta, batch) for batch in bar])[:P]
+    return (rows + rows.T) / 2
+
+
+@partial(jax.jit, static_argnums=0)
+def _hessian_rows(
+    specification: Specification,
+    inputs: MomentInputs,
+    theta: Float[Array, " P"],
+    delta: Float[Array, " N"],
+    directions: Float[Array, "B P"],
+) -> Float[Array, "B P"]:
+    # derivatives need the solution of the inversion, not the loop that finds it, so the program has none
     solved = specification._replace(method=FixedPointMethod("return"))
     gradient = jax.grad(lambda values: moments.objective(solved, inputs, values, delta))
     _, push = jax.linearize(gradient, theta)
-    elements = sum(bucket.shares.size * bucket.weights.shape[1] for bucket in inputs.economy.buckets)
-    columns = max(1, min(theta.size, HESSIAN_ELEMENTS // max(elements, 1)))
-    directions = jnp.eye(theta.size)
-    rows = jax.vmap(push)(directions) if columns == theta.size else jax.lax.map(push, directions, batch_size=columns)
-    return (rows + rows.T) / 2
+    return jax.vmap(push)(directions)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -136,9 +156,3 @@ def summarise(
     inference = gmm.parameter_inference(G, W, S, N=N, se_type=types.se_type, step=step)
     parameters = jnp.concatenate([theta, beta[jnp.array(concentrated, int)]])
     return StepSummary(parameters, averaged, G, S, gmm.updated_weights(S_for_W), inference, gmm.numerical_rank(S_for_W))
-
-
-@partial(jax.jit, static_argnums=0)
-def coefficients_at(specification: Specification, fixed: Coefficients, theta: Float[Array, " P"]) -> Coefficients:
-    """Parameter matrices at theta. Concentrated elements of beta are zero."""
-    return expand(specification.layout, fixed, theta)

@@ -7,6 +7,7 @@ Every loop returns a `Status` code beside its value. Codes are plain integers in
 import enum
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class ConvergenceError(BLPError, RuntimeError):
 
 
 class StorageError(BLPError, ValueError):
-    """A file cannot be loaded: blpjax did not write it, or a newer version did, or it is damaged. The message names the file."""
+    """A file cannot be loaded: blpjax did not write it, a newer version did, or it is damaged. The message names it."""
 
 
 class IdentificationWarning(UserWarning):
@@ -71,12 +72,12 @@ _SENTENCES = {
 }
 
 
-def succeeded(codes: np.ndarray) -> np.ndarray:
+def succeeded(codes: Any) -> Any:
     """Whether each status code is a success. Works on NumPy and JAX integer arrays alike."""
     return codes <= Status.ROUNDING_FLOOR
 
 
-def describe_status(codes: np.ndarray, market_ids: Sequence[object], residuals: np.ndarray | None = None) -> str:
+def describe_status(codes: np.ndarray, market_ids: Sequence[object] | np.ndarray, residuals: np.ndarray | None = None) -> str:
     """Say which markets failed and why, or return an empty string when all succeeded.
 
     Parameters
@@ -100,7 +101,7 @@ def describe_status(codes: np.ndarray, market_ids: Sequence[object], residuals: 
 
 def raise_for_status(
     codes: np.ndarray,
-    market_ids: Sequence[object],
+    market_ids: Sequence[object] | np.ndarray,
     action: str,
     residuals: np.ndarray | None = None,
     warn: bool = False,

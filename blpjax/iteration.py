@@ -84,10 +84,10 @@ class Iteration:
     ) -> None:
         _check_method(method, compute_jacobian, universal_display)
         options = dict(method_options or {})
-        known = {"max_evaluations", "atol", "rtol", "norm"} | {
-            "squarem": {"scheme", "step_min", "step_max", "step_factor"},
-            "anderson": {"memory", "safeguard"},
-            "return": set(),
+        known = {"max_evaluations", "atol"} | {
+            "simple": {"rtol", "norm"},
+            "squarem": {"rtol", "norm", "scheme", "step_min", "step_max", "step_factor"},
+            "anderson": {"rtol", "norm", "memory", "safeguard"},
         }.get(method, set())
         if unknown := sorted(set(options) - known):
             raise ValueError(f"Iteration('{method}') does not have the options {unknown}. It has {sorted(known)}.")
@@ -95,7 +95,7 @@ class Iteration:
         limits = FixedPointLimits(
             atol=_number(options, "atol", default_atol, minimum=0.0),
             rtol=_number(options, "rtol", 0.0, minimum=0.0),
-            max_evaluations=int(_number(options, "max_evaluations", 5000, minimum=1)),
+            max_evaluations=_integer(options, "max_evaluations", 5000, minimum=1),
             step_min=_number(options, "step_min", 1.0),
             step_max=_number(options, "step_max", 1.0, minimum=0.0),
             step_factor=_number(options, "step_factor", 4.0, minimum=1.0),
@@ -105,7 +105,7 @@ class Iteration:
         scheme = options.get("scheme", 3)
         if scheme not in (1, 2, 3):
             raise ValueError(f"The option scheme of Iteration must be 1, 2 or 3, not {scheme!r}.")
-        memory = int(_number(options, "memory", 5, minimum=1))
+        memory = _integer(options, "memory", 5, minimum=1)
         if memory > 10:
             raise ValueError(f"The option memory of Iteration must be at most 10, not {memory}.")
         norm = options.get("norm")
@@ -148,3 +148,10 @@ def _number(options: Mapping[str, Any], name: str, default: float, minimum: floa
     if not value >= minimum:
         raise ValueError(f"The option {name} of Iteration must be at least {minimum:g}, not {value!r}.")
     return float(value)
+
+
+def _integer(options: Mapping[str, Any], name: str, default: int, minimum: int) -> int:
+    value = _number(options, name, float(default), float(minimum))
+    if not value.is_integer():
+        raise ValueError(f"The option {name} of Iteration must be an integer, not {value:g}.")
+    return int(value)

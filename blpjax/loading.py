@@ -11,8 +11,8 @@ from blpjax.results import ProblemResults
 def load(path: str | os.PathLike[str]) -> ProblemResults:
     """Load results with their problem, its data and the results of previous GMM steps.
 
-    Nothing in the file is executed. The problem is built again, with all checks of its data but without messages, so that
-    everything can be computed and the problem can be solved again. Attributes are bit by bit what they were. Where
+    Nothing in the file is executed. The problem is built again, with all checks of its data but without messages, so
+    that everything can be computed and the problem can be solved again. Attributes are bit by bit what they were. Where
     `Optimization` or `Iteration` held a function of the user, there is a `blpjax.states.NotStored` instead.
 
     Parameters
@@ -38,5 +38,7 @@ def load(path: str | os.PathLike[str]) -> ProblemResults:
     try:
         return ProblemResults.from_state(Problem.from_state(state["problem"]), state["steps"])
     except (AttributeError, LookupError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise StorageError(f"The file '{os.fspath(path)}' is damaged: its content does not describe results ({reason}).") from error
+        raise StorageError(
+            f"The file '{os.fspath(path)}' is damaged: its content does not describe results "
+            f"({type(error).__name__}: {error})."
+        ) from error

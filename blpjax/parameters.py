@@ -42,9 +42,9 @@ class Coefficients(eqx.Module):
     """Parameter matrices: `sigma` (K2, K2), `pi` (K2, D) and `beta` (K1,). Concentrated elements of `beta` are zero
     until they are filled in."""
 
-    sigma: Float[Array, "K2 K2"]
-    pi: Float[Array, "K2 D"]
-    beta: Float[Array, " K1"]
+    sigma: Float[Array | np.ndarray, "K2 K2"]
+    pi: Float[Array | np.ndarray, "K2 D"]
+    beta: Float[Array | np.ndarray, " K1"]
 
 
 class Bounds(NamedTuple):
@@ -72,6 +72,19 @@ class Parameters:
     def theta(self) -> np.ndarray:
         """Starting values (P,)."""
         return np.asarray(compress(self.layout, self.start))
+
+    def at(self, theta: np.ndarray) -> Coefficients:
+        """Parameter matrices with the elements of theta (P,) in place, as NumPy arrays."""
+        blocks = []
+        first, second = len(self.layout.sigma), len(self.layout.sigma) + len(self.layout.pi)
+        parts = (theta[:first], theta[first:second], theta[second:])
+        indices: tuple[Index, ...] = (self.layout.sigma, self.layout.pi, tuple((k,) for k in self.layout.beta))
+        for matrix, index, values in zip((self.start.sigma, self.start.pi, self.start.beta), indices, parts, strict=True):
+            block = np.array(matrix)
+            if index:
+                block[tuple(np.array(index).T)] = values
+            blocks.append(block)
+        return Coefficients(*blocks)
 
     @property
     def bounds(self) -> Bounds:

@@ -27,7 +27,6 @@ from blpjax.inputs.identification import (
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import AgentTable, read_agents, read_products
 from blpjax.iteration import Iteration
-from blpjax.kernels.contraction import logit_delta
 from blpjax.moments import DemandData, Specification
 from blpjax.optimize import Optimization
 from blpjax.parameters import Parameters, build_parameters
@@ -545,10 +544,10 @@ class Problem:
 
     @cached_property
     def _logit_delta(self) -> np.ndarray:
-        delta = np.zeros(self.N)
-        for rows in self._index.rows:
-            delta[rows] = np.asarray(logit_delta(self.product_table.shares[rows]))
-        return delta
+        """(N,) mean utilities of the plain logit, ``log S_j - log S_0`` (Berry 1994)."""
+        shares, codes = self.product_table.shares, np.searchsorted(self._index.ids, self.product_table.market_ids)
+        inside = np.bincount(codes, weights=shares)
+        return np.log(shares) - np.log1p(-inside[codes])
 
     def _read_step_options(
         self,

@@ -19,7 +19,7 @@ from blpjax.inputs.tables import ProductTable
 from blpjax.iteration import Iteration
 from blpjax.markets import invert_economy, market_tastes
 from blpjax.outputs import Demand
-from blpjax.parameters import Coefficients, expand
+from blpjax.parameters import Coefficients
 from blpjax.solver import StepOptions, StepResult, has_finite_bounds, project_gradient, usable_bounds
 from blpjax.states import Step, read_step, step_state
 
@@ -102,7 +102,7 @@ class ProblemResults:
         self.fp_residuals = result.inner.residuals
         self.theta = result.theta
         self.parameters = summary.parameters[:, None]
-        self._coefficients = expand(parameters.layout, parameters.start, jnp.asarray(result.theta))
+        self._coefficients = parameters.at(result.theta)
         self.sigma = np.asarray(self._coefficients.sigma)
         self.pi = np.asarray(self._coefficients.pi)
         self.beta = result.beta[:, None]
@@ -168,7 +168,9 @@ class ProblemResults:
     @property
     def clipped_shares(self) -> Array:
         """(N, 1) whether a simulated share is below the bound of 1e-300 at the estimates."""
-        return ~(self.compute_shares() >= 1e-300)
+        if not self._result.failed_markets:  # simulated shares equal the observed ones
+            return np.zeros((self.problem.N, 1), bool)
+        return ~(np.asarray(self.compute_shares()) >= 1e-300)
 
     @property
     def projected_gradient(self) -> Array:

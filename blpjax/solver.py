@@ -193,7 +193,7 @@ def solve_step(
     P = estimate.size
     hessian = jnp.full((P, P), jnp.nan)
     if options.check_optimality == "both" and P > 0 and bool(evaluation.ok):
-        hessian = estimator.hessian(specification, inputs, estimate, evaluation.inversion.delta)
+        hessian = estimator.hessian(specification, inputs, estimate, evaluation.inversion.delta, settings.verbose)
     errors = estimator.structural_errors(specification, inputs, estimate, evaluation.inversion.delta)
     residualised = context.residualize(np.asarray(evaluation.inversion.delta)[:, None])[:, 0]
     xi = jnp.asarray(residualised) - errors.explained

@@ -7,14 +7,15 @@ import contextlib
 import dataclasses
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blpjax import gmm, options as settings, storage
+from blpjax import gmm, storage
+from blpjax import options as settings
 from blpjax.estimator import CovarianceTypes, StepSummary
 from blpjax.exceptions import DataError, DataWarning, IdentificationWarning
 from blpjax.inputs.formulation import Formulation
@@ -43,15 +44,15 @@ _NORMS = {"numpy.linalg.norm": np.linalg.norm}
 
 @dataclasses.dataclass(frozen=True)
 class NotStored:
-    """Stands in loaded results for a function, or another object, that a file cannot hold. It can be displayed, not called."""
+    """Stands in loaded results for a function, or another object, that files cannot hold. It cannot be called."""
 
     name: str
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Refuse."""
         raise NotImplementedError(
-            f"{self.name} was not stored with the results, because files hold no code. Pass it again, for example in a new "
-            "Optimization or Iteration."
+            f"{self.name} was not stored with the results, because files hold no code. Pass it again, for example in "
+            "a new Optimization or Iteration."
         )
 
     def __repr__(self) -> str:
@@ -71,7 +72,7 @@ class Step:
 class ProblemArguments:
     """Arguments of `Problem`, with data as checked, and the tolerances (options by name) that data were checked with.
 
-    `agents` are the nodes and weights that the integration built: without a seed it would not build the same ones again.
+    `agents` has the nodes and weights that the integration built: without a seed it would not build them again.
     """
 
     product_formulations: tuple[Formulation, Formulation | None]
@@ -147,7 +148,7 @@ def read_problem(state: State) -> State:
 
 @contextlib.contextmanager
 def built_again(state: State) -> Iterator[None]:
-    """Within this context, data are checked as they were before, and what has been said about them is not said again."""
+    """Check data within this context as they were checked before, and do not say again what was said about them."""
     wanted = {"verbose": False} | {name: state["tolerances"][name] for name in TOLERANCES}
     before = {name: getattr(settings, name) for name in wanted}
     with warnings.catch_warnings():
@@ -239,11 +240,10 @@ def _read_parameters(state: State) -> Parameters:
     )
 
 
-def _read_module(kind: type[Module], state: State, **parts: Any) -> Module:
+def _read_module(kind: Callable[..., Module], state: State, **parts: Any) -> Module:
     """An equinox module with arrays on the host, as `jax.device_get` returns them."""
     fields = {name: jnp.asarray(value) for name, value in state.items() if name not in parts}
-    module: Module = jax.device_get(kind(**jax.tree.map(jnp.asarray, parts), **fields))
-    return module
+    return jax.device_get(kind(**jax.tree.map(jnp.asarray, parts), **fields))
 
 
 def _tuples(value: Any) -> Any:
@@ -271,8 +271,8 @@ def _iteration_state(iteration: Iteration) -> State:
 
 def _read_iteration(state: State) -> Iteration:
     norm = state["norm"]
-    options = state["method_options"]
-    return Iteration(state["method"], options if norm is None else {**options, "norm": _NORMS.get(norm, NotStored(norm))})
+    options = {} if norm is None else {"norm": _NORMS.get(norm, NotStored(norm))}
+    return Iteration(state["method"], {**state["method_options"], **options})
 
 
 def _options_state(value: Any) -> Any:
@@ -309,8 +309,8 @@ def _not_stored(value: Any) -> State:
 def _formulation_state(formulation: Formulation | None) -> State | None:
     if formulation is None:
         return None
-    names = ("formula", "absorb", "absorb_method")
-    return {name: getattr(formulation, name) for name in names} | {"absorb_options": dict(formulation.absorb_options or {})}
+    state = {name: getattr(formulation, name) for name in ("formula", "absorb", "absorb_method")}
+    return {**state, "absorb_options": dict(formulation.absorb_options or {})}
 
 
 def _read_formulation(state: State | None) -> Formulation | None:
@@ -335,8 +335,8 @@ def _table_state(
         row = bad // (values.shape[1] if values.ndim == 2 else 1)
         kind = type(values.reshape(-1)[bad])
         text = (
-            f"{table}: column '{column}' holds {kind.__module__}.{kind.__qualname__}, which cannot be stored in a file, in "
-            f"{describe_rows(data, np.array([row]))}."
+            f"{table}: column '{column}' holds {kind.__module__}.{kind.__qualname__}, which a file cannot hold, "
+            f"in {describe_rows(data, np.array([row]))}."
         )
         if column in names or re.sub(r"[0-9]+$", "", column) in fields:
             raise DataError(f"{text} Convert it before building the problem, for example with .astype(str).")

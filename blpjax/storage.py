@@ -1,8 +1,8 @@
 """Files of arrays and JSON: a tree of plain values in, the same tree out. Knows nothing of problems and results.
 
-A file is a zip archive. `document.json` says what the file is (format, version of the format, kind) and holds the tree, in
-which arrays are references to the other members, `arrays/0.npy` and so on: plain NumPy arrays, which `numpy.load` opens too.
-Reading executes no code: arrays of objects are never pickled, and JSON has no functions.
+A file is a zip archive. `document.json` says what the file is (format, version of the format, kind) and holds the tree,
+in which arrays are references to the other members, `arrays/0.npy` and so on: plain NumPy arrays, which `numpy.load`
+opens too. Reading executes no code: arrays of objects are never pickled, and JSON has no functions.
 """
 
 import contextlib
@@ -41,8 +41,8 @@ def write(path: str | os.PathLike[str], kind: str, state: Mapping[str, Any]) -> 
     ----------
     path : where to write. No suffix is added.
     kind : what the tree describes, for `read` to check.
-    state : dictionaries with string keys, lists and tuples (which are read as lists) of strings, numbers, booleans, None,
-        dates, timestamps and NumPy arrays, also arrays of such objects. Arrays are stored bit by bit.
+    state : dictionaries with string keys, lists and tuples (which are read as lists) of strings, numbers, booleans,
+        None, dates, timestamps and NumPy arrays, also arrays of such objects. Arrays are stored bit by bit.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     Raises
     ------
     StorageError
-        When the file is not one of blpjax, is of another kind, was written in a newer version of the format, or is damaged.
+        When the file is not one of blpjax, is of another kind, is damaged, or has a newer version of the format.
     OSError
         When the file cannot be opened.
     """
@@ -165,9 +165,9 @@ def _as_text(array: np.ndarray) -> np.ndarray | None:
 
 def _is_scalar(value: object) -> bool:
     """Whether one element can be stored without loss."""
-    if value is None or value is pd.NA or value is pd.NaT or isinstance(value, str | bool | np.bool_ | int | np.integer):
+    if value is None or value is pd.NA or value is pd.NaT:
         return True
-    if isinstance(value, float | np.float16 | np.float32):
+    if isinstance(value, str | bool | np.bool_ | int | np.integer | float | np.float16 | np.float32):
         return True
     if isinstance(value, pd.Timestamp) or type(value) is datetime.datetime:
         return _keeps_zone(value)
@@ -279,8 +279,8 @@ def _check_document(document: Mapping[str, Any], kind: str, path: str | os.PathL
         raise ValueError(f"{version!r} is no version of the format.")
     if version > VERSION:
         raise StorageError(
-            f"The file '{os.fspath(path)}' was written by blpjax {document.get('blpjax')} in version {version} of the file "
-            f"format, and the installed blpjax {_library_version()} reads versions up to {VERSION}. Upgrade blpjax to load it."
+            f"The file '{os.fspath(path)}' was written by blpjax {document.get('blpjax')} in version {version} of the "
+            f"file format, but the installed blpjax {_library_version()} reads versions up to {VERSION}. Upgrade it."
         )
     if document["kind"] != kind:
         raise StorageError(f"The file '{os.fspath(path)}' does not hold {kind} but {document['kind']}.")

@@ -268,23 +268,23 @@ def _compare(state: TrustRegionState, candidate: Array, evaluation: Residuals) -
     augmented = gauss_newton - 0.5 * step @ state.second_order @ step
     predicted = jnp.where(state.augmented, augmented, gauss_newton)
 
-    # Where changes of q drown in rounding, progress is a smaller gradient.
+    # Where changes of q drown in rounding, gradients say which steps and which model are good.
     noise = state.options.floor_tol * (0.5 * state.objective)
     drowned = ok & (jnp.abs(actual) <= noise) & (predicted <= noise)
-    old = _scaled_gradient_norm(state, state.theta, 0.5 * state.gradient)
-    flatter = _scaled_gradient_norm(state, candidate, J.T @ r) < 0.5 * old
-    accepted = ok & (((actual > 0) & (actual >= 1e-4 * predicted)) | (drowned & flatter))
+    gradients = _compare_gradients(state, candidate, J.T @ r)
+    accepted = ok & (((actual > 0) & (actual >= 1e-4 * predicted)) | (drowned & gradients.smaller))
 
-    own = jnp.abs(actual - predicted)
-    other = jnp.abs(actual - jnp.where(state.augmented, gauss_newton, augmented))
-    better = ok & ~drowned & (1.5 * other < own)
+    own = jnp.where(drowned, gradients.own_error, jnp.abs(actual - predicted))
+    other_predicted = jnp.where(state.augmented, gauss_newton, augmented)
+    other = jnp.where(drowned, gradients.other_error, jnp.abs(actual - other_predicted))
+    better = ok & (1.5 * other < own)
     retry = ~accepted & better & ~state.switched
     change = jnp.where(accepted, better, retry)
 
-    shrink = jnp.where(ok, jnp.clip(-0.5 * slope / (-slope - actual), 0.1, 0.5), 0.25)
-    radius = jnp.where(actual < 0.25 * predicted, shrink * length, state.radius)
-    radius = jnp.where(actual > 0.75 * predicted, jnp.maximum(state.radius, 2 * length), radius)
-    radius = jnp.where(drowned & accepted, state.radius, radius)
+    shrink = jnp.where(ok & ~drowned, jnp.clip(-0.5 * slope / (-slope - actual), 0.1, 0.5), 0.25)
+    bad = jnp.where(drowned, ~gradients.smaller, actual < 0.25 * predicted)
+    good = jnp.where(drowned, gradients.smaller, actual > 0.75 * predicted)
+    radius = jnp.where(bad, shrink * length, jnp.where(good, jnp.maximum(state.radius, 2 * length), state.radius))
     state = _replace(
         state,
         radius=jnp.where(retry, state.radius, radius),
@@ -295,6 +295,30 @@ def _compare(state: TrustRegionState, candidate: Array, evaluation: Residuals) -
     )
     moved = _move(_learn(state, step, r, J), candidate, r, J)
     return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), moved, state)
+
+
+class _Gradients(NamedTuple):
+    """Whether the trial's gradient shrank as predicted, and errors of the two models' predictions of it."""
+
+    smaller: Array
+    own_error: Array
+    other_error: Array
+
+
+def _compare_gradients(state: TrustRegionState, candidate: Array, gradient: Array) -> _Gradients:
+    step, old = candidate - state.theta, 0.5 * state.gradient
+    gauss_newton = old + state.residual_jacobian.T @ (state.residual_jacobian @ step)
+    augmented = gauss_newton + state.second_order @ step
+    own = jnp.where(state.augmented, augmented, gauss_newton)
+    other = jnp.where(state.augmented, gauss_newton, augmented)
+    before = _scaled_gradient_norm(state, state.theta, old)
+    after = _scaled_gradient_norm(state, candidate, gradient)
+    promised = before - _scaled_gradient_norm(state, candidate, own)
+    return _Gradients(
+        smaller=(after < before) & (before - after >= 0.1 * promised),
+        own_error=jnp.linalg.norm((gradient - own) / state.scale),
+        other_error=jnp.linalg.norm((gradient - other) / state.scale),
+    )
 
 
 def _learn(state: TrustRegionState, step: Array, r: Array, J: Array) -> TrustRegionState:

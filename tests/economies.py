@@ -34,7 +34,7 @@ def loop_shares(
     for i in range(agents):
         V = np.array([np.longdouble(delta[j]) + sum(X2[j, k] * C[k, i] for k in range(X2.shape[1])) for j in range(products)])
         largest = max(0, *(V[j] for j in range(products) if available[j, i] > 0))
-        exponentials = [available[j, i] * np.exp(V[j] - largest) if available[j, i] > 0 else 0 for j in range(products)]
+        exponentials = [available[j, i] * np.exp(V[j] - largest) if available[j, i] != 0 else 0 for j in range(products)]
         for j in range(products):
             shares[j] += weights[i] * exponentials[j] / (np.exp(-largest) + sum(exponentials))
     return shares.astype(float)

@@ -16,7 +16,10 @@ from jaxtyping import Array, Float
 from blpjax.exceptions import succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.fixed_point import FixedPoint, NewtonPoint, implicit, iterate, newton
-from blpjax.kernels.shares import probabilities, share_jacobian, shares
+from blpjax.kernels.shares import probabilities, scaled_exponentials, share_jacobian, shares
+
+#: Products in whose mean utilities an inversion moves farther than this from where exponentials were taken underflow.
+_FARTHEST = 600.0
 
 
 def logit_delta(observed: Float[Array, " J"]) -> Float[Array, " J"]:
@@ -76,6 +79,7 @@ def _solve(
     failed = ~succeeded(found.status)
     more = limits._replace(max_evaluations=jnp.where(failed, limits.max_evaluations - found.evaluations, 0))
     again = _newton(observed, mu, weights, availability, jnp.where(jnp.isfinite(found.value), found.value, start), more)
+    failed &= again.evaluations > 0
     return FixedPoint(
         jnp.where(failed, again.value, found.value),
         jnp.where(failed, again.status, found.status),
@@ -105,13 +109,12 @@ def _outside_gap(observed: Array, weights: Array, outside: Array) -> Array:
 
 def _corrected_contraction(observed: Array, mu: Array, weights: Array, availability: Array, anchor: Array):  # noqa: ANN202
     """The corrected contraction with exponentials taken once, at `anchor`: two matrix-vector products an evaluation."""
-    utilities = anchor[:, None] + mu
-    largest = jnp.maximum(utilities.max(axis=0), 0.0)
-    exponentials = availability * jnp.exp(utilities - largest[None, :])
-    none = jnp.exp(-largest)
+    exponentials, none = scaled_exponentials(anchor[:, None] + mu, availability)
 
     def contraction(delta: Array) -> Array:
-        e = jnp.exp(delta - anchor)
+        moved = delta - anchor
+        # exponentials that underflowed at the anchor could matter this far away from it: no value is better than a wrong one
+        e = jnp.where(jnp.maximum(moved.max(), 0.0) - jnp.minimum(moved.min(), 0.0) < _FARTHEST, jnp.exp(moved), jnp.nan)
         scaled = weights / (none + e @ exponentials)
         simulated = e * (exponentials @ scaled)
         return delta + _log_gap(observed, simulated) - jnp.where(observed > 0, _outside_gap(observed, weights, none @ scaled), 0.0)

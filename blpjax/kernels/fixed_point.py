@@ -61,12 +61,13 @@ class _Progress(NamedTuple):
     patience: Int[Array, ""]
     iterations: Int[Array, ""]
     evaluations: Int[Array, ""]
+    finite: Bool[Array, ""]  # whether the last evaluation was
     done: Bool[Array, ""]
 
 
 def _no_progress(start: Array) -> _Progress:
     zero = jnp.zeros((), int)
-    return _Progress(start, jnp.asarray(jnp.inf), zero, zero, zero, jnp.asarray(False))
+    return _Progress(start, jnp.asarray(jnp.inf), zero, zero, zero, jnp.asarray(True), jnp.asarray(False))
 
 
 def _norm(method: FixedPointMethod, x: Array) -> Array:
@@ -92,10 +93,12 @@ def _record(
         patience,
         progress.iterations,
         progress.evaluations + 1,
+        jnp.isfinite(change),
         (change <= tolerance) | stuck,
     )
     # evaluations after the loop has ended (the rest of a cycle) change nothing
-    return jax.tree.map(lambda kept, fresh: jnp.where(progress.done, kept, fresh), progress, recorded), change
+    ended = progress.done | (progress.evaluations >= limits.max_evaluations)
+    return jax.tree.map(lambda kept, fresh: jnp.where(ended, kept, fresh), progress, recorded), change
 
 
 def _continues(progress: _Progress, limits: FixedPointLimits) -> Array:
@@ -104,14 +107,14 @@ def _continues(progress: _Progress, limits: FixedPointLimits) -> Array:
 
 def _finish(progress: _Progress, method: FixedPointMethod, limits: FixedPointLimits) -> FixedPoint:
     tolerance = limits.atol + limits.rtol * _norm(method, progress.best)
+    spent = progress.evaluations >= limits.max_evaluations
+    failure = jnp.where(
+        progress.finite, jnp.where(spent, int(Status.MAX_EVALUATIONS), int(Status.STALLED)), int(Status.NOT_FINITE)
+    )
     status = jnp.where(
         progress.residual <= tolerance,
         int(Status.CONVERGED),
-        jnp.where(
-            progress.residual <= ROUNDING_FLOOR,
-            int(Status.ROUNDING_FLOOR),
-            jnp.where(jnp.isfinite(progress.residual), int(Status.MAX_EVALUATIONS), int(Status.NOT_FINITE)),
-        ),
+        jnp.where(progress.residual <= ROUNDING_FLOOR, int(Status.ROUNDING_FLOOR), failure),
     )
     return FixedPoint(progress.best, status, progress.iterations, progress.evaluations, progress.residual)
 
@@ -180,7 +183,7 @@ def _anderson(method: FixedPointMethod, contraction: Map, start: Array, limits: 
         image = contraction(history.x)
         progress, size = _record(history.progress, method, limits, history.x, image)
         change = image - history.x
-        accept = size <= 2.0 * history.size
+        accept = jnp.isfinite(size) & (size <= 2.0 * history.size)
         slot = (jnp.arange(memory) == history.count % memory)[:, None]
         usable = accept & (history.count >= 0)
         changes = jnp.where(usable & slot, (change - history.change)[None, :], history.changes)
@@ -287,6 +290,7 @@ def newton(
             patience=jnp.where(better, 0, state.progress.patience + finite),
             iterations=state.progress.iterations + (accept & ~first),
             evaluations=state.progress.evaluations + 1,
+            finite=finite | ~first,
             done=state.progress.done,
         )
         kept = jax.tree.map(lambda new, old: jnp.where(accept, new, old), point, state.point)
@@ -297,9 +301,7 @@ def newton(
     nowhere = NewtonPoint(jnp.zeros_like(start), jnp.asarray(jnp.inf), jnp.asarray(jnp.inf), jnp.asarray(0.0))
     begun = State(start, nowhere, jnp.asarray(1.0), jnp.asarray(False), _no_progress(start))
     last = lax.while_loop(unfinished, body, begun)
-    found = _finish(last.progress, FixedPointMethod("newton"), limits._replace(rtol=0.0))
-    stalled = last.stalled & (found.status == int(Status.MAX_EVALUATIONS))
-    return eqx.tree_at(lambda f: f.status, found, jnp.where(stalled, int(Status.STALLED), found.status))
+    return _finish(last.progress, FixedPointMethod("newton"), limits._replace(rtol=0.0))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+_LARGEST_EXPONENT = 700.0
+
 
 def tastes(
     sigma: Float[Array, "K2 R"],
@@ -39,11 +41,19 @@ def probabilities(
     inside : (J, I) probabilities ``s_ji = a_ji exp(V_ji) / (1 + sum_k a_ki exp(V_ki))``.
     outside : (I,) probabilities of the outside good.
     """
-    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(utilities, axis=0), 0.0))
-    exponentials = availability * jnp.exp(utilities - largest[None, :])
-    none = jnp.exp(-largest)
+    exponentials, none = scaled_exponentials(utilities, availability)
     denominator = none + exponentials.sum(axis=0)
     return exponentials / denominator[None, :], none / denominator
+
+
+def scaled_exponentials(
+    utilities: Float[Array, "J I"], availability: Float[Array, "J #I"]
+) -> tuple[Float[Array, "J I"], Float[Array, " I"]]:
+    """``a exp V`` of every product (J, I) and of the outside good (I,), divided by the exponential of each agent's largest
+    utility of an available product or the outside good."""
+    largest = jax.lax.stop_gradient(jnp.where(availability > 0, utilities, 0.0).max(axis=0, initial=0.0))
+    # only the utility of an unavailable product can be that large: it must not overflow before it is multiplied by zero
+    return availability * jnp.exp(jnp.minimum(utilities - largest[None, :], _LARGEST_EXPONENT)), jnp.exp(-largest)
 
 
 @jax.custom_jvp
