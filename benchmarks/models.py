@@ -45,9 +45,14 @@ def nevo_solve(
     if lib.__name__ == "pyblp":
         options: dict[str, Any] = {"optimization": lib.Optimization("bfgs", {"gtol": 1e-5})}
     else:
-        unbounded = np.full(sigma.shape, math.inf)
-        options = {"sigma_bounds": (-unbounded, unbounded)}
+        options = {"sigma_bounds": unbounded(sigma)}
     return problem.solve(sigma, pi, method="1s", check_optimality=check_optimality, **options)
+
+
+def unbounded(matrix: Array) -> tuple[Array, Array]:
+    """Infinite lower and upper bounds on the elements of a matrix."""
+    bound = np.full(matrix.shape, math.inf)
+    return -bound, bound
 
 
 def at_optimum(objective: float) -> bool:

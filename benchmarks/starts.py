@@ -23,8 +23,11 @@ STORED = Path(__file__).parents[1] / "tests" / "reference" / "random_starts.json
 
 SEED = 20260101
 
-#: How an estimation can end.
-KINDS = ("optimum", "failure reported", "false convergence", "crash")
+#: How an estimation can end: a false convergence is one at a point that is no minimum at all.
+KINDS = ("optimum", "another local minimum", "failure reported", "false convergence", "crash")
+
+#: Largest gradient of the objective at a minimum.
+GRADIENT = 1e-6
 
 #: Markets count as solved at this largest difference of log shares.
 SOLVED = 1e-12
@@ -66,12 +69,13 @@ def starts_rows(settings: Settings) -> Iterator[Row]:
         warnings.simplefilter("ignore")
         problem = models.nevo_problem(blpjax)
         estimates = models.nevo_solve(blpjax, problem, "gradient")
-        endings = [_estimate(problem, start) for start in draw_starts(settings.starts)]
+        endings = [estimate(problem, start) for start in draw_starts(settings.starts)]
         yield _starts_row(problem, endings)
         yield _inversion_row(problem, estimates)
 
 
-def _estimate(problem: Any, start: Start) -> Ending:
+def estimate(problem: Any, start: Start) -> Ending:
+    """Estimate from starting values and say how that ended."""
     results: list[Any] = []
     try:
         timing = measure(lambda: results.append(models.nevo_solve(blpjax, problem, "gradient", start.sigma, start.pi)))
@@ -79,9 +83,24 @@ def _estimate(problem: Any, start: Start) -> Ending:
         return Ending("crash", float("nan"), 0, 0, float("nan"), f"{type(error).__name__}: {error}")
     result = results[0]
     right = models.at_optimum(float(result.objective))
-    kind = ("optimum" if right else "false convergence") if result.converged else "failure reported"
+    kind = "failure reported"
+    if result.converged:
+        kind = "optimum" if right else _other_point(problem, result)
     failures = int((~result.fp_converged.astype(bool)).any(axis=0).sum())
     return Ending(kind, float(result.objective), result.objective_evaluations, failures, timing.median, result.message)
+
+
+def _other_point(problem: Any, result: Any) -> str:
+    """What a point is that is not the known optimum: gradient and Hessian say whether it is a minimum."""
+    again = problem.solve(
+        result.sigma,
+        result.pi,
+        method="1s",
+        sigma_bounds=models.unbounded(result.sigma),
+        optimization=blpjax.Optimization("return"),
+    )
+    minimum = again.projected_gradient_norm < GRADIENT and again.reduced_hessian_eigenvalues.min() > 0
+    return "another local minimum" if minimum else "false convergence"
 
 
 def _starts_row(problem: Any, endings: list[Ending]) -> Row:

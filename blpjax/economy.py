@@ -123,7 +123,7 @@ def build_economy(
     groups = bucket_markets(sizes)
     buckets, positions, at = [], np.zeros(shares.size, int), 0
     for group in groups:
-        J, width = sizes[group].max(axis=0)
+        J, width = sizes[group].max(axis=0).tolist()
         rows = [products.rows[t] for t in group]
         people = [agents.rows[t] for t in group]
         for i, r in enumerate(rows):

@@ -18,6 +18,14 @@ METHODS = {
     "return": "returning the initial values",
 }
 
+_OPTIONS = {
+    "anderson": ("max_evaluations", "atol", "rtol", "norm", "memory", "safeguard"),
+    "newton": ("max_evaluations", "atol"),
+    "squarem": ("max_evaluations", "atol", "rtol", "norm", "scheme", "step_min", "step_max", "step_factor"),
+    "simple": ("max_evaluations", "atol", "rtol", "norm"),
+    "return": (),
+}
+
 _HOST_METHODS = ("broyden1", "broyden2", "krylov", "diagbroyden", "df-sane", "hybr", "lm")
 
 
@@ -54,10 +62,11 @@ class Iteration:
         (Varadhan and Roland 2008), ``'simple'`` (the contraction of Berry, Levinsohn and Pakes 1995) and ``'return'``
         (take the initial values as the solution).
     method_options : mapping, optional
-        ``max_evaluations`` (5000), ``atol`` (1e-13 for ``'anderson'`` and ``'newton'``, 1e-14 otherwise), ``rtol`` (0),
-        ``norm`` (infinity norm; a function of an array that JAX can trace, or ``numpy.linalg.norm``); for ``'squarem'``
-        also ``scheme`` (1, 2 or 3), ``step_min`` (1), ``step_max`` (1) and ``step_factor`` (4); for ``'anderson'`` also
-        ``memory`` (5) and ``safeguard`` (true: Newton steps in markets where acceleration fails).
+        None for ``'return'``. ``max_evaluations`` (5000) and ``atol`` (1e-13 for ``'anderson'`` and ``'newton'``, 1e-14
+        otherwise); for all but ``'newton'`` also ``rtol`` (0) and ``norm`` (infinity norm; a function of an array that JAX
+        can trace, or ``numpy.linalg.norm``); for ``'squarem'`` also ``scheme`` (1, 2 or 3), ``step_min`` (1), ``step_max``
+        (1) and ``step_factor`` (4); for ``'anderson'`` also ``memory`` (5) and ``safeguard`` (true: Newton steps in markets
+        where acceleration fails).
     compute_jacobian : bool, optional
         Accepted for ``'newton'`` only, which always computes an analytic Jacobian.
     universal_display : bool, optional
@@ -84,12 +93,8 @@ class Iteration:
     ) -> None:
         _check_method(method, compute_jacobian, universal_display)
         options = dict(method_options or {})
-        known = {"max_evaluations", "atol"} | {
-            "simple": {"rtol", "norm"},
-            "squarem": {"rtol", "norm", "scheme", "step_min", "step_max", "step_factor"},
-            "anderson": {"rtol", "norm", "memory", "safeguard"},
-        }.get(method, set())
-        if unknown := sorted(set(options) - known):
+        known = _OPTIONS[method]
+        if unknown := sorted(set(options) - set(known)):
             raise ValueError(f"Iteration('{method}') does not have the options {unknown}. It has {sorted(known)}.")
         default_atol = 1e-13 if method in ("anderson", "newton") else 1e-14
         limits = FixedPointLimits(
@@ -115,6 +120,12 @@ class Iteration:
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "fixed_point", static)
         object.__setattr__(self, "limits", limits)
+
+    @property
+    def method_options(self) -> dict[str, Any]:
+        """Options in effect, defaults included, as a new dictionary."""
+        values = {**self.limits._asdict(), **self.fixed_point._asdict()}
+        return {name: values[name] for name in _OPTIONS[self.method]}
 
     def __repr__(self) -> str:
         options = {k: v for k, v in self.limits._asdict().items() if self.method == "squarem" or not k.startswith("step")}

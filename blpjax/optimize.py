@@ -4,14 +4,14 @@ import contextlib
 import dataclasses
 import enum
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 import scipy.optimize
-from jaxtyping import ArrayLike
+from numpy.typing import ArrayLike
 
 from blpjax.exceptions import Status
 from blpjax.recorder import Box, Evaluation, Recorder
@@ -345,12 +345,13 @@ def _run_optax(optimization: Optimization, recorder: Recorder, start: np.ndarray
         before = objective + 0.5 * float(np.linalg.norm(gradient)) if previous is None else previous
         preconditioned, state = direction_of(gradient, state, theta)
         direction = -np.asarray(preconditioned)
-        step = scipy.optimize.line_search(
-            lambda x: recorder.value_and_gradient(x)[0],
-            lambda x: recorder.value_and_gradient(x)[1],
-            *(theta, direction, gradient, objective, before),
-            maxiter=30,
-        )[0]
+        with _scipy_warnings_ignored():
+            step = scipy.optimize.line_search(
+                lambda x: recorder.value_and_gradient(x)[0],
+                lambda x: recorder.value_and_gradient(x)[1],
+                *(theta, direction, gradient, objective, before),
+                maxiter=30,
+            )[0]
         if step is None:
             if restarted:
                 return _End(theta, OptimizationStatus.STALLED, "the line search failed along the gradient")
@@ -371,10 +372,7 @@ def _run_scipy(optimization: Optimization, recorder: Recorder, start: np.ndarray
     bounds = None
     if optimization.supports_bounds and np.isfinite([recorder.lower, recorder.upper]).any():
         bounds = scipy.optimize.Bounds(recorder.lower, recorder.upper, keep_feasible)
-    with warnings.catch_warnings():
-        # trust-constr's remark on an unchanged gradient, and what ends in the outcome's message anyway.
-        warnings.filterwarnings("ignore", message="delta_grad == 0.0", category=UserWarning)
-        warnings.filterwarnings("ignore", category=scipy.optimize.OptimizeWarning)
+    with _scipy_warnings_ignored():
         result = scipy.optimize.minimize(
             recorder.value_and_gradient if optimization.compute_gradient else recorder.value,
             start,
@@ -388,13 +386,27 @@ def _run_scipy(optimization: Optimization, recorder: Recorder, start: np.ndarray
     return _End(np.asarray(result.x, float), status, str(result.message).strip().rstrip("."))
 
 
+@contextlib.contextmanager
+def _scipy_warnings_ignored() -> Iterator[None]:
+    """Without SciPy's remarks on unchanged gradients and on line searches, which the outcome tells anyway."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=scipy.optimize.OptimizeWarning)
+        for message in (
+            "delta_grad == 0.0",
+            "The line search algorithm did not",
+            "Rounding errors prevent the line search",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
 def _run_custom(
     optimization: Optimization,
     recorder: Recorder,
     start: np.ndarray,
     progress_factory: Callable[[np.ndarray, Any], object],
 ) -> _End:
-    def objective_function(theta: ArrayLike) -> tuple[float, np.ndarray | None, object]:
+    def objective_function(theta: Any) -> tuple[float, np.ndarray | None, object]:
         values = np.array(theta, dtype=float).ravel()
         if values.size != start.size:
             raise ValueError(

@@ -224,7 +224,7 @@ def _read(name: str, values: Any, shape: tuple[int, ...], absent: str, required:
         array = array.reshape(-1)
     if array.shape != shape:
         raise ValueError(f"{name} must have the shape {shape}, not {array.shape}.")
-    if not missing and not np.isfinite(array).all():
+    if not (np.isfinite(array) | (missing & np.isnan(array))).all():
         raise ValueError(f"{name} must be finite: use zeros for elements that are fixed at zero.")
     return array
 
@@ -267,8 +267,8 @@ def _one_bound(name: str, bound: Any, shape: tuple[int, ...], missing: float) ->
     array = np.full(shape, missing) if bound is None else _as_floats(name, bound)
     if array.size == 1:
         array = np.full(shape, array.item())
-    if array.shape != shape and array.size == int(np.prod(shape)):
-        array = array.reshape(shape)
+    if len(shape) == 1 and array.ndim == 2 and 1 in array.shape:
+        array = array.reshape(-1)
     if array.shape != shape:
         raise ValueError(f"{name} must hold arrays of the shape {shape}, not {array.shape}.")
     return np.where(np.isnan(array), missing, array)

@@ -2,18 +2,17 @@
 
 import dataclasses
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from blpjax import estimator, gmm, options, report, states
+from blpjax import arguments, estimator, options, report, states, views
 from blpjax.characteristics import Characteristics
+from blpjax.diagnostics import report_outcome, warn_of_singularity
 from blpjax.economy import AgentsInEconomy, Economy, MarketIndex, build_economy, index_markets
-from blpjax.exceptions import ConvergenceWarning, IdentificationWarning
 from blpjax.functions import ModelFunctions
 from blpjax.inputs.absorb import build_absorber
 from blpjax.inputs.formulation import Formulation
@@ -22,7 +21,6 @@ from blpjax.inputs.identification import (
     check_instruments,
     check_order_condition,
     check_rank,
-    find_collinearity,
 )
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import AgentTable, read_agents, read_products
@@ -31,7 +29,7 @@ from blpjax.moments import DemandData, Specification
 from blpjax.optimize import Optimization
 from blpjax.parameters import Parameters, build_parameters
 from blpjax.results import ProblemResults
-from blpjax.solver import StepContext, StepOptions, StepResult, solve_step
+from blpjax.solver import StepContext, StepOptions, solve_step
 
 
 class Problem:
@@ -90,13 +88,13 @@ class Problem:
     ) -> None:
         began = time.perf_counter()
         options.output("Initializing the problem ...")
-        X1_formulation, X2_formulation = _read_formulations(product_formulations, agent_formulation)
-        _refuse_model_options(X2_formulation, rc_types, epsilon_scale, costs_type)
+        X1_formulation, X2_formulation = arguments.read_formulations(product_formulations, agent_formulation)
+        arguments.refuse_model_options(rc_types, epsilon_scale, costs_type)
         self.product_formulations: list[Formulation | None] = [X1_formulation, X2_formulation, None]
         self.agent_formulation = agent_formulation
         self.integration = integration
         self.add_exogenous = bool(add_exogenous)
-        self.rc_types = None if X2_formulation is None else ["linear"]
+        self.rc_types: list[str] = []
         self.epsilon_scale = 1.0
         self.costs_type = "linear"
         self._tolerances = {name: getattr(options, name) for name in states.TOLERANCES}
@@ -104,6 +102,7 @@ class Problem:
         self.product_table = read_products(product_data)
         self._X1 = X1_formulation.build(self.product_table.data)
         self._X2 = None if X2_formulation is None else X2_formulation.build(self.product_table.data)
+        self.rc_types = ["linear"] * self.K2
         check_endogenous(self._X1, self._X2)
         self._absorber = build_absorber(X1_formulation, self.product_table.data)
         self._index = index_markets(self.product_table.market_ids)
@@ -205,7 +204,7 @@ class Problem:
         NotImplementedError
             For arguments that are not supported; the message names them.
         """
-        _refuse_solve_options(
+        arguments.refuse_unsupported(
             rho=rho,
             gamma=gamma,
             rho_bounds=rho_bounds,
@@ -218,13 +217,14 @@ class Problem:
             shares_bounds=shares_bounds,
             costs_bounds=costs_bounds,
             covariance_moments_mean=covariance_moments_mean,
-            micro_moments=tuple(micro_moments),
+            micro_moments=micro_moments,
             micro_sample_covariances=micro_sample_covariances,
             resample_agent_data=resample_agent_data,
             demand_moment_types=demand_moment_types,
             supply_moment_types=supply_moment_types,
         )
-        step_options = self._read_step_options(
+        arguments.check_choice("method", method, ("1s", "2s"))
+        step_options = arguments.read_step_options(
             parameters=self.read_parameters(sigma, pi, beta, sigma_bounds, pi_bounds, beta_bounds),
             optimization=optimization,
             iteration=iteration,
@@ -235,8 +235,10 @@ class Problem:
             W_type=W_type,
             se_type=se_type,
             center_moments=center_moments,
+            n_clusters=None if self.product_table.clustering_ids is None else self._clusters[1],
         )
-        _check_choice("method", method, ("1s", "2s"))
+        names, returned = step_options.parameters.parameter_labels, step_options.optimization.method == "return"
+        check_order_condition(self.instrument_rank, len(names), names, warn=returned)
         steps = [(0, "return")] if initial_update else []
         steps += [(1, "")] + ([(2, "")] if method == "2s" else [])
         weights = self._read_weights(W)
@@ -253,10 +255,12 @@ class Problem:
             options.output(f"Starting GMM step {step} ...")
             last = step == steps[-1][0]
             outcome = solve_step(step, max(step, 1), current, context, weights, theta, start_delta)
-            _report_outcome(outcome, time.perf_counter() - began)
-            self._warn_of_singularity(outcome, current)
+            report_outcome(outcome, time.perf_counter() - began)
+            warn_of_singularity(
+                outcome, current.types, np.asarray(self.demand_data.instruments), self.instrument_labels
+            )
             results = ProblemResults(self, results, outcome, current, estimated=last)
-            weights, theta, start_delta = outcome.summary.updated_W, outcome.theta, outcome.delta
+            weights, theta, start_delta = np.asarray(outcome.summary.updated_W), outcome.theta, outcome.delta
             options.output("")
             options.output(str(results))
         assert results is not None
@@ -278,7 +282,7 @@ class Problem:
         Parameters are those of `solve`: zeros fix elements of `sigma`, `pi` and `beta`, W (MD, MD) is the weighting matrix
         (by default that of 2SLS) and `delta` (N,) is where inversions start (by default the logit solution).
         """
-        parameters = self.read_parameters(sigma, pi, beta, None, None, None)
+        parameters = self.read_parameters(sigma, pi, beta, (None, None), None, None)
         chosen = Iteration() if iteration is None else iteration
         specification = Specification(parameters.layout, chosen.fixed_point)
         scale = jnp.asarray(np.sqrt(self.N) if scale_objective else 1.0)
@@ -322,7 +326,8 @@ class Problem:
         table = self.product_table
         names = None if formulation is None else formulation.names
         agents = read_agents(agent_data, integration, self.K2, table.market_ids, names, options.weights_tol)
-        demographics, labels = np.zeros((agents.weights.size, 0)), ()
+        labels: tuple[str, ...] = ()
+        demographics = np.zeros((agents.weights.size, 0))
         if formulation is not None:
             design = formulation.build(agents.data, "agent_data")
             demographics, labels = design.values if agents.rows is None else design.values[agents.rows], design.labels
@@ -363,9 +368,8 @@ class Problem:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Problem":
         """Build the problem that `to_state` described, with the same agents, without messages."""
-        arguments = states.read_problem(state)
         with states.built_again(state):
-            problem = cls(**arguments)
+            problem = cls(**states.read_problem(state))
         if isinstance(problem.integration, states.BuiltIntegration):
             problem.integration = problem.integration.plain
         return problem
@@ -448,22 +452,22 @@ class Problem:
     @property
     def unique_market_ids(self) -> np.ndarray:
         """Sorted market IDs."""
-        return self._index.ids
+        return views.as_objects(self._index.ids)
 
     @cached_property
     def unique_firm_ids(self) -> np.ndarray:
         """Sorted firm IDs."""
-        return _unique(self.product_table.firm_ids)
+        return views.unique_ids(self.product_table.firm_ids)
 
     @cached_property
     def unique_product_ids(self) -> np.ndarray:
         """Sorted product IDs (of the first column, if there are several)."""
-        return _unique(self.product_table.product_ids)
+        return views.unique_ids(self.product_table.product_ids)
 
     @cached_property
     def unique_agent_ids(self) -> np.ndarray:
         """Sorted agent IDs."""
-        return _unique(self.agent_table.agent_ids)
+        return views.unique_ids(self.agent_table.agent_ids)
 
     @property
     def unique_nesting_ids(self) -> np.ndarray:
@@ -473,34 +477,20 @@ class Problem:
     @cached_property
     def products(self) -> np.recarray:
         """Product data as a structured array of N rows, with residualised `X1` and `ZD`."""
-        table = self.product_table
-        fields = {
-            "market_ids": table.market_ids,
-            "firm_ids": table.firm_ids,
-            "product_ids": table.product_ids,
-            "clustering_ids": table.clustering_ids,
-            "shares": table.shares,
-            "prices": table.prices,
-            "X1": np.asarray(self.demand_data.X1),
-            "X2": np.zeros((self.N, 0)) if self._X2 is None else self._X2.values,
-            "ZD": np.asarray(self.demand_data.instruments),
-        }
-        used = {name for matrix in (self._X1, self._X2) if matrix is not None for c in matrix.columns for name in c.names}
-        fields |= {name: table.data[name] for name in sorted(used - set(fields))}
-        return _structured(fields, self.N)
+        X2 = self._X2
+        matrices = views.ProductMatrices(
+            X1=np.asarray(self.demand_data.X1),
+            X2=np.zeros((self.N, 0)) if X2 is None else X2.values,
+            ZD=np.asarray(self.demand_data.instruments),
+            demand_ids=self._absorber.ids,
+        )
+        columns = (*self._X1.columns, *(() if X2 is None else X2.columns))
+        return views.product_records(self.product_table, matrices, columns)
 
     @cached_property
     def agents(self) -> np.recarray:
         """Agent data as a structured array of I rows."""
-        table = self.agent_table
-        fields = {
-            "market_ids": table.market_ids,
-            "agent_ids": table.agent_ids,
-            "weights": table.weights,
-            "nodes": table.nodes,
-            "demographics": self.agents_in_economy.demographics,
-        }
-        return _structured(fields, table.weights.size)
+        return views.agent_records(self.agent_table, self.agents_in_economy.demographics)
 
     def __str__(self) -> str:
         dimensions = {name: getattr(self, name) for name in ("T", "N", "F", "I", "K1", "K2", "D", "MD", "ED")}
@@ -522,7 +512,7 @@ class Problem:
         labels = [*table.demand_instrument_labels, *(X1.labels[k] for k in added)]
         unabsorbed = self.ED > 0
         X1_residuals, Z_residuals = self.residualize(X1.values), self.residualize(Z)
-        tolerances = {"atol": options.collinear_atol, "rtol": options.collinear_rtol}
+        tolerances: dict[str, Any] = {"atol": options.collinear_atol, "rtol": options.collinear_rtol}
         check_rank(X1_residuals, X1.labels, "X1", X1.values if unabsorbed else None, **tolerances)
         if self._X2 is not None:
             check_rank(self._X2.values, self._X2.labels, "X2", **tolerances)
@@ -549,93 +539,13 @@ class Problem:
         inside = np.bincount(codes, weights=shares)
         return np.log(shares) - np.log1p(-inside[codes])
 
-    def _read_step_options(
-        self,
-        *,
-        optimization: Any,
-        iteration: Any,
-        W_type: str,
-        se_type: str,
-        center_moments: bool,
-        scale_objective: bool,
-        **choices: Any,
-    ) -> StepOptions:
-        _check_choice("check_optimality", choices["check_optimality"], ("gradient", "both"))
-        _check_choice("delta_behavior", choices["delta_behavior"], ("first", "logit", "last"))
-        if choices["error_behavior"] in ("revert", "punish"):
-            raise NotImplementedError(
-                f"error_behavior='{choices['error_behavior']}' is not supported: a failed evaluation is never accepted. Use "
-                "None, the default, or 'raise'."
-            )
-        _check_choice("error_behavior", choices["error_behavior"], (None, "raise"))
-        for name, value, kind in (("optimization", optimization, Optimization), ("iteration", iteration, Iteration)):
-            if value is not None and not isinstance(value, kind):
-                raise TypeError(f"{name} must be {kind.__name__} or None, not {type(value).__name__}.")
-        for name, kind in (("W_type", W_type), ("se_type", se_type)):
-            gmm.check_kind(kind, name)
-            if kind == "clustered" and self.product_table.clustering_ids is None:
-                raise ValueError(f"{name}='clustered' needs a column 'clustering_ids' in product_data.")
-        result = StepOptions(
-            optimization=Optimization("trust-region") if optimization is None else optimization,
-            iteration=Iteration() if iteration is None else iteration,
-            types=estimator.CovarianceTypes(W_type, se_type, bool(center_moments), self._clusters[1]),
-            scale_objective=bool(scale_objective),
-            **choices,
-        )
-        names = result.parameters.parameter_labels
-        returned = result.optimization.method == "return"
-        check_order_condition(self.instrument_rank, len(names), names, warn=returned)
-        return result
-
-    def _warn_of_singularity(self, result: StepResult, step_options: StepOptions) -> None:
-        """Warn when W, standard errors, or the estimates themselves rest on a singular matrix."""
-        summary, xi = result.summary, result.xi
-        if not np.isfinite(summary.moments_covariances).all():
-            return
-        if summary.covariances_rank < self.MD:
-            found = find_collinearity(np.asarray(self.demand_data.instruments) * xi[:, None])
-            named = ", ".join(repr(self.instrument_labels[group[0]]) for group in found.groups)
-            clusters = step_options.types.n_clusters
-            few = step_options.types.W_type == "clustered" and clusters is not None and clusters < self.MD
-            reason = f"there are only {clusters} clusters" if few else f"collinear moments: {named or 'nearly all'}"
-            warnings.warn(
-                f"The covariances of the {self.MD} moments have rank {summary.covariances_rank} ({reason}), so a "
-                "pseudo-inverse was used for the updated weighting matrix. Consider fewer instruments.",
-                IdentificationWarning,
-                stacklevel=3,
-            )
-        if summary.inference.rank < summary.parameters.size:
-            warnings.warn(
-                f"The Jacobian of the moments has rank {summary.inference.rank} at the estimates, but there are "
-                f"{summary.parameters.size} parameters, so not all of them are identified and standard errors mean nothing. "
-                "Consider more instruments or fewer parameters.",
-                IdentificationWarning,
-                stacklevel=3,
-            )
-
     def _read_weights(self, W: Any) -> np.ndarray:
         if W is None:
             return np.asarray(estimator.initial_weights(self.demand_data.instruments))
-        array = np.array(W, dtype=float)
-        if array.shape != (self.MD, self.MD):
-            raise ValueError(f"W must have the shape {(self.MD, self.MD)}, not {array.shape}.")
-        if not np.isfinite(array).all():
-            raise ValueError("W must be finite.")
-        tolerance = options.psd_atol + options.psd_rtol * np.abs(array)
-        if (np.abs(array - array.T) > tolerance).any():
-            raise ValueError("W must be symmetric.")
-        scale = np.sqrt(np.maximum(np.diag(array), np.finfo(float).tiny))
-        if np.linalg.eigvalsh(array / np.outer(scale, scale)).min(initial=0.0) < -1e-6:
-            raise ValueError("W must be positive semidefinite.")
-        return (array + array.T) / 2
+        return arguments.read_weights(W, self.MD)
 
     def _read_delta(self, delta: Any) -> np.ndarray:
-        if delta is None:
-            return self._logit_delta
-        array = np.array(delta, dtype=float).reshape(-1)
-        if array.size != self.N or not np.isfinite(array).all():
-            raise ValueError(f"delta must hold {self.N} finite numbers, one for each product.")
-        return array
+        return self._logit_delta if delta is None else arguments.read_delta(delta, self.N)
 
     def _step_context(self, step_options: StepOptions, weights: np.ndarray) -> StepContext:
         scale = jnp.asarray(np.sqrt(self.N) if step_options.scale_objective else 1.0)
@@ -649,98 +559,3 @@ class Problem:
             step_options.iteration.limits,
         )
         return StepContext(inputs, self._index.ids, self._clusters[0], self.residualize, self._logit_delta)
-
-
-def _read_formulations(product_formulations: Any, agent_formulation: Any) -> tuple[Formulation, Formulation | None]:
-    given = [product_formulations] if isinstance(product_formulations, Formulation) else product_formulations
-    if not isinstance(given, Sequence) or not 1 <= len(given) <= 3 or not isinstance(given[0], Formulation):
-        raise TypeError("product_formulations must be a Formulation or a sequence of one to three Formulations.")
-    if any(f is not None and not isinstance(f, Formulation) for f in (*given, agent_formulation)):
-        raise TypeError("product_formulations and agent_formulation must be Formulation instances or None.")
-    if len(given) == 3 and given[2] is not None:
-        raise NotImplementedError(
-            "A third formulation (X3) asks for a supply side, which is not implemented yet. Give one or two formulations to "
-            "estimate demand alone."
-        )
-    X2 = given[1] if len(given) > 1 else None
-    if X2 is not None and X2.absorb is not None:
-        raise ValueError("Fixed effects can be absorbed from X1, but not from X2. Remove absorb from the second formulation.")
-    if agent_formulation is not None and agent_formulation.absorb is not None:
-        raise ValueError("Fixed effects cannot be absorbed from demographics. Remove absorb from agent_formulation.")
-    return given[0], X2
-
-
-def _refuse_model_options(X2: Formulation | None, rc_types: Any, epsilon_scale: float, costs_type: str) -> None:
-    if rc_types is not None and any(kind != "linear" for kind in rc_types):
-        raise NotImplementedError("rc_types other than 'linear' are not implemented yet. Leave rc_types out.")
-    if epsilon_scale != 1:
-        raise NotImplementedError("epsilon_scale other than 1 is not implemented yet. Leave it out.")
-    if costs_type != "linear":
-        raise NotImplementedError("costs_type needs a supply side, which is not implemented yet. Leave it out.")
-
-
-_UNSUPPORTED = {
-    "rho": (None, "nested logit is not implemented yet"),
-    "rho_bounds": (None, "nested logit is not implemented yet"),
-    "gamma": (None, "a supply side is not implemented yet"),
-    "gamma_bounds": (None, "a supply side is not implemented yet"),
-    "costs_bounds": (None, "a supply side is not implemented yet"),
-    "phi": (None, "dynamic moments are not implemented"),
-    "phi_bounds": (None, "dynamic moments are not implemented"),
-    "demand_moment_types": ("levels", "only moments in levels are implemented"),
-    "supply_moment_types": ("levels", "only moments in levels are implemented"),
-    "finite_differences": (False, "derivatives are always exact"),
-    "error_punishment": (1, "failed evaluations are never accepted"),
-    "fp_type": ("safe_linear", "the contraction is always protected against overflow"),
-    "shares_bounds": ((1e-300, None), "simulated shares are always bounded from below by 1e-300"),
-    "covariance_moments_mean": (0, "covariance moments are not implemented yet"),
-    "micro_moments": ((), "micro moments are not implemented yet"),
-    "micro_sample_covariances": (None, "micro moments are not implemented yet"),
-    "resample_agent_data": (None, "simulation error in covariances is not implemented yet"),
-}
-
-
-def _refuse_solve_options(**given: Any) -> None:
-    for name, value in given.items():
-        default, reason = _UNSUPPORTED[name]
-        same = value is default or (not isinstance(value, np.ndarray) and value == default)
-        if not same:
-            raise NotImplementedError(f"{name} is not supported: {reason}. Leave it out.")
-
-
-def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {list(choices)}, not {value!r}.")
-
-
-def _report_outcome(result: StepResult, seconds: float) -> None:
-    outcome = result.outcome
-    took = report.format_seconds(seconds)
-    options.output("")
-    if outcome.converged and not result.failed_markets:
-        options.output(f"GMM step {result.step} completed after {took}.")
-        return
-    text = f"GMM step {result.step} did not converge: {outcome.message}"
-    if result.failed_markets:
-        text += f" At the returned parameters the inversion of market shares {result.failed_markets}."
-    options.output(f"{text} ({took})")
-    warnings.warn(text, ConvergenceWarning, stacklevel=3)
-
-
-def _unique(ids: np.ndarray | None) -> np.ndarray:
-    if ids is None:
-        return np.array([], dtype=object)
-    return np.unique(ids if ids.ndim == 1 else ids[:, 0])
-
-
-def _structured(fields: Mapping[str, np.ndarray | None], rows: int) -> np.recarray:
-    """A record array whose fields are matrices (rows, k); fields that are None have no columns."""
-    matrices = {}
-    for name, values in fields.items():
-        array = np.zeros((rows, 0), dtype=object) if values is None else np.asarray(values)
-        array = array.reshape(rows, -1) if array.size or values is not None else array
-        matrices[name] = array if np.issubdtype(array.dtype, np.number) else array.astype(object)
-    records = np.recarray(rows, dtype=[(name, m.dtype, (m.shape[1],)) for name, m in matrices.items()])
-    for name, matrix in matrices.items():
-        records[name] = matrix
-    return records

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import ArrayLike
+import scipy.optimize
+from numpy.typing import ArrayLike
 
 
 @runtime_checkable
@@ -137,12 +138,14 @@ class Recorder:
         return centre.objective + rise, 2 * rise * step / (step @ step)
 
     def gauss_newton_decrease(self, record: Recorded) -> float:
-        """Decrease of q that linear least squares promises over the elements free to move; NaN if unknown."""
-        if record.gradient is None:
+        """Decrease of q that linear least squares within the bounds promises at a point; NaN without a Jacobian."""
+        if record.evaluation.residual_jacobian is None:
             return np.nan
-        theta, gradient = record.theta, record.gradient
-        blocked = ((theta <= self.lower) & (gradient > 0)) | ((theta >= self.upper) & (gradient < 0))
         r, J = jax.device_get((record.evaluation.residuals, record.evaluation.residual_jacobian))
-        free = np.asarray(J, float)[:, ~blocked]
-        free = free / np.maximum(np.linalg.norm(free, axis=0), 1e-300)
-        return float(((free @ np.linalg.lstsq(free, np.asarray(r, float), rcond=1e-10)[0]) ** 2).sum())
+        r, norms = np.asarray(r, float), np.linalg.norm(J, axis=0)
+        scale = np.where(norms > 0, norms, 1.0)
+        # The solver wants an interior: a distance this small from a bound promises nothing.
+        lower = np.minimum((self.lower - record.theta) * scale, -1e-12)
+        upper = np.maximum((self.upper - record.theta) * scale, 1e-12)
+        fit = scipy.optimize.lsq_linear(J / scale, -r, (lower, upper), method="bvls")
+        return float(r @ r - 2 * fit.cost)

@@ -2,52 +2,31 @@
 
 import os
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from blpjax import gmm, outputs, report, storage
-from blpjax.exceptions import raise_for_status, succeeded
-from blpjax.characteristics import Characteristics
-from blpjax.economy import AgentsInEconomy, Economy, MarketIndex
+from blpjax import outputs, report, storage
+from blpjax.arguments import refuse_unsupported
+from blpjax.economy import AgentsInEconomy, Economy
+from blpjax.estimates import Estimates, ProblemLike
+from blpjax.exceptions import raise_for_status
 from blpjax.inputs.integration import Integration
-from blpjax.inputs.tables import ProductTable
-from blpjax.iteration import Iteration
-from blpjax.markets import invert_economy, market_tastes
+from blpjax.iteration import FixedPointLimits, Iteration
+from blpjax.markets import Inversion, invert_economy, market_tastes
+from blpjax.moments import Specification
 from blpjax.outputs import Demand
 from blpjax.parameters import Coefficients
-from blpjax.solver import StepOptions, StepResult, has_finite_bounds, project_gradient, usable_bounds
 from blpjax.states import Step, read_step, step_state
 
 Array = np.ndarray
 
 
-class ProblemLike(Protocol):
-    """What results need of a problem."""
-
-    product_table: ProductTable
-    agents_in_economy: AgentsInEconomy
-    N: int
-    T: int
-    ED: int
-    X1: np.ndarray
-    unique_market_ids: np.ndarray
-    market_index: MarketIndex
-    characteristics: Characteristics
-    economy: Economy
-
-    def build_agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
-        """The same economy with other agents."""
-
-    def to_state(self) -> dict[str, Any]:
-        """The problem as a tree of plain values."""
-
-
-class ProblemResults:
+class ProblemResults(Estimates):
     """Results of one GMM step of `Problem.solve`, the last of them with standard errors.
 
     Arrays have PyBLP's shapes and row order: vectors over products are (N, 1) in the order of the product table, P is the
@@ -75,198 +54,6 @@ class ProblemResults:
         `Problem.unique_market_ids`, and objective evaluation; and each with ``cumulative_``. `fp_residuals` has the final
         residuals.
     """
-
-    def __init__(
-        self,
-        problem: "ProblemLike",
-        last_results: "ProblemResults | None",
-        result: StepResult,
-        options: StepOptions,
-        estimated: bool,
-    ) -> None:
-        parameters, summary = options.parameters, result.summary
-        self.problem = problem
-        self.last_results = last_results
-        self._result = result
-        self._options = options
-        self._estimated = estimated
-        self.step = result.step
-        self.optimization_time = result.optimization_time
-        self.total_time = result.total_time
-        self.converged = bool(result.outcome.converged and not result.failed_markets)
-        self.optimization_iterations = int(result.outcome.iterations)
-        self.objective_evaluations = int(result.outcome.evaluations)
-        self.fp_converged = succeeded(result.inner.status).astype(int)
-        self.fp_iterations = result.inner.iterations
-        self.contraction_evaluations = result.inner.evaluations
-        self.fp_residuals = result.inner.residuals
-        self.theta = result.theta
-        self.parameters = summary.parameters[:, None]
-        self._coefficients = parameters.at(result.theta)
-        self.sigma = np.asarray(self._coefficients.sigma)
-        self.pi = np.asarray(self._coefficients.pi)
-        self.beta = result.beta[:, None]
-        self.sigma_labels = list(parameters.sigma_labels)
-        self.pi_labels = list(parameters.pi_labels)
-        self.beta_labels = list(parameters.beta_labels)
-        self.theta_labels = parameters.theta_labels
-        self.parameter_labels = parameters.parameter_labels
-        used = parameters if options.optimization.supports_bounds else parameters.unbounded()
-        self.sigma_bounds = tuple(used.sigma_bounds)
-        self.pi_bounds = tuple(used.pi_bounds)
-        self.beta_bounds = tuple(bound[:, None] for bound in used.beta_bounds)
-        self.delta = result.delta[:, None]
-        self.xi = result.xi[:, None]
-        self.moments = summary.moments[:, None]
-        self.moments_jacobian = summary.moments_jacobian
-        self.moments_covariances = summary.moments_covariances
-        self.objective = np.asarray(result.objective)
-        self.xi_by_theta_jacobian = result.xi_by_theta
-        self.gradient = result.gradient[:, None]
-        self.hessian = result.hessian
-        self.W = result.W
-        self.updated_W = summary.updated_W
-        missing = np.full_like(summary.inference.covariances, np.nan)
-        self.parameter_covariances = summary.inference.covariances if estimated else missing
-        self.parameter_sensitivity = summary.inference.sensitivity
-        self._set_standard_errors()
-
-    def _set_standard_errors(self) -> None:
-        layout = self._options.parameters.layout
-        N = self.problem.N
-        errors = np.sqrt(np.diag(self.parameter_covariances) / N)
-        first, second = len(layout.sigma), len(layout.sigma) + len(layout.pi)
-        self.sigma_se = _fill(self.sigma.shape, layout.sigma, errors[:first])
-        self.pi_se = _fill(self.pi.shape, layout.pi, errors[first:second])
-        linear = (*layout.beta, *layout.concentrated_beta)
-        self.beta_se = _fill(self.beta.shape, tuple((k, 0) for k in linear), errors[second:])
-        self.sigma_squared = self.sigma @ self.sigma.T
-        self.sigma_squared_se = self._sigma_squared_errors(first)
-
-    def _sigma_squared_errors(self, size: int) -> Array:
-        """Standard errors of sigma sigma' by the delta method."""
-        layout = self._options.parameters.layout
-        if size == 0:
-            return np.full(self.sigma.shape, np.nan)
-        index = tuple(np.array(layout.sigma).T)
-        K2 = len(self.sigma)
-        jacobian = np.zeros((K2, K2, size))
-        for p, (k, m) in enumerate(zip(*index, strict=True)):
-            jacobian[k, :, p] += self.sigma[:, m]
-            jacobian[:, k, p] += self.sigma[:, m]
-        rows = jacobian.reshape(K2 * K2, size)
-        variances = np.einsum("ij,jk,ik->i", rows, self.parameter_covariances[:size, :size], rows)
-        return np.sqrt(np.maximum(variances, 0.0) / self.problem.N).reshape(K2, K2)
-
-    @property
-    def xi_fe(self) -> Array:
-        """(N, 1) fixed effects, ``delta - X1 beta - xi`` with X1 before absorption; (N, 0) without fixed effects."""
-        if self.problem.ED == 0:
-            return np.zeros((self.problem.N, 0))
-        return self.delta - self.problem.X1 @ self.beta - self.xi
-
-    @property
-    def clipped_shares(self) -> Array:
-        """(N, 1) whether a simulated share is below the bound of 1e-300 at the estimates."""
-        if not self._result.failed_markets:  # simulated shares equal the observed ones
-            return np.zeros((self.problem.N, 1), bool)
-        return ~(np.asarray(self.compute_shares()) >= 1e-300)
-
-    @property
-    def projected_gradient(self) -> Array:
-        """(P, 1) gradient with zeros where a bound keeps theta from following its negative."""
-        bounds = usable_bounds(self._options)
-        return project_gradient(self.theta, self.gradient[:, 0], bounds)[:, None]
-
-    @property
-    def projected_gradient_norm(self) -> float:
-        """Largest absolute element of the projected gradient."""
-        return float(np.abs(self.projected_gradient).max(initial=0.0))
-
-    @property
-    def at_bound(self) -> list[str]:
-        """Labels of the elements of theta that are at a bound."""
-        return [self.theta_labels[p] for p in np.flatnonzero(self._binding)]
-
-    @property
-    def _binding(self) -> Array:
-        bounds = usable_bounds(self._options)
-        return (self.theta <= bounds.lower) | (self.theta >= bounds.upper)
-
-    @property
-    def reduced_hessian(self) -> Array:
-        """(P, P) Hessian with zeros in the rows and columns of elements of theta at a bound."""
-        free = ~self._binding
-        return np.where(np.isnan(self.hessian), np.nan, self.hessian * np.outer(free, free))
-
-    @cached_property
-    def reduced_hessian_eigenvalues(self) -> Array:
-        """(P,) eigenvalues of the reduced Hessian, in ascending order."""
-        if not np.isfinite(self.hessian).all():
-            return np.full(len(self.theta), np.nan)
-        return np.linalg.eigvalsh(self.reduced_hessian)
-
-    @property
-    def message(self) -> str:
-        """How optimisation ended, in words, with the markets whose shares could not be inverted at the estimates."""
-        text = self._result.outcome.message
-        if self._result.failed_markets:
-            text += f" The inversion of market shares {self._result.failed_markets}."
-        return text
-
-    @property
-    def cumulative_optimization_time(self) -> float:
-        """Seconds of optimisation in this and all previous steps."""
-        return sum(step.optimization_time for step in self._steps)
-
-    @property
-    def cumulative_total_time(self) -> float:
-        """Seconds of this and all previous steps."""
-        return sum(step.total_time for step in self._steps)
-
-    @property
-    def cumulative_converged(self) -> bool:
-        """Whether this and all previous steps converged."""
-        return all(step.converged for step in self._steps)
-
-    @property
-    def cumulative_optimization_iterations(self) -> int:
-        """Major iterations of this and all previous steps."""
-        return sum(step.optimization_iterations for step in self._steps)
-
-    @property
-    def cumulative_objective_evaluations(self) -> int:
-        """Objective evaluations of this and all previous steps."""
-        return sum(step.objective_evaluations for step in self._steps)
-
-    @property
-    def cumulative_fp_converged(self) -> Array:
-        """(T, evaluations) of this and all previous steps."""
-        return np.concatenate([step.fp_converged for step in self._steps], axis=1)
-
-    @property
-    def cumulative_fp_iterations(self) -> Array:
-        """(T, evaluations) of this and all previous steps."""
-        return np.concatenate([step.fp_iterations for step in self._steps], axis=1)
-
-    @property
-    def cumulative_contraction_evaluations(self) -> Array:
-        """(T, evaluations) of this and all previous steps."""
-        return np.concatenate([step.contraction_evaluations for step in self._steps], axis=1)
-
-    @property
-    def _steps(self) -> list["ProblemResults"]:
-        return [*(self.last_results._steps if self.last_results is not None else []), self]
-
-    def to_dict(self, attributes: Sequence[str] | None = None) -> dict[str, Any]:
-        """Attributes by name, all of them by default.
-
-        Raises
-        ------
-        AttributeError
-            For names that are not attributes of results.
-        """
-        return {name: getattr(self, name) for name in (ATTRIBUTES if attributes is None else attributes)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write these results, those of previous steps, and the problem with its data to a file for `blpjax.load`.
@@ -299,56 +86,6 @@ class ProblemResults:
         if results is None:
             raise ValueError("There are no GMM steps.")
         return results
-
-    def estimates(self) -> pd.DataFrame:
-        """One row for each parameter: estimate, standard error, t statistic, p value and 95% confidence interval."""
-        errors = np.sqrt(np.diag(self.parameter_covariances) / self.problem.N)
-        return report.estimates_frame(self.parameter_labels, self.parameters[:, 0], errors)
-
-    def run_hansen_test(self) -> float:
-        """Hansen's (1982) J statistic, N gbar'W gbar. Chi-squared with MD - Q degrees of freedom after two steps."""
-        return float(self._hansen().statistic)
-
-    def run_distance_test(self, unrestricted: "ProblemResults") -> float:
-        """Distance statistic of Newey and West (1987): J of these restricted results less that of `unrestricted`."""
-        if not isinstance(unrestricted, ProblemResults):
-            raise TypeError("unrestricted must be a ProblemResults.")
-        restricted, other = self.run_hansen_test(), unrestricted.run_hansen_test()
-        restrictions = len(unrestricted.parameters) - len(self.parameters)
-        return float(gmm.distance_test(restricted, other, restrictions=max(restrictions, 0)).statistic)
-
-    def run_lm_test(self) -> float:
-        """Lagrange multiplier statistic of Newey and West (1987), from the gradient at these restricted results."""
-        arrays = (jnp.asarray(self.moments[:, 0]), self.moments_jacobian, self.W, self.parameter_covariances)
-        return float(gmm.lm_test(*map(jnp.asarray, arrays), N=self.problem.N, restrictions=0).statistic)
-
-    def run_wald_test(self, restrictions: Any, restrictions_jacobian: Any) -> float:
-        """Wald statistic of Newey and West (1987).
-
-        Parameters
-        ----------
-        restrictions : (R,) restrictions, functions of the parameters that are zero under the null, at the estimates.
-        restrictions_jacobian : (R, Q) their derivatives in `parameters`.
-
-        Raises
-        ------
-        ValueError
-            When the shapes do not fit.
-        """
-        values = np.array(restrictions, float).reshape(-1)
-        jacobian = np.atleast_2d(np.array(restrictions_jacobian, float))
-        covariances = jnp.asarray(self.parameter_covariances)
-        test = gmm.wald_test(jnp.asarray(values), jnp.asarray(jacobian), covariances, N=self.problem.N)
-        return float(test.statistic)
-
-    def _hansen(self) -> gmm.ChiSquaredTest:
-        moments = jnp.asarray(self.moments[:, 0])
-        return gmm.hansen_test(moments, jnp.asarray(self.W), N=self.problem.N, parameters=len(self.parameters))
-
-    @property
-    def demand(self) -> Demand:
-        """Demand at the estimates, the argument of the functions in `blpjax.outputs`."""
-        return self._demand(self.problem.economy)
 
     def compute_elasticities(
         self, name: str | None = "prices", market_id: Any = None, as_frame: bool = False
@@ -486,25 +223,18 @@ class ProblemResults:
         ConvergenceError
             Naming the markets that could not be inverted.
         """
-        if fp_type != "safe_linear" or tuple(shares_bounds) != (1e-300, None):
-            raise NotImplementedError("fp_type and shares_bounds of compute_delta are not supported. Leave them out.")
+        refuse_unsupported(fp_type=fp_type, shares_bounds=shares_bounds)
+        if iteration is not None and not isinstance(iteration, Iteration):
+            raise TypeError(f"iteration must be Iteration or None, not {type(iteration).__name__}.")
+        asked = slice(None) if market_id is None else [self._market_position(market_id)]
         chosen = Iteration() if iteration is None else iteration
         economy = self._agents(agent_data, integration).economy
-        tastes = market_tastes(self._coefficients, self._options.parameters.layout)
-        found = _invert(economy, tastes, jnp.asarray(self.delta[:, 0]), chosen.limits, chosen.fixed_point)
-        ids = self.problem.unique_market_ids
-        raise_for_status(found.status, ids, "The inversion of market shares", found.residuals)
+        specification = Specification(self._options.parameters.layout, chosen.fixed_point)
+        found = _invert(specification, economy, self._coefficients, jnp.asarray(self.delta[:, 0]), chosen.limits)
+        status, residuals = np.asarray(found.status)[asked], np.asarray(found.residuals)[asked]
+        ids = self.problem.unique_market_ids[asked]
+        raise_for_status(status, ids, "The inversion of market shares", residuals)
         return self._vector(np.asarray(found.delta), market_id, as_frame, "delta")
-
-    def __str__(self) -> str:
-        return report.summarise_results(self._summary())
-
-    __repr__ = __str__
-
-    def _demand(self, economy: Any) -> Demand:
-        layout = self._options.parameters.layout
-        coefficients = Coefficients(self._coefficients.sigma, self._coefficients.pi, jnp.asarray(self.beta[:, 0]))
-        return Demand(economy, self.problem.characteristics, coefficients, jnp.asarray(self.delta[:, 0]), layout)
 
     def _agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
         if agent_data is None and integration is None:
@@ -514,7 +244,7 @@ class ProblemResults:
     def _evaluation_point(
         self, prices: Any, delta: Any, agent_data: Any, integration: Integration | None, market_id: Any
     ) -> tuple[Demand, jax.Array | None, dict[str, jax.Array]]:
-        demand = self._demand(self._agents(agent_data, integration).economy)
+        demand = self.demand_in(self._agents(agent_data, integration).economy)
         changes = {}
         if prices is not None:
             changes["prices"] = jnp.asarray(self._fill_market("prices", prices, market_id, self.problem.product_table.prices))
@@ -523,10 +253,15 @@ class ProblemResults:
 
     def _fill_market(self, name: str, values: Any, market_id: Any, default: Array) -> Array:
         """Long values (N,) from those of all products or of one market."""
-        array = np.array(values, dtype=float).reshape(-1)
+        try:
+            array = np.array(values, dtype=float).reshape(-1)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be an array of finite numbers.") from error
         rows = self._market_rows(market_id)
         if array.size != rows.size:
             raise ValueError(f"{name} must hold {rows.size} numbers, one for each product, not {array.size}.")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} must be an array of finite numbers.")
         filled = np.array(default, dtype=float)
         filled[rows] = array
         return filled
@@ -594,95 +329,9 @@ class ProblemResults:
             raise ValueError(f"matrices must have the shape {expected}, as compute methods return them, not {array.shape}.")
         return array, chosen
 
-    def _summary(self) -> report.ResultsSummary:
-        layout, types = self._options.parameters.layout, self._options.types
-        K2, P, Q = len(self.sigma), len(self.theta), len(self.parameters)
-        return report.ResultsSummary(
-            step=self.step,
-            objective=float(self.objective),
-            se_type=types.se_type,
-            seconds=self.cumulative_total_time,
-            objective_evaluations=self.cumulative_objective_evaluations,
-            clipped_shares=int(self.clipped_shares.sum()),
-            gradient_norm=self.projected_gradient_norm if P else None,
-            eigenvalues=self.reduced_hessian_eigenvalues if np.isfinite(self.hessian).all() else None,
-            reduced=has_finite_bounds(self._options),
-            W_condition=_condition_number(self.W),
-            covariance_condition=_condition_number(self.parameter_covariances) if Q > 1 and self._estimated else None,
-            converged=self.cumulative_converged if P else None,
-            optimization_iterations=self.cumulative_optimization_iterations,
-            fp_iterations=int(self.cumulative_fp_iterations.sum()) if K2 else None,
-            contraction_evaluations=int(self.cumulative_contraction_evaluations.sum()) if K2 else None,
-            clusters=types.n_clusters or 0,
-            sigma=_coefficients(self.sigma_labels, self.sigma_labels, self.sigma, self.sigma_se, layout.sigma),
-            sigma_squared=_coefficients(self.sigma_labels, self.sigma_labels, self.sigma_squared, self.sigma_squared_se),
-            pi=_coefficients(self.sigma_labels, self.pi_labels, self.pi, self.pi_se, layout.pi),
-            linear={"Beta": report.Coefficients(self.beta_labels, self.beta, self.beta_se)},
-            at_bound=self.at_bound,
-            failed_markets=self.message if self._result.failed_markets else "",
-        )
-
-
-_invert = jax.jit(invert_economy, static_argnums=4)
-
-
-def _coefficients(
-    rows: Sequence[str], columns: Sequence[str], values: Array, errors: Array, index: Sequence[tuple[int, ...]] | None = None
-) -> report.Coefficients | None:
-    """A matrix for tables, None without elements. Elements at `index` were estimated, by default those with errors."""
-    if values.size == 0:
-        return None
-    free = None if index is None else np.isfinite(_fill(values.shape, index, np.zeros(len(index))))
-    return report.Coefficients(rows, values, errors, columns, free)
-
-
-def _condition_number(matrix: Array) -> float:
-    return float(np.linalg.cond(matrix)) if np.isfinite(matrix).all() and matrix.size else float("nan")
-
-
-def _fill(shape: tuple[int, ...], index: Sequence[tuple[int, ...]], values: Array) -> Array:
-    """A matrix with values at an index and NaN elsewhere."""
-    matrix = np.full(shape, np.nan)
-    if index:
-        matrix[tuple(np.array(index).T)] = values[: len(index)]
-    return matrix
-
-
-def _empty(*shape: str) -> property:
-    """Attributes of PyBLP's results that have no elements without a supply side, nests or micro moments."""
-
-    def get(self: ProblemResults) -> Array:
-        sizes = {"N": self.problem.N, "P": len(self.theta)}
-        return np.zeros([sizes.get(name, int(name) if name.isdigit() else 0) for name in shape])
-
-    return property(get, doc="Empty: there is no supply side, no nests and no micro moments.")
-
-
-for _name, _shape in {
-    "rho": ("0", "1"),
-    "rho_se": ("0", "1"),
-    "gamma": ("0", "1"),
-    "gamma_se": ("0", "1"),
-    "tilde_costs": ("N", "0"),
-    "omega": ("N", "0"),
-    "omega_fe": ("N", "0"),
-    "micro": ("0", "1"),
-    "micro_values": ("0", "1"),
-    "micro_covariances": ("0", "0"),
-    "omega_by_theta_jacobian": ("N", "P"),
-    "micro_by_theta_jacobian": ("0", "P"),
-}.items():
-    setattr(ProblemResults, _name, _empty(*_shape))
-
-#: What `ProblemResults.to_dict` returns by default.
-ATTRIBUTES = tuple(
-    """step optimization_time cumulative_optimization_time total_time cumulative_total_time converged cumulative_converged
-    optimization_iterations cumulative_optimization_iterations objective_evaluations cumulative_objective_evaluations
-    fp_converged cumulative_fp_converged fp_iterations cumulative_fp_iterations contraction_evaluations
-    cumulative_contraction_evaluations parameters parameter_covariances parameter_sensitivity theta sigma sigma_squared pi rho
-    beta gamma sigma_se sigma_squared_se pi_se rho_se beta_se gamma_se sigma_bounds pi_bounds beta_bounds sigma_labels
-    pi_labels beta_labels theta_labels parameter_labels delta clipped_shares tilde_costs xi omega xi_fe omega_fe micro
-    micro_values micro_covariances moments moments_jacobian moments_covariances objective xi_by_theta_jacobian
-    omega_by_theta_jacobian micro_by_theta_jacobian gradient projected_gradient projected_gradient_norm hessian
-    reduced_hessian reduced_hessian_eigenvalues W updated_W""".split()
-)
+@partial(jax.jit, static_argnums=0)
+def _invert(
+    specification: Specification, economy: Economy, coefficients: Coefficients, start: jax.Array, limits: FixedPointLimits
+) -> Inversion:
+    tastes = market_tastes(coefficients, specification.layout)
+    return invert_economy(economy, tastes, start, limits, specification.method)

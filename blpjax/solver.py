@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blpjax import estimator, options as settings, report
-from blpjax.exceptions import ConvergenceError, describe_status, raise_for_status, succeeded
+from blpjax import estimator, report
+from blpjax import options as settings
+from blpjax.exceptions import ConvergenceError, describe_status, raise_for_status
 from blpjax.iteration import Iteration
 from blpjax.moments import Evaluation, MomentInputs, Specification
 from blpjax.optimize import Optimization, OptimizationOutcome, minimize
@@ -43,7 +44,7 @@ class StepContext:
     """Data of a GMM step: `inputs` on the device, market IDs for messages, clusters, and the absorber of fixed effects."""
 
     inputs: MomentInputs
-    market_ids: Sequence[object]
+    market_ids: Sequence[object] | np.ndarray
     cluster_ids: np.ndarray
     residualize: Callable[[np.ndarray], np.ndarray]
     logit_delta: np.ndarray
@@ -109,7 +110,8 @@ class Evaluator:
         inversion = evaluation.inversion
         self._records.append((inversion.status, inversion.iterations, inversion.evaluations, inversion.residuals))
         if options.error_behavior == "raise" and not bool(evaluation.ok):
-            raise_for_status(inversion.status, self.context.market_ids, "The inversion of market shares", inversion.residuals)
+            status, residuals = jax.device_get((inversion.status, inversion.residuals))
+            raise_for_status(status, self.context.market_ids, "The inversion of market shares", residuals)
             raise ConvergenceError(f"The objective or its gradient is not finite at theta = {np.asarray(theta)}.")
         if options.delta_behavior == "last":
             self.start = jnp.where(evaluation.ok, inversion.delta, self.start)
@@ -132,7 +134,8 @@ class Evaluator:
         self._best = min(self._best, objective) if np.isfinite(objective) else self._best
         gradient = project_gradient(np.asarray(theta), np.asarray(evaluation.gradient), usable_bounds(self.options))
         inversion, projected = evaluation.inversion, has_finite_bounds(self.options)
-        failed = "" if ok else describe_status(inversion.status, self.context.market_ids, inversion.residuals)
+        status, residuals = np.asarray(inversion.status), np.asarray(inversion.residuals)
+        failed = "" if ok else describe_status(status, self.context.market_ids, residuals)
         shown = report.Evaluation(
             step=self.step,
             seconds=time.perf_counter() - self._began,

@@ -261,18 +261,17 @@ def _read_optimization(state: State) -> Optimization:
 
 
 def _iteration_state(iteration: Iteration) -> State:
-    static, limits = iteration.fixed_point, iteration.limits
-    names = {"squarem": ("scheme",), "anderson": ("memory", "safeguard")}.get(iteration.method, ())
-    limited = [name for name in limits._fields if iteration.method == "squarem" or not name.startswith("step")]
-    options = {name: getattr(static, name) for name in names} | {name: getattr(limits, name) for name in limited}
-    norm = None if static.norm is None else _not_stored(static.norm)["not_stored"]
-    return {"method": iteration.method, "method_options": options, "norm": norm}
+    options = iteration.method_options
+    if options.get("norm") is not None:
+        options["norm"] = _not_stored(options["norm"])["not_stored"]
+    return {"method": iteration.method, "method_options": options}
 
 
 def _read_iteration(state: State) -> Iteration:
-    norm = state["norm"]
-    options = {} if norm is None else {"norm": _NORMS.get(norm, NotStored(norm))}
-    return Iteration(state["method"], {**state["method_options"], **options})
+    options = dict(state["method_options"])
+    if options.get("norm") is not None:
+        options["norm"] = _NORMS.get(options["norm"], NotStored(options["norm"]))
+    return Iteration(state["method"], options)
 
 
 def _options_state(value: Any) -> Any:
@@ -340,5 +339,5 @@ def _table_state(
         )
         if column in names or re.sub(r"[0-9]+$", "", column) in fields:
             raise DataError(f"{text} Convert it before building the problem, for example with .astype(str).")
-        warnings.warn(f"{text} The problem does not use the column, which is left out.", DataWarning, stacklevel=4)
+        warnings.warn(f"{text} The problem does not use the column, which is left out.", DataWarning, stacklevel=5)
     return stored

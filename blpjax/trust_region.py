@@ -8,8 +8,9 @@ least-squares algorithm, ACM TOMS 7), ``S`` is a sized secant approximation, and
 steps where they are large. Steps are measured in ``||D s||`` with the column norms of ``J`` on the diagonal of ``D``,
 so that the units of theta do not matter.
 
-Convergence is of first order, a vanishing projected gradient from which no model promises a decrease: whether the point is
-a minimum must be read off the exact Hessian.
+Convergence is of first order, a vanishing projected gradient from which no model promises a decrease: whether the
+point is a minimum must be read off the exact Hessian. A region that cannot be evaluated is backed away from but not
+walked around: where descent leads straight into it, the method ends as stalled.
 
 `initialise`, `propose` and `update` are pure functions of a `TrustRegionState`. A host loop that prints progress calls
 `advance` (update and propose in one program) once per evaluation; `minimize_in_graph` runs the same functions in a

@@ -70,7 +70,7 @@ MARKETS = {
     "weights sum to 0.154": market(4, mass=0.154),
     "large sigma": market(5, sigma=6.0),
     "tiny shares": market(6, level=-20.0, sigma=1.5),
-    "small outside share": market(7, level=8.0, sigma=0.5),
+    "small outside share": market(7, level=3.0, sigma=0.5),
     "far from logit": market(8, level=5.0, sigma=8.0, spread=4.0),
 }
 

@@ -58,6 +58,7 @@ def test_the_given_dictionary_is_not_changed() -> None:
         ("anderson", {"tol": 1}, r"does not have the options \['tol'\]. It has \['atol'"),
         ("newton", {"norm": np.linalg.norm}, r"does not have the options \['norm'\]"),
         ("newton", {"rtol": 1e-3}, r"does not have the options \['rtol'\]"),
+        ("return", {"atol": 1e-3}, r"does not have the options \['atol'\]"),
         ("squarem", {"scheme": 4}, "scheme of Iteration must be 1, 2 or 3, not 4"),
         ("squarem", {"step_min": 2.0}, "step_min of Iteration must not exceed step_max"),
         ("squarem", {"step_factor": 0.5}, "step_factor of Iteration must be at least 1, not 0.5"),

@@ -1,0 +1,62 @@
+"""What is said about a GMM step when it is done: whether it converged, and whether singular matrices spoil it."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from blpjax import options, report
+from blpjax.estimator import CovarianceTypes
+from blpjax.exceptions import ConvergenceWarning, IdentificationWarning
+from blpjax.inputs.identification import find_collinearity
+from blpjax.solver import StepResult
+
+
+def report_outcome(result: StepResult, seconds: float) -> None:
+    """Print how a step ended, and warn with `ConvergenceWarning` unless it converged everywhere."""
+    outcome = result.outcome
+    took = report.format_seconds(seconds)
+    options.output("")
+    if outcome.converged and not result.failed_markets:
+        options.output(f"GMM step {result.step} completed after {took}.")
+        return
+    text = f"GMM step {result.step} did not converge: {outcome.message}"
+    if result.failed_markets:
+        text += f" At the returned parameters the inversion of market shares {result.failed_markets}."
+    options.output(f"{text} ({took})")
+    warnings.warn(text, ConvergenceWarning, stacklevel=3)
+
+
+def warn_of_singularity(
+    result: StepResult, types: CovarianceTypes, instruments: np.ndarray, labels: Sequence[str]
+) -> None:
+    """Warn with `IdentificationWarning` when W, standard errors, or the estimates themselves rest on a singular matrix.
+
+    Parameters
+    ----------
+    result : the step.
+    types : how covariances were estimated.
+    instruments : (N, MD) instruments, named by the MD `labels`.
+    """
+    summary, MD = result.summary, instruments.shape[1]
+    if not np.isfinite(summary.moments_covariances).all():
+        return
+    if summary.covariances_rank < MD:
+        found = find_collinearity(instruments * result.xi[:, None])
+        named = ", ".join(repr(labels[group[0]]) for group in found.groups)
+        few = types.W_type == "clustered" and types.n_clusters is not None and types.n_clusters < MD
+        reason = f"there are only {types.n_clusters} clusters" if few else f"collinear moments: {named or 'nearly all'}"
+        warnings.warn(
+            f"The covariances of the {MD} moments have rank {summary.covariances_rank} ({reason}), so a "
+            "pseudo-inverse was used for the updated weighting matrix. Consider fewer instruments.",
+            IdentificationWarning,
+            stacklevel=3,
+        )
+    if summary.inference.rank < summary.parameters.size:
+        warnings.warn(
+            f"The Jacobian of the moments has rank {summary.inference.rank} at the estimates, but there are "
+            f"{summary.parameters.size} parameters, so not all of them are identified and standard errors mean nothing. "
+            "Consider more instruments or fewer parameters.",
+            IdentificationWarning,
+            stacklevel=3,
+        )

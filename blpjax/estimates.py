@@ -1,0 +1,412 @@
+"""Estimates of a GMM step: covariances, diagnostics, tests of restrictions, and their tables."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from blpjax import gmm, outputs, report
+from blpjax.characteristics import Characteristics
+from blpjax.economy import AgentsInEconomy, Economy, MarketIndex
+from blpjax.exceptions import succeeded
+from blpjax.inputs.integration import Integration
+from blpjax.inputs.tables import ProductTable
+from blpjax.outputs import Demand
+from blpjax.parameters import Coefficients
+from blpjax.solver import StepOptions, StepResult, has_finite_bounds, project_gradient, usable_bounds
+
+Array = np.ndarray
+
+
+@runtime_checkable
+class ProblemLike(Protocol):
+    """What results need of a problem."""
+
+    product_table: ProductTable
+    agents_in_economy: AgentsInEconomy
+
+    @property
+    def N(self) -> int:
+        """Number of products in all markets."""
+
+    @property
+    def T(self) -> int:
+        """Number of markets."""
+
+    @property
+    def ED(self) -> int:
+        """Number of absorbed dimensions of fixed effects."""
+
+    @property
+    def X1(self) -> np.ndarray:
+        """(N, K1) linear characteristics before absorption."""
+
+    @property
+    def unique_market_ids(self) -> np.ndarray:
+        """(T,) sorted market IDs."""
+
+    @property
+    def market_index(self) -> MarketIndex:
+        """Rows of each market in the product table."""
+
+    @property
+    def characteristics(self) -> Characteristics:
+        """X1 and X2 as functions."""
+
+    @property
+    def economy(self) -> Economy:
+        """All markets, padded into buckets."""
+
+    def build_agents(self, agent_data: Any = None, integration: Integration | None = None) -> AgentsInEconomy:
+        """The same economy with other agents."""
+
+    def to_state(self) -> dict[str, Any]:
+        """The problem as a tree of plain values."""
+
+
+class Estimates:
+    """Estimates of one GMM step with covariances, diagnostics and tests.
+
+    `ProblemResults` documents the attributes, and adds what estimates imply for demand.
+    """
+
+    def __init__(
+        self,
+        problem: "ProblemLike",
+        last_results: "Estimates | None",
+        result: StepResult,
+        options: StepOptions,
+        estimated: bool,
+    ) -> None:
+        parameters, summary = options.parameters, result.summary
+        self.problem = problem
+        self.last_results = last_results
+        self._result = result
+        self._options = options
+        self._estimated = estimated
+        self.step = result.step
+        self.optimization_time = result.optimization_time
+        self.total_time = result.total_time
+        self.converged = bool(result.outcome.converged and not result.failed_markets)
+        self.optimization_iterations = int(result.outcome.iterations)
+        self.objective_evaluations = int(result.outcome.evaluations)
+        self.fp_converged = succeeded(result.inner.status).astype(int)
+        self.fp_iterations = result.inner.iterations
+        self.contraction_evaluations = result.inner.evaluations
+        self.fp_residuals = result.inner.residuals
+        self.theta = result.theta
+        self.parameters = np.asarray(summary.parameters)[:, None]
+        self._coefficients = parameters.at(result.theta)
+        self.sigma = np.asarray(self._coefficients.sigma)
+        self.pi = np.asarray(self._coefficients.pi)
+        self.beta = result.beta[:, None]
+        self.sigma_labels = list(parameters.sigma_labels)
+        self.pi_labels = list(parameters.pi_labels)
+        self.beta_labels = list(parameters.beta_labels)
+        self.theta_labels = parameters.theta_labels
+        self.parameter_labels = parameters.parameter_labels
+        used = parameters if options.optimization.supports_bounds else parameters.unbounded()
+        self.sigma_bounds = tuple(used.sigma_bounds)
+        self.pi_bounds = tuple(used.pi_bounds)
+        self.beta_bounds = tuple(bound[:, None] for bound in used.beta_bounds)
+        self.delta = result.delta[:, None]
+        self.xi = result.xi[:, None]
+        self.moments = np.asarray(summary.moments)[:, None]
+        self.moments_jacobian = np.asarray(summary.moments_jacobian)
+        self.moments_covariances = np.asarray(summary.moments_covariances)
+        self.objective = np.asarray(result.objective)
+        self.xi_by_theta_jacobian = result.xi_by_theta
+        self.gradient = result.gradient[:, None]
+        self.hessian = result.hessian
+        self.W = result.W
+        self.updated_W = np.asarray(summary.updated_W)
+        covariances = np.asarray(summary.inference.covariances)
+        self.parameter_covariances = covariances if estimated else np.full_like(covariances, np.nan)
+        self.parameter_sensitivity = np.asarray(summary.inference.sensitivity)
+        self._set_standard_errors()
+        self._set_absent()
+
+    def _set_standard_errors(self) -> None:
+        layout = self._options.parameters.layout
+        N = self.problem.N
+        errors = np.sqrt(np.diag(self.parameter_covariances) / N)
+        first, second = len(layout.sigma), len(layout.sigma) + len(layout.pi)
+        self.sigma_se = _fill(self.sigma.shape, layout.sigma, errors[:first])
+        self.pi_se = _fill(self.pi.shape, layout.pi, errors[first:second])
+        linear = (*layout.beta, *layout.concentrated_beta)
+        self.beta_se = _fill(self.beta.shape, tuple((k, 0) for k in linear), errors[second:])
+        self.sigma_squared = self.sigma @ self.sigma.T
+        self.sigma_squared_se = self._sigma_squared_errors(first)
+
+    def _set_absent(self) -> None:
+        """Attributes of PyBLP's results for what is not there: a supply side, nests, dynamic and micro moments."""
+        N, P, MD = self.problem.N, len(self.theta), len(self.W)
+        self.rho = self.rho_se = self.gamma = self.gamma_se = self.micro = self.micro_values = np.zeros((0, 1))
+        self.phi = self.phi_se = np.zeros((1, 0))
+        self.rho_bounds = self.gamma_bounds = (np.zeros((0, 1)), np.zeros((0, 1)))
+        self.phi_bounds = (np.zeros((1, 0)), np.zeros((1, 0)))
+        self.rho_labels: list[str] = []
+        self.gamma_labels: list[str] = []
+        self.phi_labels = ["Xi"]
+        self.tilde_costs = self.omega = self.omega_fe = np.zeros((N, 0))
+        self.clipped_costs = np.zeros((N, 1), bool)
+        self.micro_covariances, self.micro_by_theta_jacobian = np.zeros((0, 0)), np.zeros((0, P))
+        self.simulation_covariances = np.zeros((MD, MD))
+
+    @property
+    def omega_by_theta_jacobian(self) -> Array:
+        """(N, P) without meaning, NaN: there is no supply side."""
+        return np.full((self.problem.N, len(self.theta)), np.nan)
+
+    def _sigma_squared_errors(self, size: int) -> Array:
+        """Standard errors of sigma sigma' by the delta method."""
+        layout = self._options.parameters.layout
+        if size == 0:
+            return np.full(self.sigma.shape, np.nan)
+        index = tuple(np.array(layout.sigma).T)
+        K2 = len(self.sigma)
+        jacobian = np.zeros((K2, K2, size))
+        for p, (k, m) in enumerate(zip(*index, strict=True)):
+            jacobian[k, :, p] += self.sigma[:, m]
+            jacobian[:, k, p] += self.sigma[:, m]
+        rows = jacobian.reshape(K2 * K2, size)
+        variances = np.einsum("ij,jk,ik->i", rows, self.parameter_covariances[:size, :size], rows)
+        return np.sqrt(np.maximum(variances, 0.0) / self.problem.N).reshape(K2, K2)
+
+    @property
+    def xi_fe(self) -> Array:
+        """(N, 1) fixed effects, ``delta - X1 beta - xi`` with X1 before absorption; zero without fixed effects."""
+        if self.problem.ED == 0:
+            return np.zeros((self.problem.N, 1))
+        return self.delta - self.problem.X1 @ self.beta - self.xi
+
+    @property
+    def clipped_shares(self) -> Array:
+        """(N, 1) whether a simulated share is below the bound of 1e-300 at the estimates."""
+        if not self._result.failed_markets:  # simulated shares equal the observed ones
+            return np.zeros((self.problem.N, 1), bool)
+        return ~(np.asarray(outputs.market_shares(self.demand, None, {})[:, None]) >= 1e-300)
+
+    @property
+    def projected_gradient(self) -> Array:
+        """(P, 1) gradient with zeros where a bound keeps theta from following its negative."""
+        bounds = usable_bounds(self._options)
+        return project_gradient(self.theta, self.gradient[:, 0], bounds)[:, None]
+
+    @property
+    def projected_gradient_norm(self) -> float:
+        """Largest absolute element of the projected gradient."""
+        return float(np.abs(self.projected_gradient).max(initial=0.0))
+
+    @property
+    def at_bound(self) -> list[str]:
+        """Labels of the elements of theta that are at a bound."""
+        return [self.theta_labels[p] for p in np.flatnonzero(self._binding)]
+
+    @property
+    def _binding(self) -> Array:
+        bounds = usable_bounds(self._options)
+        return (self.theta <= bounds.lower) | (self.theta >= bounds.upper)
+
+    @property
+    def reduced_hessian(self) -> Array:
+        """(P, P) Hessian with zeros in the rows and columns of elements of theta at a bound."""
+        free = ~self._binding
+        return np.where(np.isnan(self.hessian), np.nan, self.hessian * np.outer(free, free))
+
+    @cached_property
+    def reduced_hessian_eigenvalues(self) -> Array:
+        """(P,) eigenvalues of the reduced Hessian, in ascending order."""
+        if not np.isfinite(self.hessian).all():
+            return np.full(len(self.theta), np.nan)
+        return np.linalg.eigvalsh(self.reduced_hessian)
+
+    @property
+    def message(self) -> str:
+        """How optimisation ended, in words, with the markets whose shares could not be inverted at the estimates."""
+        text = self._result.outcome.message
+        if self._result.failed_markets:
+            text += f" The inversion of market shares {self._result.failed_markets}."
+        return text
+
+    @property
+    def cumulative_optimization_time(self) -> float:
+        """Seconds of optimisation in this and all previous steps."""
+        return sum(step.optimization_time for step in self._steps)
+
+    @property
+    def cumulative_total_time(self) -> float:
+        """Seconds of this and all previous steps."""
+        return sum(step.total_time for step in self._steps)
+
+    @property
+    def cumulative_converged(self) -> bool:
+        """Whether this and all previous steps converged."""
+        return all(step.converged for step in self._steps)
+
+    @property
+    def cumulative_optimization_iterations(self) -> int:
+        """Major iterations of this and all previous steps."""
+        return sum(step.optimization_iterations for step in self._steps)
+
+    @property
+    def cumulative_objective_evaluations(self) -> int:
+        """Objective evaluations of this and all previous steps."""
+        return sum(step.objective_evaluations for step in self._steps)
+
+    @property
+    def cumulative_fp_converged(self) -> Array:
+        """(T, evaluations) of this and all previous steps."""
+        return np.concatenate([step.fp_converged for step in self._steps], axis=1)
+
+    @property
+    def cumulative_fp_iterations(self) -> Array:
+        """(T, evaluations) of this and all previous steps."""
+        return np.concatenate([step.fp_iterations for step in self._steps], axis=1)
+
+    @property
+    def cumulative_contraction_evaluations(self) -> Array:
+        """(T, evaluations) of this and all previous steps."""
+        return np.concatenate([step.contraction_evaluations for step in self._steps], axis=1)
+
+    @property
+    def _steps(self) -> list["Estimates"]:
+        return [*(self.last_results._steps if self.last_results is not None else []), self]
+
+    def to_dict(self, attributes: Sequence[str] | None = None) -> dict[str, Any]:
+        """Attributes by name, all of them by default.
+
+        Raises
+        ------
+        AttributeError
+            For names that are not attributes of results.
+        """
+        return {name: getattr(self, name) for name in (ATTRIBUTES if attributes is None else attributes)}
+
+    def estimates(self) -> pd.DataFrame:
+        """One row for each parameter: estimate, standard error, t statistic, p value and 95% confidence interval."""
+        errors = np.sqrt(np.diag(self.parameter_covariances) / self.problem.N)
+        return report.estimates_frame(self.parameter_labels, self.parameters[:, 0], errors)
+
+    def run_hansen_test(self) -> float:
+        """Hansen's (1982) J statistic, N gbar'W gbar. Chi-squared with MD - Q degrees of freedom after two steps."""
+        return float(self._hansen().statistic)
+
+    def run_distance_test(self, unrestricted: "Estimates") -> float:
+        """Distance statistic of Newey and West (1987): J of these restricted results less that of `unrestricted`."""
+        if not isinstance(unrestricted, Estimates):
+            raise TypeError("unrestricted must be a ProblemResults.")
+        restricted, other = self.run_hansen_test(), unrestricted.run_hansen_test()
+        restrictions = len(unrestricted.parameters) - len(self.parameters)
+        return float(gmm.distance_test(restricted, other, restrictions=max(restrictions, 0)).statistic)
+
+    def run_lm_test(self) -> float:
+        """Lagrange multiplier statistic of Newey and West (1987), from the gradient at these restricted results."""
+        arrays = (jnp.asarray(self.moments[:, 0]), self.moments_jacobian, self.W, self.parameter_covariances)
+        return float(gmm.lm_test(*map(jnp.asarray, arrays), N=self.problem.N, restrictions=0).statistic)
+
+    def run_wald_test(self, restrictions: Any, restrictions_jacobian: Any) -> float:
+        """Wald statistic of Newey and West (1987).
+
+        Parameters
+        ----------
+        restrictions : (R,) restrictions, functions of the parameters that are zero under the null, at the estimates.
+        restrictions_jacobian : (R, Q) their derivatives in `parameters`.
+
+        Raises
+        ------
+        ValueError
+            When the shapes do not fit.
+        """
+        values = np.array(restrictions, float).reshape(-1)
+        jacobian = np.atleast_2d(np.array(restrictions_jacobian, float))
+        covariances = jnp.asarray(self.parameter_covariances)
+        test = gmm.wald_test(jnp.asarray(values), jnp.asarray(jacobian), covariances, N=self.problem.N)
+        return float(test.statistic)
+
+    def _hansen(self) -> gmm.ChiSquaredTest:
+        moments = jnp.asarray(self.moments[:, 0])
+        return gmm.hansen_test(moments, jnp.asarray(self.W), N=self.problem.N, parameters=len(self.parameters))
+
+    @property
+    def demand(self) -> Demand:
+        """Demand at the estimates, the argument of the functions in `blpjax.outputs`."""
+        return self.demand_in(self.problem.economy)
+
+    def demand_in(self, economy: Economy) -> Demand:
+        """Demand at the estimates in an economy with other agents."""
+        layout = self._options.parameters.layout
+        coefficients = Coefficients(jnp.asarray(self.sigma), jnp.asarray(self.pi), jnp.asarray(self.beta[:, 0]))
+        return Demand(economy, self.problem.characteristics, coefficients, jnp.asarray(self.delta[:, 0]), layout)
+
+    def __str__(self) -> str:
+        return report.summarise_results(self._summary())
+
+    __repr__ = __str__
+
+    def _summary(self) -> report.ResultsSummary:
+        layout, types = self._options.parameters.layout, self._options.types
+        K2, P, Q = len(self.sigma), len(self.theta), len(self.parameters)
+        return report.ResultsSummary(
+            step=self.step,
+            objective=float(self.objective),
+            se_type=types.se_type,
+            seconds=self.cumulative_total_time,
+            objective_evaluations=self.cumulative_objective_evaluations,
+            clipped_shares=int(self.clipped_shares.sum()),
+            gradient_norm=self.projected_gradient_norm if P else None,
+            eigenvalues=self.reduced_hessian_eigenvalues if np.isfinite(self.hessian).all() else None,
+            reduced=has_finite_bounds(self._options),
+            W_condition=_condition_number(self.W),
+            covariance_condition=_condition_number(self.parameter_covariances) if Q > 1 and self._estimated else None,
+            converged=self.cumulative_converged if P else None,
+            optimization_iterations=self.cumulative_optimization_iterations,
+            fp_iterations=int(self.cumulative_fp_iterations.sum()) if K2 else None,
+            contraction_evaluations=int(self.cumulative_contraction_evaluations.sum()) if K2 else None,
+            clusters=types.n_clusters or 0,
+            sigma=_coefficients(self.sigma_labels, self.sigma_labels, self.sigma, self.sigma_se, layout.sigma),
+            sigma_squared=_coefficients(self.sigma_labels, self.sigma_labels, self.sigma_squared, self.sigma_squared_se),
+            pi=_coefficients(self.sigma_labels, self.pi_labels, self.pi, self.pi_se, layout.pi),
+            linear={"Beta": report.Coefficients(self.beta_labels, self.beta, self.beta_se)},
+            at_bound=self.at_bound,
+            failed_markets=self.message if self._result.failed_markets else "",
+        )
+
+
+def _coefficients(
+    rows: Sequence[str], columns: Sequence[str], values: Array, errors: Array, index: Sequence[tuple[int, ...]] | None = None
+) -> report.Coefficients | None:
+    """A matrix for tables, None without elements. Elements at `index` were estimated, by default those with errors."""
+    if values.size == 0:
+        return None
+    free = None if index is None else np.isfinite(_fill(values.shape, index, np.zeros(len(index))))
+    return report.Coefficients(rows, values, errors, columns, free)
+
+
+def _condition_number(matrix: Array) -> float:
+    return float(np.linalg.cond(matrix)) if np.isfinite(matrix).all() and matrix.size else float("nan")
+
+
+def _fill(shape: tuple[int, ...], index: Sequence[tuple[int, ...]], values: Array) -> Array:
+    """A matrix with values at an index and NaN elsewhere."""
+    matrix = np.full(shape, np.nan)
+    if index:
+        matrix[tuple(np.array(index).T)] = values[: len(index)]
+    return matrix
+
+
+#: What `Estimates.to_dict` returns by default.
+ATTRIBUTES = tuple(
+    """step optimization_time cumulative_optimization_time total_time cumulative_total_time converged cumulative_converged
+    optimization_iterations cumulative_optimization_iterations objective_evaluations cumulative_objective_evaluations
+    fp_converged cumulative_fp_converged fp_iterations cumulative_fp_iterations contraction_evaluations
+    cumulative_contraction_evaluations parameters parameter_covariances parameter_sensitivity theta sigma sigma_squared pi rho
+    phi beta gamma sigma_se sigma_squared_se pi_se rho_se phi_se beta_se gamma_se sigma_bounds pi_bounds rho_bounds phi_bounds beta_bounds gamma_bounds sigma_labels
+    pi_labels rho_labels phi_labels beta_labels gamma_labels theta_labels parameter_labels delta tilde_costs clipped_shares clipped_costs xi omega xi_fe omega_fe micro
+    micro_values micro_covariances moments moments_jacobian moments_covariances simulation_covariances objective xi_by_theta_jacobian
+    omega_by_theta_jacobian micro_by_theta_jacobian gradient projected_gradient projected_gradient_norm hessian
+    reduced_hessian reduced_hessian_eigenvalues W updated_W""".split()
+)

@@ -1,0 +1,94 @@
+"""A problem's data as PyBLP's structured arrays: what `Problem.products` and `Problem.agents` show."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from blpjax.inputs.design import Column
+from blpjax.inputs.tables import AgentTable, ProductTable
+
+
+class ProductMatrices(NamedTuple):
+    """Matrices that belong to a product table.
+
+    `X1` (N, K1) and `ZD` (N, MD) are residualised on any fixed effects, whose codes are `demand_ids` (N, ED); X2 is (N, K2).
+    """
+
+    X1: np.ndarray
+    X2: np.ndarray
+    ZD: np.ndarray
+    demand_ids: np.ndarray
+
+
+def product_records(table: ProductTable, matrices: ProductMatrices, columns: Sequence[Column]) -> np.recarray:
+    """Product data as a structured array of N rows.
+
+    Every field is a matrix with N rows; fields without data have no columns. Variables of the formulas' `columns` are fields
+    too, unless a field has their name.
+    """
+    N = table.shares.size
+    none, no_ids = np.zeros((N, 0)), np.zeros((N, 0), object)
+    fields = {
+        "market_ids": table.market_ids,
+        "firm_ids": table.firm_ids,
+        "demand_ids": matrices.demand_ids,
+        "supply_ids": no_ids,
+        "nesting_ids": no_ids,
+        "product_ids": table.product_ids,
+        "clustering_ids": table.clustering_ids,
+        "ownership": none,
+        "shares": table.shares,
+        "ZD": matrices.ZD,
+        "ZS": none,
+        "ZC": none,
+        "X1": matrices.X1,
+        "X2": matrices.X2,
+        "X3": none,
+        "prices": table.prices,
+    }
+    used = {name for column in columns for name in column.names}
+    fields |= {name: _variable(table.data[name]) for name in sorted(used - set(fields))}
+    return _records(fields, N)
+
+
+def agent_records(table: AgentTable, demographics: np.ndarray) -> np.recarray:
+    """Agent data with `demographics` (I, D) as a structured array of I rows."""
+    I = table.weights.size
+    fields = {
+        "market_ids": table.market_ids,
+        "agent_ids": table.agent_ids,
+        "weights": table.weights,
+        "nodes": table.nodes,
+        "demographics": demographics,
+        "availability": np.zeros((I, 0)),
+    }
+    return _records(fields, I)
+
+
+def unique_ids(ids: np.ndarray | None) -> np.ndarray:
+    """Sorted IDs, those of the first column if there are several: no IDs when there is no column."""
+    if ids is None:
+        return np.array([], dtype=object)
+    return as_objects(np.unique(ids if ids.ndim == 1 else ids[:, 0]))
+
+
+def as_objects(ids: np.ndarray) -> np.ndarray:
+    """IDs as an array of objects, PyBLP's type. Dates keep theirs: as objects, some of them would become integers."""
+    return ids if ids.dtype.kind == "M" else ids.astype(object)
+
+
+def _variable(values: np.ndarray) -> np.ndarray:
+    return values.astype(float) if values.dtype.kind in "iuf" else values
+
+
+def _records(fields: Mapping[str, np.ndarray | None], rows: int) -> np.recarray:
+    """A structured array whose fields are matrices; those that are None have no columns."""
+    matrices = {}
+    for name, values in fields.items():
+        matrix = np.zeros((rows, 0), object) if values is None else values.reshape(rows, -1) if values.ndim == 1 else values
+        matrices[name] = as_objects(matrix) if name.endswith("_ids") or matrix.dtype.kind != "f" else matrix
+    records = np.recarray(rows, dtype=[(name, m.dtype, (m.shape[1],)) for name, m in matrices.items()])
+    for name, matrix in matrices.items():
+        records[name] = matrix
+    return records

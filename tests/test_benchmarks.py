@@ -1,0 +1,287 @@
+"""The benchmarks run, print finite numbers, and say so where a case fails."""
+
+import importlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+import blpjax
+from benchmarks import __main__ as command
+from benchmarks import breakdown, child, estimation, models, processes, starts
+from benchmarks.comparison import Outcome, compare
+from benchmarks.rows import Row, Timing, as_json, failed, format_row, header, measure
+from benchmarks.settings import QUICK, Settings, Size
+
+TINY = Settings(repeat=1, warm=1, pyblp=False, starts=2, size=Size(6, 5, 20))
+
+
+@pytest.fixture(autouse=True)
+def kept_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that other tests compiled stay: compile times do not matter here."""
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
+
+
+def only_row(rows: Iterator[Row]) -> Row:
+    (row,) = rows
+    return row
+
+
+def check_timing(timing: Timing | None) -> None:
+    assert timing is not None
+    assert all(math.isfinite(seconds) and seconds > 0 for seconds in timing.seconds)
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_ratio_compares_medians_and_extremes() -> None:
+    row = Row("case", warm=Timing((1.0, 2.0, 4.0)), first=Timing((9.0,)), pyblp=Timing((40.0, 100.0)))
+    assert row.ratio is not None
+    assert (row.ratio.median, row.ratio.low, row.ratio.high) == (35.0, 10.0, 100.0)
+    assert str(row.ratio) == "35x [10-100]"
+
+
+def test_rows_without_a_warm_run_are_compared_by_their_first() -> None:
+    row = Row("case", first=Timing((2.0,)), pyblp=Timing((6.0,)))
+    assert row.ratio is not None and row.ratio.median == 3.0
+    assert Row("case", first=Timing((2.0,))).ratio is None
+
+
+def test_cells_stand_below_their_columns() -> None:
+    row = Row("case", compile=1.25, warm=Timing((0.5,)), evaluations=(14, 57), converged=(True, False))
+    names, line = header().splitlines()[0], format_row(row)
+    for name, cell in (("compile s", "1.25"), ("warm s", "0.5"), ("evaluations", "14 / 57"), ("converged", "yes / NO")):
+        assert line[names.index(name) :].startswith(cell)
+
+
+def test_failed_rows_are_printed_as_failed() -> None:
+    text = format_row(failed("case", "ValueError: first line\nsecond line"))
+    assert text.splitlines() == ["case  FAILED: ValueError: first line second line"]
+
+
+def test_measure_counts_each_call() -> None:
+    calls: list[int] = []
+    timing = measure(lambda: calls.append(1), 3)
+    assert len(calls) == len(timing.seconds) == 3
+
+
+def test_json_has_no_numbers_that_are_not_finite() -> None:
+    row = Row("case", warm=Timing((0.5, math.nan)), details={"largest": math.inf, "markets": 3})
+    content = json.loads(json.dumps(as_json(row), allow_nan=False))
+    assert content["warm"]["seconds"] == [0.5, None]
+    assert content["details"] == {"largest": None, "markets": 3}
+    assert content["ratio"] is None
+
+
+def test_differences_are_relative_to_pyblp() -> None:
+    ours = Outcome(1.0, (1.0, -2.2), (0.5, 0.5), 3, True)
+    theirs = Outcome(1.0, (1.0, -2.0), (0.5, 0.4), 9, True)
+    difference = compare(ours, theirs)
+    assert difference.estimates == pytest.approx(0.1)
+    assert difference.errors == pytest.approx(0.25)
+
+
+# --- cases ----------------------------------------------------------------------------------------------------------
+
+
+def test_nevo_rows_reach_the_optimum() -> None:
+    verbose = blpjax.options.verbose
+    rows = list(estimation.nevo_rows(TINY))
+    assert [row.case for row in rows] == ["Nevo, gradient", "Nevo, both"]
+    for row in rows:
+        assert row.failure == "" and row.converged == (True,) and row.evaluations[0] > 1
+        check_timing(row.first)
+        check_timing(row.warm)
+        assert row.compile is not None and math.isfinite(row.compile)
+        assert row.pyblp is None and "PyBLP was not run" in row.details["goals"]
+    assert blpjax.options.verbose is verbose
+
+
+def test_nevo_row_fails_at_another_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "NEVO_OBJECTIVE", 4.0)
+    row = next(estimation.nevo_rows(TINY))
+    assert "objective 4.5615" in row.failure and "instead of 4" in row.failure
+    assert "FAILED" in format_row(row)
+
+
+def test_starts_rows_count_endings() -> None:
+    estimated, inverted = starts.starts_rows(TINY)
+    assert estimated.failure == inverted.failure == ""
+    assert estimated.details["ended"].startswith("2 optimum, 0 another local minimum, 0 failure reported")
+    assert "start 1, ours / stored PyBLP 1.3.0" in estimated.details
+    check_timing(estimated.warm)
+    check_timing(inverted.warm)
+    assert inverted.details["markets solved to 1e-12"].startswith("94 of 94")
+
+
+def test_starts_are_those_of_the_stored_results() -> None:
+    stored = json.loads(starts.STORED.read_text(encoding="utf-8"))["starts"]
+    for start, expected in zip(starts.draw_starts(len(stored)), stored, strict=True):
+        np.testing.assert_array_equal(start.sigma, expected["sigma_start"])
+        np.testing.assert_array_equal(start.pi, expected["pi_start"])
+
+
+@pytest.mark.parametrize(
+    ("converged", "objective", "kind"),
+    [(True, models.NEVO_OBJECTIVE, "optimum"), (True, 35.0, "false convergence"), (False, 35.0, "failure reported")],
+)
+def test_starts_are_told_apart(monkeypatch: pytest.MonkeyPatch, converged: bool, objective: float, kind: str) -> None:
+    # Nothing is minimal at the starting values that this stands for.
+    result = SimpleNamespace(
+        converged=converged,
+        objective=objective,
+        objective_evaluations=7,
+        fp_converged=np.array([[1, 1], [1, 0]]),
+        message="message",
+        sigma=models.NEVO_SIGMA,
+        pi=models.NEVO_PI,
+        projected_gradient_norm=1.0,
+        reduced_hessian_eigenvalues=np.array([-1.0, 2.0]),
+    )
+    problem = SimpleNamespace(solve=lambda *values, **options: result, T=94, N=2256, I=1880)
+    ending = starts.estimate(problem, starts.draw_starts(1)[0])
+    assert (ending.kind, ending.evaluations, ending.failed_evaluations) == (kind, 7, 1)
+
+
+def test_a_start_that_crashes_is_counted() -> None:
+    def crash(*values: object, **options: object) -> None:
+        raise ArithmeticError("overflow")
+
+    ending = starts.estimate(SimpleNamespace(solve=crash), starts.draw_starts(1)[0])
+    assert (ending.kind, ending.message) == ("crash", "ArithmeticError: overflow")
+
+
+def test_profile_accounts_for_a_warm_solve() -> None:
+    row = only_row(breakdown.profile_rows(TINY))
+    assert row.failure == ""
+    check_timing(row.warm)
+    assert "ms" in row.details["one evaluation with Jacobian"]
+    shares = [row.details[name] for name in ("optimiser", "after the optimiser", "before and after the GMM step")]
+    assert sum(float(text.split(", ")[1].partition("%")[0]) for text in shares) == pytest.approx(100, abs=2)
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def test_memory_row_agrees_with_pyblp(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In this process, where compiled programs are kept.
+    def run(case: str, library: str, T: str, J: str, individuals: str, warm: str) -> processes.Process:
+        assert case == "simulated"
+        size = Size(int(T), int(J), int(individuals))
+        return processes.Process(child.run_simulated(library, size, int(warm)), 1.0)
+
+    monkeypatch.setattr(processes, "run_process", run)
+    monkeypatch.setattr(blpjax.options, "verbose", False)
+    row = only_row(processes.memory_rows(Settings(repeat=1, pyblp=True, size=TINY.size)))
+    assert row.failure == "" and row.size == "T=6 J=5 I=20 P=20"
+    for timing in (row.first, row.warm, row.pyblp):
+        check_timing(timing)
+    assert row.estimates_difference is not None and row.estimates_difference < 1e-8
+    assert row.errors_difference is not None and row.errors_difference < 1e-5
+    assert 0 < float(row.details["peak memory of the process"].partition(" ")[0]) < 6
+
+
+def test_a_process_sends_its_report() -> None:
+    process = processes.run_process("simulated", "pyblp", "6", "5", "20", "1")
+    report = process.report
+    assert report.outcome.converged and report.outcome.evaluations == 1
+    assert len(report.outcome.estimates) == len(report.outcome.errors) == 24
+    check_timing(Timing((report.first, *report.warm)))
+    assert len(report.warm) == 1 and process.seconds > report.first + sum(report.warm)
+
+
+def test_memory_row_fails_above_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = child.Report(Outcome(1.0, (1.0,), (1.0,), 1, True), 2.0, (1.0,), 7 * 2**30)
+    monkeypatch.setattr(processes, "run_process", lambda *arguments: processes.Process(report, 3.0))
+    row = only_row(processes.memory_rows(TINY))
+    assert row.failure == "peak of 7.00 GiB, more than 6.00 GiB"
+
+
+def test_process_rows_compare_empty_and_filled_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, int] = {}
+
+    def run(case: str, library: str, cache: str = "0") -> processes.Process:
+        assert case == "nevo"
+        if library == "pyblp":
+            return processes.Process(_report(57), 20.0)
+        assert Path(cache).is_dir()
+        seen[cache] = seen.get(cache, 0) + 1
+        return processes.Process(_report(14), 4.0 / seen[cache])
+
+    monkeypatch.setattr(processes, "run_process", run)
+    monkeypatch.setattr(processes, "_fill_file_cache", lambda settings: None)
+    empty, filled = processes.process_rows(Settings(repeat=3))
+    assert list(seen.values()) == [2, 2, 2] and not any(Path(cache).exists() for cache in seen)
+    assert empty.ratio is not None and empty.ratio.median == 5.0 and empty.details["goal"] == "5x, reached"
+    assert filled.ratio is not None and filled.ratio.median == 10.0 and filled.details["goal"] == "8x, reached"
+    assert empty.evaluations == (14, 57) and empty.estimates_difference == 0
+
+
+def test_a_process_that_fails_is_an_error_with_its_last_line() -> None:
+    with pytest.raises(RuntimeError, match="ended with status 1: ModuleNotFoundError: No module named 'neither'"):
+        processes.run_process("nevo", "neither")
+
+
+def test_peak_memory_is_that_of_a_python_process() -> None:
+    assert 2**24 < child.peak_memory() < 2**40
+
+
+def test_simulated_shares_leave_an_outside_share() -> None:
+    products, agents = models.simulate(Size(3, 4, 10))
+    sums = products["shares"].reshape(3, 4).sum(axis=1)
+    assert (products["shares"] > 0).all() and (sums < 1).all()
+    assert agents["nodes"].shape == (30, 4)
+
+
+# --- command --------------------------------------------------------------------------------------------------------
+
+
+def test_command_prints_failures_goes_on_and_exits_with_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def one_then_crash(settings: Settings) -> Iterator[Row]:
+        assert settings == QUICK
+        yield Row("first case", warm=Timing((0.5,)))
+        raise ValueError("bad numbers")
+
+    monkeypatch.setattr(estimation, "nevo_rows", one_then_crash)
+    monkeypatch.setattr(breakdown, "profile_rows", lambda settings: iter([Row("second case")]))
+    file = tmp_path / "rows.json"
+    assert command.main(["--rows", "nevo", "profile", "--quick", "--json", str(file)]) == 1
+    printed = capsys.readouterr().out
+    assert "first case" in printed and "second case" in printed
+    assert "nevo  FAILED: ValueError: bad numbers" in printed
+    assert "3 rows, 1 FAILED: nevo" in printed
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["failure"] for row in content["rows"]] == ["", "ValueError: bad numbers", ""]
+    assert "jaxlib" in content["machine"]["packages"]
+
+
+def test_command_exits_with_zero_when_nothing_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(estimation, "nevo_rows", lambda settings: iter([Row("case", size=str(settings.repeat))]))
+    assert command.main(["--rows", "nevo", "--repeat", "4"]) == 0
+    assert "none failed" in capsys.readouterr().out
+
+
+def test_command_refuses_no_repetitions(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--repeat", "0"])
+    assert "--repeat must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", command.GROUPS)
+def test_groups_name_functions_that_exist(group: str) -> None:
+    module, name = command.GROUPS[group].split(":")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def _report(evaluations: int) -> child.Report:
+    return child.Report(Outcome(models.NEVO_OBJECTIVE, (1.0, 2.0), (0.1, 0.2), evaluations, True), 1.0, (), 2**28)
