@@ -13,9 +13,9 @@ from blpjax.characteristics import Characteristics
 from blpjax.economy import AgentsInEconomy, Economy, MarketIndex
 from blpjax.exceptions import succeeded
 from blpjax.inputs.integration import Integration
-from blpjax.inputs.tables import ProductTable
+from blpjax.inputs.tables import ProductTable, assign_node_columns
 from blpjax.outputs import Demand
-from blpjax.parameters import Coefficients
+from blpjax.parameters import Coefficients, ParameterLayout
 from blpjax.solver import StepOptions, StepResult, has_finite_bounds, project_gradient, usable_bounds
 
 Array = np.ndarray
@@ -338,9 +338,16 @@ class Estimates:
 
     def demand_in(self, economy: Economy) -> Demand:
         """Demand at the estimates in an economy with other agents."""
-        layout = self._options.parameters.layout
         coefficients = Coefficients(jnp.asarray(self.sigma), jnp.asarray(self.pi), jnp.asarray(self.beta[:, 0]))
-        return Demand(economy, self.problem.characteristics, coefficients, jnp.asarray(self.delta[:, 0]), layout)
+        delta, layout = jnp.asarray(self.delta[:, 0]), self._layout_in(economy)
+        return Demand(economy, self.problem.characteristics, coefficients, delta, layout)
+
+    def _layout_in(self, economy: Economy) -> ParameterLayout:
+        """Where parameters belong when agents have perhaps other columns of nodes."""
+        layout = self._options.parameters.layout
+        nonzero = np.isin(np.arange(len(self.sigma)), layout.sigma_columns)
+        columns = assign_node_columns(economy.buckets[0].nodes.shape[2], nonzero)
+        return layout._replace(node_columns=tuple(columns.tolist()))
 
     def __str__(self) -> str:
         return report.summarise_results(self._summary())

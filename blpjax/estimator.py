@@ -69,11 +69,11 @@ def prepare(
     data: DemandData,
     fixed: Coefficients,
     W: Float[Array, "M M"],
-    scale: Float[Array, ""],
+    factor: Float[Array, ""],
     limits: FixedPointLimits,
 ) -> MomentInputs:
     """Inputs of `evaluate` at a weighting matrix."""
-    return moments.make_inputs(economy, data, fixed, W, scale, limits, specification.layout)
+    return moments.make_inputs(economy, data, fixed, W, factor, limits, specification.layout)
 
 
 def hessian(

@@ -62,11 +62,11 @@ class Iteration:
         (Varadhan and Roland 2008), ``'simple'`` (the contraction of Berry, Levinsohn and Pakes 1995) and ``'return'``
         (take the initial values as the solution).
     method_options : mapping, optional
-        None for ``'return'``. ``max_evaluations`` (5000) and ``atol`` (1e-13 for ``'anderson'`` and ``'newton'``, 1e-14
-        otherwise); for all but ``'newton'`` also ``rtol`` (0) and ``norm`` (infinity norm; a function of an array that JAX
-        can trace, or ``numpy.linalg.norm``); for ``'squarem'`` also ``scheme`` (1, 2 or 3), ``step_min`` (1), ``step_max``
-        (1) and ``step_factor`` (4); for ``'anderson'`` also ``memory`` (5) and ``safeguard`` (true: Newton steps in markets
-        where acceleration fails).
+        None for ``'return'``. ``max_evaluations`` (5000) and ``atol`` (1e-13 for ``'anderson'`` and ``'newton'``,
+        1e-14 otherwise); for all but ``'newton'`` also ``rtol`` (0) and ``norm`` (infinity norm; a function of an array
+        that JAX can trace, or ``numpy.linalg.norm``); for ``'squarem'`` also ``scheme`` (1, 2 or 3), ``step_min`` (1),
+        ``step_max`` (1) and ``step_factor`` (4); for ``'anderson'`` also ``memory`` (5) and ``safeguard`` (true: Newton
+        steps in markets where acceleration fails).
     compute_jacobian : bool, optional
         Accepted for ``'newton'`` only, which always computes an analytic Jacobian.
     universal_display : bool, optional

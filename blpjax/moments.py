@@ -8,6 +8,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from blpjax.economy import Economy
@@ -40,23 +41,23 @@ class DemandData(eqx.Module):
 class MomentInputs(eqx.Module):
     """Everything that the moments depend on, other than theta and the starting values of delta. All traced.
 
-    `fixed` holds the values of fixed parameters, `step` the linear IV-GMM step at the weighting matrix, `scale` the square
-    root of the factor that scales the objective (N or one).
+    `fixed` holds the values of fixed parameters, `step` the linear IV-GMM step at the weighting matrix, and `factor` is one, or
+    1 / N for an objective that is not scaled by N.
     """
 
     economy: Economy
     data: DemandData
     fixed: Coefficients
     step: LinearStep
-    scale: Float[Array, ""]
+    factor: Float[Array, ""]
     limits: FixedPointLimits
 
 
 class Evaluation(eqx.Module):
     """The objective at one theta, and all that it consists of.
 
-    The objective is the sum of squares of `residuals` (M,) ``= scale L' gbar`` with ``W = L L'``; `residual_jacobian`
-    (M, P) is their derivative in theta and `gradient` (P,) the objective's. `xi_by_theta` (N, P) is ``d xi / d theta`` at
+    The objective is `factor` times the sum of squares of `residuals` (M,) ``= sqrt(N) L' gbar`` with ``W = L L'``;
+    `residual_jacobian` (M, P) is their derivative in theta and `gradient` (P,) the objective's. `xi_by_theta` (N, P) is ``d xi / d theta`` at
     fixed concentrated parameters. `ok` says that all markets were inverted and all numbers are finite.
     """
 
@@ -74,13 +75,13 @@ def make_inputs(
     data: DemandData,
     fixed: Coefficients,
     W: Float[Array, "M M"],
-    scale: Float[Array, ""],
+    factor: Float[Array, ""],
     limits: FixedPointLimits,
     layout: ParameterLayout,
 ) -> MomentInputs:
     """Prepare the linear step at a weighting matrix W (M, M), which may be singular."""
     A = cross_moments([data.Z], [data.X1[:, list(layout.concentrated_beta)]])
-    return MomentInputs(economy, data, fixed, linear_step(A, W), scale, limits)
+    return MomentInputs(economy, data, fixed, linear_step(A, W), factor, limits)
 
 
 def invert(
@@ -113,8 +114,8 @@ def objective(
 ) -> Float[Array, ""]:
     """GMM objective ``N gbar'W gbar`` (or ``gbar'W gbar``, unscaled). Differentiable to any order in theta."""
     g = averaged_moments(specification, inputs, theta, start)
-    r = inputs.scale * (inputs.step.weight_factor.T @ g)
-    return r @ r
+    r = inputs.step.weight_factor.T @ g
+    return inputs.factor * inputs.data.Z.shape[0] * (r @ r)
 
 
 def evaluate(
@@ -129,13 +130,13 @@ def evaluate(
     Y, push, inversion = jax.linearize(dependent, theta, has_aux=True)
     directions = jnp.eye(theta.size)
     Y_by_theta = jax.vmap(push, out_axes=1)(directions) if theta.size else jnp.zeros((Y.size, 0))
-    outer = inputs.scale * inputs.step.weight_factor.T
+    outer = np.sqrt(inputs.data.Z.shape[0]) * inputs.step.weight_factor.T
     r = outer @ inputs.step.moments(average_moments([inputs.data.Z], [Y]))
     jacobian = outer @ inputs.step.moments(average_moments([inputs.data.Z], [Y_by_theta]))
     finite = jnp.isfinite(r).all() & jnp.isfinite(jacobian).all()
     ok = finite & succeeded(inversion.status).all()
-    value = jnp.where(ok, r @ r, jnp.nan)
-    return Evaluation(value, 2.0 * jacobian.T @ r, r, jacobian, Y_by_theta, inversion, ok)
+    value = jnp.where(ok, inputs.factor * (r @ r), jnp.nan)
+    return Evaluation(value, 2.0 * inputs.factor * jacobian.T @ r, r, jacobian, Y_by_theta, inversion, ok)
 
 
 def concentrated_beta(

@@ -444,9 +444,9 @@ def _conclude(optimization: Optimization, recorder: Recorder, end: _End, reducti
     elif status.converged and not custom and final.objective > best.objective + 1e-6 * (1 + abs(best.objective)):
         status, words = OptimizationStatus.NOT_OPTIMAL, "its final values are worse than earlier ones"
     elif status is OptimizationStatus.CONVERGED and not custom:
-        decrease = recorder.gauss_newton_decrease(final)
+        squares, decrease = recorder.gauss_newton_decrease(final)
         relative, absolute = _CREDIBLE_DECREASE
-        if decrease > relative * abs(final.objective) + absolute:
+        if decrease > relative * squares + absolute:
             status, words = (
                 OptimizationStatus.NOT_OPTIMAL,
                 f"a Gauss-Newton step promises a decrease of the objective by {decrease:.1e}",

@@ -285,10 +285,10 @@ class Problem:
         parameters = self.read_parameters(sigma, pi, beta, (None, None), None, None)
         chosen = Iteration() if iteration is None else iteration
         specification = Specification(parameters.layout, chosen.fixed_point)
-        scale = jnp.asarray(np.sqrt(self.N) if scale_objective else 1.0)
+        factor = jnp.asarray(1.0 if scale_objective else 1.0 / self.N)
         weights = jnp.asarray(self._read_weights(W))
         inputs = estimator.prepare(
-            specification, self.economy, self.demand_data, parameters.start, weights, scale, chosen.limits
+            specification, self.economy, self.demand_data, parameters.start, weights, factor, chosen.limits
         )
         return ModelFunctions(
             specification=specification,
@@ -548,14 +548,14 @@ class Problem:
         return self._logit_delta if delta is None else arguments.read_delta(delta, self.N)
 
     def _step_context(self, step_options: StepOptions, weights: np.ndarray) -> StepContext:
-        scale = jnp.asarray(np.sqrt(self.N) if step_options.scale_objective else 1.0)
+        factor = jnp.asarray(1.0 if step_options.scale_objective else 1.0 / self.N)
         inputs = estimator.prepare(
             step_options.specification,
             self.economy,
             self.demand_data,
             step_options.parameters.start,
             jnp.asarray(weights),
-            scale,
+            factor,
             step_options.iteration.limits,
         )
         return StepContext(inputs, self._index.ids, self._clusters[0], self.residualize, self._logit_delta)

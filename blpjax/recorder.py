@@ -15,7 +15,7 @@ class Evaluation(Protocol):
 
     @property
     def objective(self) -> Any:
-        """Scalar q = r'r."""
+        """Scalar, r'r or a multiple of it."""
         ...
 
     @property
@@ -137,10 +137,11 @@ class Recorder:
         rise = abs(float(centre.gradient @ step)) + 0.1 * (1 + abs(centre.objective))
         return centre.objective + rise, 2 * rise * step / (step @ step)
 
-    def gauss_newton_decrease(self, record: Recorded) -> float:
-        """Decrease of q that linear least squares within the bounds promises at a point; NaN without a Jacobian."""
+    def gauss_newton_decrease(self, record: Recorded) -> tuple[float, float]:
+        """The sum of squares q of the residuals at a point, and the decrease of q that linear least squares within the bounds
+        promises there; NaN without a Jacobian."""
         if record.evaluation.residual_jacobian is None:
-            return np.nan
+            return np.nan, np.nan
         r, J = jax.device_get((record.evaluation.residuals, record.evaluation.residual_jacobian))
         r, norms = np.asarray(r, float), np.linalg.norm(J, axis=0)
         scale = np.where(norms > 0, norms, 1.0)
@@ -148,4 +149,4 @@ class Recorder:
         lower = np.minimum((self.lower - record.theta) * scale, -1e-12)
         upper = np.maximum((self.upper - record.theta) * scale, 1e-12)
         fit = scipy.optimize.lsq_linear(J / scale, -r, (lower, upper), method="bvls")
-        return float(r @ r - 2 * fit.cost)
+        return float(r @ r), float(r @ r - 2 * fit.cost)

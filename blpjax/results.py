@@ -229,7 +229,7 @@ class ProblemResults(Estimates):
         asked = slice(None) if market_id is None else [self._market_position(market_id)]
         chosen = Iteration() if iteration is None else iteration
         economy = self._agents(agent_data, integration).economy
-        specification = Specification(self._options.parameters.layout, chosen.fixed_point)
+        specification = Specification(self._layout_in(economy), chosen.fixed_point)
         found = _invert(specification, economy, self._coefficients, jnp.asarray(self.delta[:, 0]), chosen.limits)
         status, residuals = np.asarray(found.status)[asked], np.asarray(found.residuals)[asked]
         ids = self.problem.unique_market_ids[asked]

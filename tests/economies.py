@@ -10,11 +10,11 @@ from blpjax.inputs.construction import build_integration
 from blpjax.inputs.integration import Integration
 
 #: Every simulated market has this many products and agents, so that one compiled program serves all of them.
-J, I = 6, 25
+J, I = 6, 25  # noqa: E741
 
 
 class Market(NamedTuple):
-    """One market: mean utilities (J,), X2 (J, 2), tastes C (2, I), weights (I,), availability (J, 1) and shares (J,)."""
+    """One market: mean utilities (J,), X2 (J, 2), tastes C (2, I), weights (I,), availability (J, 1), shares (J,)."""
 
     delta: np.ndarray
     X2: np.ndarray
@@ -32,16 +32,26 @@ def loop_shares(
     available = np.broadcast_to(availability, (products, agents))
     shares = np.zeros(products, np.longdouble)
     for i in range(agents):
-        V = np.array([np.longdouble(delta[j]) + sum(X2[j, k] * C[k, i] for k in range(X2.shape[1])) for j in range(products)])
+        V = np.array(
+            [np.longdouble(delta[j]) + sum(X2[j, k] * C[k, i] for k in range(X2.shape[1])) for j in range(products)]
+        )
         largest = max(0, *(V[j] for j in range(products) if available[j, i] > 0))
-        exponentials = [available[j, i] * np.exp(V[j] - largest) if available[j, i] != 0 else 0 for j in range(products)]
+        exponentials = [
+            available[j, i] * np.exp(V[j] - largest) if available[j, i] != 0 else 0 for j in range(products)
+        ]
         for j in range(products):
             shares[j] += weights[i] * exponentials[j] / (np.exp(-largest) + sum(exponentials))
     return shares.astype(float)
 
 
 def market(
-    seed: int, *, level: float = -2.0, sigma: float = 1.0, mass: float = 1.0, rule: str | None = None, spread: float = 0.7
+    seed: int,
+    *,
+    level: float = -2.0,
+    sigma: float = 1.0,
+    mass: float = 1.0,
+    rule: str | None = None,
+    spread: float = 0.7,
 ) -> Market:
     """A market at mean utilities around `level`, with tastes of size `sigma` and weights that sum to `mass`.
 
@@ -96,7 +106,7 @@ def pad(small: Market, products: int, agents: int) -> Market:
 def tables(
     seed: int, products: Sequence[int], agents: Sequence[int], sigma: float = 0.8
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Product and agent tables with these numbers of products and agents in each market, instruments and demographics."""
+    """Product and agent tables with these numbers of products and agents in each market."""
     rng = np.random.default_rng(seed)
     rows, people = [], []
     for t, (n, m) in enumerate(zip(products, agents, strict=True)):

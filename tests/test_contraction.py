@@ -1,4 +1,4 @@
-"""Inversion of shares: round trips in awkward markets, all methods against each other, PyBLP's counts, and derivatives."""
+"""Inversion of shares: round trips in awkward markets, methods against each other, PyBLP's counts, derivatives."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -124,8 +124,10 @@ def test_the_limit_on_evaluations_is_reported_by_the_default() -> None:
 
 
 def test_utilities_that_underflow_at_the_start_do_not_give_a_wrong_solution() -> None:
-    """At the logit solution the second product's exponentials are near the smallest number for half of the agents and below
-    it for the others, who are as important in the solution."""
+    """At the logit solution, the second product's exponentials are below the smallest number for half of the agents.
+
+    They matter in the solution, which is far away.
+    """
     mu = np.where(np.arange(I) % 2 == 0, -357.0, -362.0)
     X2 = np.zeros((J, 2))
     X2[0], X2[1] = [1.0, 0.0], [0.0, 1.0]
@@ -170,7 +172,9 @@ def nevo() -> Nevo:
         stacked(people, [f"nodes{k}" for k in range(4)]),
         stacked(people, ["income", "income_squared", "age", "child"]),
         np.diag([0.5581, 3.3125, 0.0058, 0.0934]),
-        np.array([[2.2920, 0, 1.2844, 0], [588.3252, -30.1920, 0, 11.0546], [-0.3850, 0, 0.0522, 0], [0.7484, 0, -1.3534, 0]]),
+        np.array(
+            [[2.2920, 0, 1.2844, 0], [588.3252, -30.1920, 0, 11.0546], [-0.3850, 0, 0.0522, 0], [0.7484, 0, -1.3534, 0]]
+        ),
     )
 
 
@@ -245,7 +249,9 @@ def small_market(seed: int) -> tuple[Small, np.ndarray, np.ndarray]:
     nodes, demographics = rng.normal(size=(7, 2)), rng.normal(size=(7, 1))
     sigma, pi = np.array([[0.6, 0.0], [0.2, 0.5]]), np.array([[0.3], [-0.2]])
     X2, weights = np.column_stack([np.ones(3), rng.uniform(0, 1.5, 3)]), rng.dirichlet(np.full(7, 4.0))
-    observed = loop_shares(rng.normal(-2.0, 0.4, 3), X2, sigma @ nodes.T + pi @ demographics.T, weights, np.ones((3, 1)))
+    observed = loop_shares(
+        rng.normal(-2.0, 0.4, 3), X2, sigma @ nodes.T + pi @ demographics.T, weights, np.ones((3, 1))
+    )
     return Small(sigma, pi, X2, observed, weights), nodes, demographics
 
 
@@ -316,7 +322,9 @@ def test_implicit_derivatives_are_those_of_an_unrolled_contraction(implicit_deri
     def unrolled(z: Any) -> Any:
         return unrolled_delta(z, *people)
 
-    value, first, second = jax.jit(lambda z: (unrolled(z), jax.jacfwd(unrolled)(z), jax.jacfwd(jax.jacfwd(unrolled))(z)))(z)
+    value, first, second = jax.jit(
+        lambda z: (unrolled(z), jax.jacfwd(unrolled)(z), jax.jacfwd(jax.jacfwd(unrolled))(z))
+    )(z)
     DELTA.check(implied_delta(z, *people), value)
     UNROLLED.check(implicit_derivatives["forward"], first)
     UNROLLED.check(implicit_derivatives["forward over reverse"], second)
@@ -385,7 +393,9 @@ def test_derivatives_under_vmap_are_those_of_each_market() -> None:
 
 
 @jax.jit
-def tangents_in_tastes(C: Any, direction: Any, observed: Any, X2: Any, weights: Any, availability: Any) -> tuple[Any, Any]:
+def tangents_in_tastes(
+    C: Any, direction: Any, observed: Any, X2: Any, weights: Any, availability: Any
+) -> tuple[Any, Any]:
     """Delta and its change as tastes move in a direction."""
 
     def delta(C: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The objective as a function of theta: derivatives of two orders, no callbacks, no loop over markets, no recompilation."""
+"""The objective as a function of theta: two orders of derivatives, no callbacks or loops over markets, few programs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +106,9 @@ def test_hessians_are_central_differences_of_the_gradient(derivatives: dict[str,
     DELTA.check(derivatives["hessian"], derivatives["hessian"].T)
 
 
-def test_hessians_are_second_differences_of_the_objective(mapped: dict[str, np.ndarray], derivatives: dict[str, Any]) -> None:
+def test_hessians_are_second_differences_of_the_objective(
+    mapped: dict[str, np.ndarray], derivatives: dict[str, Any]
+) -> None:
     """Along two directions, one of which mixes all parameters."""
     for k, direction in enumerate(DIRECTIONS):
         f, middle = mapped["value"][11 + 4 * k : 15 + 4 * k], derivatives["value"]
@@ -114,8 +116,11 @@ def test_hessians_are_second_differences_of_the_objective(mapped: dict[str, np.n
         SECOND_CENTRAL_DIFFERENCE.check(direction @ derivatives["hessian"] @ direction, second)
 
 
-def test_derivatives_under_vmap_are_those_of_each_theta(functions: ModelFunctions, derivatives: dict[str, Any]) -> None:
-    """And forward differentiation agrees with reverse."""
+def test_derivatives_under_vmap_are_those_of_each_theta(
+    newton_functions: ModelFunctions, derivatives: dict[str, Any]
+) -> None:
+    """And those of another method to invert shares; forward differentiation agrees with reverse."""
+    functions = newton_functions
 
     @jax.jit
     def alone(theta: Any) -> tuple[Any, Any]:
@@ -158,9 +163,9 @@ def test_objective_agrees_with_an_unrolled_contraction(functions: ModelFunctions
         g = Z.T @ (Y - X @ beta) / Y.size
         return Y.size * g @ W @ g
 
-    value, gradient, hessian = jax.jit(lambda z: (objective(z), jax.jacfwd(objective)(z), jax.jacfwd(jax.jacfwd(objective))(z)))(
-        functions.theta
-    )
+    value, gradient, hessian = jax.jit(
+        lambda z: (objective(z), jax.jacfwd(objective)(z), jax.jacfwd(jax.jacfwd(objective))(z))
+    )(functions.theta)
     FIXED_PARAMETERS.check(derivatives["value"], value)
     UNROLLED.check(derivatives["gradient"], gradient)
     UNROLLED.check(derivatives["hessian"], hessian)
@@ -169,7 +174,9 @@ def test_objective_agrees_with_an_unrolled_contraction(functions: ModelFunctions
 evaluate = jax.jit(moments.evaluate, static_argnums=0)
 
 
-def test_least_squares_form_agrees_with_the_objective(newton_functions: ModelFunctions, derivatives: dict[str, Any]) -> None:
+def test_least_squares_form_agrees_with_the_objective(
+    newton_functions: ModelFunctions, derivatives: dict[str, Any]
+) -> None:
     """``evaluate`` gives the same value and gradient, and the Jacobians that belong to them."""
     functions = newton_functions
     specification, inputs = functions.specification, functions.inputs
@@ -212,7 +219,9 @@ def equations(jaxpr: Any) -> Iterator[Any]:
     """All equations of a program, those of its loops and branches included."""
     for equation in jaxpr.eqns:
         yield equation
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr") or hasattr(v, "eqns")):
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr") or hasattr(v, "eqns")
+        ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from equations(inner)
@@ -270,7 +279,9 @@ def test_other_parameters_weights_and_tolerances_compile_nothing() -> None:
 
     def work(factor: float) -> float:
         iteration = blpjax.Iteration("anderson", {"atol": 1e-13 * factor})
-        f = problem.functions(factor * SIGMA, PI, [None, -1.4 * factor, None], W=factor * np.eye(problem.MD), iteration=iteration)
+        f = problem.functions(
+            factor * SIGMA, PI, [None, -1.4 * factor, None], W=factor * np.eye(problem.MD), iteration=iteration
+        )
         return float(f.objective(f.theta))
 
     work(1.0)

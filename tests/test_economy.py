@@ -102,8 +102,8 @@ def lognormal(T: int, center: float, spread: float, seed: int) -> np.ndarray:
     return np.maximum(np.exp(np.random.default_rng(seed).normal(center, spread, T)).astype(int), 1)
 
 
-#: Distributions of (products, agents), and the largest accepted waste. Where both numbers vary independently over an order
-#: of magnitude, no four rectangles cover them with less than about twice the work.
+#: Distributions of (products, agents), and the largest accepted waste. Where both numbers vary independently over an
+#: order of magnitude, no four rectangles cover them with less than about twice the work.
 DISTRIBUTIONS = {
     "equal": (np.full((94, 2), [24, 20]), 1.0),
     "automobiles": (np.c_[uniform(20, 72, 150, 0), np.full(20, 200)], 1.5),
@@ -131,8 +131,8 @@ def test_markets_of_equal_size_share_one_bucket() -> None:
     assert len(bucket_markets(np.array([[7, 9]]))) == 1
 
 
-def test_every_group_is_best_for_its_order_on_small_problems() -> None:
-    """Against all ways to cut four sorted sizes into two groups: the better waste is found when it is worth a bucket."""
+def test_similar_sizes_share_a_bucket() -> None:
+    """Four sizes of two kinds make two groups, because more are not worth another program."""
     sizes = np.array([[2, 10], [3, 10], [20, 10], [21, 10]])
     assert [group.tolist() for group in bucket_markets(sizes)] == [[0, 1], [2, 3]]
 
@@ -163,7 +163,10 @@ def test_inverted_shares_are_the_observed_ones(simulated: tuple[Any, Any], inver
     assert inversion.evaluations.shape == inversion.residuals.shape == (len(PRODUCTS),)
     for name, rows in products.groupby("market_ids").groups.items():
         people = agents[agents.market_ids == name]
-        C = np.asarray(SIGMA) @ people[["nodes0", "nodes1"]].to_numpy().T + np.asarray(PI) @ people[["income"]].to_numpy().T
+        C = (
+            np.asarray(SIGMA) @ people[["nodes0", "nodes1"]].to_numpy().T
+            + np.asarray(PI) @ people[["income"]].to_numpy().T
+        )
         X2 = np.column_stack([np.ones(len(rows)), products.x[rows]])
         simulated_shares = loop_shares(
             np.asarray(inversion.delta)[rows], X2, C, people.weights.to_numpy(), np.ones((len(rows), 1))

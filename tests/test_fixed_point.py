@@ -35,7 +35,9 @@ def linear(rates: np.ndarray) -> tuple[Callable[[Any], Any], np.ndarray]:
     return lambda x: jnp.asarray(A) @ x + jnp.asarray(b), np.linalg.solve(np.eye(rates.size) - A, b)
 
 
-def run(method: FixedPointMethod, contraction: Callable[[Any], Any], start: Any, limits: FixedPointLimits = LIMITS) -> FixedPoint:
+def run(
+    method: FixedPointMethod, contraction: Callable[[Any], Any], start: Any, limits: FixedPointLimits = LIMITS
+) -> FixedPoint:
     return jax.jit(partial(iterate, method, contraction))(jnp.asarray(start, float), limits)
 
 
@@ -270,7 +272,9 @@ def cube_root(a: Any, scale: Any) -> Any:
 
 def _cube_point(a: Any, s: Any, x: Any) -> NewtonPoint:
     residual = s * x**3 - a
-    return NewtonPoint(-residual / (3 * s * x**2), jnp.abs(residual).max(), 0.5 * residual @ residual, -(residual @ residual))
+    return NewtonPoint(
+        -residual / (3 * s * x**2), jnp.abs(residual).max(), 0.5 * residual @ residual, -(residual @ residual)
+    )
 
 
 def test_implicit_derivatives_of_all_orders_and_arguments() -> None:

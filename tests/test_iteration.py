@@ -23,7 +23,15 @@ def test_defaults() -> None:
 def test_options_are_read() -> None:
     squarem = Iteration(
         "squarem",
-        {"atol": 1e-10, "rtol": 1e-9, "max_evaluations": 7, "scheme": 2, "step_min": 0.5, "step_max": 2, "step_factor": 3},
+        {
+            "atol": 1e-10,
+            "rtol": 1e-9,
+            "max_evaluations": 7,
+            "scheme": 2,
+            "step_min": 0.5,
+            "step_max": 2,
+            "step_factor": 3,
+        },
     )
     assert squarem.limits == (1e-10, 1e-9, 7, 0.5, 2.0, 3.0)
     assert squarem.fixed_point.scheme == 2
@@ -99,7 +107,9 @@ def test_a_jacobian_is_for_newton_only() -> None:
 
 @pytest.mark.parametrize("method", ["hybr", "lm", "krylov", "df-sane", "broyden1", "broyden2", "diagbroyden"])
 def test_methods_of_scipy_are_refused_by_name(method: str) -> None:
-    with pytest.raises(NotImplementedError, match=rf"Iteration\('{method}'\) is not supported. Use Iteration\('newton'\)"):
+    with pytest.raises(
+        NotImplementedError, match=rf"Iteration\('{method}'\) is not supported. Use Iteration\('newton'\)"
+    ):
         Iteration(method)
 
 

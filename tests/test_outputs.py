@@ -80,7 +80,9 @@ def test_elasticities_are_differentiable_at_padded_products() -> None:
     m = pad(market(32), J + 1, 25)
     gradient = jax.grad(
         lambda delta: elasticities(
-            jacobian_of(delta, *map(jnp.asarray, m[1:5]), jnp.full(J + 1, SLOPE)), jnp.ones(J + 1), jnp.asarray(m.shares)
+            jacobian_of(delta, *map(jnp.asarray, m[1:5]), jnp.full(J + 1, SLOPE)),
+            jnp.ones(J + 1),
+            jnp.asarray(m.shares),
         ).sum()
     )(jnp.asarray(m.delta))
     assert np.isfinite(gradient).all()

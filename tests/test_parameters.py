@@ -121,7 +121,9 @@ def test_without_parameters_theta_is_empty() -> None:
 
 
 def test_scalars_stand_for_matrices_of_one_element() -> None:
-    parameters = build(sigma=0.5, pi=None, X2_labels=("x",), demographic_labels=(), n_node_columns=1, beta=np.ones((4, 1)))
+    parameters = build(
+        sigma=0.5, pi=None, X2_labels=("x",), demographic_labels=(), n_node_columns=1, beta=np.ones((4, 1))
+    )
     assert parameters.theta.tolist() == [0.5, 1, 1, 1, 1]
 
 
@@ -154,7 +156,10 @@ def test_the_given_arrays_are_not_changed() -> None:
         ({"beta_bounds": ([None, -1, None, None], None)}, r"beta\[1\] = -3 is not within its bounds \[-1, inf\]"),
         ({"sigma_bounds": 5}, r"sigma_bounds must be a pair \(lower, upper\) of arrays of the shape of sigma"),
         ({"pi_bounds": (1, 2, 3)}, r"pi_bounds must be a pair \(lower, upper\)"),
-        ({"sigma_bounds": (np.zeros((2, 2)), None)}, r"sigma_bounds must hold arrays of the shape \(3, 3\), not \(2, 2\)"),
+        (
+            {"sigma_bounds": (np.zeros((2, 2)), None)},
+            r"sigma_bounds must hold arrays of the shape \(3, 3\), not \(2, 2\)",
+        ),
         ({"pi_bounds": ("low", None)}, "pi_bounds must be an array of numbers"),
         (
             {"beta_bounds": ([-1, -5, None, None], None)},

@@ -224,7 +224,7 @@ def changed(library: Any, results: Any, change: dict[str, Any], market_id: Any) 
             people = agents.sort_values("market_ids").groupby("market_ids").head(4)
         arguments["agent_data"] = people.assign(income=0.5 * people.income + 0.1)
     if "integration" in change:
-        arguments["integration"] = library.Integration("halton", 4)
+        arguments["integration"] = library.Integration("monte_carlo", 4, {"seed": 3})
     return arguments
 
 

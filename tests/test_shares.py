@@ -121,7 +121,9 @@ def _derivatives(function: Any, which: int, arrays: Arguments, directions: Argum
         return function(*arrays[:which], value, *arrays[which + 1 :])
 
     def in_one(*values: Any) -> Any:
-        return jax.jvp(lambda v: function(*values[:which], v, *values[which + 1 :]), (values[which],), (directions[which],))[1]
+        return jax.jvp(
+            lambda v: function(*values[:which], v, *values[which + 1 :]), (values[which],), (directions[which],)
+        )[1]
 
     def reverse(*values: Any) -> Any:
         return jax.vjp(lambda v: function(*values[:which], v, *values[which + 1 :]), values[which])[1](cotangent)[0]
@@ -138,7 +140,9 @@ def _derivatives(function: Any, which: int, arrays: Arguments, directions: Argum
 
 
 @pytest.mark.parametrize("which", range(5), ids=ARGUMENTS)
-def test_derivative_rule_agrees_with_differentiation_of_the_formula(which: int, directions: tuple[np.ndarray, ...]) -> None:
+def test_derivative_rule_agrees_with_differentiation_of_the_formula(
+    which: int, directions: tuple[np.ndarray, ...]
+) -> None:
     arrays, moved = arguments(available_market()), tuple(map(jnp.asarray, directions))
     actual = jax.jit(partial(_derivatives, shares, which))(arrays, moved)
     expected = jax.jit(partial(_derivatives, plain_shares, which))(arrays, moved)
@@ -151,12 +155,17 @@ def test_derivative_rule_agrees_with_differentiation_of_the_formula(which: int, 
 def test_derivative_rule_agrees_with_central_differences(which: int, directions: tuple[np.ndarray, ...]) -> None:
     arrays, direction, step = arguments(available_market()), directions[which], 1e-5
 
+    def alone(value: Any) -> Any:
+        return shares(*arrays[:which], value, *arrays[which + 1 :])
+
     @jax.jit
     def first(value: Any) -> Any:
-        return jax.jvp(lambda v: shares(*arrays[:which], v, *arrays[which + 1 :]), (value,), (jnp.asarray(direction),))[1]
+        return jax.jvp(alone, (value,), (jnp.asarray(direction),))[1]
 
     def moved(sign: int) -> list[np.ndarray]:
-        return [np.asarray(a) + sign * step * direction * (k == which) if k == which else np.asarray(a) for k, a in enumerate(arrays)]
+        values = [np.asarray(a) for a in arrays]
+        values[which] = values[which] + sign * step * direction
+        return values
 
     difference = (loop_shares(*moved(1)) - loop_shares(*moved(-1))) / (2 * step)
     CENTRAL_DIFFERENCE.check(first(arrays[which]), difference, "first")
