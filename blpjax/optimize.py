@@ -443,7 +443,7 @@ def _conclude(optimization: Optimization, recorder: Recorder, end: _End, reducti
         status, words = OptimizationStatus.NOT_OPTIMAL, "its final values cannot be evaluated"
     elif status.converged and not custom and final.objective > best.objective + 1e-6 * (1 + abs(best.objective)):
         status, words = OptimizationStatus.NOT_OPTIMAL, "its final values are worse than earlier ones"
-    elif status is OptimizationStatus.CONVERGED and not custom:
+    elif status is OptimizationStatus.CONVERGED and not custom and optimization.method != "trust-region":
         squares, decrease = recorder.gauss_newton_decrease(final)
         relative, absolute = _CREDIBLE_DECREASE
         if decrease > relative * squares + absolute:

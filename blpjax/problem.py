@@ -109,8 +109,8 @@ class Problem:
         self.demand_data = self._build_demand_data()
         self.agents_in_economy = self.build_agents(agent_data, integration)
         options.output(f"Initialized the problem after {report.format_seconds(time.perf_counter() - began)}.")
-        options.output("")
-        options.output(str(self))
+        if options.verbose:
+            options.output(f"\n{self}")
 
     def solve(
         self,
@@ -261,8 +261,8 @@ class Problem:
             )
             results = ProblemResults(self, results, outcome, current, estimated=last)
             weights, theta, start_delta = np.asarray(outcome.summary.updated_W), outcome.theta, outcome.delta
-            options.output("")
-            options.output(str(results))
+            if options.verbose:
+                options.output(f"\n{results}")
         assert results is not None
         return results
 

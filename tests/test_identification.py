@@ -69,6 +69,20 @@ def test_shares_on_the_demand_side_and_prices_in_costs_are_refused(data: dict[st
         check_endogenous(build("1 + prices", data), None, build("x + prices + x:prices", data))
 
 
+@pytest.mark.parametrize("formula", ["1 + C(prices)", "0 + prices + C(prices):x", "1 + prices + x:C(prices)"])
+def test_categories_of_prices_are_refused(data: dict[str, np.ndarray], formula: str) -> None:
+    """Their indicators cannot be evaluated at other prices."""
+    data["prices"] = np.round(data["prices"], 1)
+    message = r"cannot use 'prices' as a categorical variable, but .*prices\[.*without C\("
+    with pytest.raises(IdentificationError, match="X1 " + message):
+        check_endogenous(build(formula, data))
+    with pytest.raises(IdentificationError, match="X2 " + message):
+        check_endogenous(build("1 + prices", data), build(formula, data))
+    data["shares"] = np.round(data["shares"], 2)
+    with pytest.raises(IdentificationError, match="X3 cannot use 'shares' as a categorical variable"):
+        check_endogenous(build("1 + prices", data), None, build("x + C(shares)", data))
+
+
 # rank of X
 
 

@@ -46,13 +46,15 @@ def check_endogenous(X1: DesignMatrix, X2: DesignMatrix | None = None, X3: Desig
     Raises
     ------
     IdentificationError
-        Prices are in neither X1 nor X2, or in X3; shares are in X1 or X2.
+        Prices are in neither X1 nor X2, or in X3; shares are in X1 or X2; prices or shares are a categorical variable.
 
     Warns
     -----
     IdentificationWarning
         Prices are only in X2.
     """
+    for name, matrix in [("X1", X1), ("X2", X2), ("X3", X3)]:
+        _refuse_categories(name, matrix)
     for name, matrix in [("X1", X1), ("X2", X2)]:
         _refuse(name, matrix, "shares", "Shares are what demand explains.")
     _refuse("X3", X3, "prices", "Marginal costs are what prices reveal. Include prices in X1 or X2.")
@@ -246,6 +248,18 @@ def _refuse(name: str, matrix: DesignMatrix | None, variable: str, reason: str) 
     labels = [] if matrix is None else _labels_with(matrix, variable)
     if labels:
         raise IdentificationError(f"{name} cannot depend on '{variable}', but {_quote(labels)} would. {reason}")
+
+
+def _refuse_categories(name: str, matrix: DesignMatrix | None) -> None:
+    """Indicators of levels of an endogenous variable cannot be evaluated at other values, let alone differentiated."""
+    for variable in ("prices", "shares"):
+        columns = [] if matrix is None else [c for c in matrix.columns if variable in c.names and variable not in c.inputs]
+        if columns:
+            raise IdentificationError(
+                f"{name} cannot use '{variable}' as a categorical variable, but {_quote([c.label for c in columns])} would. "
+                f"Its effect has to be smooth: write '{variable}' without C(...), or compute categories beforehand under "
+                "another name if they are exogenous."
+            )
 
 
 def _labels_with(matrix: DesignMatrix, variable: str) -> list[str]:
