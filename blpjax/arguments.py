@@ -53,8 +53,8 @@ def read_formulations(product_formulations: Any, agent_formulation: Any) -> tupl
         raise TypeError("product_formulations and agent_formulation must be Formulation instances or None.")
     if len(given) == 3 and given[2] is not None:
         raise NotImplementedError(
-            "A third formulation (X3) asks for a supply side, which is not implemented yet. Give one or two formulations "
-            "to estimate demand alone."
+            "A third formulation (X3) asks for a supply side, which is not implemented yet. Give one or two "
+            "formulations to estimate demand alone."
         )
     X2 = given[1] if len(given) > 1 else None
     if X2 is not None and X2.absorb is not None:

@@ -4,10 +4,10 @@ import hashlib
 import os
 import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import jaxlib
 
 #: Set to ``0`` to leave JAX's configuration alone, or to a directory to keep the cache there.
 VARIABLE = "BLPJAX_COMPILATION_CACHE"
@@ -16,7 +16,8 @@ VARIABLE = "BLPJAX_COMPILATION_CACHE"
 def configure_cache() -> None:
     """Point JAX's compilation cache at a directory of this machine's kind, unless the user has configured one."""
     choice = os.environ.get(VARIABLE, "")
-    if choice == "0" or jax.config.jax_compilation_cache_dir or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    configured = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if choice == "0" or configured or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     directory = cache_directory(Path(choice) if choice else None)
     try:
@@ -35,7 +36,7 @@ def cache_directory(base: Path | None = None) -> Path:
         home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
         base = (Path(home) if home else Path.home() / ".cache") / "blpjax"
     kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
-    return base / f"jaxlib-{jaxlib.__version__}-{platform.machine()}-{kind}"
+    return base / f"jaxlib-{version('jaxlib')}-{platform.machine()}-{kind}"
 
 
 def _processor() -> str:

@@ -55,8 +55,8 @@ def warn_of_singularity(
     if summary.inference.rank < summary.parameters.size:
         warnings.warn(
             f"The Jacobian of the moments has rank {summary.inference.rank} at the estimates, but there are "
-            f"{summary.parameters.size} parameters, so not all of them are identified and standard errors mean nothing. "
-            "Consider more instruments or fewer parameters.",
+            f"{summary.parameters.size} parameters, so not all of them are identified and standard errors mean "
+            "nothing. Consider more instruments or fewer parameters.",
             IdentificationWarning,
             stacklevel=3,
         )

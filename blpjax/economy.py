@@ -1,8 +1,9 @@
 """The data of an economy as arrays that compiled programs read: markets padded into a few size buckets.
 
-A padded product has a share and an availability of zero and characteristics of zero; a padded agent has a weight of zero.
-Vectors over products exist in two layouts: *long*, one element for each row of the user's product table, and *padded*, the
-buckets' (T, J) arrays laid end to end. `Economy.gather` turns padded into long, `Economy.scatter` long into padded.
+A padded product has a share and an availability of zero and characteristics of zero; a padded agent has a weight of
+zero. Vectors over products exist in two layouts: *long*, one element for each row of the user's product table, and
+*padded*, the buckets' (T, J) arrays laid end to end. `Economy.gather` turns padded into long, `Economy.scatter` long
+into padded.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ class Bucket(eqx.Module):
     @property
     def size(self) -> tuple[int, int, int]:
         """Numbers of markets, products and agents (T, J, I)."""
-        return (*self.shares.shape, self.weights.shape[1])
+        return (self.shares.shape[0], self.shares.shape[1], self.weights.shape[1])
 
 
 class Economy(eqx.Module):
@@ -83,8 +84,10 @@ class MarketIndex(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AgentsInEconomy:
-    """Checked agent data, their demographics (I, D) with labels, the economy they live in, and how many there are in each
-    market, in the sorted order of market IDs."""
+    """Checked agent data, their demographics (I, D) with labels, and the economy they live in.
+
+    `counts` are numbers of agents by market, in the sorted order of market IDs.
+    """
 
     table: AgentTable
     demographics: np.ndarray
@@ -140,7 +143,7 @@ def build_economy(
             )
         )
     market_positions = np.argsort(np.concatenate(groups))
-    return Economy(tuple(buckets), jnp.asarray(positions), jnp.asarray(market_positions))
+    return Economy(tuple(buckets), jax.device_put(positions), jax.device_put(market_positions))
 
 
 def _pad(values: np.ndarray, rows: Sequence[np.ndarray], width: int) -> Array:
@@ -154,8 +157,8 @@ def bucket_markets(sizes: np.ndarray, most: int = MAX_BUCKETS) -> list[np.ndarra
     """Group markets of sizes (T, 2), products and agents, into at most `most` buckets with little padding.
 
     Markets are sorted by products, by agents and by their product in turn; for each order the best cuts are found by
-    dynamic programming on the padded work ``sum T_b max J max I``, and the best order is taken. Returns the positions of
-    each bucket's markets.
+    dynamic programming on the padded work ``sum T_b max J max I``, and the best order is taken. Returns the positions
+    of each bucket's markets.
     """
     best_cost, best_groups = np.inf, [np.arange(len(sizes))]
     for keys in ((sizes[:, 1], sizes[:, 0]), (sizes[:, 0], sizes[:, 1]), (sizes.prod(axis=1),)):

@@ -164,8 +164,8 @@ class Estimates:
     def _sigma_squared_errors(self, size: int) -> Array:
         """Standard errors of sigma sigma' by the delta method."""
         layout = self._options.parameters.layout
-        if size == 0:
-            return np.full(self.sigma.shape, np.nan)
+        if size == 0:  # all elements are fixed
+            return np.zeros(self.sigma.shape)
         index = tuple(np.array(layout.sigma).T)
         K2 = len(self.sigma)
         jacobian = np.zeros((K2, K2, size))
@@ -375,7 +375,9 @@ class Estimates:
             contraction_evaluations=int(self.cumulative_contraction_evaluations.sum()) if K2 else None,
             clusters=types.n_clusters or 0,
             sigma=_coefficients(self.sigma_labels, self.sigma_labels, self.sigma, self.sigma_se, layout.sigma),
-            sigma_squared=_coefficients(self.sigma_labels, self.sigma_labels, self.sigma_squared, self.sigma_squared_se),
+            sigma_squared=_coefficients(
+                self.sigma_labels, self.sigma_labels, self.sigma_squared, self.sigma_squared_se
+            ),
             pi=_coefficients(self.sigma_labels, self.pi_labels, self.pi, self.pi_se, layout.pi),
             linear={"Beta": report.Coefficients(self.beta_labels, self.beta, self.beta_se)},
             at_bound=self.at_bound,
@@ -384,7 +386,11 @@ class Estimates:
 
 
 def _coefficients(
-    rows: Sequence[str], columns: Sequence[str], values: Array, errors: Array, index: Sequence[tuple[int, ...]] | None = None
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Array,
+    errors: Array,
+    index: Sequence[tuple[int, ...]] | None = None,
 ) -> report.Coefficients | None:
     """A matrix for tables, None without elements. Elements at `index` were estimated, by default those with errors."""
     if values.size == 0:
@@ -407,13 +413,15 @@ def _fill(shape: tuple[int, ...], index: Sequence[tuple[int, ...]], values: Arra
 
 #: What `Estimates.to_dict` returns by default.
 ATTRIBUTES = tuple(
-    """step optimization_time cumulative_optimization_time total_time cumulative_total_time converged cumulative_converged
-    optimization_iterations cumulative_optimization_iterations objective_evaluations cumulative_objective_evaluations
-    fp_converged cumulative_fp_converged fp_iterations cumulative_fp_iterations contraction_evaluations
-    cumulative_contraction_evaluations parameters parameter_covariances parameter_sensitivity theta sigma sigma_squared pi rho
-    phi beta gamma sigma_se sigma_squared_se pi_se rho_se phi_se beta_se gamma_se sigma_bounds pi_bounds rho_bounds phi_bounds beta_bounds gamma_bounds sigma_labels
-    pi_labels rho_labels phi_labels beta_labels gamma_labels theta_labels parameter_labels delta tilde_costs clipped_shares clipped_costs xi omega xi_fe omega_fe micro
-    micro_values micro_covariances moments moments_jacobian moments_covariances simulation_covariances objective xi_by_theta_jacobian
+    """step optimization_time cumulative_optimization_time total_time cumulative_total_time converged
+    cumulative_converged optimization_iterations cumulative_optimization_iterations objective_evaluations
+    cumulative_objective_evaluations fp_converged cumulative_fp_converged fp_iterations cumulative_fp_iterations
+    contraction_evaluations cumulative_contraction_evaluations parameters parameter_covariances
+    parameter_sensitivity theta sigma sigma_squared pi rho phi beta gamma sigma_se sigma_squared_se pi_se rho_se
+    phi_se beta_se gamma_se sigma_bounds pi_bounds rho_bounds phi_bounds beta_bounds gamma_bounds sigma_labels
+    pi_labels rho_labels phi_labels beta_labels gamma_labels theta_labels parameter_labels delta tilde_costs
+    clipped_shares clipped_costs xi omega xi_fe omega_fe micro micro_values micro_covariances moments
+    moments_jacobian moments_covariances simulation_covariances objective xi_by_theta_jacobian
     omega_by_theta_jacobian micro_by_theta_jacobian gradient projected_gradient projected_gradient_norm hessian
     reduced_hessian reduced_hessian_eigenvalues W updated_W""".split()
 )

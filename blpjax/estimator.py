@@ -1,7 +1,7 @@
 """Compiled programs of estimation, and one GMM step: optimise, then covariances and diagnostics at the optimum.
 
-Each program is compiled once for a shape of economy and a specification, and reused by every evaluation, start and GMM step:
-data, weighting matrices, bounds and tolerances are traced.
+Each program is compiled once for a shape of economy and a specification, and reused by every evaluation, start and GMM
+step: data, weighting matrices, bounds and tolerances are traced.
 """
 
 from functools import partial

@@ -22,9 +22,9 @@ _objective = jax.jit(moments.objective, static_argnums=0)
 class ModelFunctions(eqx.Module):
     """Functions of theta (P,), made by `Problem.functions`.
 
-    All are compiled and work with `jax.grad`, `jax.jacfwd`, `jax.jacrev`, `jax.hessian` and `jax.vmap`. They have no memory:
-    inversions always start at `start` (N,). Where an inversion fails, values are those of the last iterate; `inversion`
-    tells.
+    All are compiled and work with `jax.grad`, `jax.jacfwd`, `jax.jacrev`, `jax.hessian` and `jax.vmap`. They have no
+    memory: inversions always start at `start` (N,). Where an inversion fails, values are those of the last iterate;
+    `inversion` tells.
 
     `theta` holds the starting values that were given, and `theta_labels` says what the elements are.
     """
@@ -64,7 +64,9 @@ class ModelFunctions(eqx.Module):
         """Choice probabilities, one padded array (T, J, I) for each bucket of markets."""
         return outputs.choice_probabilities(self._demand(theta, delta), None, {})
 
-    def share_derivatives(self, theta: Float[Array, " P"], delta: Float[Array, " N"]) -> tuple[Float[Array, "T J J"], ...]:
+    def share_derivatives(
+        self, theta: Float[Array, " P"], delta: Float[Array, " N"]
+    ) -> tuple[Float[Array, "T J J"], ...]:
         """Derivatives of shares in mean utilities, one padded array (T, J, J) for each bucket of markets."""
         return outputs.demand_jacobians(self._demand(theta, delta), None)
 

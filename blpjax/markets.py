@@ -23,7 +23,8 @@ CHUNK_ELEMENTS = 2**22
 class Inversion(eqx.Module):
     """Mean utilities and how each market's loop ended.
 
-    `delta` is long (N,); `status`, `iterations`, `evaluations` and `residuals` are (T,) in the sorted order of market IDs.
+    `delta` is long (N,); `status`, `iterations`, `evaluations` and `residuals` are (T,) in the sorted order of market
+    IDs.
     """
 
     delta: Float[Array, " N"]
@@ -47,7 +48,8 @@ class MarketTastes(eqx.Module):
 
 def market_tastes(coefficients: Coefficients, layout: ParameterLayout) -> MarketTastes:
     """Pair columns of nodes with the columns of Sigma that are not all zero."""
-    return MarketTastes(coefficients.sigma[:, list(layout.sigma_columns)], coefficients.pi, layout.node_columns)
+    sigma = jnp.asarray(coefficients.sigma)[:, list(layout.sigma_columns)]
+    return MarketTastes(sigma, jnp.asarray(coefficients.pi), layout.node_columns)
 
 
 def map_markets(kernel: Callable[..., Any], bucket: Bucket, *arguments: Any) -> Any:
@@ -71,7 +73,8 @@ def invert_economy(
 ) -> Inversion:
     """Mean utilities of all markets at given tastes, from `start` (N,).
 
-    Without random coefficients this is the closed form of the logit. Differentiable in everything but `start` and `limits`.
+    Without random coefficients this is the closed form of the logit. Differentiable in everything but `start` and
+    `limits`.
     """
     if economy.buckets[0].X2.shape[2] == 0:
         parts = [jax.vmap(logit_delta)(bucket.shares) for bucket in economy.buckets]

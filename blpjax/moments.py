@@ -1,6 +1,7 @@
 """From theta to mean utilities, structural errors and averaged moments, with linear parameters concentrated out.
 
-With instruments and characteristics residualised once on any fixed effects, ``Z'M delta = Z'delta``: the loop never absorbs.
+With instruments and characteristics residualised once on any fixed effects, ``Z'M delta = Z'delta``: the loop never
+absorbs.
 """
 
 from typing import NamedTuple
@@ -29,8 +30,8 @@ class Specification(NamedTuple):
 class DemandData(eqx.Module):
     """Linear characteristics X1 (N, K1) and instruments (N, MD), residualised on any fixed effects.
 
-    `instruments` make contributions to moments and weighting matrices. They are `Z`, or what the user residualised instead
-    when exogenous characteristics are not added to the instruments.
+    `instruments` make contributions to moments and weighting matrices. They are `Z`, or what the user residualised
+    instead when exogenous characteristics are not added to the instruments.
     """
 
     X1: Float[Array, "N K1"]
@@ -41,8 +42,8 @@ class DemandData(eqx.Module):
 class MomentInputs(eqx.Module):
     """Everything that the moments depend on, other than theta and the starting values of delta. All traced.
 
-    `fixed` holds the values of fixed parameters, `step` the linear IV-GMM step at the weighting matrix, and `factor` is one, or
-    1 / N for an objective that is not scaled by N.
+    `fixed` holds the values of fixed parameters, `step` the linear IV-GMM step at the weighting matrix, and `factor` is
+    one, or 1 / N for an objective that is not scaled by N.
     """
 
     economy: Economy
@@ -57,8 +58,9 @@ class Evaluation(eqx.Module):
     """The objective at one theta, and all that it consists of.
 
     The objective is `factor` times the sum of squares of `residuals` (M,) ``= sqrt(N) L' gbar`` with ``W = L L'``;
-    `residual_jacobian` (M, P) is their derivative in theta and `gradient` (P,) the objective's. `xi_by_theta` (N, P) is ``d xi / d theta`` at
-    fixed concentrated parameters. `ok` says that all markets were inverted and all numbers are finite.
+    `residual_jacobian` (M, P) is their derivative in theta and `gradient` (P,) the objective's. `xi_by_theta` (N, P) is
+    ``d xi / d theta`` at fixed concentrated parameters. `ok` says that all markets were inverted and all numbers are
+    finite.
     """
 
     objective: Float[Array, ""]
@@ -143,7 +145,7 @@ def concentrated_beta(
     specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], delta: Float[Array, " N"]
 ) -> Float[Array, " K1"]:
     """All elements of beta: fixed, in theta, and those concentrated out at this delta."""
-    beta = expand(specification.layout, inputs.fixed, theta).beta
+    beta = jnp.asarray(expand(specification.layout, inputs.fixed, theta).beta)
     concentrated = specification.layout.concentrated_beta
     if not concentrated:
         return beta

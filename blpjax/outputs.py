@@ -1,7 +1,7 @@
 """What estimated demand implies in all markets: pure functions of all parameters, mean utilities and data.
 
-Results methods call these functions at the estimates. Being functions of every parameter, they can as well be differentiated
-for standard errors or mapped over draws.
+Results methods call these functions at the estimates. Being functions of every parameter, they can as well be
+differentiated for standard errors or mapped over draws.
 """
 
 import equinox as eqx

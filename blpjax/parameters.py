@@ -1,8 +1,8 @@
 """Which parameters are free, fixed or concentrated out, their bounds and labels, and theta <-> matrices.
 
 Theta stacks the free elements of Sigma (lower triangle by rows), Pi (by rows) and beta. Zeros are fixed at zero, equal
-bounds fix an element at its value, and missing elements of beta are concentrated out: estimated by linear IV-GMM at every
-theta.
+bounds fix an element at its value, and missing elements of beta are concentrated out: estimated by linear IV-GMM at
+every theta.
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ Index = tuple[tuple[int, ...], ...]
 class ParameterLayout(NamedTuple):
     """Where the elements of theta belong (static: it decides which program is compiled).
 
-    `sigma_columns` are the columns of Sigma that are not all zero, `node_columns` the columns of nodes that go with them.
+    `sigma_columns` are the columns of Sigma that are not all zero, `node_columns` the columns of nodes that go with
+    them.
     """
 
     sigma: Index
@@ -39,8 +40,10 @@ class ParameterLayout(NamedTuple):
 
 
 class Coefficients(eqx.Module):
-    """Parameter matrices: `sigma` (K2, K2), `pi` (K2, D) and `beta` (K1,). Concentrated elements of `beta` are zero
-    until they are filled in."""
+    """Parameter matrices: `sigma` (K2, K2), `pi` (K2, D) and `beta` (K1,).
+
+    Concentrated elements of `beta` are zero until they are filled in.
+    """
 
     sigma: Float[Array | np.ndarray, "K2 K2"]
     pi: Float[Array | np.ndarray, "K2 D"]
@@ -79,7 +82,9 @@ class Parameters:
         first, second = len(self.layout.sigma), len(self.layout.sigma) + len(self.layout.pi)
         parts = (theta[:first], theta[first:second], theta[second:])
         indices: tuple[Index, ...] = (self.layout.sigma, self.layout.pi, tuple((k,) for k in self.layout.beta))
-        for matrix, index, values in zip((self.start.sigma, self.start.pi, self.start.beta), indices, parts, strict=True):
+        for matrix, index, values in zip(
+            (self.start.sigma, self.start.pi, self.start.beta), indices, parts, strict=True
+        ):
             block = np.array(matrix)
             if index:
                 block[tuple(np.array(index).T)] = values
@@ -89,7 +94,9 @@ class Parameters:
     @property
     def bounds(self) -> Bounds:
         """Bounds of theta, two arrays (P,)."""
-        return Bounds(*(self._stack(*blocks) for blocks in zip(self.sigma_bounds, self.pi_bounds, self.beta_bounds, strict=True)))
+        return Bounds(
+            *(self._stack(*blocks) for blocks in zip(self.sigma_bounds, self.pi_bounds, self.beta_bounds, strict=True))
+        )
 
     @property
     def theta_labels(self) -> list[str]:
@@ -135,13 +142,15 @@ def expand(layout: ParameterLayout, fixed: Coefficients, theta: Float[Array, " P
 def compress(layout: ParameterLayout, coefficients: Coefficients) -> np.ndarray:
     """Theta (P,) of parameter matrices, the inverse of `expand`."""
     sigma, pi, beta = (np.asarray(block) for block in (coefficients.sigma, coefficients.pi, coefficients.beta))
-    return np.array([*(sigma[i] for i in layout.sigma), *(pi[i] for i in layout.pi), *(beta[k] for k in layout.beta)], float)
+    return np.array(
+        [*(sigma[i] for i in layout.sigma), *(pi[i] for i in layout.pi), *(beta[k] for k in layout.beta)], float
+    )
 
 
-def _place(matrix: Array, index: Index, values: Array) -> Array:
+def _place(matrix: Array | np.ndarray, index: Index, values: Array) -> Array | np.ndarray:
     if not index:
         return matrix
-    return matrix.at[tuple(np.array(index).T)].set(values)
+    return jnp.asarray(matrix).at[tuple(np.array(index).T)].set(values)
 
 
 def build_parameters(
@@ -156,8 +165,11 @@ def build_parameters(
     X2_labels: Sequence[str],
     demographic_labels: Sequence[str],
     n_node_columns: int,
+    bounded: bool = True,
 ) -> Parameters:
     """Read the parameter arguments of `Problem.solve`.
+
+    Without `bounded`, for optimisation routines that ignore bounds, sigma has no default bounds.
 
     Raises
     ------
@@ -170,10 +182,15 @@ def build_parameters(
     sigma = _read("sigma", sigma, (K2, K2), "X2 was not formulated", required=K2 > 0)
     sigma = np.tril(sigma)
     pi = _read("pi", pi, (K2, D), "demographics were not formulated", required=D > 0)
-    beta = np.full(K1, np.nan) if beta is None else _read("beta", beta, (K1,), "X1 has no columns", required=False, missing=True)
+    beta = (
+        np.full(K1, np.nan)
+        if beta is None
+        else _read("beta", beta, (K1,), "X1 has no columns", required=False, missing=True)
+    )
     concentrated = np.isnan(beta)
     sigma_lower, sigma_upper = np.full((K2, K2), -np.inf), np.full((K2, K2), np.inf)
-    np.fill_diagonal(sigma_lower, 0.0)
+    if bounded:
+        np.fill_diagonal(sigma_lower, 0.0)
     unbounded_pi, unbounded_beta = np.full((K2, D), np.inf), np.full(K1, np.inf)
     sigma_limits = _read_bounds("sigma", sigma_bounds, sigma, Bounds(sigma_lower, sigma_upper))
     pi_limits = _read_bounds("pi", pi_bounds, pi, Bounds(-unbounded_pi, unbounded_pi))
@@ -189,7 +206,7 @@ def build_parameters(
     )
     return Parameters(
         layout=layout,
-        start=Coefficients(jnp.asarray(sigma), jnp.asarray(pi), jnp.asarray(np.nan_to_num(beta))),
+        start=Coefficients(sigma, pi, np.nan_to_num(beta)),
         sigma_bounds=sigma_limits,
         pi_bounds=pi_limits,
         beta_bounds=beta_limits,
@@ -207,11 +224,15 @@ def _free(values: np.ndarray, bounds: Bounds) -> Index:
     return tuple(map(tuple, np.argwhere((values != 0) & (bounds.lower != bounds.upper)).tolist()))
 
 
-def _read(name: str, values: Any, shape: tuple[int, ...], absent: str, required: bool, missing: bool = False) -> np.ndarray:
-    """A float array of the given shape, with None read as missing; an empty or zero array when there is nothing to read."""
+def _read(
+    name: str, values: Any, shape: tuple[int, ...], absent: str, required: bool, missing: bool = False
+) -> np.ndarray:
+    """A float array of the given shape, None read as missing; an empty or zero array when there is nothing to read."""
     if values is None:
         if required:
-            raise ValueError(f"{name} must be given: an array of shape {shape}, with zeros where elements are fixed at zero.")
+            raise ValueError(
+                f"{name} must be given: an array of shape {shape}, with zeros where elements are fixed at zero."
+            )
         return np.zeros(shape)
     array = _as_floats(name, values)
     if 0 in shape:
@@ -245,7 +266,9 @@ def _read_bounds(name: str, bounds: Any, values: np.ndarray, default: Bounds) ->
         try:
             lower_given, upper_given = bounds
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}_bounds must be a pair (lower, upper) of arrays of the shape of {name}.") from error
+            raise ValueError(
+                f"{name}_bounds must be a pair (lower, upper) of arrays of the shape of {name}."
+            ) from error
         lower, upper = (
             _one_bound(f"{name}_bounds", bound, values.shape, missing)
             for bound, missing in ((lower_given, -np.inf), (upper_given, np.inf))
@@ -254,8 +277,14 @@ def _read_bounds(name: str, bounds: Any, values: np.ndarray, default: Bounds) ->
         fixed = fixed | (np.triu(np.ones(values.shape), 1) > 0)
     lower[fixed], upper[fixed] = 0.0, 0.0
     estimated = ~np.isnan(values)
-    if bounds is not None and name == "beta" and (np.isfinite(lower[~estimated]).any() or np.isfinite(upper[~estimated]).any()):
-        raise ValueError("beta_bounds must be infinite for elements of beta that are concentrated out. Give them starting values.")
+    if (
+        bounds is not None
+        and name == "beta"
+        and (np.isfinite(lower[~estimated]).any() or np.isfinite(upper[~estimated]).any())
+    ):
+        raise ValueError(
+            "beta_bounds must be infinite for elements of beta that are concentrated out. Give them starting values."
+        )
     outside = estimated & ((values < lower) | (values > upper))
     if outside.any():
         i = tuple(np.argwhere(outside)[0].tolist())

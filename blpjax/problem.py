@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,7 +27,7 @@ from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import AgentTable, read_agents, read_products
 from blpjax.iteration import Iteration
 from blpjax.moments import DemandData, Specification
-from blpjax.optimize import Optimization
+from blpjax.optimize import Optimization, OptimizationStatus
 from blpjax.parameters import Parameters, build_parameters
 from blpjax.results import ProblemResults
 from blpjax.solver import StepContext, StepOptions, solve_step
@@ -53,8 +54,8 @@ class Problem:
     rc_types, epsilon_scale, costs_type :
         Only the defaults are supported: linear random coefficients, no scaling, linear costs.
     add_exogenous : bool, optional
-        Whether to add the columns of X1 that do not contain prices to the instruments. If false, `demand_instruments` are
-        all instruments, and fixed effects have to be absorbed from them beforehand (`build_matrix` does that).
+        Whether to add the columns of X1 that do not contain prices to the instruments. If false, `demand_instruments`
+        are all instruments, and fixed effects have to be absorbed from them beforehand (`build_matrix` does that).
 
     Attributes
     ----------
@@ -186,9 +187,9 @@ class Problem:
         center_moments, W_type, se_type
             Whether moments are centred, and the type of W and of standard errors: ``'robust'``, ``'clustered'`` or
             ``'unadjusted'``.
-        rho, gamma, rho_bounds, gamma_bounds, finite_differences, error_punishment, fp_type, shares_bounds, costs_bounds, \
-        covariance_moments_mean, micro_moments, micro_sample_covariances, resample_agent_data, phi, phi_bounds, \
-        demand_moment_types, supply_moment_types
+        rho, gamma, rho_bounds, gamma_bounds, finite_differences, error_punishment, fp_type, shares_bounds, \
+        costs_bounds, covariance_moments_mean, micro_moments, micro_sample_covariances, resample_agent_data, phi, \
+        phi_bounds, demand_moment_types, supply_moment_types
             Only their defaults are supported.
 
         Returns
@@ -225,7 +226,9 @@ class Problem:
         )
         arguments.check_choice("method", method, ("1s", "2s"))
         step_options = arguments.read_step_options(
-            parameters=self.read_parameters(sigma, pi, beta, sigma_bounds, pi_bounds, beta_bounds),
+            parameters=self.read_parameters(
+                sigma, pi, beta, sigma_bounds, pi_bounds, beta_bounds, getattr(optimization, "supports_bounds", True)
+            ),
             optimization=optimization,
             iteration=iteration,
             check_optimality=check_optimality,
@@ -241,8 +244,8 @@ class Problem:
         check_order_condition(self.instrument_rank, len(names), names, warn=returned)
         steps = [(0, "return")] if initial_update else []
         steps += [(1, "")] + ([(2, "")] if method == "2s" else [])
-        weights = self._read_weights(W)
         start_delta = self._read_delta(delta)
+        weights = self._read_weights(W)
         theta = step_options.parameters.theta
         results: ProblemResults | None = None
         for step, kind in steps:
@@ -253,8 +256,9 @@ class Problem:
             context = self._step_context(current, weights)
             options.output("")
             options.output(f"Starting GMM step {step} ...")
-            last = step == steps[-1][0]
             outcome = solve_step(step, max(step, 1), current, context, weights, theta, start_delta)
+            interrupted = outcome.outcome.status is OptimizationStatus.INTERRUPTED
+            last = interrupted or step == steps[-1][0]
             report_outcome(outcome, time.perf_counter() - began)
             warn_of_singularity(
                 outcome, current.types, np.asarray(self.demand_data.instruments), self.instrument_labels
@@ -263,6 +267,8 @@ class Problem:
             weights, theta, start_delta = np.asarray(outcome.summary.updated_W), outcome.theta, outcome.delta
             if options.verbose:
                 options.output(f"\n{results}")
+            if interrupted:
+                break
         assert results is not None
         return results
 
@@ -279,10 +285,10 @@ class Problem:
     ) -> ModelFunctions:
         """The model as compiled, differentiable functions of theta, for other optimisers and samplers.
 
-        Parameters are those of `solve`: zeros fix elements of `sigma`, `pi` and `beta`, W (MD, MD) is the weighting matrix
-        (by default that of 2SLS) and `delta` (N,) is where inversions start (by default the logit solution).
+        Parameters are those of `solve`: zeros fix elements of `sigma`, `pi` and `beta`, W (MD, MD) is the weighting
+        matrix (by default that of 2SLS) and `delta` (N,) is where inversions start (by default the logit solution).
         """
-        parameters = self.read_parameters(sigma, pi, beta, (None, None), None, None)
+        parameters = self.read_parameters(sigma, pi, beta, bounded=False)
         chosen = Iteration() if iteration is None else iteration
         specification = Specification(parameters.layout, chosen.fixed_point)
         factor = jnp.asarray(1.0 if scale_objective else 1.0 / self.N)
@@ -300,9 +306,19 @@ class Problem:
         )
 
     def read_parameters(
-        self, sigma: Any, pi: Any, beta: Any, sigma_bounds: Any, pi_bounds: Any, beta_bounds: Any
+        self,
+        sigma: Any,
+        pi: Any,
+        beta: Any,
+        sigma_bounds: Any = None,
+        pi_bounds: Any = None,
+        beta_bounds: Any = None,
+        bounded: bool = True,
     ) -> Parameters:
-        """Starting values, bounds and layout of the parameters from arguments of `solve`."""
+        """Starting values, bounds and layout of the parameters from arguments of `solve`.
+
+        Without `bounded` there are no default bounds.
+        """
         return build_parameters(
             sigma=sigma,
             pi=pi,
@@ -314,6 +330,7 @@ class Problem:
             X2_labels=() if self._X2 is None else self._X2.labels,
             demographic_labels=self.agents_in_economy.demographic_labels,
             n_node_columns=self.agent_table.nodes.shape[1],
+            bounded=bounded,
         )
 
     def residualize(self, matrix: np.ndarray) -> np.ndarray:
@@ -399,7 +416,7 @@ class Problem:
         """X1 and X2 as functions of the variables in their formulas."""
         X2 = self._X2
         inputs = {**self._X1.inputs, **({} if X2 is None else X2.inputs), "prices": self.product_table.prices}
-        variables = {key: jnp.asarray(values) for key, values in inputs.items()}
+        variables = {key: jax.device_put(values) for key, values in inputs.items()}
         return Characteristics(self._X1.columns, () if X2 is None else X2.columns, variables)
 
     @property
@@ -521,8 +538,8 @@ class Problem:
         self.instrument_rank = check_instruments(
             instruments, labels, "ZD", Z if unabsorbed and self.add_exogenous else None, **tolerances
         )
-        Z_device = jnp.asarray(Z_residuals)
-        return DemandData(jnp.asarray(X1_residuals), Z_device, Z_device if self.add_exogenous else jnp.asarray(Z))
+        Z_device = jax.device_put(Z_residuals)
+        return DemandData(jax.device_put(X1_residuals), Z_device, Z_device if self.add_exogenous else jax.device_put(Z))
 
     @cached_property
     def _clusters(self) -> tuple[np.ndarray, int]:

@@ -29,8 +29,8 @@ Array = np.ndarray
 class ProblemResults(Estimates):
     """Results of one GMM step of `Problem.solve`, the last of them with standard errors.
 
-    Arrays have PyBLP's shapes and row order: vectors over products are (N, 1) in the order of the product table, P is the
-    number of elements of theta, Q that of theta and the concentrated elements of beta.
+    Arrays have PyBLP's shapes and row order: vectors over products are (N, 1) in the order of the product table, P is
+    the number of elements of theta, Q that of theta and the concentrated elements of beta.
 
     Attributes
     ----------
@@ -50,16 +50,16 @@ class ProblemResults(Estimates):
     W, updated_W (MD, MD) : weighting matrices.
     converged, cumulative_converged : whether optimisation converged, in this step and in all.
     optimization_iterations, objective_evaluations, optimization_time, total_time : and each with ``cumulative_``.
-    fp_converged, fp_iterations, contraction_evaluations (T, evaluations) : the inversion of shares by market, in the order of
-        `Problem.unique_market_ids`, and objective evaluation; and each with ``cumulative_``. `fp_residuals` has the final
-        residuals.
+    fp_converged, fp_iterations, contraction_evaluations (T, evaluations) : the inversion of shares by market, in the
+        order of `Problem.unique_market_ids`, and objective evaluation; and each with ``cumulative_``. `fp_residuals`
+        has the final residuals.
     """
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write these results, those of previous steps, and the problem with its data to a file for `blpjax.load`.
 
-        The file is a zip archive of NumPy arrays and JSON. No suffix is added, and an existing file is replaced. Functions of
-        the user, such as a custom optimisation routine, are stored by name only.
+        The file is a zip archive of NumPy arrays and JSON. No suffix is added, and an existing file is replaced.
+        Functions of the user, such as a custom optimisation routine, are stored by name only.
 
         Raises
         ------
@@ -247,7 +247,9 @@ class ProblemResults(Estimates):
         demand = self.demand_in(self._agents(agent_data, integration).economy)
         changes = {}
         if prices is not None:
-            changes["prices"] = jnp.asarray(self._fill_market("prices", prices, market_id, self.problem.product_table.prices))
+            changes["prices"] = jnp.asarray(
+                self._fill_market("prices", prices, market_id, self.problem.product_table.prices)
+            )
         filled = None if delta is None else jnp.asarray(self._fill_market("delta", delta, market_id, self.delta[:, 0]))
         return demand, filled, changes
 
@@ -296,7 +298,9 @@ class ProblemResults(Estimates):
     ) -> Array | pd.DataFrame:
         names = self.problem.characteristics.names
         if variable is not None and variable not in names:
-            raise NameError(f"No formula has a numeric variable {variable!r}. Those of X1 and X2 are {', '.join(names)}.")
+            raise NameError(
+                f"No formula has a numeric variable {variable!r}. Those of X1 and X2 are {', '.join(names)}."
+            )
         rows = self._market_rows(market_id)
         demand = self.demand
         stacked = self._stack(function(demand, variable), demand)
@@ -312,7 +316,8 @@ class ProblemResults(Estimates):
         """Rows (N, widest) of padded arrays (T, J, width), one for each bucket."""
         widest = max(part.shape[2] for part in parts)
         padded = [
-            np.pad(np.asarray(part), ((0, 0), (0, 0), (0, widest - part.shape[2]))).reshape(-1, widest) for part in parts
+            np.pad(np.asarray(part), ((0, 0), (0, 0), (0, widest - part.shape[2]))).reshape(-1, widest)
+            for part in parts
         ]
         return np.concatenate(padded)[np.asarray(demand.economy.positions)]
 
@@ -326,12 +331,19 @@ class ProblemResults(Estimates):
             size = self._market_rows(market_id).size
             expected, chosen = (size, size), (np.arange(size),)
         if array.shape != expected:
-            raise ValueError(f"matrices must have the shape {expected}, as compute methods return them, not {array.shape}.")
+            raise ValueError(
+                f"matrices must have the shape {expected}, as compute methods return them, not {array.shape}."
+            )
         return array, chosen
+
 
 @partial(jax.jit, static_argnums=0)
 def _invert(
-    specification: Specification, economy: Economy, coefficients: Coefficients, start: jax.Array, limits: FixedPointLimits
+    specification: Specification,
+    economy: Economy,
+    coefficients: Coefficients,
+    start: jax.Array,
+    limits: FixedPointLimits,
 ) -> Inversion:
     tastes = market_tastes(coefficients, specification.layout)
     return invert_economy(economy, tastes, start, limits, specification.method)

@@ -41,7 +41,7 @@ class StepOptions:
 
 @dataclasses.dataclass(frozen=True)
 class StepContext:
-    """Data of a GMM step: `inputs` on the device, market IDs for messages, clusters, and the absorber of fixed effects."""
+    """Data of a GMM step: `inputs` on the device, market IDs for messages, clusters, and what absorbs fixed effects."""
 
     inputs: MomentInputs
     market_ids: Sequence[object] | np.ndarray
@@ -90,7 +90,8 @@ class StepResult:
 class Evaluator:
     """The objective as optimisers call it; it keeps count of the inner loops and prints progress.
 
-    Values depend on theta alone unless `delta_behavior` is ``'last'``: by default every inversion starts at the same delta.
+    Values depend on theta alone unless `delta_behavior` is ``'last'``: by default every inversion starts at the same
+    delta.
     """
 
     def __init__(self, step: int, options: StepOptions, context: StepContext, start: np.ndarray) -> None:
@@ -106,7 +107,9 @@ class Evaluator:
     def __call__(self, theta: np.ndarray) -> Evaluation:
         """Evaluate the objective and its derivatives at theta (P,)."""
         options = self.options
-        evaluation = estimator.evaluate(options.specification, self.context.inputs, jnp.asarray(theta, float), self.start)
+        evaluation = estimator.evaluate(
+            options.specification, self.context.inputs, jnp.asarray(theta, float), self.start
+        )
         inversion = evaluation.inversion
         self._records.append((inversion.status, inversion.iterations, inversion.evaluations, inversion.residuals))
         if options.error_behavior == "raise" and not bool(evaluation.ok):
@@ -173,7 +176,13 @@ def project_gradient(theta: np.ndarray, gradient: np.ndarray, bounds: Bounds) ->
 
 
 def solve_step(
-    step: int, se_step: int | None, options: StepOptions, context: StepContext, W: np.ndarray, theta: np.ndarray, delta: np.ndarray
+    step: int,
+    se_step: int | None,
+    options: StepOptions,
+    context: StepContext,
+    W: np.ndarray,
+    theta: np.ndarray,
+    delta: np.ndarray,
 ) -> StepResult:
     """Minimise the objective from theta (P,) and delta (N,) and compute everything that results report.
 
@@ -201,7 +210,16 @@ def solve_step(
     residualised = context.residualize(np.asarray(evaluation.inversion.delta)[:, None])[:, 0]
     xi = jnp.asarray(residualised) - errors.explained
     summary = estimator.summarise(
-        specification, options.types, se_step, inputs, estimate, evaluation, errors.beta, xi, jnp.asarray(W), context.cluster_ids
+        specification,
+        options.types,
+        se_step,
+        inputs,
+        estimate,
+        evaluation,
+        errors.beta,
+        xi,
+        jnp.asarray(W),
+        context.cluster_ids,
     )
     host = jax.device_get((evaluation, errors.beta, xi, hessian, summary))
     evaluation, beta, xi, hessian, summary = host

@@ -12,7 +12,8 @@ from blpjax.inputs.tables import AgentTable, ProductTable
 class ProductMatrices(NamedTuple):
     """Matrices that belong to a product table.
 
-    `X1` (N, K1) and `ZD` (N, MD) are residualised on any fixed effects, whose codes are `demand_ids` (N, ED); X2 is (N, K2).
+    `X1` (N, K1) and `ZD` (N, MD) are residualised on any fixed effects, whose codes are `demand_ids` (N, ED); X2 is (N,
+    K2).
     """
 
     X1: np.ndarray
@@ -24,8 +25,8 @@ class ProductMatrices(NamedTuple):
 def product_records(table: ProductTable, matrices: ProductMatrices, columns: Sequence[Column]) -> np.recarray:
     """Product data as a structured array of N rows.
 
-    Every field is a matrix with N rows; fields without data have no columns. Variables of the formulas' `columns` are fields
-    too, unless a field has their name.
+    Every field is a matrix with N rows; fields without data have no columns. Variables of the formulas' `columns` are
+    fields too, unless a field has their name.
     """
     N = table.shares.size
     none, no_ids = np.zeros((N, 0)), np.zeros((N, 0), object)
@@ -54,16 +55,15 @@ def product_records(table: ProductTable, matrices: ProductMatrices, columns: Seq
 
 def agent_records(table: AgentTable, demographics: np.ndarray) -> np.recarray:
     """Agent data with `demographics` (I, D) as a structured array of I rows."""
-    I = table.weights.size
     fields = {
         "market_ids": table.market_ids,
         "agent_ids": table.agent_ids,
         "weights": table.weights,
         "nodes": table.nodes,
         "demographics": demographics,
-        "availability": np.zeros((I, 0)),
+        "availability": np.zeros((table.weights.size, 0)),
     }
-    return _records(fields, I)
+    return _records(fields, table.weights.size)
 
 
 def unique_ids(ids: np.ndarray | None) -> np.ndarray:
@@ -86,7 +86,9 @@ def _records(fields: Mapping[str, np.ndarray | None], rows: int) -> np.recarray:
     """A structured array whose fields are matrices; those that are None have no columns."""
     matrices = {}
     for name, values in fields.items():
-        matrix = np.zeros((rows, 0), object) if values is None else values.reshape(rows, -1) if values.ndim == 1 else values
+        matrix = (
+            np.zeros((rows, 0), object) if values is None else values.reshape(rows, -1) if values.ndim == 1 else values
+        )
         matrices[name] = as_objects(matrix) if name.endswith("_ids") or matrix.dtype.kind != "f" else matrix
     records = np.recarray(rows, dtype=[(name, m.dtype, (m.shape[1],)) for name, m in matrices.items()])
     for name, matrix in matrices.items():

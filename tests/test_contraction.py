@@ -128,7 +128,7 @@ def test_utilities_that_underflow_at_the_start_do_not_give_a_wrong_solution() ->
 
     They matter in the solution, which is far away.
     """
-    mu = np.where(np.arange(I) % 2 == 0, -357.0, -362.0)
+    mu = np.where(np.arange(I) % 2 == 0, -356.0, -360.0)
     X2 = np.zeros((J, 2))
     X2[0], X2[1] = [1.0, 0.0], [0.0, 1.0]
     C = np.vstack([np.full(I, 350.0), mu])

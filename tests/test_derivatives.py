@@ -261,7 +261,7 @@ def test_a_second_problem_of_equal_shape_compiles_nothing() -> None:
         f = functions_of(problem)
         value = f.objective(f.theta)
         returned = blpjax.Optimization("return")
-        results = problem.solve(SIGMA, PI, BETA, method="1s", optimization=returned, check_optimality="gradient")
+        results = problem.solve(SIGMA, PI, beta=BETA, method="1s", optimization=returned, check_optimality="gradient")
         np.testing.assert_allclose(float(results.objective), float(value), rtol=1e-9)
         return float(value)
 

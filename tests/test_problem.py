@@ -100,9 +100,11 @@ def test_structured_arrays_are_those_of_pyblp(kind: str) -> None:
     for name in ("products", "agents"):
         actual, expected = getattr(ours, name), getattr(theirs, name)
         assert isinstance(actual, np.recarray) and actual.shape == expected.shape
-        unshared = set(expected.dtype.names) ^ set(actual.dtype.names)
-        assert not unshared - {"lag_indices"}, unshared
-        for field in actual.dtype.names:
+        shared = [field for field in expected.dtype.names if field in actual.dtype.names]
+        # categorical variables stand for their indicators
+        rest = [field for field in expected.dtype.names if field not in shared and "[" not in field]
+        assert rest in ([], ["lag_indices"])
+        for field in shared:
             assert actual[field].shape == expected[field].shape, field
             assert actual[field].dtype == expected[field].dtype, field
             if actual[field].dtype == object:
@@ -145,7 +147,7 @@ def test_dates_may_be_market_ids() -> None:
 
 def as_matrices(table: pd.DataFrame, *names: str) -> dict[str, np.ndarray]:
     """Columns of arrays, numbered ones joined to matrices."""
-    columns = {name: values.to_numpy() for name, values in table.items()}
+    columns = {name: values.to_numpy(copy=True) for name, values in table.items()}
     for name in names:
         numbered = sorted(column for column in columns if re.fullmatch(name + r"\d+", column))
         columns[name] = np.column_stack([columns.pop(column) for column in numbered])
@@ -310,7 +312,7 @@ def compilations() -> Any:
     events: list[str] = []
 
     def listen(event: str, duration: float, **_: Any) -> None:
-        if "backend_compile" in event or "trace" in event:
+        if "backend_compile" in event:
             events.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
@@ -464,7 +466,7 @@ def test_wrong_arguments_are_refused_before_anything_is_compiled(
 ) -> None:
     with pytest.raises(error, match=message):
         problem.solve(**{"sigma": SIGMA, "pi": PI, **arguments})
-    assert not [event for event in compilations if "backend_compile" in event]
+    assert compilations == []
 
 
 def test_parameters_without_characteristics_are_refused() -> None:
@@ -581,12 +583,13 @@ def test_functions_agree_with_results(functions: Any, results: Any) -> None:
     assert (np.asarray(functions.inversion(theta).status) == 0).all()
     # beta is concentrated out, so xi_by_theta is the Jacobian of delta
     LINEAR_ALGEBRA.check(functions.delta_jacobian(theta), results.xi_by_theta_jacobian)
-    for parts, matrices in [
-        (functions.probabilities(theta, delta), results.compute_probabilities()),
-        (functions.share_derivatives(theta, delta), results.compute_demand_jacobians(None)),
-    ]:
-        assert sum(part.shape[0] for part in parts) == results.problem.T
-        LINEAR_ALGEBRA.check(sum(float(part.sum()) for part in parts), np.nansum(matrices))
+    economy = results.problem.economy
+    probabilities, derivatives = functions.probabilities(theta, delta), functions.share_derivatives(theta, delta)
+    shares = [jnp.einsum("tji,ti->tj", P, b.weights) for P, b in zip(probabilities, economy.buckets, strict=True)]
+    DELTA.check(economy.gather(shares), results.compute_shares()[:, 0])
+    # padded products have probabilities and derivatives of zero
+    rows = economy.gather([part.sum(axis=2) for part in derivatives])
+    LINEAR_ALGEBRA.check(rows, np.nansum(results.compute_demand_jacobians(None), axis=1))
 
 
 def test_functions_are_differentiable(functions: Any, results: Any) -> None:
@@ -610,7 +613,7 @@ def test_shares_and_delta_are_inverses(functions: Any, results: Any) -> None:
 
 
 def test_functions_can_be_mapped(functions: Any) -> None:
-    thetas = functions.theta * jnp.array([[0.5], [1.0], [1.5]])
+    thetas = jnp.outer(jnp.array([0.5, 1.0, 1.5]), functions.theta)
     mapped = jax.vmap(functions.objective)(thetas)
     FIXED_PARAMETERS.check(mapped, [functions.objective(theta) for theta in thetas])
 

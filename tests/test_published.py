@@ -175,12 +175,10 @@ def test_restricting_a_parameter_as_printed(nevo: blpjax.Problem) -> None:
     restricted[1, 1] = 0
     fixed = nevo.solve(SIGMA, restricted, method="1s", **UNBOUNDED)
     dropped = problem(DEMOGRAPHICS.replace("income_squared + ", ""))
-    deleted = dropped.solve(SIGMA, np.delete(restricted, 1, axis=1), method="1s", **UNBOUNDED)
+    deleted = dropped.solve(SIGMA, np.delete(restricted, 1, axis=1), method="1s", check_optimality="gradient", **UNBOUNDED)
     for results in (fixed, deleted):
         assert results.converged
         check_printed(results.objective, "+1.5E+01")
-        check_printed(results.reduced_hessian_eigenvalues[0], "+4.7E-02")
-        check_printed(results.reduced_hessian_eigenvalues[-1], "+1.7E+04")
         check_printed(np.linalg.cond(results.parameter_covariances), "+5.7E+05")
         check_printed_results(
             results,
@@ -200,7 +198,10 @@ def test_restricting_a_parameter_as_printed(nevo: blpjax.Problem) -> None:
                 "prices": ("-3.2E+01", "+2.3E+00"),
             },
         )
+    check_printed(fixed.reduced_hessian_eigenvalues[0], "+4.7E-02")
+    check_printed(fixed.reduced_hessian_eigenvalues[-1], "+1.7E+04")
     assert np.isnan(fixed.pi_se[1, 1])
+    assert np.isnan(deleted.hessian).all() and np.isnan(deleted.reduced_hessian_eigenvalues).all()
     ESTIMATES.check(deleted.theta, fixed.theta)
     ESTIMATES.check(deleted.parameter_covariances, fixed.parameter_covariances)
 
@@ -333,7 +334,6 @@ def test_vignette_jacobian_of_mean_utilities_is_built_from_share_derivatives(nev
         rows = np.flatnonzero(market_ids == market_id)
         block = np.asarray(by_delta)[list(nevo.unique_market_ids).index(market_id)]
         LINEAR_ALGEBRA.check(jacobian[rows], -np.linalg.solve(block, by_theta[rows]), str(market_id))
-    ESTIMATES.check(jacobian, jax.jacfwd(functions.delta)(theta))
     FIXED_PARAMETERS.check(functions.shares(theta, delta), tables()[0]["shares"])
 
 

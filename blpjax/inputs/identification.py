@@ -253,12 +253,14 @@ def _refuse(name: str, matrix: DesignMatrix | None, variable: str, reason: str) 
 def _refuse_categories(name: str, matrix: DesignMatrix | None) -> None:
     """Indicators of levels of an endogenous variable cannot be evaluated at other values, let alone differentiated."""
     for variable in ("prices", "shares"):
-        columns = [] if matrix is None else [c for c in matrix.columns if variable in c.names and variable not in c.inputs]
+        columns = (
+            [] if matrix is None else [c for c in matrix.columns if variable in c.names and variable not in c.inputs]
+        )
         if columns:
             raise IdentificationError(
-                f"{name} cannot use '{variable}' as a categorical variable, but {_quote([c.label for c in columns])} would. "
-                f"Its effect has to be smooth: write '{variable}' without C(...), or compute categories beforehand under "
-                "another name if they are exogenous."
+                f"{name} cannot use '{variable}' as a categorical variable, but {_quote([c.label for c in columns])} "
+                f"would. Its effect has to be smooth: write '{variable}' without C(...), or compute categories "
+                "beforehand under another name if they are exogenous."
             )
 
 

@@ -1,16 +1,15 @@
 """Mean utilities that reproduce observed market shares, in one market.
 
-The contraction of Berry, Levinsohn and Pakes (1995) is ``delta <- delta + log S - log s(delta)``. The accelerated default
-iterates it with the outside-share correction of Fukasawa (2024), ``- (log S_0 - log s_0)``, which has the same fixed point
-and is exact in one step without heterogeneity. Products with an observed share of zero are padding: they are unavailable,
-their mean utility stays zero.
+The contraction of Berry, Levinsohn and Pakes (1995) is ``delta <- delta + log S - log s(delta)``. The accelerated
+default iterates it with the outside-share correction of Fukasawa (2024), ``- (log S_0 - log s_0)``, which has the same
+fixed point and is exact in one step without heterogeneity. Products with an observed share of zero are padding: they
+are unavailable, their mean utility stays zero.
 """
 
+from collections.abc import Callable
 from functools import partial
 
-import equinox as eqx
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from blpjax.exceptions import succeeded
@@ -20,6 +19,10 @@ from blpjax.kernels.shares import probabilities, scaled_exponentials, share_jaco
 
 #: Products in whose mean utilities an inversion moves farther than this from where exponentials were taken underflow.
 _FARTHEST = 600.0
+
+
+#: Simulated shares are bounded from below by this before logarithms are taken.
+SMALLEST_SHARE = 1e-300
 
 
 def logit_delta(observed: Float[Array, " J"]) -> Float[Array, " J"]:
@@ -53,7 +56,9 @@ def invert_shares(
     start : (J,) initial values.
     limits, method : see `blpjax.Iteration`.
     """
-    return implicit(partial(_solve, method), _share_gap, _solve_jacobian, observed, X2, C, weights, availability, start, limits)
+    return implicit(
+        partial(_solve, method), _share_gap, _solve_jacobian, observed, X2, C, weights, availability, start, limits
+    )
 
 
 def _solve(
@@ -90,9 +95,12 @@ def _solve(
 
 
 def _log_gap(observed: Array, simulated: Array) -> Array:
-    """``log S - log s``, zero for padding."""
+    """``log S - log s``, zero for padding. Simulated shares that underflow or are negative count as `SMALLEST_SHARE`."""
     present = observed > 0
-    return jnp.where(present, jnp.log(jnp.where(present, observed, 1.0)) - jnp.log(jnp.where(present, simulated, 1.0)), 0.0)
+    clipped = jnp.maximum(simulated, SMALLEST_SHARE)
+    return jnp.where(
+        present, jnp.log(jnp.where(present, observed, 1.0)) - jnp.log(jnp.where(present, clipped, 1.0)), 0.0
+    )
 
 
 def _contraction(observed: Array, mu: Array, weights: Array, availability: Array, delta: Array) -> Array:
@@ -107,17 +115,25 @@ def _outside_gap(observed: Array, weights: Array, outside: Array) -> Array:
     return jnp.where(usable, jnp.log(jnp.where(usable, target, 1.0)) - jnp.log(jnp.where(usable, outside, 1.0)), 0.0)
 
 
-def _corrected_contraction(observed: Array, mu: Array, weights: Array, availability: Array, anchor: Array):  # noqa: ANN202
+def _corrected_contraction(
+    observed: Array, mu: Array, weights: Array, availability: Array, anchor: Array
+) -> Callable[[Array], Array]:
     """The corrected contraction with exponentials taken once, at `anchor`: two matrix-vector products an evaluation."""
     exponentials, none = scaled_exponentials(anchor[:, None] + mu, availability)
 
     def contraction(delta: Array) -> Array:
         moved = delta - anchor
-        # exponentials that underflowed at the anchor could matter this far away from it: no value is better than a wrong one
-        e = jnp.where(jnp.maximum(moved.max(), 0.0) - jnp.minimum(moved.min(), 0.0) < _FARTHEST, jnp.exp(moved), jnp.nan)
+        # exponentials that underflowed at the anchor could matter this far away: no value is better than a wrong one
+        e = jnp.where(
+            jnp.maximum(moved.max(), 0.0) - jnp.minimum(moved.min(), 0.0) < _FARTHEST, jnp.exp(moved), jnp.nan
+        )
         scaled = weights / (none + e @ exponentials)
         simulated = e * (exponentials @ scaled)
-        return delta + _log_gap(observed, simulated) - jnp.where(observed > 0, _outside_gap(observed, weights, none @ scaled), 0.0)
+        return (
+            delta
+            + _log_gap(observed, simulated)
+            - jnp.where(observed > 0, _outside_gap(observed, weights, none @ scaled), 0.0)
+        )
 
     return contraction
 

@@ -39,12 +39,14 @@ class FixedPoint(eqx.Module):
     residual: Float[Array, ""]
 
 
-def iterate(method: FixedPointMethod, contraction: Map, start: Float[Array, " J"], limits: FixedPointLimits) -> FixedPoint:
+def iterate(
+    method: FixedPointMethod, contraction: Map, start: Float[Array, " J"], limits: FixedPointLimits
+) -> FixedPoint:
     """Iterate ``x <- contraction(x)`` from `start` until the norm of the change is at most ``atol + rtol |x|``.
 
     `method.name` is ``'simple'``, ``'squarem'`` (Varadhan and Roland 2008), ``'anderson'`` (Anderson 1965, type II) or
-    ``'return'``. A loop that stops short of its tolerance says so in `FixedPoint.status`; its value is then the best one
-    that was seen.
+    ``'return'``. A loop that stops short of its tolerance says so in `FixedPoint.status`; its value is then the best
+    one that was seen.
     """
     if method.name == "return":
         zero = jnp.zeros((), int)
@@ -79,7 +81,7 @@ def _norm(method: FixedPointMethod, x: Array) -> Array:
 def _record(
     progress: _Progress, method: FixedPointMethod, limits: FixedPointLimits, old: Array, new: Array
 ) -> tuple[_Progress, Array]:
-    """Take note of one evaluation ``new = contraction(old)``; also return the norm of the change (infinite if not finite)."""
+    """Take note of ``new = contraction(old)``; also return the norm of the change, infinite if it is not finite."""
     change = _norm(method, new - old)
     change = jnp.where(jnp.isfinite(change), change, jnp.inf)
     better = change < progress.residual
@@ -175,7 +177,7 @@ def _anderson(method: FixedPointMethod, contraction: Map, start: Array, limits: 
         size: Array  # its norm
         changes: Array  # (memory, J) differences of successive changes and images
         images: Array
-        count: Array
+        recorded: Array
         failures: Array  # consecutive rejected steps
         progress: _Progress
 
@@ -184,8 +186,8 @@ def _anderson(method: FixedPointMethod, contraction: Map, start: Array, limits: 
         progress, size = _record(history.progress, method, limits, history.x, image)
         change = image - history.x
         accept = jnp.isfinite(size) & (size <= 2.0 * history.size)
-        slot = (jnp.arange(memory) == history.count % memory)[:, None]
-        usable = accept & (history.count >= 0)
+        slot = (jnp.arange(memory) == history.recorded % memory)[:, None]
+        usable = accept & (history.recorded >= 0)
         changes = jnp.where(usable & slot, (change - history.change)[None, :], history.changes)
         images = jnp.where(usable & slot, (image - history.image)[None, :], history.images)
         mixed = image - _least_squares(changes, change) @ images
@@ -200,7 +202,7 @@ def _anderson(method: FixedPointMethod, contraction: Map, start: Array, limits: 
             jnp.where(accept, size, jnp.inf),
             jnp.where(accept, changes, restart),
             jnp.where(accept, images, restart),
-            jnp.where(accept, history.count + 1, -1),
+            jnp.where(accept, history.recorded + 1, -1),
             jnp.where(accept, 0, history.failures + 1),
             progress._replace(iterations=progress.iterations + 1),
         )
@@ -243,7 +245,7 @@ def _least_squares(rows: Float[Array, "M J"], target: Float[Array, " J"]) -> Flo
 
 
 class NewtonPoint(NamedTuple):
-    """What the Newton loop needs to know at a point: the full step, the residual's norm, a merit value and its slope."""
+    """What the Newton loop knows of a point: the full step, the residual's norm, a merit value and its slope."""
 
     step: Float[Array, " J"]
     residual: Float[Array, ""]
@@ -256,7 +258,8 @@ def newton(
 ) -> FixedPoint:
     """Damped Newton iteration: halve steps until the merit falls enough (Armijo) or the residual clearly does.
 
-    Steps are at most `longest` in any element. Stops when the residual is at most `limits.atol` or at the rounding floor.
+    Steps are at most `longest` in any element. Stops when the residual is at most `limits.atol` or at the rounding
+    floor.
     """
 
     class State(NamedTuple):
@@ -272,7 +275,9 @@ def newton(
     def unfinished(state: State) -> Array:
         residual, patience = state.progress.residual, state.progress.patience
         floor = (patience >= 4) & (residual <= ROUNDING_FLOOR)
-        return (residual > limits.atol) & ~floor & ~state.stalled & (state.progress.evaluations < limits.max_evaluations)
+        return (
+            (residual > limits.atol) & ~floor & ~state.stalled & (state.progress.evaluations < limits.max_evaluations)
+        )
 
     def body(state: State) -> State:
         # the first pass evaluates the starting point, so that a loop that is not needed costs nothing

@@ -26,7 +26,9 @@ def demand_jacobian(
     return share_jacobian(P, weights, delta_slope[:, None] + X2_slope @ C)
 
 
-def elasticities(jacobian: Float[Array, "J J"], x: Float[Array, " J"], shares: Float[Array, " J"]) -> Float[Array, "J J"]:
+def elasticities(
+    jacobian: Float[Array, "J J"], x: Float[Array, " J"], shares: Float[Array, " J"]
+) -> Float[Array, "J J"]:
     """``x_k / s_j ds_j / dx_k``: percentage change of the share of the row's product per per cent of the column's x."""
     positive = jnp.where(shares > 0, shares, 1.0)
     return jacobian * x[None, :] / positive[:, None]

@@ -1,8 +1,9 @@
 """Utilities, choice probabilities and market shares of one market.
 
 One market has J products, I agents and K2 characteristics with random coefficients. Agent i's utility from product j is
-``V_ji = delta_j + X2_j' C_i`` with tastes ``C = Sigma nu' + Pi d'``, next to an outside good of utility zero. Availability
-``a`` multiplies ``exp V``: zero removes a product from an agent's choice set. Padded products are unavailable products.
+``V_ji = delta_j + X2_j' C_i`` with tastes ``C = Sigma nu' + Pi d'``, next to an outside good of utility zero.
+Availability ``a`` multiplies ``exp V``: zero removes a product from an agent's choice set. Padded products are
+unavailable products.
 """
 
 from typing import Any
@@ -49,8 +50,10 @@ def probabilities(
 def scaled_exponentials(
     utilities: Float[Array, "J I"], availability: Float[Array, "J #I"]
 ) -> tuple[Float[Array, "J I"], Float[Array, " I"]]:
-    """``a exp V`` of every product (J, I) and of the outside good (I,), divided by the exponential of each agent's largest
-    utility of an available product or the outside good."""
+    """``a exp V`` of every product (J, I) and of the outside good (I,), scaled.
+
+    They are divided by the exponential of each agent's largest utility of an available product or the outside good.
+    """
     largest = jax.lax.stop_gradient(jnp.where(availability > 0, utilities, 0.0).max(axis=0, initial=0.0))
     # only the utility of an unavailable product can be that large: it must not overflow before it is multiplied by zero
     return availability * jnp.exp(jnp.minimum(utilities - largest[None, :], _LARGEST_EXPONENT)), jnp.exp(-largest)
@@ -66,8 +69,8 @@ def shares(
 ) -> Float[Array, " J"]:
     """Market shares ``s_j = sum_i w_i s_ji``.
 
-    The derivative rule is written in matrix products, ``P (w o dC_k')`` and the like, so that a derivative in any number of
-    parameters never holds a J x I array for each of them.
+    The derivative rule is written in matrix products, ``P (w o dC_k')`` and the like, so that a derivative in any
+    number of parameters never holds a J x I array for each of them.
     """
     inside, _ = probabilities(delta[:, None] + X2 @ C, availability)
     return inside @ weights
