@@ -4,7 +4,6 @@ Each program is compiled once for a shape of economy and a specification, and re
 step: data, weighting matrices, bounds and tolerances are traced.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -15,6 +14,7 @@ import tqdm
 from jaxtyping import Array, Float, Int
 
 from blpjax import gmm, moments
+from blpjax.compilation import program
 from blpjax.economy import Economy
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.moments import DemandData, Evaluation, MomentInputs, Specification
@@ -57,12 +57,17 @@ class StepSummary(eqx.Module):
     covariances_rank: Int[Array, ""]
 
 
-evaluate = jax.jit(moments.evaluate, static_argnums=0)
-
-initial_weights = jax.jit(lambda Z: gmm.initial_weights([Z]))
+evaluate = program(effort=1, static_argnums=0)(moments.evaluate)
 
 
-@partial(jax.jit, static_argnums=0)
+@program(effort=0)
+def initial_weights(Z: Float[Array, "N M"]) -> Float[Array, "M M"]:
+    """Weighting matrix of 2SLS."""
+    return gmm.initial_weights([Z])
+
+
+
+@program(effort=0, static_argnums=0)
 def prepare(
     specification: Specification,
     economy: Economy,
@@ -97,7 +102,7 @@ def hessian(
     return (rows + rows.T) / 2
 
 
-@partial(jax.jit, static_argnums=0)
+@program(effort=1, static_argnums=0)
 def _hessian_rows(
     specification: Specification,
     inputs: MomentInputs,
@@ -112,7 +117,7 @@ def _hessian_rows(
     return jax.vmap(push)(directions)
 
 
-@partial(jax.jit, static_argnums=0)
+@program(effort=0, static_argnums=0)
 def structural_errors(
     specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], delta: Float[Array, " N"]
 ) -> StructuralErrors:
@@ -121,7 +126,7 @@ def structural_errors(
     return StructuralErrors(beta, inputs.data.X1 @ beta)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@program(effort=0, static_argnums=(0, 1, 2))
 def summarise(
     specification: Specification,
     types: CovarianceTypes,

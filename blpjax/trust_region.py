@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from blpjax.compilation import program
 from blpjax.exceptions import Status
 
 #: Code of a state whose loop has not ended; all other codes are those of `Status`.
@@ -194,7 +195,7 @@ def update(
     return _assess(_replace(state, evaluations=state.evaluations + 1, failures=state.failures + (1 - ok)))
 
 
-@jax.jit
+@program(effort=0)
 def advance(state: TrustRegionState, candidate: Float[Array | np.ndarray, " P"], evaluation: Residuals) -> Advance:
     """`update`, then `propose`, as one compiled program: what a host loop calls once per evaluation."""
     state = update(state, candidate, evaluation)

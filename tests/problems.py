@@ -19,7 +19,7 @@ PI = np.array([[0.2], [0.0], [-0.3]])
 
 def small_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Product and agent tables with all kinds of IDs, rows in random order."""
-    products, agents = tables(5, [3, 5, 2, 4, 6, 3, 5, 4], [7, 4, 9, 5, 7, 6, 4, 8])
+    products, agents = tables(5, [3, 3, 2, 3, 5, 6, 5, 5], [5, 4, 5, 5, 8, 7, 8, 8])
     rng = np.random.default_rng(1)
     N = len(products)
     more = {

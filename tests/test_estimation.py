@@ -16,11 +16,12 @@ from tests import economies, nevo
 from tests.nevo import array, reference
 from tests.tolerances import DELTA, ESTIMATES, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
 
-PRODUCTS = (6, 8) * 6
-AGENTS = (20, 25) * 6
+# Of similar size, so that one padded shape serves all markets.
+PRODUCTS = (7, 8) * 6
+AGENTS = (23, 25) * 6
 SIGMA = np.diag([0.0, 0.6])
 PI = np.array([[0.0], [-0.35]])
-RETURN = {"method": "1s", "check_optimality": "gradient"}
+ONE_STEP = {"method": "1s", "check_optimality": "gradient"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,7 +84,7 @@ ROUTINES = {
     "tnc": {"gtol": 1e-10, "ftol": 1e-16, "xtol": 1e-12, "maxfun": 500},
     "cg": {"gtol": 1e-7},
     "bfgs": {"gtol": 1e-7},
-    "newton-cg": {"xtol": 1e-7},
+    "newton-cg": {"xtol": 1e-5},
     "optax-l-bfgs": {"gtol": 1e-7},
     "nelder-mead": {"xatol": 1e-9, "fatol": 1e-12},
     "powell": {"xtol": 1e-10, "ftol": 1e-15},
@@ -99,7 +100,6 @@ def test_every_routine_reaches_the_same_optimum(
     other = problem.solve(SIGMA, PI, method="1s", optimization=chosen)
     assert other.converged
     check_estimates(other, results)
-    assert other.objective_evaluations >= results.objective_evaluations
     assert "Optimization converged" in other.message
 
 
@@ -111,8 +111,12 @@ def test_return_evaluates_the_starting_values_only(problem: blpjax.Problem) -> N
 
 
 def search_grid(
-    initial: np.ndarray, bounds: list[tuple[float, float]], objective_function: Callable, iteration_callback: Callable,
-    *, zooms: int,
+    initial: np.ndarray,
+    bounds: list[tuple[float, float]],
+    objective_function: Callable,
+    iteration_callback: Callable,
+    *,
+    zooms: int,
 ) -> tuple[np.ndarray, bool]:
     """Evaluate a grid of 5 x 5 points around the best so far, and halve its width where the centre remains the best."""
     centre, width = np.array(initial), 0.4
@@ -150,9 +154,7 @@ def gauss_newton(
     return theta, False
 
 
-def test_a_custom_grid_search_reaches_the_same_optimum(
-    problem: blpjax.Problem, results: blpjax.ProblemResults
-) -> None:
+def test_a_custom_grid_search_reaches_the_same_optimum(problem: blpjax.Problem, results: blpjax.ProblemResults) -> None:
     searched = problem.solve(
         SIGMA, PI, method="1s", optimization=blpjax.Optimization(search_grid, {"zooms": 24}, compute_gradient=False)
     )
@@ -180,7 +182,9 @@ def test_where_inversions_start_does_not_matter(
     ESTIMATES.check(other.delta, results.delta)
     again = problem.solve(SIGMA, PI, method="1s", delta=results.delta, delta_behavior=behavior)
     check_estimates(again, results)
-    warm = problem.solve(results.sigma, results.pi, optimization=blpjax.Optimization("return"), delta=results.delta, **RETURN)
+    warm = problem.solve(
+        results.sigma, results.pi, optimization=blpjax.Optimization("return"), delta=results.delta, **ONE_STEP
+    )
     assert warm.fp_iterations.max() <= 2
 
 
@@ -197,7 +201,7 @@ def test_unscaled_objective_is_the_scaled_one_over_N(problem: blpjax.Problem, re
 
 def test_initial_update_weights_the_first_step_by_the_starting_values(problem: blpjax.Problem) -> None:
     updated = problem.solve(SIGMA, PI, method="1s", initial_update=True)
-    initial = problem.solve(SIGMA, PI, optimization=blpjax.Optimization("return"), **RETURN)
+    initial = problem.solve(SIGMA, PI, optimization=blpjax.Optimization("return"), **ONE_STEP)
     assert updated.last_results is not None and updated.last_results.step == 0 and updated.step == 1
     LINEAR_ALGEBRA.check(updated.W, initial.updated_W)
     given = problem.solve(SIGMA, PI, method="1s", W=initial.updated_W)
@@ -206,7 +210,9 @@ def test_initial_update_weights_the_first_step_by_the_starting_values(problem: b
     assert updated.cumulative_objective_evaluations == updated.objective_evaluations + 1
 
 
-def test_two_steps_are_one_with_the_weights_of_the_first(problem: blpjax.Problem, results: blpjax.ProblemResults) -> None:
+def test_two_steps_are_one_with_the_weights_of_the_first(
+    problem: blpjax.Problem, results: blpjax.ProblemResults
+) -> None:
     two = problem.solve(SIGMA, PI)
     assert two.step == 2 and two.last_results is not None and two.last_results.step == 1
     ESTIMATES.check(two.last_results.theta, results.theta)
@@ -220,38 +226,36 @@ def test_two_steps_are_one_with_the_weights_of_the_first(problem: blpjax.Problem
 def test_linear_parameters_in_theta_have_the_same_estimates(
     problem: blpjax.Problem, results: blpjax.ProblemResults
 ) -> None:
-    everything = problem.solve(SIGMA, PI, beta=[-0.5, -1.0, 0.5], method="1s")
+    everything = problem.solve(SIGMA, PI, beta=[-0.5, -1.0, 0.5], **ONE_STEP)
     assert everything.theta_labels == ["x x x", "x x income", "1", "prices", "x"]
     assert everything.theta.shape == (5,) and everything.moments_jacobian.shape == (problem.MD, 5)
     check_estimates(everything, results, ("moments_jacobian", "parameter_covariances"))
-    one = problem.solve(SIGMA, PI, beta=[None, -1.0, None], method="1s")
+    one = problem.solve(SIGMA, PI, beta=[None, -1.0, None], **ONE_STEP)
     assert one.theta_labels == ["x x x", "x x income", "prices"]
     assert one.parameter_labels == ["x x x", "x x income", "prices", "1", "x"]
     check_estimates(one, results)
 
 
-def test_equal_bounds_fix_parameters(problem: blpjax.Problem) -> None:
+def test_equal_bounds_fix_parameters(problem: blpjax.Problem, results: blpjax.ProblemResults) -> None:
     bounds = (np.array([[0.0], [-0.3]]), np.array([[0.0], [-0.3]]))
-    fixed = problem.solve(SIGMA, bounds[0], method="1s", pi_bounds=bounds)
+    fixed = problem.solve(SIGMA, bounds[0], pi_bounds=bounds, **ONE_STEP)
     assert fixed.theta_labels == ["x x x"] and fixed.pi[1, 0] == -0.3 and np.isnan(fixed.pi_se).all()
     assert fixed.parameters.shape == (4, 1) and fixed.converged
-    free = problem.solve(SIGMA, PI, method="1s")
-    assert fixed.objective > free.objective
-    profiled = problem.solve(free.sigma, free.pi, method="1s", pi_bounds=tuple(np.array([[0.0], [p]]) for p in [free.pi[1, 0]] * 2))
-    ESTIMATES.check(profiled.sigma, free.sigma)
-    price = problem.solve(
-        SIGMA, PI, beta=[np.nan, -1.5, np.nan], method="1s", beta_bounds=([-np.inf, -1.5, -np.inf], [np.inf, -1.5, np.inf])
-    )
+    assert fixed.objective > results.objective
+    profiled = problem.solve(SIGMA, results.pi, pi_bounds=(results.pi, results.pi), **ONE_STEP)
+    ESTIMATES.check(profiled.sigma, results.sigma)
+    beta_bounds = ([-np.inf, -1.5, -np.inf], [np.inf, -1.5, np.inf])
+    price = problem.solve(SIGMA, PI, beta=[np.nan, -1.5, np.nan], beta_bounds=beta_bounds, **ONE_STEP)
     assert price.beta[1, 0] == -1.5 and np.isnan(price.beta_se[1, 0]) and np.isfinite(price.beta_se[[0, 2], 0]).all()
     assert price.parameter_labels == ["x x x", "x x income", "1", "x"]
 
 
 def test_beta_at_zero_stays_there(data: tuple[pd.DataFrame, pd.DataFrame], problem: blpjax.Problem) -> None:
-    fixed = problem.solve(SIGMA, PI, beta=[np.nan, np.nan, 0], method="1s")
+    fixed = problem.solve(SIGMA, PI, beta=[np.nan, np.nan, 0], **ONE_STEP)
     assert fixed.beta[2, 0] == 0 and np.isnan(fixed.beta_se[2, 0])
     products, agents = data
     without = build(blpjax, (products.assign(demand_instruments6=products["x"]), agents), X1="1 + prices")
-    excluded = without.solve(SIGMA, PI, method="1s")
+    excluded = without.solve(SIGMA, PI, **ONE_STEP)
     ESTIMATES.check(fixed.parameters, excluded.parameters)
     ESTIMATES.check(fixed.parameter_covariances, excluded.parameter_covariances)
 
@@ -261,11 +265,13 @@ def test_bounds_hold_at_every_evaluation(problem: blpjax.Problem, results: blpja
     start = np.diag([0.0, 0.1])
     seen: list[float] = []
 
-    def record(initial: np.ndarray, bounds: Any, objective_function: Callable, callback: Callable) -> tuple[np.ndarray, bool]:
+    def record(initial: np.ndarray, bounds: Any, *unused: object) -> tuple[np.ndarray, bool]:
         seen.extend(bounds[0])
         return initial, True
 
-    problem.solve(start, PI, sigma_bounds=(np.zeros((2, 2)), upper), optimization=blpjax.Optimization(record), **RETURN)
+    problem.solve(
+        start, PI, sigma_bounds=(np.zeros((2, 2)), upper), optimization=blpjax.Optimization(record), **ONE_STEP
+    )
     assert seen == [0.0, upper[1, 1]]
     held = problem.solve(start, PI, method="1s", sigma_bounds=(np.zeros((2, 2)), upper))
     assert held.at_bound == ["x x x"] and held.sigma[1, 1] == upper[1, 1] and held.converged
@@ -292,8 +298,8 @@ def solve_both(data: tuple[pd.DataFrame, pd.DataFrame], arguments: dict[str, Any
 
 def evaluate_both(data: tuple[pd.DataFrame, pd.DataFrame], arguments: dict[str, Any], **changes: Any) -> None:
     """Compare both libraries at given parameters."""
-    ours = build(blpjax, data, **changes).solve(**arguments, optimization=blpjax.Optimization("return"), **RETURN)
-    theirs = build(pyblp, data, **changes).solve(**arguments, optimization=pyblp.Optimization("return"), **RETURN)
+    ours = build(blpjax, data, **changes).solve(**arguments, optimization=blpjax.Optimization("return"), **ONE_STEP)
+    theirs = build(pyblp, data, **changes).solve(**arguments, optimization=pyblp.Optimization("return"), **ONE_STEP)
     assert list(ours.theta_labels) == list(theirs.theta_labels)
     names = (
         *("theta", "objective", "gradient", "delta", "xi", "moments", "moments_jacobian", "xi_by_theta_jacobian"),
@@ -346,7 +352,7 @@ def test_plain_logit_is_two_stage_least_squares(data: tuple[pd.DataFrame, pd.Dat
     products, _ = data
     results = blpjax.Problem(blpjax.Formulation("1 + prices + x"), products).solve(method="1s")
     X = np.column_stack([np.ones(len(products)), products["prices"], products["x"]])
-    Z = np.column_stack([products[f"demand_instruments{m}"] for m in range(6)] + [np.ones(len(products)), products["x"]])
+    Z = np.column_stack([*(products[f"demand_instruments{m}"] for m in range(6)), X[:, 0], X[:, 2]])
     outside = 1 - products.groupby("market_ids")["shares"].transform("sum")
     fitted = Z @ np.linalg.lstsq(Z, X)[0]
     delta = np.log(products["shares"] / outside).to_numpy()
@@ -358,7 +364,7 @@ def test_prices_in_X2_alone_with_absorbed_effects_only(data: tuple[pd.DataFrame,
     with pytest.warns(IdentificationWarning, match="prices"):
         problem = build(blpjax, data, X1="0", absorb="C(product_ids)", X2="0 + prices", demographics=None)
     assert problem.K1 == 0 and problem.ED == 1
-    results = problem.solve(sigma=0.5, method="1s")
+    results = problem.solve(sigma=0.5, **ONE_STEP)
     assert results.converged and results.beta.shape == (0, 1) and results.parameters.shape == (1, 1)
     assert results.moments_jacobian.shape == (6, 1)
     # With no linear parameters, xi is what product effects leave of delta.
@@ -417,17 +423,19 @@ def test_failed_inversions_are_reported_and_never_count_as_convergence(problem: 
     assert not failed.converged and np.isnan(failed.objective) and not failed.fp_converged.any()
     assert "NOT CONVERGED" in str(failed) and "'m000'" in str(failed)
     with pytest.warns(ConvergenceWarning, match="12 of 12 markets"):
-        returned = problem.solve(SIGMA, PI, iteration=HOPELESS, optimization=blpjax.Optimization("return"), **RETURN)
+        returned = problem.solve(SIGMA, PI, iteration=HOPELESS, optimization=blpjax.Optimization("return"), **ONE_STEP)
     assert not returned.converged and np.isnan(returned.objective)
 
 
 def test_a_custom_routine_cannot_claim_convergence_where_inversions_fail(problem: blpjax.Problem) -> None:
-    def insist(initial: np.ndarray, bounds: Any, objective_function: Callable, callback: Callable) -> tuple[np.ndarray, bool]:
+    def insist(
+        initial: np.ndarray, bounds: Any, objective_function: Callable, *unused: object
+    ) -> tuple[np.ndarray, bool]:
         objective_function(initial)
         return initial, True
 
     with pytest.warns(ConvergenceWarning, match="not an optimum.*cannot be evaluated"):
-        failed = problem.solve(SIGMA, PI, iteration=HOPELESS, optimization=blpjax.Optimization(insist), **RETURN)
+        failed = problem.solve(SIGMA, PI, iteration=HOPELESS, optimization=blpjax.Optimization(insist), **ONE_STEP)
     assert not failed.converged
 
 
@@ -466,7 +474,7 @@ def test_interruption_leaves_the_best_values_so_far(
     again = problem.solve(partial.sigma, partial.pi, method="1s", optimization=blpjax.Optimization("return"))
     FIXED_PARAMETERS.check(again.objective, partial.objective)
     assert np.isfinite(partial.beta_se).all()
-    start = problem.solve(SIGMA, PI, optimization=blpjax.Optimization("return"), **RETURN)
+    start = problem.solve(SIGMA, PI, optimization=blpjax.Optimization("return"), **ONE_STEP)
     assert partial.objective < start.objective
 
 

@@ -280,7 +280,11 @@ BAD_TABLES: dict[str, tuple[Callable[[pd.DataFrame], Any], type[Exception], str]
         DataError,
         "product_data: column 'prices' has missing values in 1 row.*market 'm00.', row 7",
     ),
-    "a regressor is missing": (lambda t: t.assign(x=t.x.where(t.index != 2)), DataError, "column 'x' has a missing.*row 2"),
+    "a regressor is missing": (
+        lambda t: t.assign(x=t.x.where(t.index != 2)),
+        DataError,
+        "column 'x' has a missing.*row 2",
+    ),
     "a regressor is text": (lambda t: t.drop(columns="x"), DataError, "'x'"),
     "nests": (lambda t: t.assign(nesting_ids="n"), NotImplementedError, "nesting_ids"),
     "instruments from one": (
@@ -327,7 +331,9 @@ def test_compilations_are_counted(compilations: list[str]) -> None:
 
 def test_rank_deficient_characteristics_are_named() -> None:
     products = small_tables()[0]
-    with pytest.raises(IdentificationError, match=r"X1 has 4 columns but rank 3: .*'x' is collinear with 'y'|'y' is collinear"):
+    with pytest.raises(
+        IdentificationError, match=r"X1 has 4 columns but rank 3: .*'x' is collinear with 'y'|'y' is collinear"
+    ):
         logit(products.assign(y=2 * products.x), "1 + prices + x + y")
     with pytest.raises(IdentificationError, match="X1 has 2 columns but rank 1: 'f' is absorbed by the fixed effects"):
         with quiet():
@@ -428,7 +434,9 @@ def test_every_argument_of_pyblp_is_accepted_or_refused_by_name() -> None:
     theirs = set(inspect.signature(pyblp.Problem.solve).parameters)
     assert set(inspect.signature(Problem.solve).parameters) == theirs
     assert set(UNSUPPORTED) < theirs
-    assert set(inspect.signature(Problem.__init__).parameters) == set(inspect.signature(pyblp.Problem.__init__).parameters)
+    assert set(inspect.signature(Problem.__init__).parameters) == set(
+        inspect.signature(pyblp.Problem.__init__).parameters
+    )
 
 
 @pytest.mark.usefixtures("unchecked_types")
@@ -501,7 +509,9 @@ def test_fewer_moments_than_parameters_raise_unless_nothing_is_optimised() -> No
         results = problem.solve(SIGMA, PI, optimization=Optimization("return"), iteration=SQUAREM, method="1s")
     messages = [str(warning.message) for warning in caught]
     assert "fewer moments (4) than parameters (10" in messages[0]
-    assert any("Jacobian of the moments has rank 4 at the estimates, but there are 10 parameters" in m for m in messages)
+    assert any(
+        "Jacobian of the moments has rank 4 at the estimates, but there are 10 parameters" in m for m in messages
+    )
     assert np.isfinite(results.objective)
 
 
@@ -509,7 +519,9 @@ def test_singular_covariances_of_moments_are_explained() -> None:
     products = small_tables()[0]
     products["rare"] = (products.index < 1).astype(float)
     few = products.assign(clustering_ids=products.clustering_ids.rank(method="dense") % 4)
-    with pytest.warns(IdentificationWarning, match="covariances of the 10 moments have rank 4 .there are only 4 clusters"):
+    with pytest.warns(
+        IdentificationWarning, match="covariances of the 10 moments have rank 4 .there are only 4 clusters"
+    ):
         logit(few).solve(method="1s", W_type="clustered", center_moments=False)
     doubled = products.assign(demand_instruments2=products.rare, demand_instruments3=2 * products.rare)
     with pytest.warns(IdentificationWarning, match="ZD has 10 columns"):

@@ -1,4 +1,4 @@
-"""Published numbers: Nevo's cereals with demographics, PyBLP's tutorials 4.1.2 and 4.2, and the BLPestimatoR vignette."""
+"""Published numbers: Nevo's cereals with demographics, PyBLP's tutorials 4.1.2 and 4.2, the BLPestimatoR vignette."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +9,19 @@ import pytest
 
 import blpjax
 from blpjax import options
-from tests.nevo import DEMOGRAPHICS, PI, SIGMA, UNBOUNDED, array, first_rows, formulations, problem, reference, tables, tutorial
+from tests.nevo import (
+    DEMOGRAPHICS,
+    PI,
+    SIGMA,
+    UNBOUNDED,
+    array,
+    first_rows,
+    formulations,
+    problem,
+    reference,
+    tables,
+    tutorial,
+)
 from tests.tolerances import (
     CENTRAL_DIFFERENCE,
     DELTA,
@@ -23,10 +35,17 @@ from tests.tolerances import (
 )
 
 ESTIMATED = ("theta", "sigma", "sigma_squared", "pi", "beta", "sigma_se", "sigma_squared_se", "pi_se", "beta_se")
-EVALUATED = ("parameter_covariances", "parameter_sensitivity", "moments", "moments_jacobian", "moments_covariances", "updated_W")
+EVALUATED = (
+    "parameter_covariances",
+    "parameter_sensitivity",
+    "moments",
+    "moments_jacobian",
+    "moments_covariances",
+    "updated_W",
+)
 BY_PRODUCT = ("delta", "xi", "xi_fe", "xi_by_theta_jacobian")
 
-# The vignette's gradient: errors of 3e-5 in delta times second derivatives, which are of the size of the largest element.
+# The vignette's gradient: errors of 3e-5 in delta times second derivatives of the size of the largest element.
 LOOSE_GRADIENT = Tolerance(1e-5, 1e-4)
 
 
@@ -175,7 +194,9 @@ def test_restricting_a_parameter_as_printed(nevo: blpjax.Problem) -> None:
     restricted[1, 1] = 0
     fixed = nevo.solve(SIGMA, restricted, method="1s", **UNBOUNDED)
     dropped = problem(DEMOGRAPHICS.replace("income_squared + ", ""))
-    deleted = dropped.solve(SIGMA, np.delete(restricted, 1, axis=1), method="1s", check_optimality="gradient", **UNBOUNDED)
+    deleted = dropped.solve(
+        SIGMA, np.delete(restricted, 1, axis=1), method="1s", check_optimality="gradient", **UNBOUNDED
+    )
     for results in (fixed, deleted):
         assert results.converged
         check_printed(results.objective, "+1.5E+01")

@@ -1,4 +1,4 @@
-"""Results: PyBLP's attributes, tables and outputs on an unequal economy, and what outputs must satisfy in any economy."""
+"""Results: PyBLP's attributes, tables and outputs on an unequal economy, and what outputs satisfy in any economy."""
 
 import re
 import warnings
@@ -198,7 +198,7 @@ def test_the_demand_jacobian_in_delta(ours: Any) -> None:
         LINEAR_ALGEBRA.check(elasticities[rows, : rows.size], scaled)
 
 
-CHANGES = {
+CHANGES: dict[str, dict[str, Any]] = {
     "nothing": {},
     "prices": {"prices": 1.1},
     "delta": {"delta": 0.3},
@@ -315,7 +315,10 @@ def test_matrices_as_tables_hold_the_numbers_of_the_arrays(ours: Any) -> None:
 
 def test_vectors_as_tables_hold_the_numbers_of_the_arrays(ours: Any) -> None:
     products = small_tables()[0]
-    for method, column, options in [("compute_shares", "share", {}), ("compute_delta", "delta", {"iteration": SQUAREM})]:
+    for method, column, options in [
+        ("compute_shares", "share", {}),
+        ("compute_delta", "delta", {"iteration": SQUAREM}),
+    ]:
         frame = getattr(ours, method)(as_frame=True, **options)
         pd.testing.assert_series_equal(frame.market_ids, products.market_ids, check_dtype=False)
         assert frame["product"].tolist() == products.product_ids.tolist()
@@ -403,6 +406,24 @@ def test_agents_without_the_right_columns_are_refused(ours: Any) -> None:
 # tests of restrictions
 
 
+def test_other_agents_need_nodes_only_where_sigma_is_not_zero() -> None:
+    problem, agents = build(blpjax), small_tables()[1]
+    with quiet():
+        results = problem.solve(
+            np.diag([0.0, 0.2, 0.3]),
+            PI,
+            method="1s",
+            optimization=blpjax.Optimization("return"),
+            iteration=SQUAREM,
+            check_optimality="gradient",
+        )
+    renamed = agents.drop(columns="nodes0").rename(columns={"nodes1": "nodes0", "nodes2": "nodes1"})
+    ROUNDING.check(results.compute_shares(agent_data=renamed), results.compute_shares())
+    DELTA.check(results.compute_delta(agent_data=renamed, iteration=SQUAREM), results.delta)
+    with pytest.raises(blpjax.exceptions.DataError, match="nodes have 1 column, but 2 columns of sigma"):
+        results.compute_shares(agent_data=renamed.drop(columns="nodes1"))
+
+
 def test_statistics_are_those_of_pyblp(steps: Any, their_steps: Any) -> None:
     FIXED_PARAMETERS.check(steps.run_hansen_test(), their_steps.run_hansen_test())
     FIXED_PARAMETERS.check(steps.run_lm_test(), their_steps.run_lm_test())
@@ -473,7 +494,17 @@ def test_fixed_parameters_have_no_standard_errors() -> None:
         found.append(evaluate(problem, library, sigma_bounds=bounds, beta=[None, -2.0, None, 0.0]))
     ours, theirs = found
     assert ours.theta_labels == [str(label) for label in theirs.theta_labels]
-    for name in ("theta", "parameters", "sigma", "sigma_se", "sigma_squared_se", "pi_se", "beta", "beta_se", "gradient"):
+    for name in (
+        "theta",
+        "parameters",
+        "sigma",
+        "sigma_se",
+        "sigma_squared_se",
+        "pi_se",
+        "beta",
+        "beta_se",
+        "gradient",
+    ):
         FIXED_PARAMETERS.check(getattr(ours, name), getattr(theirs, name), name)
     assert np.isnan(ours.sigma_se[0, 0]) and np.isnan(ours.beta_se[3, 0]) and np.isfinite(ours.beta_se[1, 0])
     assert ours.pi.shape == PI.shape

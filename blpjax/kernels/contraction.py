@@ -82,7 +82,8 @@ def _solve(
         return found
     # markets that are done make no Newton step: their limit on evaluations is zero
     failed = ~succeeded(found.status)
-    more = limits._replace(max_evaluations=jnp.where(failed, limits.max_evaluations - found.evaluations, 0))
+    rest = jnp.where(failed, limits.max_evaluations - found.evaluations, 0)
+    more = limits._replace(max_evaluations=rest)  # type: ignore[arg-type]  # traced, as all limits are here
     again = _newton(observed, mu, weights, availability, jnp.where(jnp.isfinite(found.value), found.value, start), more)
     failed &= again.evaluations > 0
     return FixedPoint(
