@@ -106,7 +106,7 @@ def read_step_options(
         When an option is none of those that there are.
     """
     check_choice("check_optimality", check_optimality, ("gradient", "both"))
-    check_choice("delta_behavior", delta_behavior, ("first", "logit", "last"))
+    check_choice("delta_behavior", delta_behavior, (None, "predicted", "first", "logit", "last"))
     if error_behavior in ("revert", "punish"):
         raise NotImplementedError(
             f"error_behavior='{error_behavior}' is not supported: a failed evaluation is never accepted. Use None, the "
@@ -120,9 +120,12 @@ def read_step_options(
         gmm.check_kind(covariances, name)
         if covariances == "clustered" and n_clusters is None:
             raise ValueError(f"{name}='clustered' needs a column 'clustering_ids' in product_data.")
+    chosen = Optimization("trust-region") if optimization is None else optimization
+    if delta_behavior is None:
+        delta_behavior = "predicted" if chosen.method == "trust-region" else "first"
     return StepOptions(
         parameters=parameters,
-        optimization=Optimization("trust-region") if optimization is None else optimization,
+        optimization=chosen,
         iteration=Iteration() if iteration is None else iteration,
         types=CovarianceTypes(W_type, se_type, bool(center_moments), 1 if n_clusters is None else n_clusters),
         check_optimality=check_optimality,

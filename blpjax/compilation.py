@@ -16,12 +16,14 @@ import jax
 VARIABLE = "BLPJAX_COMPILATION_CACHE"
 
 
-def program(effort: int, static_argnums: int | tuple[int, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def program(
+    effort: int, static_argnums: int | tuple[int, ...] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a function that is compiled on its own, never inside another program.
 
-    On CPUs LLVM's optimisation level `effort` (0 to 3) decides how long compilation takes. Matrix products, factorisations
-    and exponentials are library calls, so level 1 runs as fast as the default where these dominate, and level 0 serves
-    programs that take well under a millisecond anyway. Other backends compile with their defaults.
+    On CPUs LLVM's optimisation level `effort` (0 to 3) decides how long compilation takes. Matrix products,
+    factorisations and exponentials are library calls, so level 1 runs as fast as the default where these dominate, and
+    level 0 serves programs that take well under a millisecond anyway. Other backends compile with their defaults.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

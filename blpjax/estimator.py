@@ -20,6 +20,9 @@ from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.moments import DemandData, Evaluation, MomentInputs, Specification
 from blpjax.parameters import Coefficients
 
+#: First-order predictions of mean utilities are used when no element moves by more than this.
+FARTHEST_PREDICTION = 5.0
+
 #: Columns of the Hessian are computed together as long as they hold fewer numbers than this.
 HESSIAN_ELEMENTS = 2**25
 
@@ -79,6 +82,15 @@ def prepare(
 ) -> MomentInputs:
     """Inputs of `evaluate` at a weighting matrix."""
     return moments.make_inputs(economy, data, fixed, W, factor, limits, specification.layout)
+
+
+@program(effort=0)
+def predict_delta(
+    delta: Float[Array, " N"], by_theta: Float[Array, "N P"], step: Float[Array, " P"], otherwise: Float[Array, " N"]
+) -> Float[Array, " N"]:
+    """Where to start an inversion: ``delta + (d delta / d theta) step``, or `otherwise` when that is far away."""
+    change = by_theta @ step
+    return jnp.where(jnp.abs(change).max() <= FARTHEST_PREDICTION, delta + change, otherwise)
 
 
 def hessian(

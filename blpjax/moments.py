@@ -28,13 +28,15 @@ class Specification(NamedTuple):
 
 
 class DemandData(eqx.Module):
-    """Linear characteristics X1 (N, K1) and instruments (N, MD), residualised on any fixed effects.
+    """Linear characteristics X1 (N, K1) and instruments Z (N, MD), residualised on any fixed effects.
 
+    `X1_unabsorbed` (N, K1) is X1 before absorption.
     `instruments` make contributions to moments and weighting matrices. They are `Z`, or what the user residualised
     instead when exogenous characteristics are not added to the instruments.
     """
 
     X1: Float[Array, "N K1"]
+    X1_unabsorbed: Float[Array, "N K1"]
     Z: Float[Array, "N M"]
     instruments: Float[Array, "N M"]
 
@@ -99,7 +101,7 @@ def dependent_variable(
     specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], delta: Float[Array, " N"]
 ) -> Float[Array, " N"]:
     """``Y = delta - X1 beta`` over the elements of beta that are not concentrated out."""
-    return delta - inputs.data.X1 @ expand(specification.layout, inputs.fixed, theta).beta
+    return delta - inputs.data.X1_unabsorbed @ expand(specification.layout, inputs.fixed, theta).beta
 
 
 def averaged_moments(

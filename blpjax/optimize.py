@@ -136,7 +136,7 @@ class Optimization:
         without arguments to call after each major iteration.
     method_options : mapping, optional
         Options of the routine, by SciPy's names for SciPy's routines, and ``keep_feasible`` (true) for those with
-        bounds. ``'trust-region'`` has those of `blpjax.trust_region.TrustRegionOptions`: ``gtol`` (1e-8, largest
+        bounds. ``'trust-region'`` has those of `blpjax.trust_region.TrustRegionOptions`: ``gtol`` (1e-7, largest
         element of the projected gradient), ``decrease_tol`` (1e-14, relative decrease of the objective that a full
         step promises), ``max_evaluations`` (1000), ``initial_radius`` (1), ``floor_tol`` and ``noise``.
         ``'optax-l-bfgs'`` has ``memory_size`` (10), ``maxiter`` (1000) and ``gtol`` (1e-6).

@@ -134,7 +134,7 @@ class Problem:
         finite_differences: bool = False,
         error_behavior: str | None = None,
         error_punishment: float = 1,
-        delta_behavior: str = "first",
+        delta_behavior: str | None = None,
         iteration: Iteration | None = None,
         fp_type: str = "safe_linear",
         shares_bounds: Any = (1e-300, None),
@@ -177,9 +177,10 @@ class Problem:
             Whether to compute the (exact) Hessian too.
         error_behavior : {None, 'raise'}
             A failed evaluation is by default NaN and never accepted; ``'raise'`` raises `ConvergenceError` at once.
-        delta_behavior : {'first', 'logit', 'last'}
-            Where inversions start: at `delta` (or the last GMM step's solution), at the logit solution, or at the last
-            solution.
+        delta_behavior : {None, 'predicted', 'first', 'logit', 'last'}
+            Where inversions start: at the first-order prediction from the best evaluation so far, at `delta` (or the last
+            GMM step's solution), at the logit solution, or at the last solution. None is ``'predicted'`` for the default
+            optimiser and ``'first'`` for others. Solutions are the same up to the tolerance of `iteration`.
         iteration : Iteration, optional
             By default ``Iteration('anderson', {'atol': 1e-13})``.
         W : (MD, MD) array, optional

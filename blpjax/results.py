@@ -122,8 +122,11 @@ class ProblemResults(Estimates):
     ) -> Array | pd.DataFrame:
         """Diversion ratios ``-(ds_k / dx_j) / (ds_j / dx_j)`` from the product j of the row to k of the column.
 
-        Diversion to the outside good stands on the diagonal, so that rows sum to one. Arguments and shapes are those of
-        `compute_elasticities`.
+        Diversion to the outside good stands on the diagonal, so that rows sum to one. Arguments and shapes are those
+        of `compute_elasticities`.
+
+        This is the formula that PyBLP documents. PyBLP 1.3.0 has ``ds_j / dx_k`` in the numerator, which is the same
+        unless x enters the utilities of products differently, as with log(prices) or prices:x.
         """
         return self._matrices(outputs.diversion_ratios, name, market_id, as_frame, "diversion_ratio")
 

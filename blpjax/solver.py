@@ -17,7 +17,7 @@ from blpjax.moments import Evaluation, MomentInputs, Specification
 from blpjax.optimize import Optimization, OptimizationOutcome, minimize
 from blpjax.parameters import Bounds, Parameters
 
-DeltaBehavior = Literal["first", "logit", "last"]
+DeltaBehavior = Literal["predicted", "first", "logit", "last"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +90,9 @@ class StepResult:
 class Evaluator:
     """The objective as optimisers call it; it keeps count of the inner loops and prints progress.
 
-    Values depend on theta alone unless `delta_behavior` is ``'last'``: by default every inversion starts at the same
-    delta.
+    Inversions start where `delta_behavior` says: at the same delta always (``'first'``, ``'logit'``), at the last solution
+    (``'last'``), or at the first-order prediction from the best point so far (``'predicted'``). Up to the inversions'
+    tolerance values depend on theta alone.
     """
 
     def __init__(self, step: int, options: StepOptions, context: StepContext, start: np.ndarray) -> None:
@@ -103,12 +104,13 @@ class Evaluator:
         self._records: list[tuple[jax.Array, ...]] = []
         self._began = time.perf_counter()
         self._best = np.inf
+        self._anchor: tuple[np.ndarray, Evaluation] | None = None
 
     def __call__(self, theta: np.ndarray) -> Evaluation:
         """Evaluate the objective and its derivatives at theta (P,)."""
         options = self.options
         evaluation = estimator.evaluate(
-            options.specification, self.context.inputs, jnp.asarray(theta, float), self.start
+            options.specification, self.context.inputs, jnp.asarray(theta, float), self._start_at(theta)
         )
         inversion = evaluation.inversion
         self._records.append((inversion.status, inversion.iterations, inversion.evaluations, inversion.residuals))
@@ -118,9 +120,21 @@ class Evaluator:
             raise ConvergenceError(f"The objective or its gradient is not finite at theta = {np.asarray(theta)}.")
         if options.delta_behavior == "last":
             self.start = jnp.where(evaluation.ok, inversion.delta, self.start)
+        if options.delta_behavior == "predicted" and bool(evaluation.ok):
+            if self._anchor is None or float(evaluation.objective) <= float(self._anchor[1].objective):
+                self._anchor = np.array(theta, float), evaluation
         if settings.verbose:
             self._print_progress(theta, evaluation)
         return evaluation
+
+    def _start_at(self, theta: np.ndarray) -> jax.Array:
+        if self._anchor is None:
+            return self.start
+        best, evaluation = self._anchor
+        layout = self.options.parameters.layout
+        step = np.asarray(theta, float) - best
+        step[len(layout.sigma) + len(layout.pi) :] = 0.0  # delta does not depend on beta
+        return estimator.predict_delta(evaluation.inversion.delta, evaluation.xi_by_theta, jnp.asarray(step), self.start)
 
     def count_iteration(self, iterations: int) -> None:
         """Take note of the optimiser's number of major iterations, for progress."""

@@ -51,7 +51,7 @@ class TrustRegionOptions(NamedTuple):
     initial_radius : first trust-region radius as a multiple of ``||D theta||``.
     """
 
-    gtol: float = 1e-8
+    gtol: float = 1e-7
     decrease_tol: float = 1e-14
     floor_tol: float = 1e-12
     noise: float = 1e-13

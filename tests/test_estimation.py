@@ -34,7 +34,7 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def data() -> tuple[pd.DataFrame, pd.DataFrame]:
-    return economies.tables(3, PRODUCTS, AGENTS)
+    return economies.tables(11, PRODUCTS, AGENTS, 1.2)
 
 
 def build(lib: Any, data: tuple[pd.DataFrame, pd.DataFrame], **changes: Any) -> Any:
@@ -483,7 +483,7 @@ def test_interruption_leaves_the_best_values_so_far(
 
 def test_a_second_problem_of_the_same_shape_compiles_nothing(data: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     build(blpjax, data).solve(SIGMA, PI)
-    second = build(blpjax, economies.tables(4, PRODUCTS, AGENTS))
+    second = build(blpjax, economies.tables(12, PRODUCTS, AGENTS))
     compiled: list[str] = []
 
     def listen(event: str, duration: float, **unused: object) -> None:
