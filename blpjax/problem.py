@@ -540,7 +540,12 @@ class Problem:
             instruments, labels, "ZD", Z if unabsorbed and self.add_exogenous else None, **tolerances
         )
         Z_device = jax.device_put(Z_residuals)
-        return DemandData(jax.device_put(X1_residuals), Z_device, Z_device if self.add_exogenous else jax.device_put(Z))
+        return DemandData(
+            X1=jax.device_put(X1_residuals),
+            X1_unabsorbed=jax.device_put(X1.values),
+            Z=Z_device,
+            instruments=Z_device if self.add_exogenous else jax.device_put(Z),
+        )
 
     @cached_property
     def _clusters(self) -> tuple[np.ndarray, int]:
