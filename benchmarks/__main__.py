@@ -31,6 +31,9 @@ GROUPS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what was asked for; the exit status is 1 if a row failed."""
     given = _parse(arguments)
+    if given.blas_threads is not None:
+        for variable in BLAS_VARIABLES:
+            os.environ[variable] = str(given.blas_threads)
     facts = machine_facts()
     print("\n".join(f"{name}: {value}" for name, value in facts.items()))
     print(f"\n{LEGEND}\n\n{header()}", flush=True)
@@ -89,6 +92,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=GROUPS, default=list(GROUPS), help="which groups of rows (all)")
     parser.add_argument("--repeat", type=int, help="solves by PyBLP and runs of whole processes (3)")
     parser.add_argument("--quick", action="store_true", help="without PyBLP, and with fewer repetitions and starts")
+    parser.add_argument("--blas-threads", type=int, help="threads of BLAS for both libraries (as installed)")
     parser.add_argument("--json", type=Path, help="also write rows to this file")
     given = parser.parse_args(arguments)
     if given.repeat is not None and given.repeat < 1:
@@ -105,7 +109,4 @@ if __name__ == "__main__":
     # Compile times are those without a persistent cache; the process rows choose caches of their own.
     os.environ["BLPJAX_COMPILATION_CACHE"] = "0"
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-    # PyBLP's matrices are small: threads of BLAS that wait for each other make it slower, and its times erratic.
-    for variable in BLAS_VARIABLES:
-        os.environ.setdefault(variable, "1")
     sys.exit(main())
