@@ -1,6 +1,7 @@
 """JAX-accelerated differentiable estimation of BLP demand models.
 
-Importing this package turns on 64-bit numbers in JAX, because 32-bit ones give wrong estimates, and sets up JAX's persistent
+Importing this package turns on 64-bit numbers in JAX, because 32-bit ones give wrong estimates, and sets up JAX's
+persistent
 compilation cache unless one is configured already or the environment variable ``BLPJAX_COMPILATION_CACHE`` is ``0``.
 """
 

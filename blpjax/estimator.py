@@ -69,7 +69,6 @@ def initial_weights(Z: Float[Array, "N M"]) -> Float[Array, "M M"]:
     return gmm.initial_weights([Z])
 
 
-
 @program(effort=0, static_argnums=0)
 def prepare(
     specification: Specification,

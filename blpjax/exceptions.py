@@ -1,7 +1,7 @@
 """Exceptions, and the outcomes of loops as data.
 
-Every loop returns a `Status` code beside its value. Codes are plain integers inside compiled programs; `raise_for_status` and
-`describe_status` turn them into sentences that name markets, at the edge of the library.
+Every loop returns a `Status` code beside its value. Codes are plain integers inside compiled programs;
+`raise_for_status` and `describe_status` turn them into sentences that name markets, at the edge of the library.
 """
 
 import enum
@@ -47,8 +47,8 @@ class ConvergenceWarning(UserWarning):
 class Status(enum.IntEnum):
     """Outcome of a loop in one market.
 
-    `CONVERGED` and `ROUNDING_FLOOR` are successes: the second means that the residual can no longer be reduced in 64-bit
-    arithmetic although it is slightly above the requested tolerance.
+    `CONVERGED` and `ROUNDING_FLOOR` are successes: the second means that the residual can no longer be reduced in
+    64-bit arithmetic although it is slightly above the requested tolerance.
     """
 
     CONVERGED = 0
@@ -77,7 +77,9 @@ def succeeded(codes: Any) -> Any:
     return codes <= Status.ROUNDING_FLOOR
 
 
-def describe_status(codes: np.ndarray, market_ids: Sequence[object] | np.ndarray, residuals: np.ndarray | None = None) -> str:
+def describe_status(
+    codes: np.ndarray, market_ids: Sequence[object] | np.ndarray, residuals: np.ndarray | None = None
+) -> str:
     """Say which markets failed and why, or return an empty string when all succeeded.
 
     Parameters
@@ -93,8 +95,14 @@ def describe_status(codes: np.ndarray, market_ids: Sequence[object] | np.ndarray
     parts = []
     for code in np.unique(codes[failed]):
         rows = failed[codes[failed] == code]
-        names = ", ".join(repr(_plain(market_ids[t])) for t in rows[:5]) + (f" and {rows.size - 5} more" if rows.size > 5 else "")
-        worst = "" if residuals is None else f" (largest residual {np.nanmax(np.append(np.asarray(residuals)[rows], 0.0)):.1e})"
+        names = ", ".join(repr(_plain(market_ids[t])) for t in rows[:5]) + (
+            f" and {rows.size - 5} more" if rows.size > 5 else ""
+        )
+        worst = (
+            ""
+            if residuals is None
+            else f" (largest residual {np.nanmax(np.append(np.asarray(residuals)[rows], 0.0)):.1e})"
+        )
         parts.append(f"{Status(int(code)).sentence} in {rows.size} of {codes.size} markets: {names}{worst}")
     return "; ".join(parts)
 

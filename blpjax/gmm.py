@@ -59,8 +59,8 @@ class Inference(eqx.Module):
     standard_errors : (P,) standard errors of the estimates, the square roots of the diagonal over N.
     sensitivity : (P, M) sensitivity of the estimates to the moments, -(G'WG)^{-1} G'W (Andrews, Gentzkow and Shapiro,
         2017).
-    rank : numerical rank of L'G. Below P, the parameters are not locally identified and the covariances, which then come
-        from a pseudo-inverse, mean nothing.
+    rank : numerical rank of L'G. Below P, the parameters are not locally identified and the covariances, which
+        then come from a pseudo-inverse, mean nothing.
     """
 
     covariances: Float[Array, "P P"]

@@ -128,7 +128,9 @@ class Iteration:
         return {name: values[name] for name in _OPTIONS[self.method]}
 
     def __repr__(self) -> str:
-        options = {k: v for k, v in self.limits._asdict().items() if self.method == "squarem" or not k.startswith("step")}
+        options = {
+            k: v for k, v in self.limits._asdict().items() if self.method == "squarem" or not k.startswith("step")
+        }
         listed = ", ".join(f"{name}: {value:g}" for name, value in options.items())
         return f"Configured to iterate using {METHODS[self.method]} with options {{{listed}}}."
 
@@ -136,19 +138,23 @@ class Iteration:
 def _check_method(method: object, compute_jacobian: bool, universal_display: bool) -> None:
     if callable(method):
         raise NotImplementedError(
-            "Custom fixed-point methods are not supported: shares are inverted inside a compiled program over all markets. "
-            f"Use one of {sorted(METHODS)}."
+            "Custom fixed-point methods are not supported: shares are inverted inside a compiled program over all "
+            f"markets. Use one of {sorted(METHODS)}."
         )
     if method in _HOST_METHODS:
-        raise NotImplementedError(f"Iteration('{method}') is not supported. Use Iteration('newton') or the default instead.")
+        raise NotImplementedError(
+            f"Iteration('{method}') is not supported. Use Iteration('newton') or the default instead."
+        )
     if method not in METHODS:
         raise ValueError(f"Iteration method must be one of {sorted(METHODS)}, not {method!r}.")
     if compute_jacobian and method != "newton":
-        raise ValueError(f"Iteration('{method}') does not use a Jacobian. Use Iteration('newton') or compute_jacobian=False.")
+        raise ValueError(
+            f"Iteration('{method}') does not use a Jacobian. Use Iteration('newton') or compute_jacobian=False."
+        )
     if universal_display:
         raise NotImplementedError(
-            "universal_display is not supported for Iteration: loops run inside compiled programs. Counters and residuals "
-            "of every market are attributes of the results."
+            "universal_display is not supported for Iteration: loops run inside compiled programs. Counters and "
+            "residuals of every market are attributes of the results."
         )
 
 

@@ -178,9 +178,9 @@ class Problem:
         error_behavior : {None, 'raise'}
             A failed evaluation is by default NaN and never accepted; ``'raise'`` raises `ConvergenceError` at once.
         delta_behavior : {None, 'predicted', 'first', 'logit', 'last'}
-            Where inversions start: at the first-order prediction from the best evaluation so far, at `delta` (or the last
-            GMM step's solution), at the logit solution, or at the last solution. None is ``'predicted'`` for the default
-            optimiser and ``'first'`` for others. Solutions are the same up to the tolerance of `iteration`.
+            Where inversions start: at the first-order prediction from the best evaluation so far, at `delta` (or the
+            last GMM step's solution), at the logit solution, or at the last solution. None is ``'predicted'`` for the
+            default optimiser and ``'first'`` for others. Solutions are the same up to the tolerance of `iteration`.
         iteration : Iteration, optional
             By default ``Iteration('anderson', {'atol': 1e-13})``.
         W : (MD, MD) array, optional

@@ -138,8 +138,10 @@ class Recorder:
         return centre.objective + rise, 2 * rise * step / (step @ step)
 
     def gauss_newton_decrease(self, record: Recorded) -> tuple[float, float]:
-        """The sum of squares q of the residuals at a point, and the decrease of q that linear least squares within the bounds
-        promises there; NaN without a Jacobian."""
+        """Sum of squares q of the residuals at a point, and the decrease of q that least squares promises there.
+
+        Linear least squares within the bounds; both are NaN without a Jacobian.
+        """
         if record.evaluation.residual_jacobian is None:
             return np.nan, np.nan
         r, J = jax.device_get((record.evaluation.residuals, record.evaluation.residual_jacobian))

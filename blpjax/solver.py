@@ -90,9 +90,9 @@ class StepResult:
 class Evaluator:
     """The objective as optimisers call it; it keeps count of the inner loops and prints progress.
 
-    Inversions start where `delta_behavior` says: at the same delta always (``'first'``, ``'logit'``), at the last solution
-    (``'last'``), or at the first-order prediction from the best point so far (``'predicted'``). Up to the inversions'
-    tolerance values depend on theta alone.
+    Inversions start where `delta_behavior` says: at the same delta always (``'first'``, ``'logit'``), at the last
+    solution (``'last'``), or at the first-order prediction from the best point so far (``'predicted'``). Up to the
+    inversions' tolerance values depend on theta alone.
     """
 
     def __init__(self, step: int, options: StepOptions, context: StepContext, start: np.ndarray) -> None:
@@ -134,7 +134,9 @@ class Evaluator:
         layout = self.options.parameters.layout
         step = np.asarray(theta, float) - best
         step[len(layout.sigma) + len(layout.pi) :] = 0.0  # delta does not depend on beta
-        return estimator.predict_delta(evaluation.inversion.delta, evaluation.xi_by_theta, jnp.asarray(step), self.start)
+        return estimator.predict_delta(
+            evaluation.inversion.delta, evaluation.xi_by_theta, jnp.asarray(step), self.start
+        )
 
     def count_iteration(self, iterations: int) -> None:
         """Take note of the optimiser's number of major iterations, for progress."""
