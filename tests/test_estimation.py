@@ -81,7 +81,7 @@ ROUTINES = {
     "slsqp": {"ftol": 1e-14},
     "trust-constr": {"gtol": 1e-10, "xtol": 1e-14},
     "l-bfgs-b": {"gtol": 1e-8, "ftol": 0},
-    "tnc": {"gtol": 1e-10, "ftol": 1e-16, "xtol": 1e-12, "maxfun": 500},
+    "tnc": {"gtol": 1e-6, "ftol": 1e-14, "xtol": 1e-10},
     "cg": {"gtol": 1e-7},
     "bfgs": {"gtol": 1e-7},
     "newton-cg": {"xtol": 1e-5},

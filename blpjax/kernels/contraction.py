@@ -96,7 +96,7 @@ def _solve(
 
 
 def _log_gap(observed: Array, simulated: Array) -> Array:
-    """``log S - log s``, zero for padding. Simulated shares below `SMALLEST_SHARE`, even negative ones, count as that."""
+    """``log S - log s``, zero for padding. Simulated shares are bounded below by `SMALLEST_SHARE`."""
     present = observed > 0
     clipped = jnp.maximum(simulated, SMALLEST_SHARE)
     return jnp.where(
