@@ -48,6 +48,10 @@ BY_PRODUCT = ("delta", "xi", "xi_fe", "xi_by_theta_jacobian")
 # The vignette's gradient: errors of 3e-5 in delta times second derivatives of the size of the largest element.
 LOOSE_GRADIENT = Tolerance(1e-5, 1e-4)
 
+# The printed routine stops at a gradient of 1e-4 in a direction whose curvature is 0.016: (1e-4)^2 / 0.016 = 6e-7 left
+# of 159.
+FLAT = Tolerance(1e-8)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> Iterator[None]:
@@ -477,15 +481,34 @@ def test_unrestricted_covariances_have_a_better_optimum_than_the_printed_one(mon
     assert results.objective < reference("tutorial_mc_polished")["first_step"]["objective"] - 7
 
 
+@pytest.fixture(scope="module")
+def product_rule(quiet: None) -> blpjax.Problem:
+    return tutorial(blpjax.Integration("product", size=5))
+
+
+@pytest.mark.xfail(reason="columns of the Jacobian that vanish by symmetry are taken for a promise of decrease")
 @pytest.mark.slow
-def test_product_rule_as_printed() -> None:
-    results = tutorial(blpjax.Integration("product", size=5)).solve(sigma=np.ones((4, 4)), optimization=BFGS)
+@pytest.mark.parametrize(
+    "arguments", [{"optimization": BFGS}, UNBOUNDED, {}], ids=["as printed", "without bounds", "with default bounds"]
+)
+def test_product_rule_as_printed(product_rule: blpjax.Problem, arguments: dict[str, Any]) -> None:
+    """Covariances of rank one: at the optimum, moments have no derivatives in all but one column of sigma."""
+    results = product_rule.solve(sigma=np.ones((4, 4)), **arguments)
     stored = reference("tutorial_product")
+    assert results.cumulative_converged
     check_printed(results.objective, "+1.6E+02")
-    check_printed_results(results, {"prices": ("-3.1E+01", "+4.4E+00")})
-    FIXED_PARAMETERS.check(results.objective, stored["objective"])
-    FIXED_PARAMETERS.check(results.last_results.objective, stored["first_step"]["objective"])
-    ESTIMATES.check(results.sigma_squared, array(stored["sigma_squared"]))
+    check_printed(results.beta[0, 0], "-3.1E+01")
+    printed = (
+        ("+5.5E-01", "-9.4E+00", "+8.3E-02", "-1.1E-01"),
+        ("-9.4E+00", "+1.6E+02", "-1.4E+00", "+1.9E+00"),
+        ("+8.3E-02", "-1.4E+00", "+1.2E-02", "-1.7E-02"),
+        ("-1.1E-01", "+1.9E+00", "-1.7E-02", "+2.2E-02"),
+    )
+    for element, digits in zip(results.sigma_squared.ravel(), np.ravel(printed), strict=True):
+        check_printed(element, digits)
+    assert results.last_results is not None
+    FLAT.check(results.last_results.objective, stored["first_step"]["objective"])
+    FLAT.check(results.objective, stored["objective"])
 
 
 def check_same_optimum(results: blpjax.ProblemResults, stored: Mapping[str, Any]) -> None:
