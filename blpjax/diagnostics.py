@@ -11,6 +11,9 @@ from blpjax.exceptions import ConvergenceWarning, IdentificationWarning
 from blpjax.inputs.identification import find_collinearity
 from blpjax.solver import StepResult
 
+#: A parameter that moves mean utilities by less than this, in utils, has no influence beyond rounding.
+_NEGLIGIBLE = 1e-6
+
 
 def report_outcome(result: StepResult, seconds: float) -> None:
     """Print how a step ended, and warn with `ConvergenceWarning` unless it converged everywhere."""
@@ -28,7 +31,11 @@ def report_outcome(result: StepResult, seconds: float) -> None:
 
 
 def warn_of_singularity(
-    result: StepResult, types: CovarianceTypes, instruments: np.ndarray, labels: Sequence[str]
+    result: StepResult,
+    types: CovarianceTypes,
+    instruments: np.ndarray,
+    labels: Sequence[str],
+    theta_labels: Sequence[str],
 ) -> None:
     """Warn with `IdentificationWarning` when W, standard errors, or the estimates themselves rest on a singular matrix.
 
@@ -37,6 +44,7 @@ def warn_of_singularity(
     result : the step.
     types : how covariances were estimated.
     instruments : (N, MD) instruments, named by the MD `labels`.
+    theta_labels : names of the P elements of theta.
     """
     summary, MD = result.summary, instruments.shape[1]
     if not np.isfinite(summary.moments_covariances).all():
@@ -52,7 +60,16 @@ def warn_of_singularity(
             IdentificationWarning,
             stacklevel=3,
         )
-    if summary.inference.rank < summary.parameters.size:
+    sizes = np.abs(result.xi_by_theta).max(axis=0, initial=0.0) * np.maximum(np.abs(result.theta), 1.0)
+    if (sizes < _NEGLIGIBLE).any():
+        vanishing = ", ".join(repr(str(theta_labels[p])) for p in np.flatnonzero(sizes < _NEGLIGIBLE))
+        warnings.warn(
+            f"Mean utilities do not depend on {vanishing} near the estimates, so the standard errors of these parameters "
+            "mean nothing. Standard deviations of zero do this when integration nodes are symmetric.",
+            IdentificationWarning,
+            stacklevel=3,
+        )
+    elif summary.inference.rank < summary.parameters.size:
         warnings.warn(
             f"The Jacobian of the moments has rank {summary.inference.rank} at the estimates, but there are "
             f"{summary.parameters.size} parameters, so not all of them are identified and standard errors mean "

@@ -15,7 +15,16 @@ from numpy.typing import ArrayLike
 
 from blpjax.exceptions import Status
 from blpjax.recorder import Box, Evaluation, Recorder
-from blpjax.trust_region import RUNNING, START_REDUCTIONS, Residuals, TrustRegionOptions, advance, initialise
+from blpjax.trust_region import (
+    RUNNING,
+    START_REDUCTIONS,
+    Residuals,
+    TrustRegionOptions,
+    TrustRegionState,
+    advance,
+    initialise,
+    with_curvature,
+)
 
 _DESCRIPTIONS = {
     "trust-region": "the bounded structured quasi-Newton least squares trust-region method",
@@ -57,6 +66,9 @@ _OPTIONS = {
 #: A routine's success is not believed when a Gauss-Newton step promises a larger decrease of q than this, relative and
 #: absolute.
 _CREDIBLE_DECREASE = (1e-3, 1e-6)
+
+#: Trust-region trials that may be rejected in a row before the exact Hessian is asked for.
+_REJECTIONS = 3
 
 
 class OptimizationStatus(enum.IntEnum):
@@ -225,6 +237,7 @@ def minimize(
     user_bounded: bool = False,
     on_iteration: Callable[[int], object] | None = None,
     progress_factory: Callable[[np.ndarray, Any], object] | None = None,
+    hessian: Callable[[np.ndarray, Any], ArrayLike] | None = None,
 ) -> OptimizationOutcome:
     """Minimise an objective from (P,) starting values.
 
@@ -239,6 +252,8 @@ def minimize(
     on_iteration : called with the number of major iterations whenever it grows.
     progress_factory : makes a custom routine's progress object from theta and its evaluation, `OptimizationProgress`
         by default.
+    hessian : function of theta and its evaluation that returns the exact Hessian (P, P) of r'r. It is called rarely:
+        where trust-region steps keep failing, and where a routine's claim of success looks doubtful.
 
     Raises
     ------
@@ -260,12 +275,12 @@ def minimize(
         lower, upper = np.full_like(theta, -np.inf), np.full_like(theta, np.inf)
     recorder = Recorder(evaluate, lower, upper, optimization.compute_gradient, on_iteration)
     try:
-        end, reductions = _run(optimization, recorder, theta, progress_factory or _default_progress)
+        end, reductions = _run(optimization, recorder, theta, progress_factory or _default_progress, hessian)
     except KeyboardInterrupt:
         if recorder.last is None:
             raise
         end, reductions = _End(recorder.last.theta, OptimizationStatus.INTERRUPTED, ""), 0
-    return _conclude(optimization, recorder, end, reductions)
+    return _conclude(optimization, recorder, end, reductions, hessian)
 
 
 class _End(NamedTuple):
@@ -281,6 +296,7 @@ def _run(
     recorder: Recorder,
     start: np.ndarray,
     progress_factory: Callable[[np.ndarray, Any], object],
+    hessian: Callable[[np.ndarray, Any], ArrayLike] | None,
 ) -> tuple[_End, int]:
     """Run the routine from starting values that can be evaluated; also return how often they were halved."""
     method = optimization.method
@@ -296,29 +312,59 @@ def _run(
             return _End(start, OptimizationStatus.NOT_FINITE, ""), reductions
         reductions += 1
         theta = np.clip(0.5 * theta, recorder.lower, recorder.upper)
-    run = {"trust-region": _run_trust_region, "optax-l-bfgs": _run_optax}.get(method, _run_scipy)
+    if method == "trust-region":
+        return _run_trust_region(optimization, recorder, theta, hessian), reductions
+    run = _run_optax if method == "optax-l-bfgs" else _run_scipy
     return run(optimization, recorder, theta), reductions
 
 
-def _run_trust_region(optimization: Optimization, recorder: Recorder, start: np.ndarray) -> _End:
+def _run_trust_region(
+    optimization: Optimization,
+    recorder: Recorder,
+    start: np.ndarray,
+    hessian: Callable[[np.ndarray, Any], ArrayLike] | None,
+) -> _End:
     options = TrustRegionOptions(**(optimization.method_options or {}))
     record = recorder(start)
     with _on_cpu():
         state = initialise(start, recorder.lower, recorder.upper, np.shape(record.evaluation.residuals)[0], options)
+    informed_at: np.ndarray | None = None
     while True:
         r, J = jax.device_get((record.evaluation.residuals, record.evaluation.residual_jacobian))
         evaluation = Residuals(np.asarray(r, float), np.asarray(J, float), np.asarray(record.ok))
         with _on_cpu():
             state, proposed = advance(state, record.theta, evaluation)
-            candidate, theta, code, iterations, norm, decrease = jax.device_get(
-                (proposed, state.theta, state.status, state.iterations, state.projected_gradient_norm, state.decrease)
-            )
+            candidate, theta, code, rejections, iterations, norm, decrease = _observe(state, proposed)
+        failing = code == Status.STALLED or (code == RUNNING and rejections >= _REJECTIONS)
+        best = recorder.best
+        if failing and hessian is not None and best is not None and not np.array_equal(theta, informed_at):
+            informed_at = np.array(theta)
+            curvature = np.asarray(hessian(best.theta, best.evaluation), float)
+            if np.array_equal(best.theta, theta) and np.isfinite(curvature).all():
+                with _on_cpu():
+                    state, proposed = with_curvature(state, curvature)
+                    candidate, theta, code, rejections, iterations, norm, decrease = _observe(state, proposed)
         if iterations > recorder.iterations:
             recorder.count_iteration(count=int(iterations))
         if code != RUNNING:
             words = f"projected gradient norm {norm:.1e}, promised decrease of the objective {decrease:.1e}"
             return _End(np.array(theta), OptimizationStatus(Status(int(code)).value), words)
         record = recorder(candidate)
+
+
+def _observe(state: TrustRegionState, proposed: jax.Array) -> tuple[Any, ...]:
+    """What the host loop needs to know, on the host."""
+    return jax.device_get(
+        (
+            proposed,
+            state.theta,
+            state.status,
+            state.rejections,
+            state.iterations,
+            state.projected_gradient_norm,
+            state.decrease,
+        )
+    )
 
 
 def _on_cpu() -> contextlib.AbstractContextManager[Any]:
@@ -433,7 +479,13 @@ def _run_custom(
     return _End(final, status, "")
 
 
-def _conclude(optimization: Optimization, recorder: Recorder, end: _End, reductions: int) -> OptimizationOutcome:
+def _conclude(
+    optimization: Optimization,
+    recorder: Recorder,
+    end: _End,
+    reductions: int,
+    hessian: Callable[[np.ndarray, Any], ArrayLike] | None,
+) -> OptimizationOutcome:
     """Choose the final point and check the routine's claim there."""
     status, words = end.status, end.words
     final = recorder(end.theta)
@@ -446,10 +498,13 @@ def _conclude(optimization: Optimization, recorder: Recorder, end: _End, reducti
     elif status is OptimizationStatus.CONVERGED and not custom and optimization.method != "trust-region":
         squares, decrease = recorder.gauss_newton_decrease(final)
         relative, absolute = _CREDIBLE_DECREASE
-        if decrease > relative * squares + absolute:
+        if decrease > relative * squares + absolute and hessian is not None:
+            # the promise is empty where columns of the Jacobian vanish: curvature decides
+            decrease = recorder.newton_decrease(final, np.asarray(hessian(final.theta, final.evaluation), float))
+        if not decrease <= relative * squares + absolute and not np.isnan(squares):
             status, words = (
                 OptimizationStatus.NOT_OPTIMAL,
-                f"a Gauss-Newton step promises a decrease of the objective by {decrease:.1e}",
+                f"a better point seems near: a full step promises a decrease of the objective by {decrease:.1e}",
             )
     chosen = final if status.converged or (custom and final.ok) else best
     details = [words] if words else []

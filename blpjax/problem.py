@@ -262,7 +262,11 @@ class Problem:
             last = interrupted or step == steps[-1][0]
             report_outcome(outcome, time.perf_counter() - began)
             warn_of_singularity(
-                outcome, current.types, np.asarray(self.demand_data.instruments), self.instrument_labels
+                outcome,
+                current.types,
+                np.asarray(self.demand_data.instruments),
+                self.instrument_labels,
+                current.parameters.theta_labels,
             )
             results = ProblemResults(self, results, outcome, current, estimated=last)
             weights, theta, start_delta = np.asarray(outcome.summary.updated_W), outcome.theta, outcome.delta

@@ -152,3 +152,18 @@ class Recorder:
         upper = np.maximum((self.upper - record.theta) * scale, 1e-12)
         fit = scipy.optimize.lsq_linear(J / scale, -r, (lower, upper), method="bvls")
         return float(r @ r), float(r @ r - 2 * fit.cost)
+
+    def newton_decrease(self, record: Recorded, hessian: np.ndarray) -> float:
+        """Decrease of the sum of squares that the exact Hessian (P, P) promises over the elements free to move.
+
+        Negative curvature counts as if it were positive.
+        """
+        r, J = jax.device_get((record.evaluation.residuals, record.evaluation.residual_jacobian))
+        gradient = 2.0 * np.asarray(J, float).T @ np.asarray(r, float)
+        theta = record.theta
+        blocked = ((theta <= self.lower) & (gradient > 0)) | ((theta >= self.upper) & (gradient < 0))
+        H, g = hessian[np.ix_(~blocked, ~blocked)], gradient[~blocked]
+        scale = np.sqrt(np.maximum(np.abs(np.diag(H)), np.finfo(float).tiny))
+        values, vectors = np.linalg.eigh(H / np.outer(scale, scale))
+        sizes = np.maximum(np.abs(values), 1e-13 * np.abs(values).max(initial=0.0))
+        return float(0.5 * ((vectors.T @ (g / scale)) ** 2 / np.maximum(sizes, np.finfo(float).tiny)).sum())

@@ -142,6 +142,12 @@ class Evaluator:
         """Take note of the optimiser's number of major iterations, for progress."""
         self.optimizer_iterations = iterations
 
+    def hessian(self, theta: np.ndarray, evaluation: Evaluation) -> jax.Array:
+        """Exact Hessian (P, P) of the sum of squares of the evaluation's residuals."""
+        inputs, estimate = self.context.inputs, jnp.asarray(theta, float)
+        delta = evaluation.inversion.delta
+        return estimator.hessian(self.options.specification, inputs, estimate, delta) / inputs.factor
+
     def inner_loops(self) -> InnerLoops:
         """Statuses and counters of all evaluations so far."""
         columns = [np.stack([np.asarray(record[i]) for record in self._records], axis=1) for i in range(4)]
@@ -213,6 +219,7 @@ def solve_step(
         usable_bounds(options),
         user_bounded=options.parameters.bounded_by_user,
         on_iteration=evaluator.count_iteration,
+        hessian=evaluator.hessian,
     )
     optimised = time.perf_counter()
     evaluation = outcome.evaluation

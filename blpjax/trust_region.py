@@ -202,6 +202,29 @@ def advance(state: TrustRegionState, candidate: Float[Array | np.ndarray, " P"],
     return Advance(state, propose(state))
 
 
+@program(effort=0)
+def with_curvature(state: TrustRegionState, hessian: Float[Array | np.ndarray, "P P"]) -> Advance:
+    """Continue from the best point with the exact Hessian of q there, where trial after trial was rejected.
+
+    Secants know nothing of directions in which the Jacobian vanishes by symmetry, as at a standard deviation of zero.
+    """
+    half = 0.5 * jnp.asarray(hessian)
+    scale = jnp.maximum(state.scale, jnp.sqrt(jnp.abs(jnp.diagonal(half))))
+    length = jnp.linalg.norm(scale * state.theta)
+    informed = _replace(
+        state,
+        second_order=half - state.residual_jacobian.T @ state.residual_jacobian,
+        scale=scale,
+        radius=jnp.where(length > 0, state.options.initial_radius * length, 1.0),
+        augmented=jnp.asarray(True),
+        switched=jnp.asarray(False),
+        rejections=jnp.zeros_like(state.rejections),
+        status=jnp.full_like(state.status, RUNNING),
+    )
+    informed = _assess(informed)
+    return Advance(informed, propose(informed))
+
+
 def minimize_in_graph(
     evaluate: Callable[[Float[Array, " P"]], Residuals],
     start: Float[ArrayLike, " P"],
