@@ -24,6 +24,7 @@ def program(
     On CPUs LLVM's optimisation level `effort` (0 to 3) decides how long compilation takes. Matrix products,
     factorisations and exponentials are library calls, so level 1 runs as fast as the default where these dominate, and
     level 0 serves programs that take well under a millisecond anyway. Other backends compile with their defaults.
+    The function's attribute `cache_size()` counts the programs that were compiled.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,6 +37,7 @@ def program(
         def call(*arguments: Any) -> Any:
             return compiled()(*arguments)
 
+        call.cache_size = lambda: compiled()._cache_size()  # type: ignore[attr-defined]
         return call
 
     return decorate

@@ -62,10 +62,10 @@ def warn_of_singularity(
         )
     sizes = np.abs(result.xi_by_theta).max(axis=0, initial=0.0) * np.maximum(np.abs(result.theta), 1.0)
     if (sizes < _NEGLIGIBLE).any():
-        vanishing = ", ".join(repr(str(theta_labels[p])) for p in np.flatnonzero(sizes < _NEGLIGIBLE))
+        vanishing = ", ".join(repr(label) for label, size in zip(theta_labels, sizes, strict=True) if size < _NEGLIGIBLE)
         warnings.warn(
-            f"Mean utilities do not depend on {vanishing} near the estimates, so the standard errors of these parameters "
-            "mean nothing. Standard deviations of zero do this when integration nodes are symmetric.",
+            f"Mean utilities do not depend on {vanishing} near the estimates, so the standard errors of these "
+            "parameters mean nothing. Standard deviations of zero do this when integration nodes are symmetric.",
             IdentificationWarning,
             stacklevel=3,
         )

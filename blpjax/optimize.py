@@ -328,7 +328,7 @@ def _run_trust_region(
     record = recorder(start)
     with _on_cpu():
         state = initialise(start, recorder.lower, recorder.upper, np.shape(record.evaluation.residuals)[0], options)
-    informed_at: np.ndarray | None = None
+    informed_at = np.full_like(start, np.nan)
     while True:
         r, J = jax.device_get((record.evaluation.residuals, record.evaluation.residual_jacobian))
         evaluation = Residuals(np.asarray(r, float), np.asarray(J, float), np.asarray(record.ok))

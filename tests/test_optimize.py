@@ -106,7 +106,7 @@ def test_the_default_routine_is_accurate_and_needs_few_evaluations(best: np.ndar
         minimize(optimization, Objective(), START, FREE)
         for optimization in (Optimization("trust-region"), Optimization("bfgs", {"gtol": 1e-8}))
     )
-    np.testing.assert_allclose(default.theta, best, rtol=1e-8)
+    np.testing.assert_allclose(default.theta, best, rtol=1e-7)
     assert default.evaluations < 18 and default.evaluations <= scipys.evaluations
     assert "promised decrease" in default.message
 
@@ -236,7 +236,7 @@ def test_an_interruption_leaves_the_best_values_so_far(method: str) -> None:
 def test_success_that_a_routine_claims_too_early_is_not_believed(optimization: Optimization, start: np.ndarray) -> None:
     outcome = minimize(optimization, Objective(), start, FREE)
     assert (outcome.converged, outcome.status) == (False, OptimizationStatus.NOT_OPTIMAL)
-    assert "a Gauss-Newton step promises a decrease of the objective by" in outcome.message
+    assert "a full step promises a decrease of the objective by" in outcome.message
 
 
 def test_the_routines_own_failure_is_reported_in_its_words() -> None:
@@ -343,9 +343,9 @@ def test_what_a_custom_routine_returns_is_checked(returned: Any, error: type[Exc
 
 def test_one_program_serves_all_evaluations_and_runs() -> None:
     minimize(configure("trust-region"), Objective(), START, FREE)
-    before = advance._cache_size()
+    before = advance.cache_size()
     minimize(configure("trust-region", gtol=1e-6), Objective(), OPTIMUM, Box(np.zeros(3), np.full(3, 3.0)))
-    assert advance._cache_size() == before
+    assert advance.cache_size() == before
 
 
 def test_scipys_own_progress_is_printed_only_on_request(capsys: pytest.CaptureFixture[str]) -> None:

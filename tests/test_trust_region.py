@@ -344,7 +344,7 @@ def test_one_program_serves_all_evaluations() -> None:
     def odd(x: jax.Array) -> jax.Array:
         return jnp.array([x[0] - 1, x[1] * x[0] - 2, x[1] ** 2 - 3, x[0], x[1]])
 
-    before = advance._cache_size()
+    before = advance.cache_size()
     run(odd, [2.0, 5.0])
     run(odd, [1.0, 1.0], [0, 0], [0.5, 2], gtol=1e-6)
-    assert advance._cache_size() == before + 1
+    assert advance.cache_size() == before + 1
