@@ -62,7 +62,7 @@ def warn_of_singularity(
         )
     sizes = np.abs(result.xi_by_theta).max(axis=0, initial=0.0) * np.maximum(np.abs(result.theta), 1.0)
     if (sizes < _NEGLIGIBLE).any():
-        vanishing = ", ".join(repr(label) for label, size in zip(theta_labels, sizes, strict=True) if size < _NEGLIGIBLE)
+        vanishing = ", ".join(repr(label) for label, s in zip(theta_labels, sizes, strict=True) if s < _NEGLIGIBLE)
         warnings.warn(
             f"Mean utilities do not depend on {vanishing} near the estimates, so the standard errors of these "
             "parameters mean nothing. Standard deviations of zero do this when integration nodes are symmetric.",
