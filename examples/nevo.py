@@ -29,7 +29,7 @@ INITIAL_PI = np.array(
 
 
 def main() -> None:
-    """Estimate, print the results and the elasticities, and draw them."""
+    """Estimate, which prints the problem, progress and the results; print the elasticities, and draw them."""
     products, agents = blpjax.data.load_nevo()
     problem = blpjax.Problem(
         (
@@ -40,10 +40,8 @@ def main() -> None:
         blpjax.Formulation("0 + income + income_squared + age + child"),
         agents,
     )
-    print(problem)
 
     results = problem.solve(INITIAL_SIGMA, INITIAL_PI, method="1s")
-    print(results)
 
     own = results.extract_diagonals(results.compute_elasticities()).ravel()
     brands = np.asarray(products["product_ids"])
