@@ -110,7 +110,7 @@ class Evaluator:
         """Evaluate the objective and its derivatives at theta (P,)."""
         options = self.options
         evaluation = estimator.evaluate(
-            options.specification, self.context.inputs, jnp.asarray(theta, float), self._start_at(theta)
+            options.specification, self.context.inputs, np.asarray(theta, float), self._start_at(theta)
         )
         inversion = evaluation.inversion
         self._records.append((inversion.status, inversion.iterations, inversion.evaluations, inversion.residuals))
@@ -135,7 +135,7 @@ class Evaluator:
         step = np.asarray(theta, float) - best
         step[len(layout.sigma) + len(layout.pi) :] = 0.0  # delta does not depend on beta
         return estimator.predict_delta(
-            evaluation.inversion.delta, evaluation.xi_by_theta, jnp.asarray(step), self.start
+            evaluation.inversion.delta, evaluation.xi_by_theta, step, self.start
         )
 
     def count_iteration(self, iterations: int) -> None:
