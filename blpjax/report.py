@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy.special
 from numpy.typing import ArrayLike
 
 from . import options
@@ -414,14 +414,14 @@ def estimates_frame(labels: Sequence[str], estimates: ArrayLike, standard_errors
         )
     with np.errstate(divide="ignore", invalid="ignore"):  # a zero standard error gives an infinite or undefined t
         t = values / errors
-    reach = scipy.stats.norm.ppf(0.975) * errors
+    reach = scipy.special.ndtri(0.975) * errors
     return pd.DataFrame(
         {
             "parameter": np.array(names, dtype=object),
             "estimate": values,
             "se": errors,
             "t": t,
-            "p_value": 2 * scipy.stats.norm.sf(np.abs(t)),
+            "p_value": 2 * scipy.special.ndtr(-np.abs(t)),
             "lower": values - reach,
             "upper": values + reach,
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from blpjax.inputs.quadrature import (
     Array,
@@ -197,10 +197,12 @@ class Integration:
         return NodesAndWeights(nodes, np.full(markets * self.size, 1 / self.size))
 
     def _draw_halton(self, count: int, dimensions: int) -> Array:
-        sequence = stats.qmc.Halton(dimensions, scramble=bool(self.scramble), rng=np.random.default_rng(self.seed))
+        from scipy.stats import qmc  # a slow import that only these draws need
+
+        sequence = qmc.Halton(dimensions, scramble=bool(self.scramble), rng=np.random.default_rng(self.seed))
         if self.discard:
             sequence.fast_forward(self.discard)
-        return stats.norm.ppf(sequence.random(count))
+        return special.ndtri(sequence.random(count))
 
 
 def check_integer(name: str, value: object, minimum: int) -> int:
@@ -219,13 +221,13 @@ def _draw_monte_carlo(state: np.random.RandomState, size: int, dimensions: int) 
 def _draw_latin_hypercube(state: np.random.RandomState, size: int, dimensions: int) -> Array:
     """One draw in each of `size` equally likely intervals, with intervals in random order in each dimension."""
     columns = [state.permutation((np.arange(size) + state.uniform(size=size)) / size) for _ in range(dimensions)]
-    return stats.norm.ppf(np.column_stack(columns))
+    return special.ndtri(np.column_stack(columns))
 
 
 def _draw_modified_latin_hypercube(state: np.random.RandomState, size: int, dimensions: int) -> Array:
     """As above, but with the same random position in all intervals: draws are equally spaced in each dimension."""
     columns = [state.permutation((np.arange(size) + state.uniform(size=1)) / size) for _ in range(dimensions)]
-    return stats.norm.ppf(np.column_stack(columns))
+    return special.ndtri(np.column_stack(columns))
 
 
 _DRAWS: dict[str, Callable[[np.random.RandomState, int, int], Array]] = {
