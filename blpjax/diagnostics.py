@@ -49,14 +49,16 @@ def warn_of_singularity(
     summary, MD = result.summary, instruments.shape[1]
     if not np.isfinite(summary.moments_covariances).all():
         return
-    if summary.covariances_rank < MD:
+    condition = _scaled_condition_number(np.asarray(summary.moments_covariances))
+    if np.isfinite(options.singular_tol) and (summary.covariances_rank < MD or condition > options.singular_tol):
         found = find_collinearity(instruments * result.xi[:, None])
         named = ", ".join(repr(labels[group[0]]) for group in found.groups)
         few = types.W_type == "clustered" and types.n_clusters is not None and types.n_clusters < MD
-        reason = f"there are only {types.n_clusters} clusters" if few else f"collinear moments: {named or 'nearly all'}"
+        reason = f"there are only {types.n_clusters} clusters" if few else f"collinear moments: {named or 'none'}"
         warnings.warn(
-            f"The covariances of the {MD} moments have rank {summary.covariances_rank} ({reason}), so a "
-            "pseudo-inverse was used for the updated weighting matrix. Consider fewer instruments.",
+            f"The covariances of the {MD} moments have rank {summary.covariances_rank} and condition number "
+            f"{condition:.1e} ({reason}), so the updated weighting matrix is a pseudo-inverse or inaccurate. Consider "
+            "fewer instruments.",
             IdentificationWarning,
             stacklevel=3,
         )
@@ -77,3 +79,9 @@ def warn_of_singularity(
             IdentificationWarning,
             stacklevel=3,
         )
+
+
+def _scaled_condition_number(S: np.ndarray) -> float:
+    """Condition number of covariances scaled to a unit diagonal, which units of measurement do not change."""
+    scale = np.sqrt(np.where(np.diag(S) > 0, np.diag(S), 1.0))
+    return float(np.linalg.cond(S / np.outer(scale, scale))) if S.size else 1.0

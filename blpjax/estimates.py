@@ -16,7 +16,14 @@ from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import ProductTable, assign_node_columns
 from blpjax.outputs import Demand
 from blpjax.parameters import Coefficients, ParameterLayout
-from blpjax.solver import StepOptions, StepResult, has_finite_bounds, project_gradient, usable_bounds
+from blpjax.solver import (
+    StepOptions,
+    StepResult,
+    has_finite_bounds,
+    project_gradient,
+    usable_bounds,
+    usable_parameters,
+)
 
 Array = np.ndarray
 
@@ -99,16 +106,16 @@ class Estimates:
         self.fp_residuals = result.inner.residuals
         self.theta = result.theta
         self.parameters = np.asarray(summary.parameters)[:, None]
-        self._coefficients = parameters.at(result.theta)
-        self.sigma = np.asarray(self._coefficients.sigma)
-        self.pi = np.asarray(self._coefficients.pi)
+        coefficients = parameters.at(result.theta)
+        self.sigma = np.asarray(coefficients.sigma)
+        self.pi = np.asarray(coefficients.pi)
         self.beta = result.beta[:, None]
         self.sigma_labels = list(parameters.sigma_labels)
         self.pi_labels = list(parameters.pi_labels)
         self.beta_labels = list(parameters.beta_labels)
         self.theta_labels = parameters.theta_labels
         self.parameter_labels = parameters.parameter_labels
-        used = parameters if options.optimization.supports_bounds else parameters.unbounded()
+        used = usable_parameters(options)
         self.sigma_bounds = tuple(used.sigma_bounds)
         self.pi_bounds = tuple(used.pi_bounds)
         self.beta_bounds = tuple(bound[:, None] for bound in used.beta_bounds)
@@ -125,14 +132,15 @@ class Estimates:
         self.updated_W = np.asarray(summary.updated_W)
         covariances = np.asarray(summary.inference.covariances)
         self.parameter_covariances = covariances if estimated else np.full_like(covariances, np.nan)
+        errors = np.asarray(summary.inference.standard_errors)
+        self._standard_errors = errors if estimated else np.full_like(errors, np.nan)
         self.parameter_sensitivity = np.asarray(summary.inference.sensitivity)
         self._set_standard_errors()
         self._set_absent()
 
     def _set_standard_errors(self) -> None:
         layout = self._options.parameters.layout
-        N = self.problem.N
-        errors = np.sqrt(np.diag(self.parameter_covariances) / N)
+        errors = self._standard_errors
         first, second = len(layout.sigma), len(layout.sigma) + len(layout.pi)
         self.sigma_se = _fill(self.sigma.shape, layout.sigma, errors[:first])
         self.pi_se = _fill(self.pi.shape, layout.pi, errors[first:second])
@@ -288,8 +296,7 @@ class Estimates:
 
     def estimates(self) -> pd.DataFrame:
         """One row for each parameter: estimate, standard error, t statistic, p value and 95% confidence interval."""
-        errors = np.sqrt(np.diag(self.parameter_covariances) / self.problem.N)
-        return report.estimates_frame(self.parameter_labels, self.parameters[:, 0], errors)
+        return report.estimates_frame(self.parameter_labels, self.parameters[:, 0], self._standard_errors)
 
     def run_hansen_test(self) -> float:
         """Hansen's (1982) J statistic, N gbar'W gbar. Chi-squared with MD - Q degrees of freedom after two steps."""

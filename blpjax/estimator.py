@@ -15,10 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from blpjax import gmm, moments
 from blpjax.compilation import program
-from blpjax.economy import Economy
-from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.moments import DemandData, Evaluation, MomentInputs, Specification
-from blpjax.parameters import Coefficients
+from blpjax.iteration import FixedPointMethod
+from blpjax.moments import Evaluation, MomentInputs, Specification
 
 #: First-order predictions of mean utilities are used when no element moves by more than this.
 FARTHEST_PREDICTION = 5.0
@@ -62,25 +60,14 @@ class StepSummary(eqx.Module):
 
 evaluate = program(effort=1, static_argnums=0)(moments.evaluate)
 
+#: Inputs of `evaluate` at a weighting matrix.
+prepare = program(effort=0, static_argnums=0)(moments.make_inputs)
+
 
 @program(effort=0)
 def initial_weights(Z: Float[Array, "N M"]) -> Float[Array, "M M"]:
     """Weighting matrix of 2SLS."""
     return gmm.initial_weights([Z])
-
-
-@program(effort=0, static_argnums=0)
-def prepare(
-    specification: Specification,
-    economy: Economy,
-    data: DemandData,
-    fixed: Coefficients,
-    W: Float[Array, "M M"],
-    factor: Float[Array, ""],
-    limits: FixedPointLimits,
-) -> MomentInputs:
-    """Inputs of `evaluate` at a weighting matrix."""
-    return moments.make_inputs(economy, data, fixed, W, factor, limits, specification.layout)
 
 
 @program(effort=0)

@@ -23,8 +23,8 @@ class ModelFunctions(eqx.Module):
     """Functions of theta (P,), made by `Problem.functions`.
 
     All are compiled and work with `jax.grad`, `jax.jacfwd`, `jax.jacrev`, `jax.hessian` and `jax.vmap`. They have no
-    memory: inversions always start at `start` (N,). Where an inversion fails, values are those of the last iterate;
-    `inversion` tells.
+    memory: inversions always start at `start` (N,). Where shares could not be inverted in some market, moments and the
+    objective are NaN, and delta is the last iterate there; `inversion` names the markets' statuses.
 
     `theta` holds the starting values that were given, and `theta_labels` says what the elements are.
     """

@@ -75,16 +75,16 @@ class Evaluation(eqx.Module):
 
 
 def make_inputs(
+    specification: Specification,
     economy: Economy,
     data: DemandData,
     fixed: Coefficients,
     W: Float[Array, "M M"],
     factor: Float[Array, ""],
     limits: FixedPointLimits,
-    layout: ParameterLayout,
 ) -> MomentInputs:
     """Prepare the linear step at a weighting matrix W (M, M), which may be singular."""
-    A = cross_moments([data.Z], [data.X1[:, list(layout.concentrated_beta)]])
+    A = cross_moments([data.Z], [data.X1[:, list(specification.layout.concentrated_beta)]])
     return MomentInputs(economy, data, fixed, linear_step(A, W), factor, limits)
 
 
@@ -107,16 +107,24 @@ def dependent_variable(
 def averaged_moments(
     specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
 ) -> Float[Array, " M"]:
-    """``gbar = Z'xi / N`` (M,) with linear parameters concentrated out. Differentiable to any order in theta."""
-    delta = invert(specification, inputs, theta, start).delta
-    Y = dependent_variable(specification, inputs, theta, delta)
-    return inputs.step.moments(average_moments([inputs.data.Z], [Y]))
+    """``gbar = Z'xi / N`` (M,) with linear parameters concentrated out. Differentiable to any order in theta.
+
+    NaN where shares could not be inverted in some market.
+    """
+    inversion = invert(specification, inputs, theta, start)
+    Y = dependent_variable(specification, inputs, theta, inversion.delta)
+    g = inputs.step.moments(average_moments([inputs.data.Z], [Y]))
+    # a factor, so that derivatives are NaN as well
+    return g * jnp.where(succeeded(inversion.status).all(), 1.0, jnp.nan)
 
 
 def objective(
     specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
 ) -> Float[Array, ""]:
-    """GMM objective ``N gbar'W gbar`` (or ``gbar'W gbar``, unscaled). Differentiable to any order in theta."""
+    """GMM objective ``N gbar'W gbar`` (or ``gbar'W gbar``, unscaled). Differentiable to any order in theta.
+
+    NaN where shares could not be inverted in some market.
+    """
     g = averaged_moments(specification, inputs, theta, start)
     r = inputs.step.weight_factor.T @ g
     return inputs.factor * inputs.data.Z.shape[0] * (r @ r)

@@ -257,7 +257,7 @@ class Problem:
             context = self._step_context(current, weights)
             options.output("")
             options.output(f"Starting GMM step {step} ...")
-            outcome = solve_step(step, max(step, 1), current, context, weights, theta, start_delta)
+            outcome = solve_step(step, current, context, weights, theta, start_delta)
             interrupted = outcome.outcome.status is OptimizationStatus.INTERRUPTED
             last = interrupted or step == steps[-1][0]
             report_outcome(outcome, time.perf_counter() - began)

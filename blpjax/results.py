@@ -233,7 +233,7 @@ class ProblemResults(Estimates):
         chosen = Iteration() if iteration is None else iteration
         economy = self._agents(agent_data, integration).economy
         specification = Specification(self._layout_in(economy), chosen.fixed_point)
-        found = _invert(specification, economy, self._coefficients, jnp.asarray(self.delta[:, 0]), chosen.limits)
+        found = _invert(specification, economy, self.demand.coefficients, jnp.asarray(self.delta[:, 0]), chosen.limits)
         status, residuals = np.asarray(found.status)[asked], np.asarray(found.residuals)[asked]
         ids = self.problem.unique_market_ids[asked]
         raise_for_status(status, ids, "The inversion of market shares", residuals)

@@ -134,9 +134,7 @@ class Evaluator:
         layout = self.options.parameters.layout
         step = np.asarray(theta, float) - best
         step[len(layout.sigma) + len(layout.pi) :] = 0.0  # delta does not depend on beta
-        return estimator.predict_delta(
-            evaluation.inversion.delta, evaluation.xi_by_theta, step, self.start
-        )
+        return estimator.predict_delta(evaluation.inversion.delta, evaluation.xi_by_theta, step, self.start)
 
     def count_iteration(self, iterations: int) -> None:
         """Take note of the optimiser's number of major iterations, for progress."""
@@ -180,10 +178,14 @@ class Evaluator:
         settings.output(report.progress_row(shown, projected))
 
 
+def usable_parameters(options: StepOptions) -> Parameters:
+    """The parameters with their bounds, infinite ones when the optimisation routine ignores them."""
+    return options.parameters if options.optimization.supports_bounds else options.parameters.unbounded()
+
+
 def usable_bounds(options: StepOptions) -> Bounds:
     """Bounds of theta, infinite when the optimisation routine ignores them."""
-    parameters = options.parameters
-    return (parameters if options.optimization.supports_bounds else parameters.unbounded()).bounds
+    return usable_parameters(options).bounds
 
 
 def has_finite_bounds(options: StepOptions) -> bool:
@@ -199,17 +201,13 @@ def project_gradient(theta: np.ndarray, gradient: np.ndarray, bounds: Bounds) ->
 
 def solve_step(
     step: int,
-    se_step: int | None,
     options: StepOptions,
     context: StepContext,
     W: np.ndarray,
     theta: np.ndarray,
     delta: np.ndarray,
 ) -> StepResult:
-    """Minimise the objective from theta (P,) and delta (N,) and compute everything that results report.
-
-    `se_step` says which formula unadjusted standard errors have, see `gmm.parameter_inference`.
-    """
+    """Minimise the objective from theta (P,) and delta (N,) and compute everything that results report."""
     began = time.perf_counter()
     evaluator = Evaluator(step, options, context, delta)
     outcome = minimize(
@@ -235,7 +233,7 @@ def solve_step(
     summary = estimator.summarise(
         specification,
         options.types,
-        se_step,
+        max(step, 1),  # an initial update's formulas are those of a first step
         inputs,
         estimate,
         evaluation,

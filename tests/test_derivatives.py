@@ -12,6 +12,7 @@ import pytest
 
 import blpjax
 from blpjax import moments
+from blpjax.exceptions import succeeded
 from blpjax.functions import ModelFunctions
 from tests.economies import tables
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, FIXED_PARAMETERS, SECOND_CENTRAL_DIFFERENCE, UNROLLED
@@ -288,3 +289,10 @@ def test_other_parameters_weights_and_tolerances_compile_nothing() -> None:
     with compilations() as again:
         work(1.25)
     assert not again
+
+
+def test_a_failed_inversion_makes_moments_and_objective_nan(problem: blpjax.Problem) -> None:
+    failing = problem.functions(SIGMA, PI, BETA, iteration=blpjax.Iteration("simple", {"max_evaluations": 2}))
+    assert not succeeded(failing.inversion(failing.theta).status).all()
+    assert np.isnan(failing.objective(failing.theta)) and np.isnan(failing.moments(failing.theta)).all()
+    assert np.isnan(jax.grad(failing.objective)(failing.theta)).any()

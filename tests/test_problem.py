@@ -520,17 +520,30 @@ def test_singular_covariances_of_moments_are_explained() -> None:
     products["rare"] = (products.index < 1).astype(float)
     few = products.assign(clustering_ids=products.clustering_ids.rank(method="dense") % 4)
     with pytest.warns(
-        IdentificationWarning, match="covariances of the 10 moments have rank 4 .there are only 4 clusters"
+        IdentificationWarning, match="covariances of the 10 moments have rank 4 .*there are only 4 clusters"
     ):
         logit(few).solve(method="1s", W_type="clustered", center_moments=False)
     doubled = products.assign(demand_instruments2=products.rare, demand_instruments3=2 * products.rare)
     with pytest.warns(IdentificationWarning, match="ZD has 10 columns"):
         problem = Problem(Formulation("1 + prices + x"), doubled)
     message = (
-        r"the 10 moments have rank 9 \(collinear moments: 'demand_instruments[23]'\), so a pseudo-inverse was used"
+        r"the 10 moments have rank 9 .*\(collinear moments: 'demand_instruments[23]'\), so the updated weighting matrix"
     )
     with pytest.warns(IdentificationWarning, match=message):
         problem.solve(method="1s")
+
+
+def test_the_tolerance_for_singularity_decides_about_the_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    regular = logit(small_tables()[0])
+    monkeypatch.setattr(blpjax.options, "singular_tol", 1.0)
+    with pytest.warns(IdentificationWarning, match="moments have rank 10 and condition number"):
+        regular.solve(method="1s")
+    few = small_tables()[0]
+    few = few.assign(clustering_ids=few.clustering_ids.rank(method="dense") % 4)
+    monkeypatch.setattr(blpjax.options, "singular_tol", np.inf)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logit(few).solve(method="1s", W_type="clustered", center_moments=False)
 
 
 # solve
