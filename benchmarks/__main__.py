@@ -24,6 +24,10 @@ GROUPS = {
     "process": "benchmarks.processes:process_rows",
     "memory": "benchmarks.processes:memory_rows",
     "starts": "benchmarks.starts:starts_rows",
+    "autos": "benchmarks.supply:autos_rows",
+    "post": "benchmarks.supply:post_rows",
+    "equilibrium": "benchmarks.supply:equilibrium_rows",
+    "supply-memory": "benchmarks.supply:memory_rows",
     "profile": "benchmarks.breakdown:profile_rows",
 }
 
@@ -91,7 +95,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of blpjax beside PyBLP.")
     parser.add_argument("--rows", nargs="+", choices=GROUPS, default=list(GROUPS), help="which groups of rows (all)")
     parser.add_argument("--repeat", type=int, help="solves by PyBLP and runs of whole processes (3)")
-    parser.add_argument("--quick", action="store_true", help="without PyBLP, and with fewer repetitions and starts")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="without PyBLP (but a few of its evaluations of autos), and with fewer repetitions and starts",
+    )
     parser.add_argument("--blas-threads", type=int, help="threads of BLAS for both libraries (as installed)")
     parser.add_argument("--json", type=Path, help="also write rows to this file")
     given = parser.parse_args(arguments)

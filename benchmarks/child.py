@@ -1,7 +1,7 @@
 """What runs in a process of its own, and prints JSON.
 
-``python -m benchmarks.child nevo pyblp`` or ``... simulated blpjax T J I REPETITIONS``, with numbers of markets,
-products and agents, and of evaluations after the first.
+``python -m benchmarks.child nevo pyblp``, and likewise ``autos``, ``post``; ``... simulated blpjax T J I REPETITIONS``
+with numbers of markets, products and agents, and of evaluations after the first; ``... equilibrium blpjax T J I``.
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ import sys
 import time
 import warnings
 from pathlib import Path
+
+import numpy as np
 
 from benchmarks import models
 from benchmarks.comparison import Outcome, outcome_of
@@ -53,6 +55,32 @@ def run_simulated(library: str, size: Size, warm: int) -> Report:
     return Report(outcome, seconds[0], tuple(seconds[1:]), peak_memory())
 
 
+def run_autos(library: str, afterwards: bool) -> Report:
+    """Evaluate the automobiles once, with the Hessian, or compute everything after estimation."""
+    lib = importlib.import_module(library)
+    lib.options.verbose = False
+    problem = models.autos_problem(lib)
+    began = time.perf_counter()
+    results = models.autos_evaluate(lib, problem, "gradient" if afterwards else "both")
+    if afterwards:
+        models.autos_post(results)
+    seconds = time.perf_counter() - began
+    return Report(outcome_of(results, models.AUTOS_SIGMA, models.AUTOS_PI), seconds, (), peak_memory())
+
+
+def run_equilibrium(library: str, size: Size) -> Report:
+    """Find prices of simulated markets. There is no objective; estimates are the mean price and mean share."""
+    lib = importlib.import_module(library)
+    lib.options.verbose = False
+    simulation = models.simulation(lib, size)
+    began = time.perf_counter()
+    results = simulation.replace_endogenous()
+    seconds = time.perf_counter() - began
+    means = tuple(float(np.mean(np.asarray(results.product_data[name]))) for name in ("prices", "shares"))
+    converged = bool(np.all(results.fp_converged))
+    return Report(Outcome(0.0, means, (), 1, converged), seconds, (), peak_memory())
+
+
 def peak_memory() -> int:
     """Largest resident memory of this process, in bytes."""
     # On Linux `getrusage` counts what the parent held when it started this process; the kernel's own mark does not.
@@ -69,11 +97,16 @@ def main(arguments: list[str]) -> None:
     """Print one line of JSON."""
     warnings.simplefilter("ignore")
     case, library, *numbers = arguments
-    if case == "nevo":
-        report = run_nevo(library)
-    else:
-        *size, warm = map(int, numbers)
-        report = run_simulated(library, Size(*size), warm)
+    match case:
+        case "nevo":
+            report = run_nevo(library)
+        case "simulated":
+            *size, warm = map(int, numbers)
+            report = run_simulated(library, Size(*size), warm)
+        case "equilibrium":
+            report = run_equilibrium(library, Size(*map(int, numbers)))
+        case _:
+            report = run_autos(library, afterwards=case == "post")
     print(json.dumps(dataclasses.asdict(report)))
 
 

@@ -115,3 +115,122 @@ def simulate(size: Size, seed: int = 0) -> tuple[dict[str, Array], dict[str, Arr
         **{name: demographics[:, :, d].ravel() for d, name in enumerate(names)},
     }
     return products, agents
+
+
+#: Published estimates of Berry, Levinsohn and Pakes (1995), the starting values of PyBLP's tutorial.
+AUTOS_SIGMA = np.diag([3.612, 0, 4.628, 1.818, 1.050, 2.056])
+AUTOS_PI = np.array([[0.0], [-43.501], [0.0], [0.0], [0.0], [0.0]])
+
+#: Objective where both clustered steps end.
+AUTOS_OBJECTIVE = 497.3356615
+
+#: Firms of the automobile data that merge: the first becomes part of the second.
+AUTOS_MERGER = {16: 19}
+
+
+def autos_problem(lib: ModuleType) -> Any:
+    """The automobiles with log costs. Their integration weights do not sum to one, and are not warned of."""
+    tolerance = lib.options.weights_tol
+    lib.options.weights_tol = math.inf
+    try:
+        return lib.Problem(
+            (
+                lib.Formulation("1 + hpwt + air + mpd + space"),
+                lib.Formulation("1 + prices + hpwt + air + mpd + space"),
+                lib.Formulation("1 + log(hpwt) + air + log(mpg) + log(space) + trend"),
+            ),
+            pd.read_csv(lib.data.BLP_PRODUCTS_LOCATION),
+            lib.Formulation("0 + I(1 / income)"),
+            pd.read_csv(lib.data.BLP_AGENTS_LOCATION),
+            costs_type="log",
+        )
+    finally:
+        lib.options.weights_tol = tolerance
+
+
+def autos_solve(lib: ModuleType, problem: Any, **options: Any) -> Any:
+    """As in PyBLP's tutorial: two clustered steps by the default routine, W updated at the starting values."""
+    return problem.solve(
+        AUTOS_SIGMA,
+        AUTOS_PI,
+        costs_bounds=(0.001, None),
+        W_type="clustered",
+        se_type="clustered",
+        **{"initial_update": True} | options,
+    )
+
+
+def autos_evaluate(lib: ModuleType, problem: Any, check_optimality: str = "gradient") -> Any:
+    """One step at the starting values: objective, gradient, standard errors, and perhaps the Hessian."""
+    return autos_solve(
+        lib,
+        problem,
+        initial_update=False,
+        method="1s",
+        optimization=lib.Optimization("return"),
+        check_optimality=check_optimality,
+    )
+
+
+def autos_post(results: Any) -> dict[str, Array]:
+    """Everything after estimation of the automobiles, and a merger."""
+    elasticities, costs = results.compute_elasticities(), results.compute_costs()
+    outputs = {
+        "elasticities": elasticities,
+        "elasticities of delta": results.compute_elasticities(name=None),
+        "aggregate elasticities": results.compute_aggregate_elasticities(factor=0.1),
+        "diversion ratios": results.compute_diversion_ratios(),
+        "long-run diversion ratios": results.compute_long_run_diversion_ratios(),
+        "probabilities": results.compute_probabilities(),
+        "shares": results.compute_shares(),
+        "surpluses": results.compute_consumer_surpluses(),
+        "surpluses of all agents": results.compute_consumer_surpluses(keep_all=True),
+        "own elasticities": results.extract_diagonals(elasticities),
+        "mean own elasticities": results.extract_diagonal_means(elasticities),
+        "costs": costs,
+        "markups": results.compute_markups(costs=costs),
+        "profits": results.compute_profits(costs=costs),
+        "HHI": results.compute_hhi(),
+        "passthrough": results.compute_passthrough(),
+    }
+    firm_ids = pd.Series(np.ravel(results.problem.products.firm_ids)).replace(AUTOS_MERGER).to_numpy()
+    prices = results.compute_prices(firm_ids, costs=costs)
+    shares = results.compute_shares(prices)
+    outputs |= {
+        "approximate prices of the merger": results.compute_approximate_prices(firm_ids, costs=costs),
+        "prices after the merger": prices,
+        "shares after the merger": shares,
+        "HHI after the merger": results.compute_hhi(firm_ids, shares),
+        "profits after the merger": results.compute_profits(prices, shares, costs),
+        "surpluses after the merger": results.compute_consumer_surpluses(prices),
+    }
+    return {name: np.asarray(values, dtype=float) for name, values in outputs.items()}
+
+
+def simulation(lib: ModuleType, size: Size, seed: int = 0) -> Any:
+    """Markets with five firms whose prices and shares are still to be found; xi and omega are given."""
+    rng = np.random.default_rng(seed)
+    T, J, individuals = size.markets, size.products, size.agents
+    x, w = rng.uniform(0, 2, (2, T * J))
+    xi, omega = rng.multivariate_normal([0, 0], [[0.09, 0.01], [0.01, 0.01]], T * J).T
+    products = {
+        "market_ids": np.repeat(np.arange(T), J),
+        "firm_ids": np.tile(np.arange(J) % 5, T),
+        "x": x,
+        "w": w,
+    }
+    agents = {
+        "market_ids": np.repeat(np.arange(T), individuals),
+        "weights": np.full(T * individuals, 1 / individuals),
+        "nodes": rng.normal(size=(T * individuals, 3)),
+    }
+    return lib.Simulation(
+        (lib.Formulation("1 + prices + x"), lib.Formulation("1 + prices + x"), lib.Formulation("1 + w + x")),
+        products,
+        beta=[-1.0, -2.0, 1.0],
+        sigma=np.diag([0.5, 0.3, 0.6]),
+        gamma=[0.5, 0.5, 0.3],
+        agent_data=agents,
+        xi=xi,
+        omega=omega,
+    )

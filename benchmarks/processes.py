@@ -132,15 +132,15 @@ def memory_rows(settings: Settings) -> Iterator[Row]:
     warm = Timing(ours.warm)
     failure = ""
     if ours.peak > MEMORY_LIMIT:
-        failure = f"peak of {_gibibytes(ours.peak)}, more than {_gibibytes(MEMORY_LIMIT)}"
+        failure = f"peak of {gibibytes(ours.peak)}, more than {gibibytes(MEMORY_LIMIT)}"
     elif not ours.outcome.converged:
         failure = "shares of some markets could not be inverted"
-    details = {"peak memory of the process": _gibibytes(ours.peak), "limit": _gibibytes(MEMORY_LIMIT)}
+    details = {"peak memory of the process": gibibytes(ours.peak), "limit": gibibytes(MEMORY_LIMIT)}
     if theirs is not None:
-        details["peak memory of PyBLP's process"] = _gibibytes(theirs.peak)
+        details["peak memory of PyBLP's process"] = gibibytes(theirs.peak)
     yield Row(
         "memory, one evaluation",
-        size=str(size),
+        size=f"{size} P=20",
         compile=ours.first - warm.median,
         first=Timing((ours.first,)),
         warm=warm,
@@ -154,5 +154,6 @@ def memory_rows(settings: Settings) -> Iterator[Row]:
     )
 
 
-def _gibibytes(size: int) -> str:
+def gibibytes(size: int) -> str:
+    """Bytes as text."""
     return f"{size / 2**30:.2f} GiB"

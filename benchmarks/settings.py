@@ -12,7 +12,7 @@ class Size:
     agents: int = 1000
 
     def __str__(self) -> str:
-        return f"T={self.markets} J={self.products} I={self.agents} P=20"
+        return f"T={self.markets} J={self.products} I={self.agents}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Settings:
     pyblp : whether to run PyBLP.
     starts : number of random starting values.
     size : size of the simulated economy of the memory row.
+    equilibrium : size of the simulated economy whose prices are found.
     """
 
     repeat: int = 3
@@ -33,6 +34,7 @@ class Settings:
     pyblp: bool = True
     starts: int = 50
     size: Size = Size()
+    equilibrium: Size = Size(1000, 10, 100)
 
 
 QUICK = Settings(repeat=1, warm=5, pyblp=False, starts=10)

@@ -1,8 +1,8 @@
 """JAX-accelerated differentiable estimation of BLP demand models.
 
 Importing this package turns on 64-bit numbers in JAX, because 32-bit ones give wrong estimates, and sets up JAX's
-persistent
-compilation cache unless one is configured already or the environment variable ``BLPJAX_COMPILATION_CACHE`` is ``0``.
+persistent compilation cache unless one is configured already or the environment variable ``BLPJAX_COMPILATION_CACHE`` is
+``0``.
 """
 
 import jax as _jax
@@ -15,8 +15,14 @@ _compilation.configure_cache()
 
 from blpjax import data, exceptions, options  # noqa: E402
 from blpjax.functions import ModelFunctions  # noqa: E402
-from blpjax.inputs.construction import build_id_data, build_integration, data_to_dict  # noqa: E402
+from blpjax.inputs.construction import (  # noqa: E402
+    build_id_data,
+    build_integration,
+    build_ownership,
+    data_to_dict,
+)
 from blpjax.inputs.formulation import Formulation  # noqa: E402
+from blpjax.inputs.instruments import build_blp_instruments, build_differentiation_instruments  # noqa: E402
 from blpjax.inputs.integration import Integration  # noqa: E402
 from blpjax.inputs.matrices import build_matrix  # noqa: E402
 from blpjax.iteration import Iteration  # noqa: E402
@@ -37,9 +43,12 @@ __all__ = [
     "Problem",
     "ProblemResults",
     "__version__",
+    "build_blp_instruments",
+    "build_differentiation_instruments",
     "build_id_data",
     "build_integration",
     "build_matrix",
+    "build_ownership",
     "data",
     "data_to_dict",
     "exceptions",

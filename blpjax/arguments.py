@@ -7,6 +7,7 @@ import numpy as np
 
 from blpjax import gmm, options
 from blpjax.estimator import CovarianceTypes
+from blpjax.inputs.design import DesignMatrix
 from blpjax.inputs.formulation import Formulation
 from blpjax.iteration import Iteration
 from blpjax.optimize import Optimization
@@ -16,9 +17,6 @@ from blpjax.solver import StepOptions
 _UNSUPPORTED: dict[str, tuple[object, str]] = {
     "rho": (None, "nested logit is not implemented yet"),
     "rho_bounds": (None, "nested logit is not implemented yet"),
-    "gamma": (None, "a supply side is not implemented yet"),
-    "gamma_bounds": (None, "a supply side is not implemented yet"),
-    "costs_bounds": (None, "a supply side is not implemented yet"),
     "phi": (None, "dynamic moments are not implemented"),
     "phi_bounds": (None, "dynamic moments are not implemented"),
     "demand_moment_types": ("levels", "only moments in levels are implemented"),
@@ -27,53 +25,89 @@ _UNSUPPORTED: dict[str, tuple[object, str]] = {
     "error_punishment": (1, "failed evaluations are never accepted"),
     "fp_type": ("safe_linear", "the contraction is always protected against overflow"),
     "shares_bounds": ((1e-300, None), "simulated shares are always bounded from below by 1e-300"),
-    "covariance_moments_mean": (0, "covariance moments are not implemented yet"),
     "micro_moments": ((), "micro moments are not implemented yet"),
     "micro_sample_covariances": (None, "micro moments are not implemented yet"),
     "resample_agent_data": (None, "simulation error in covariances is not implemented yet"),
 }
 
 
-def read_formulations(product_formulations: Any, agent_formulation: Any) -> tuple[Formulation, Formulation | None]:
-    """Formulations of X1 and, if there is one, X2.
+def read_formulations(
+    product_formulations: Any, agent_formulation: Any
+) -> tuple[Formulation, Formulation | None, Formulation | None]:
+    """Formulations of X1 and, where there are such, X2 and X3.
 
     Raises
     ------
     TypeError
         When something is not a `Formulation`.
     ValueError
-        When fixed effects would be absorbed from anything but X1.
-    NotImplementedError
-        When there is a formulation of X3.
+        When fixed effects would be absorbed from X2 or demographics.
     """
     given = [product_formulations] if isinstance(product_formulations, Formulation) else product_formulations
     if not isinstance(given, Sequence) or not 1 <= len(given) <= 3 or not isinstance(given[0], Formulation):
         raise TypeError("product_formulations must be a Formulation or a sequence of one to three Formulations.")
     if any(f is not None and not isinstance(f, Formulation) for f in (*given, agent_formulation)):
         raise TypeError("product_formulations and agent_formulation must be Formulation instances or None.")
-    if len(given) == 3 and given[2] is not None:
-        raise NotImplementedError(
-            "A third formulation (X3) asks for a supply side, which is not implemented yet. Give one or two "
-            "formulations to estimate demand alone."
-        )
-    X2 = given[1] if len(given) > 1 else None
+    X1, X2, X3 = (*given, None, None)[:3]
     if X2 is not None and X2.absorb is not None:
         raise ValueError(
-            "Fixed effects can be absorbed from X1, but not from X2. Remove absorb from the second formulation."
+            "Fixed effects can be absorbed from X1 and X3, but not from X2. Remove absorb from the second formulation."
         )
     if agent_formulation is not None and agent_formulation.absorb is not None:
         raise ValueError("Fixed effects cannot be absorbed from demographics. Remove absorb from agent_formulation.")
-    return given[0], X2
+    return X1, X2, X3
 
 
-def refuse_model_options(rc_types: Any, epsilon_scale: Any, costs_type: Any) -> None:
+def refuse_model_options(rc_types: Any, epsilon_scale: Any) -> None:
     """Raise `NotImplementedError` for options of `Problem` that are not the defaults."""
     if rc_types is not None and any(kind != "linear" for kind in rc_types):
         raise NotImplementedError("rc_types other than 'linear' are not implemented yet. Leave rc_types out.")
     if epsilon_scale != 1:
         raise NotImplementedError("epsilon_scale other than 1 is not implemented yet. Leave it out.")
-    if costs_type != "linear":
-        raise NotImplementedError("costs_type needs a supply side, which is not implemented yet. Leave it out.")
+
+
+def check_price_coefficients(concentrated: Sequence[int], X1: DesignMatrix) -> None:
+    """Raise `ValueError` when coefficients of X1 on prices are concentrated out although there is a supply side."""
+    missing = [X1.labels[k] for k in concentrated if X1.columns[k].depends_on("prices")]
+    if missing:
+        raise ValueError(
+            f"beta needs starting values for {', '.join(map(repr, missing))}: with a supply side, coefficients on "
+            "prices cannot be concentrated out, because marginal costs depend on them. Give beta with None for the "
+            "elements that are concentrated out and numbers for these."
+        )
+
+
+def read_costs_bounds(costs_bounds: Any, supply: bool) -> np.ndarray:
+    """Lower and upper bound of marginal costs (2,), infinite where there is none.
+
+    Raises
+    ------
+    ValueError
+        When they are not two numbers in ascending order, or there is no supply side.
+    """
+    if costs_bounds is None:
+        return np.array([-np.inf, np.inf])
+    if not supply:
+        raise ValueError("costs_bounds need a supply side: a third formulation, X3.")
+    message = f"costs_bounds must be a pair (lower, upper) of numbers or None, not {costs_bounds!r}."
+    try:
+        lower, upper = costs_bounds
+        bounds = np.array([-np.inf if lower is None else lower, np.inf if upper is None else upper], dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(message) from error
+    bounds = np.where(np.isnan(bounds), [-np.inf, np.inf], bounds)
+    if bounds.shape != (2,) or not bounds[0] <= bounds[1]:
+        raise ValueError(message)
+    return bounds
+
+
+def read_covariance_mean(mean: Any, covariance: bool) -> float:
+    """The mean of covariance moments; `ValueError` when it is no number, or not zero without such moments."""
+    if isinstance(mean, bool) or not isinstance(mean, int | float | np.integer | np.floating) or not np.isfinite(mean):
+        raise ValueError(f"covariance_moments_mean must be a number, not {mean!r}.")
+    if mean != 0 and not covariance:
+        raise ValueError("covariance_moments_mean needs a supply side and covariance_instruments in product_data.")
+    return float(mean)
 
 
 def refuse_unsupported(**given: Any) -> None:
@@ -87,6 +121,8 @@ def refuse_unsupported(**given: Any) -> None:
 def read_step_options(
     *,
     parameters: Parameters,
+    costs_bounds: Any,
+    covariance_moments_mean: float,
     optimization: Optimization | None,
     iteration: Iteration | None,
     check_optimality: Any,
@@ -125,6 +161,8 @@ def read_step_options(
         delta_behavior = "predicted" if chosen.method == "trust-region" else "first"
     return StepOptions(
         parameters=parameters,
+        costs_bounded=bool(np.isfinite(read_costs_bounds(costs_bounds, True)).any()),
+        covariance_moments_mean=float(covariance_moments_mean),
         optimization=chosen,
         iteration=Iteration() if iteration is None else iteration,
         types=CovarianceTypes(W_type, se_type, bool(center_moments), 1 if n_clusters is None else n_clusters),

@@ -1,43 +1,71 @@
 """Product characteristics as functions of the variables in their formulas, for JAX to evaluate and differentiate."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from blpjax.inputs.design import Column
+from blpjax.inputs.design import Column, DesignMatrix
 
 
 class Characteristics(eqx.Module):
-    """The formulas of X1 and X2 (static, equal by value) and the (N,) variables that they use.
+    """The formulas of X1, X2 and X3 (static, equal by value) and the variables that they use, prices and shares too.
 
-    Matrices are not residualised: counterfactual utilities use characteristics as formulated.
+    Variables are (N,), or (J,) where kernels see one market. Matrices are not residualised: counterfactual utilities
+    and costs use characteristics as formulated.
     """
 
     X1_columns: tuple[Column, ...] = eqx.field(static=True)
     X2_columns: tuple[Column, ...] = eqx.field(static=True)
-    variables: dict[str, Float[Array, " N"]]
+    X3_columns: tuple[Column, ...] = eqx.field(static=True)
+    variables: dict[str, Float[Array, "..."]]
 
     @property
     def names(self) -> list[str]:
-        """Names of the numeric variables, in which derivatives can be taken."""
+        """Names of the numeric variables of X1 and X2, in which derivatives of demand can be taken."""
         used = {key for column in (*self.X1_columns, *self.X2_columns) for key in column.inputs if key in column.names}
         return sorted(used)
 
-    def evaluate(self, changes: Mapping[str, Float[Array, " N"]]) -> tuple[Float[Array, "N K1"], Float[Array, "N K2"]]:
-        """X1 and X2 with some variables replaced."""
+    def evaluate(self, changes: Mapping[str, Float[Array, "..."]]) -> tuple[Array, Array]:
+        """X1 (N, K1) and X2 (N, K2) with some variables replaced."""
         variables = {**self.variables, **changes}
         return self._matrix(self.X1_columns, variables), self._matrix(self.X2_columns, variables)
 
-    def slopes(self, name: str) -> tuple[Float[Array, "N K1"], Float[Array, "N K2"]]:
-        """Derivatives of each row of X1 and X2 in that row's value of a variable."""
-        x = self.variables[name]
-        return jax.jvp(lambda values: self.evaluate({name: values}), (x,), (jnp.ones_like(x),))[1]
+    def evaluate_X3(self, changes: Mapping[str, Float[Array, "..."]]) -> Array:
+        """X3 (N, K3) with some variables replaced."""
+        return self._matrix(self.X3_columns, {**self.variables, **changes})
+
+    def slopes(self, name: str, changes: Mapping[str, Float[Array, "..."]] | None = None) -> tuple[Array, Array]:
+        """Derivatives of each row of X1 and X2 in that row's value of a variable, after some have been replaced."""
+        changed = dict(changes or {})
+        x = jnp.asarray(changed.get(name, self.variables[name]))
+        return jax.jvp(lambda values: self.evaluate({**changed, name: values}), (x,), (jnp.ones_like(x),))[1]
+
+    def replace(self, changes: Mapping[str, Float[Array, "..."]]) -> "Characteristics":
+        """The same formulas with other values of some variables."""
+        return eqx.tree_at(lambda c: c.variables, self, {**self.variables, **changes})
 
     def _matrix(self, columns: tuple[Column, ...], variables: Mapping[str, Array]) -> Array:
-        N = next(iter(variables.values())).shape[0]
+        shape = next(iter(variables.values())).shape
         if not columns:
-            return jnp.zeros((N, 0))
-        return jnp.stack([jnp.asarray(column.evaluate(variables, jnp), float) for column in columns], axis=1)
+            return jnp.zeros((*shape, 0))
+        return jnp.stack([jnp.asarray(column.evaluate(variables, jnp), float) for column in columns], axis=-1)
+
+
+def build_characteristics(
+    designs: Sequence[DesignMatrix | None], prices: np.ndarray, shares: np.ndarray
+) -> Characteristics:
+    """Characteristics of the designs of X1, X2 and X3 with their variables on the device.
+
+    Parameters
+    ----------
+    designs : X1, X2 and X3, None where there is no such matrix.
+    prices, shares : (N,) prices and market shares.
+    """
+    inputs = {key: values for design in designs if design is not None for key, values in design.inputs.items()}
+    variables = {key: jax.device_put(values) for key, values in {**inputs, "prices": prices, "shares": shares}.items()}
+    X1, X2, X3 = (() if design is None else design.columns for design in designs)
+    return Characteristics(X1, X2, X3, variables)

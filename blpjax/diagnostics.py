@@ -11,7 +11,7 @@ from blpjax.exceptions import ConvergenceWarning, IdentificationWarning
 from blpjax.inputs.identification import find_collinearity
 from blpjax.solver import StepResult
 
-#: A parameter that moves mean utilities by less than this, in utils, has no influence beyond rounding.
+#: A parameter that moves structural errors by less than this has no influence beyond rounding.
 _NEGLIGIBLE = 1e-6
 
 
@@ -25,7 +25,7 @@ def report_outcome(result: StepResult, seconds: float) -> None:
         return
     text = f"GMM step {result.step} did not converge: {outcome.message}"
     if result.failed_markets:
-        text += f" At the returned parameters the inversion of market shares {result.failed_markets}."
+        text += f" At the returned parameters: {result.failed_markets}"
     options.output(f"{text} ({took})")
     warnings.warn(text, ConvergenceWarning, stacklevel=3)
 
@@ -33,7 +33,7 @@ def report_outcome(result: StepResult, seconds: float) -> None:
 def warn_of_singularity(
     result: StepResult,
     types: CovarianceTypes,
-    instruments: np.ndarray,
+    contributions: np.ndarray,
     labels: Sequence[str],
     theta_labels: Sequence[str],
 ) -> None:
@@ -43,30 +43,32 @@ def warn_of_singularity(
     ----------
     result : the step.
     types : how covariances were estimated.
-    instruments : (N, MD) instruments, named by the MD `labels`.
+    contributions : (N, M) contributions of products to moments, which are named by the M `labels`.
     theta_labels : names of the P elements of theta.
     """
-    summary, MD = result.summary, instruments.shape[1]
+    summary, M = result.summary, contributions.shape[1]
     if not np.isfinite(summary.moments_covariances).all():
         return
     condition = _scaled_condition_number(np.asarray(summary.moments_covariances))
-    if np.isfinite(options.singular_tol) and (summary.covariances_rank < MD or condition > options.singular_tol):
-        found = find_collinearity(instruments * result.xi[:, None])
+    if np.isfinite(options.singular_tol) and (summary.covariances_rank < M or condition > options.singular_tol):
+        found = find_collinearity(contributions)
         named = ", ".join(repr(labels[group[0]]) for group in found.groups)
-        few = types.W_type == "clustered" and types.n_clusters is not None and types.n_clusters < MD
+        few = types.W_type == "clustered" and types.n_clusters is not None and types.n_clusters < M
         reason = f"there are only {types.n_clusters} clusters" if few else f"collinear moments: {named or 'none'}"
         warnings.warn(
-            f"The covariances of the {MD} moments have rank {summary.covariances_rank} and condition number "
+            f"The covariances of the {M} moments have rank {summary.covariances_rank} and condition number "
             f"{condition:.1e} ({reason}), so the updated weighting matrix is a pseudo-inverse or inaccurate. Consider "
             "fewer instruments.",
             IdentificationWarning,
             stacklevel=3,
         )
-    sizes = np.abs(result.xi_by_theta).max(axis=0, initial=0.0) * np.maximum(np.abs(result.theta), 1.0)
+    derivatives = result.outcome.evaluation.xi_by_theta, result.outcome.evaluation.omega_by_theta
+    influence = [np.abs(d).max(axis=0, initial=0.0) for d in derivatives if d is not None]
+    sizes = np.max(influence, axis=0) * np.maximum(np.abs(result.theta), 1.0)
     if (sizes < _NEGLIGIBLE).any():
         vanishing = ", ".join(repr(label) for label, s in zip(theta_labels, sizes, strict=True) if s < _NEGLIGIBLE)
         warnings.warn(
-            f"Mean utilities do not depend on {vanishing} near the estimates, so the standard errors of these "
+            f"Structural errors do not depend on {vanishing} near the estimates, so the standard errors of these "
             "parameters mean nothing. Standard deviations of zero do this when integration nodes are symmetric.",
             IdentificationWarning,
             stacklevel=3,

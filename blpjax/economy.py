@@ -14,9 +14,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from blpjax.inputs.tables import AgentTable
+from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.integration import Integration
+from blpjax.inputs.tables import AgentTable, read_agents
 
 MAX_BUCKETS = 4
 #: Another bucket, and so another part in every compiled program, has to save this share of the padded work.
@@ -38,16 +40,23 @@ class Bucket(eqx.Module):
         """Numbers of markets, products and agents (T, J, I)."""
         return (self.shares.shape[0], self.shares.shape[1], self.weights.shape[1])
 
+    @property
+    def present(self) -> Bool[Array, "*T J"]:
+        """Whether a product is one, and not padding: somebody can choose it."""
+        return (self.availability > 0).any(axis=-1)
+
 
 class Economy(eqx.Module):
     """All markets of a problem.
 
-    `positions` (N,) says where each long row stands in the padded layout, `market_positions` (T,) where each market, in
+    `positions` (N,) says where each long row stands in the padded layout, and `sources` which long row a place of the
+    padded layout shows: for padding, the first row of its market. `market_positions` (T,) says where each market, in
     the sorted order of its IDs, stands among the buckets' markets laid end to end.
     """
 
     buckets: tuple[Bucket, ...]
     positions: Int[Array, " N"]
+    sources: Int[Array, " padded"]
     market_positions: Int[Array, " T"]
 
     @property
@@ -63,10 +72,39 @@ class Economy(eqx.Module):
     def scatter(self, values: Array) -> tuple[Array, ...]:
         """Arrays (T, J, ...), one for each bucket, of long rows (N, ...). Padding is zero."""
         flat = jnp.zeros((self.padded_size, *values.shape[1:]), values.dtype).at[self.positions].set(values)
+        return self._split(flat)
+
+    def spread(self, values: Array) -> tuple[Array, ...]:
+        """Arrays (T, J, ...), one for each bucket, of long rows (N, ...). Padding repeats its market's first product.
+
+        Functions of variables, such as logarithms, stay finite there.
+        """
+        return self._split(values[self.sources])
+
+    def stack(self, parts: Sequence[Array]) -> Array:
+        """Rows (N, widest) of arrays (T, J, J), one for each bucket: NaN in the columns of padded products."""
+        widest = max(part.shape[2] for part in parts)
+        rows = []
+        for part, bucket in zip(parts, self.buckets, strict=True):
+            masked = jnp.where(bucket.present[:, None, :], part, jnp.nan)
+            padding = ((0, 0), (0, 0), (0, widest - part.shape[2]))
+            rows.append(jnp.pad(masked, padding, constant_values=jnp.nan))
+        return self.gather(rows)
+
+    def unstack(self, rows: Array) -> tuple[Array, ...]:
+        """Arrays (T, J, J), one for each bucket, of rows (N, widest). Padding is zero."""
+        parts = []
+        for bucket, part in zip(self.buckets, self.scatter(rows), strict=True):
+            J = bucket.size[1]
+            cut = jnp.pad(part, ((0, 0), (0, 0), (0, max(0, J - part.shape[2]))))[:, :, :J]
+            parts.append(jnp.where(bucket.present[:, None, :] & bucket.present[:, :, None], cut, 0.0))
+        return tuple(parts)
+
+    def _split(self, flat: Array) -> tuple[Array, ...]:
         parts, at = [], 0
         for bucket in self.buckets:
             T, J, _ = bucket.size
-            parts.append(flat[at : at + T * J].reshape(T, J, *values.shape[1:]))
+            parts.append(flat[at : at + T * J].reshape(T, J, *flat.shape[1:]))
             at += T * J
         return tuple(parts)
 
@@ -80,6 +118,19 @@ class MarketIndex(NamedTuple):
 
     ids: np.ndarray
     rows: tuple[np.ndarray, ...]
+
+    @property
+    def codes(self) -> np.ndarray:
+        """(N,) position of each row's market among `ids`."""
+        codes = np.zeros(sum(rows.size for rows in self.rows), int)
+        for t, rows in enumerate(self.rows):
+            codes[rows] = t
+        return codes
+
+    @property
+    def long_ids(self) -> np.ndarray:
+        """(N,) market ID of each row."""
+        return self.ids[self.codes]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,12 +176,15 @@ def build_economy(
     sizes = np.array([(p.size, a.size) for p, a in zip(products.rows, agents.rows, strict=True)])
     groups = bucket_markets(sizes)
     buckets, positions, at = [], np.zeros(shares.size, int), 0
+    sources = np.zeros(sum(len(group) * sizes[group, 0].max() for group in groups), int)
     for group in groups:
         J, width = sizes[group].max(axis=0).tolist()
         rows = [products.rows[t] for t in group]
         people = [agents.rows[t] for t in group]
         for i, r in enumerate(rows):
-            positions[r] = at + i * J + np.arange(r.size)
+            first = at + i * J
+            positions[r] = first + np.arange(r.size)
+            sources[first : first + J] = np.r_[r, np.full(J - r.size, r[0])]
         at += len(group) * J
         buckets.append(
             Bucket(
@@ -143,7 +197,9 @@ def build_economy(
             )
         )
     market_positions = np.argsort(np.concatenate(groups))
-    return Economy(tuple(buckets), jax.device_put(positions), jax.device_put(market_positions))
+    return Economy(
+        tuple(buckets), jax.device_put(positions), jax.device_put(sources), jax.device_put(market_positions)
+    )
 
 
 def _pad(values: np.ndarray, rows: Sequence[np.ndarray], width: int) -> Array:
@@ -151,6 +207,67 @@ def _pad(values: np.ndarray, rows: Sequence[np.ndarray], width: int) -> Array:
     for i, r in enumerate(rows):
         padded[i, : r.size] = values[r]
     return jax.device_put(padded)
+
+
+#: Who owns what, one array for each bucket of markets: codes of firms (T, J), or ownership matrices (T, J, J).
+Ownership = tuple[Array, ...]
+
+
+def firm_ownership(economy: Economy, firm_ids: np.ndarray) -> Ownership:
+    """Standard ownership by firm IDs (N,): codes (T, J) of firms, -1 for padding."""
+    _, codes = np.unique(firm_ids, return_inverse=True)
+    padded = np.full(economy.padded_size, -1)
+    padded[np.asarray(economy.positions)] = codes.reshape(-1)
+    parts, at = [], 0
+    for bucket in economy.buckets:
+        T, J, _ = bucket.size
+        parts.append(jax.device_put(padded[at : at + T * J].reshape(T, J)))
+        at += T * J
+    return tuple(parts)
+
+
+def build_agents(
+    formulation: Formulation | None,
+    data: object,
+    integration: Integration | None,
+    products: MarketIndex,
+    shares: np.ndarray,
+    X2: np.ndarray,
+    weights_tol: float,
+) -> AgentsInEconomy:
+    """Check agent data, or build agents, and put them into an economy with the products.
+
+    Parameters
+    ----------
+    formulation : demographics, or None.
+    data, integration : agent data, what builds nodes and weights, or both; see `read_agents`.
+    products : rows of each market in the product table.
+    shares, X2 : (N,) market shares and (N, K2) characteristics.
+    weights_tol : by how much weights may differ from summing to one without a warning.
+
+    Raises
+    ------
+    DataError, ValueError, TypeError
+        When agents cannot be used; see `read_agents`.
+    """
+    names = None if formulation is None else formulation.names
+    agents = read_agents(data, integration, X2.shape[1], products.long_ids, names, weights_tol)
+    labels: tuple[str, ...] = ()
+    demographics = np.zeros((agents.weights.size, 0))
+    if formulation is not None:
+        design = formulation.build(agents.data, "agent_data")
+        demographics, labels = design.values if agents.rows is None else design.values[agents.rows], design.labels
+    index = index_markets(agents.market_ids)
+    economy = build_economy(
+        products,
+        index,
+        shares=shares,
+        X2=X2,
+        weights=agents.weights,
+        nodes=agents.nodes,
+        demographics=demographics,
+    )
+    return AgentsInEconomy(agents, demographics, labels, economy, tuple(rows.size for rows in index.rows))
 
 
 def bucket_markets(sizes: np.ndarray, most: int = MAX_BUCKETS) -> list[np.ndarray]:

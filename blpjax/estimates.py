@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from blpjax import gmm, outputs, report
+from blpjax import gmm, report
 from blpjax.characteristics import Characteristics
-from blpjax.economy import AgentsInEconomy, Economy, MarketIndex
+from blpjax.economy import AgentsInEconomy, Economy, MarketIndex, Ownership
 from blpjax.exceptions import succeeded
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import ProductTable, assign_node_columns
-from blpjax.outputs import Demand
+from blpjax.model import Model
 from blpjax.parameters import Coefficients, ParameterLayout
 from blpjax.solver import (
     StepOptions,
@@ -34,6 +34,7 @@ class ProblemLike(Protocol):
 
     product_table: ProductTable
     agents_in_economy: AgentsInEconomy
+    costs_type: str
 
     @property
     def N(self) -> int:
@@ -48,8 +49,16 @@ class ProblemLike(Protocol):
         """Number of absorbed dimensions of fixed effects."""
 
     @property
+    def ES(self) -> int:
+        """Number of absorbed dimensions of fixed effects on the supply side."""
+
+    @property
     def X1(self) -> np.ndarray:
         """(N, K1) linear characteristics before absorption."""
+
+    @property
+    def X3(self) -> np.ndarray:
+        """(N, K3) characteristics of costs before absorption."""
 
     @property
     def unique_market_ids(self) -> np.ndarray:
@@ -66,6 +75,10 @@ class ProblemLike(Protocol):
     @property
     def economy(self) -> Economy:
         """All markets, padded into buckets."""
+
+    @property
+    def ownership(self) -> Ownership | None:
+        """Who owns what."""
 
     def build_agents(self, agent_data: Any = None, integration: Integration | None = None) -> AgentsInEconomy:
         """The same economy with other agents."""
@@ -110,22 +123,26 @@ class Estimates:
         self.sigma = np.asarray(coefficients.sigma)
         self.pi = np.asarray(coefficients.pi)
         self.beta = result.beta[:, None]
-        self.sigma_labels = list(parameters.sigma_labels)
-        self.pi_labels = list(parameters.pi_labels)
-        self.beta_labels = list(parameters.beta_labels)
+        self.gamma = result.gamma[:, None]
+        self.sigma_labels = list(parameters.labels.X2)
+        self.pi_labels = list(parameters.labels.demographics)
+        self.beta_labels = list(parameters.labels.X1)
+        self.gamma_labels = list(parameters.labels.X3)
         self.theta_labels = parameters.theta_labels
         self.parameter_labels = parameters.parameter_labels
-        used = usable_parameters(options)
-        self.sigma_bounds = tuple(used.sigma_bounds)
-        self.pi_bounds = tuple(used.pi_bounds)
-        self.beta_bounds = tuple(bound[:, None] for bound in used.beta_bounds)
+        limits = usable_parameters(options).limits
+        self.sigma_bounds, self.pi_bounds = tuple(limits.sigma), tuple(limits.pi)
+        self.beta_bounds = tuple(bound[:, None] for bound in limits.beta)
+        self.gamma_bounds = tuple(bound[:, None] for bound in limits.gamma)
         self.delta = result.delta[:, None]
         self.xi = result.xi[:, None]
         self.moments = np.asarray(summary.moments)[:, None]
         self.moments_jacobian = np.asarray(summary.moments_jacobian)
         self.moments_covariances = np.asarray(summary.moments_covariances)
         self.objective = np.asarray(result.objective)
-        self.xi_by_theta_jacobian = result.xi_by_theta
+        evaluation = result.outcome.evaluation
+        self.xi_by_theta_jacobian = evaluation.xi_by_theta
+        self._set_supply(result)
         self.gradient = result.gradient[:, None]
         self.hessian = result.hessian
         self.W = result.W
@@ -141,33 +158,43 @@ class Estimates:
     def _set_standard_errors(self) -> None:
         layout = self._options.parameters.layout
         errors = self._standard_errors
-        first, second = len(layout.sigma), len(layout.sigma) + len(layout.pi)
-        self.sigma_se = _fill(self.sigma.shape, layout.sigma, errors[:first])
-        self.pi_se = _fill(self.pi.shape, layout.pi, errors[first:second])
-        linear = (*layout.beta, *layout.concentrated_beta)
-        self.beta_se = _fill(self.beta.shape, tuple((k, 0) for k in linear), errors[second:])
+        theta, first = errors[: layout.P], layout.P + len(layout.concentrated_beta)
+        self.sigma_se = _fill(self.sigma.shape, layout.sigma, theta[layout.part("sigma")])
+        self.pi_se = _fill(self.pi.shape, layout.pi, theta[layout.part("pi")])
+        beta = np.concatenate([theta[layout.part("beta")], errors[layout.P : first]])
+        gamma = np.concatenate([theta[layout.part("gamma")], errors[first:]])
+        self.beta_se = _fill_vector(len(self.beta), (*layout.beta, *((k,) for k in layout.concentrated_beta)), beta)
+        self.gamma_se = _fill_vector(len(self.gamma), (*layout.gamma, *((k,) for k in layout.concentrated_gamma)), gamma)
         self.sigma_squared = self.sigma @ self.sigma.T
-        self.sigma_squared_se = self._sigma_squared_errors(first)
+        self.sigma_squared_se = self._sigma_squared_errors(len(layout.sigma))
+
+    def _set_supply(self, result: StepResult) -> None:
+        """What there is to say of costs; empty without a supply side, and like PyBLP's attributes then."""
+        N, evaluation = self.problem.N, result.outcome.evaluation
+        if evaluation.costs is None or result.omega is None:
+            self.tilde_costs = self.omega = self.omega_fe = np.zeros((N, 0))
+            self.clipped_costs = np.zeros((N, 1), bool)
+            self.omega_by_theta_jacobian = np.full((N, len(self.theta)), np.nan)
+            return
+        self.tilde_costs = np.asarray(evaluation.costs.tilde_costs)[:, None]
+        self.clipped_costs = np.asarray(evaluation.costs.clipped)[:, None]
+        self.omega = result.omega[:, None]
+        self.omega_by_theta_jacobian = evaluation.omega_by_theta
+        self.omega_fe = np.zeros((N, 1))
+        if self.problem.ES > 0:
+            self.omega_fe = self.tilde_costs - self.problem.X3 @ self.gamma - self.omega
 
     def _set_absent(self) -> None:
-        """Attributes of PyBLP's results for what is not there: a supply side, nests, dynamic and micro moments."""
-        N, P, MD = self.problem.N, len(self.theta), len(self.W)
-        self.rho = self.rho_se = self.gamma = self.gamma_se = self.micro = self.micro_values = np.zeros((0, 1))
+        """Attributes of PyBLP's results for what is not there: nests, dynamic and micro moments."""
+        P, M = len(self.theta), len(self.W)
+        self.rho = self.rho_se = self.micro = self.micro_values = np.zeros((0, 1))
         self.phi = self.phi_se = np.zeros((1, 0))
-        self.rho_bounds = self.gamma_bounds = (np.zeros((0, 1)), np.zeros((0, 1)))
+        self.rho_bounds = (np.zeros((0, 1)), np.zeros((0, 1)))
         self.phi_bounds = (np.zeros((1, 0)), np.zeros((1, 0)))
         self.rho_labels: list[str] = []
-        self.gamma_labels: list[str] = []
         self.phi_labels = ["Xi"]
-        self.tilde_costs = self.omega = self.omega_fe = np.zeros((N, 0))
-        self.clipped_costs = np.zeros((N, 1), bool)
         self.micro_covariances, self.micro_by_theta_jacobian = np.zeros((0, 0)), np.zeros((0, P))
-        self.simulation_covariances = np.zeros((MD, MD))
-
-    @property
-    def omega_by_theta_jacobian(self) -> Array:
-        """(N, P) without meaning, NaN: there is no supply side."""
-        return np.full((self.problem.N, len(self.theta)), np.nan)
+        self.simulation_covariances = np.zeros((M, M))
 
     def _sigma_squared_errors(self, size: int) -> Array:
         """Standard errors of sigma sigma' by the delta method."""
@@ -194,9 +221,9 @@ class Estimates:
     @property
     def clipped_shares(self) -> Array:
         """(N, 1) whether a simulated share is below the bound of 1e-300 at the estimates."""
-        if not self._result.failed_markets:  # simulated shares equal the observed ones
-            return np.zeros((self.problem.N, 1), bool)
-        return ~(np.asarray(outputs.market_shares(self.demand, None, {})[:, None]) >= 1e-300)
+        if succeeded(np.asarray(self._result.outcome.evaluation.inversion.status)).all():
+            return np.zeros((self.problem.N, 1), bool)  # simulated shares equal the observed ones
+        return ~(np.asarray(self.model.compute_shares()) >= 1e-300)
 
     @property
     def projected_gradient(self) -> Array:
@@ -234,10 +261,10 @@ class Estimates:
 
     @property
     def message(self) -> str:
-        """How optimisation ended, in words, with the markets whose shares could not be inverted at the estimates."""
+        """How optimisation ended, in words, with the markets where the model could not be evaluated at the estimates."""
         text = self._result.outcome.message
         if self._result.failed_markets:
-            text += f" The inversion of market shares {self._result.failed_markets}."
+            text += f" {self._result.failed_markets}"
         return text
 
     @property
@@ -338,16 +365,23 @@ class Estimates:
         moments = jnp.asarray(self.moments[:, 0])
         return gmm.hansen_test(moments, jnp.asarray(self.W), N=self.problem.N, parameters=len(self.parameters))
 
-    @property
-    def demand(self) -> Demand:
-        """Demand at the estimates, the argument of the functions in `blpjax.outputs`."""
-        return self.demand_in(self.problem.economy)
+    @cached_property
+    def model(self) -> Model:
+        """The model at the estimates, from which outputs are computed."""
+        return self.model_in(self.problem.economy)
 
-    def demand_in(self, economy: Economy) -> Demand:
-        """Demand at the estimates in an economy with other agents."""
-        coefficients = Coefficients(jnp.asarray(self.sigma), jnp.asarray(self.pi), jnp.asarray(self.beta[:, 0]))
-        delta, layout = jnp.asarray(self.delta[:, 0]), self._layout_in(economy)
-        return Demand(economy, self.problem.characteristics, coefficients, delta, layout)
+    def model_in(self, economy: Economy) -> Model:
+        """The model at the estimates in an economy with other agents."""
+        blocks = (self.sigma, self.pi, self.beta[:, 0], self.gamma[:, 0])
+        return Model(
+            economy=economy,
+            characteristics=self.problem.characteristics,
+            coefficients=Coefficients(*map(jnp.asarray, blocks)),
+            delta=jnp.asarray(self.delta[:, 0]),
+            ownership=self.problem.ownership,
+            layout=self._layout_in(economy),
+            costs_type=self.problem.costs_type,
+        )
 
     def _layout_in(self, economy: Economy) -> ParameterLayout:
         """Where parameters belong when agents have perhaps other columns of nodes."""
@@ -371,6 +405,7 @@ class Estimates:
             seconds=self.cumulative_total_time,
             objective_evaluations=self.cumulative_objective_evaluations,
             clipped_shares=int(self.clipped_shares.sum()),
+            clipped_costs=int(self.clipped_costs.sum()) if self._options.costs_bounded else None,
             gradient_norm=self.projected_gradient_norm if P else None,
             eigenvalues=self.reduced_hessian_eigenvalues if np.isfinite(self.hessian).all() else None,
             reduced=has_finite_bounds(self._options),
@@ -386,7 +421,10 @@ class Estimates:
                 self.sigma_labels, self.sigma_labels, self.sigma_squared, self.sigma_squared_se
             ),
             pi=_coefficients(self.sigma_labels, self.pi_labels, self.pi, self.pi_se, layout.pi),
-            linear={"Beta": report.Coefficients(self.beta_labels, self.beta, self.beta_se)},
+            linear={
+                "Beta": report.Coefficients(self.beta_labels, self.beta, self.beta_se),
+                "Gamma": report.Coefficients(self.gamma_labels, self.gamma, self.gamma_se),
+            },
             at_bound=self.at_bound,
             failed_markets=self.message if self._result.failed_markets else "",
         )
@@ -408,6 +446,11 @@ def _coefficients(
 
 def _condition_number(matrix: Array) -> float:
     return float(np.linalg.cond(matrix)) if np.isfinite(matrix).all() and matrix.size else float("nan")
+
+
+def _fill_vector(size: int, index: Sequence[tuple[int, ...]], values: Array) -> Array:
+    """A column (size, 1) with values at an index and NaN elsewhere."""
+    return _fill((size,), index, values)[:, None]
 
 
 def _fill(shape: tuple[int, ...], index: Sequence[tuple[int, ...]], values: Array) -> Array:

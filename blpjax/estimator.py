@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from blpjax import gmm, moments
 from blpjax.compilation import program
 from blpjax.iteration import FixedPointMethod
-from blpjax.moments import Evaluation, MomentInputs, Specification
+from blpjax.moments import Evaluation, ModelData, MomentInputs, Specification
 
 #: First-order predictions of mean utilities are used when no element moves by more than this.
 FARTHEST_PREDICTION = 5.0
@@ -34,17 +34,22 @@ class CovarianceTypes(NamedTuple):
     n_clusters: int | None = None
 
 
-class StructuralErrors(eqx.Module):
-    """All elements of beta (K1,) and the linear part of utility that they explain, ``X1 beta`` (N,), residualised."""
+class LinearParameters(eqx.Module):
+    """All elements of beta (K1,) and gamma (K3,), and what they explain: ``X1 beta`` and ``X3 gamma`` (N,), residualised.
+
+    `explained_costs` is None without a supply side.
+    """
 
     beta: Float[Array, " K1"]
+    gamma: Float[Array, " K3"]
     explained: Float[Array, " N"]
+    explained_costs: Float[Array, " N"] | None
 
 
 class StepSummary(eqx.Module):
     """What a GMM step reports beside theta.
 
-    Parameters are stacked as theta and then the concentrated elements of beta, P + K of them. `moments` (M,),
+    Parameters are stacked as theta and then the concentrated elements of beta and gamma, P + K of them. `moments` (M,),
     `moments_jacobian` (M, P + K), `moments_covariances` (M, M), `updated_W` (M, M), `inference` with covariances
     (P + K, P + K), and `covariances_rank`, the numerical rank of the moments' covariances.
     """
@@ -65,9 +70,9 @@ prepare = program(effort=0, static_argnums=0)(moments.make_inputs)
 
 
 @program(effort=0)
-def initial_weights(Z: Float[Array, "N M"]) -> Float[Array, "M M"]:
-    """Weighting matrix of 2SLS."""
-    return gmm.initial_weights([Z])
+def initial_weights(Z: list[Float[Array, "N M"]]) -> Float[Array, "M M"]:
+    """Weighting matrix of 2SLS for the instruments of all moments."""
+    return gmm.initial_weights(Z)
 
 
 @program(effort=0)
@@ -116,12 +121,19 @@ def _hessian_rows(
 
 
 @program(effort=0, static_argnums=0)
-def structural_errors(
-    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], delta: Float[Array, " N"]
-) -> StructuralErrors:
-    """Beta at theta, and what it explains of delta."""
-    beta = moments.concentrated_beta(specification, inputs, theta, delta)
-    return StructuralErrors(beta, inputs.data.X1 @ beta)
+def linear_parameters(
+    specification: Specification,
+    inputs: MomentInputs,
+    theta: Float[Array, " P"],
+    delta: Float[Array, " N"],
+    tilde_costs: Float[Array, " N"] | None,
+) -> LinearParameters:
+    """Beta and gamma at theta, and what they explain of mean utilities and costs."""
+    beta, gamma = moments.linear_parameters(specification, inputs, theta, delta, tilde_costs)
+    supply = inputs.data.supply
+    return LinearParameters(
+        beta, gamma, inputs.data.demand.X @ beta, None if supply is None else supply.equation.X @ gamma
+    )
 
 
 @program(effort=0, static_argnums=(0, 1, 2))
@@ -132,22 +144,25 @@ def summarise(
     inputs: MomentInputs,
     theta: Float[Array, " P"],
     evaluation: Evaluation,
-    beta: Float[Array, " K1"],
+    linear: LinearParameters,
     xi: Float[Array, " N"],
+    omega: Float[Array, " N"] | None,
     W: Float[Array, "M M"],
     cluster_ids: Int[Array, " N"],
 ) -> StepSummary:
-    """Moments, their Jacobian and covariances, and inference about all parameters, at residualised xi (N,)."""
-    data, concentrated = inputs.data, list(specification.layout.concentrated_beta)
-    N = xi.size
-    averaged = gmm.average_moments([data.Z], [xi])
-    by_theta = gmm.average_moments([data.Z], [evaluation.xi_by_theta])
-    G = jnp.concatenate([by_theta, -gmm.cross_moments([data.Z], [data.X1[:, concentrated]])], axis=1)
+    """Moments, their Jacobian and covariances, and inference about all parameters, at residualised xi and omega (N,)."""
+    data, layout = inputs.data, specification.layout
+    residuals = data.residuals(xi, omega)
+    Z = [equation.Z for equation in data.equations]
+    if data.covariance is not None:
+        Z.append(data.covariance.instruments)
+    averaged = gmm.average_moments(Z, residuals)
+    G = gmm.average_moments(Z, _derivatives(specification, data, evaluation, xi, omega))
 
     def covariances(kind: str) -> Array:
         return gmm.moment_covariances(
-            [data.instruments],
-            [xi],
+            data.weighted_instruments,
+            residuals,
             kind=kind,
             center=types.center_moments,
             cluster_ids=cluster_ids,
@@ -156,6 +171,28 @@ def summarise(
 
     S = covariances(types.se_type)
     S_for_W = S if types.W_type == types.se_type else covariances(types.W_type)
-    inference = gmm.parameter_inference(G, W, S, N=N, se_type=types.se_type, step=step)
-    parameters = jnp.concatenate([theta, beta[jnp.array(concentrated, int)]])
+    inference = gmm.parameter_inference(G, W, S, N=xi.size, se_type=types.se_type, step=step)
+    beta = linear.beta[jnp.array(layout.concentrated_beta, int)]
+    gamma = linear.gamma[jnp.array(layout.concentrated_gamma, int)]
+    parameters = jnp.concatenate([theta, beta, gamma])
     return StepSummary(parameters, averaged, G, S, gmm.updated_weights(S_for_W), inference, gmm.numerical_rank(S_for_W))
+
+
+def _derivatives(
+    specification: Specification,
+    data: ModelData,
+    evaluation: Evaluation,
+    xi: Float[Array, " N"],
+    omega: Float[Array, " N"] | None,
+) -> list[Float[Array, "N Q"]]:
+    """Derivatives of the residuals of all moments in theta and in the concentrated elements of beta and gamma."""
+    layout = specification.layout
+    X1 = data.demand.X[:, list(layout.concentrated_beta)]
+    if data.supply is None or omega is None or evaluation.omega_by_theta is None:
+        return [jnp.concatenate([evaluation.xi_by_theta, -X1], axis=1)]
+    X3 = data.supply.equation.X[:, list(layout.concentrated_gamma)]
+    xi_by_all = jnp.concatenate([evaluation.xi_by_theta, -X1, jnp.zeros_like(X3)], axis=1)
+    omega_by_all = jnp.concatenate([evaluation.omega_by_theta, jnp.zeros_like(X1), -X3], axis=1)
+    if data.covariance is None:
+        return [xi_by_all, omega_by_all]
+    return [xi_by_all, omega_by_all, xi_by_all * omega[:, None] + omega_by_all * xi[:, None]]

@@ -56,6 +56,7 @@ class Status(enum.IntEnum):
     MAX_EVALUATIONS = 2
     NOT_FINITE = 3
     STALLED = 4
+    UPWARD_SLOPING = 5
 
     @property
     def sentence(self) -> str:
@@ -69,6 +70,7 @@ _SENTENCES = {
     Status.MAX_EVALUATIONS: "reached the maximum number of evaluations",
     Status.NOT_FINITE: "produced infinite or missing values",
     Status.STALLED: "made no further progress before reaching its tolerance",
+    Status.UPWARD_SLOPING: "met demand that does not slope down (prices have no equilibrium)",
 }
 
 

@@ -45,7 +45,7 @@ class ModelFunctions(eqx.Module):
         return self.inversion(theta).delta
 
     def moments(self, theta: Float[Array, " P"]) -> Float[Array, " M"]:
-        """Averaged moments (MD,) with linear parameters concentrated out."""
+        """Averaged moments (M,) with linear parameters concentrated out."""
         return _averaged_moments(self.specification, self.inputs, theta, self.start)
 
     def objective(self, theta: Float[Array, " P"]) -> Float[Array, ""]:

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from blpjax.economy import Bucket, Economy
+from blpjax.economy import Bucket, Economy, Ownership
 from blpjax.exceptions import Status
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.contraction import invert_shares, logit_delta
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.shares import tastes
+from blpjax.kernels.supply import DemandPoint, markups
 from blpjax.parameters import Coefficients, ParameterLayout
 
 #: Markets are processed in chunks of at most this many product-agent pairs (32 MiB for each such array).
@@ -94,3 +95,27 @@ def invert_economy(
         evaluations=economy.gather_markets([f.evaluations for f in found]),
         residuals=economy.gather_markets([f.residual for f in found]),
     )
+
+
+def compute_markups(
+    economy: Economy,
+    parameters: MarketTastes,
+    ownership: Ownership,
+    point: tuple[Float[Array, " N"], Float[Array, "N K2"], Float[Array, " N"], Float[Array, "N K2"]],
+) -> Float[Array, " N"]:
+    """Markups ``p - c`` of firms that set prices, at given tastes (equation 3.7).
+
+    `point` has mean utilities, X2, and the derivatives of both in prices (`DemandPoint`). Differentiable in everything.
+    """
+
+    def kernel(market: Bucket, owned: Array, *values: Array) -> Array:
+        delta, X2, delta_slope, X2_slope = values
+        C = parameters.of_agents(market)
+        present = market.present
+        found = markups(
+            DemandPoint(delta, X2, C, market.weights, market.availability, delta_slope, X2_slope, present), owned
+        )
+        return jnp.where(present, found, 0.0)
+
+    scattered = zip(economy.buckets, ownership, *map(economy.scatter, point), strict=True)
+    return economy.gather([map_markets(kernel, *arrays) for arrays in scattered])

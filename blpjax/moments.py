@@ -1,7 +1,7 @@
-"""From theta to mean utilities, structural errors and averaged moments, with linear parameters concentrated out.
+"""From theta to mean utilities, marginal costs, structural errors and averaged moments.
 
-With instruments and characteristics residualised once on any fixed effects, ``Z'M delta = Z'delta``: the loop never
-absorbs.
+Linear parameters are concentrated out. With instruments and characteristics residualised once on any fixed effects,
+``Z'M delta = Z'delta``: the loop never absorbs. Covariance moments are the exception: they are products of residuals.
 """
 
 from typing import NamedTuple
@@ -10,14 +10,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from blpjax.economy import Economy
-from blpjax.exceptions import succeeded
+from blpjax import gmm
+from blpjax.economy import Economy, Ownership
+from blpjax.exceptions import Status, succeeded
 from blpjax.gmm import LinearStep, average_moments, cross_moments, linear_step
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.markets import Inversion, invert_economy, market_tastes
+from blpjax.markets import Inversion, compute_markups, invert_economy, market_tastes
 from blpjax.parameters import Coefficients, ParameterLayout, expand
+from blpjax.projection import Projection
 
 
 class Specification(NamedTuple):
@@ -27,65 +29,158 @@ class Specification(NamedTuple):
     method: FixedPointMethod
 
 
-class DemandData(eqx.Module):
-    """Linear characteristics X1 (N, K1) and instruments Z (N, MD), residualised on any fixed effects.
+class Equation(eqx.Module):
+    """Linear characteristics X (N, K) and instruments Z (N, M) of one side, residualised on any fixed effects.
 
-    `X1_unabsorbed` (N, K1) is X1 before absorption.
-    `instruments` make contributions to moments and weighting matrices. They are `Z`, or what the user residualised
-    instead when exogenous characteristics are not added to the instruments.
+    `X_unabsorbed` (N, K) is X before absorption. `instruments` make contributions to moments and weighting matrices.
+    They are `Z`, or what the user residualised instead when exogenous characteristics are not added to the instruments.
     """
 
-    X1: Float[Array, "N K1"]
-    X1_unabsorbed: Float[Array, "N K1"]
+    X: Float[Array, "N K"]
+    X_unabsorbed: Float[Array, "N K"]
     Z: Float[Array, "N M"]
     instruments: Float[Array, "N M"]
+
+
+class Supply(eqx.Module):
+    """The supply side: its equation, who owns what, and how utilities move with observed prices.
+
+    `X2` (N, K2), `X1_slope` (N, K1) and `X2_slope` (N, K2) are the characteristics and their derivatives in prices.
+    Costs are clipped at the two `costs_bounds`. `logarithmic` says whether log costs are linear in X3.
+    """
+
+    equation: Equation
+    ownership: Ownership
+    prices: Float[Array, " N"]
+    X1_slope: Float[Array, "N K1"]
+    X2: Float[Array, "N K2"]
+    X2_slope: Float[Array, "N K2"]
+    costs_bounds: Float[Array, " 2"]
+    logarithmic: bool = eqx.field(static=True)
+
+
+class CovarianceMoments(eqx.Module):
+    """Moments ``E[(xi omega - mean) Z] = 0`` (MacKay and Miller 2025) with `instruments` (N, MC).
+
+    Xi and omega are residualised on the fixed effects of `demand` and `supply` at every evaluation.
+    """
+
+    instruments: Float[Array, "N MC"]
+    mean: Float[Array, ""]
+    demand: Projection
+    supply: Projection
+
+
+class ModelData(eqx.Module):
+    """Data of all moments: the demand equation and, perhaps, a supply side and covariance moments."""
+
+    demand: Equation
+    supply: Supply | None = None
+    covariance: CovarianceMoments | None = None
+
+    @property
+    def equations(self) -> list[Equation]:
+        """Equations with linear parameters: demand, and supply if there is one."""
+        return [self.demand] if self.supply is None else [self.demand, self.supply.equation]
+
+    @property
+    def weighted_instruments(self) -> list[Float[Array, "N M"]]:
+        """Instruments of all moments, for weighting matrices."""
+        more = [] if self.covariance is None else [self.covariance.instruments]
+        return [equation.instruments for equation in self.equations] + more
+
+    def residuals(self, xi: Float[Array, " N"], omega: Float[Array, " N"] | None) -> list[Float[Array, " N"]]:
+        """What is orthogonal to each of the instruments."""
+        found = [xi] if omega is None else [xi, omega]
+        return found if self.covariance is None else [*found, xi * omega - self.covariance.mean]
 
 
 class MomentInputs(eqx.Module):
     """Everything that the moments depend on, other than theta and the starting values of delta. All traced.
 
-    `fixed` holds the values of fixed parameters, `step` the linear IV-GMM step at the weighting matrix, and `factor` is
-    one, or 1 / N for an objective that is not scaled by N.
+    `fixed` holds the values of fixed parameters, `step` the linear IV-GMM step of all moments but covariance moments,
+    `weight_factor` L with ``W = L L'`` for all moments, and `factor` is one, or 1 / N for an objective that is not
+    scaled by N.
     """
 
     economy: Economy
-    data: DemandData
+    data: ModelData
     fixed: Coefficients
     step: LinearStep
+    weight_factor: Float[Array, "M M"]
     factor: Float[Array, ""]
     limits: FixedPointLimits
+
+
+class Costs(eqx.Module):
+    """Marginal costs c, or log c, ``tilde_costs`` (N,), whether each was `clipped`, and a status (T,) of each market.
+
+    The status of a market is `Status.NOT_FINITE` when some of its transformed costs do not exist.
+    """
+
+    tilde_costs: Float[Array, " N"]
+    clipped: Bool[Array, " N"]
+    status: Int[Array, " T"]
 
 
 class Evaluation(eqx.Module):
     """The objective at one theta, and all that it consists of.
 
     The objective is `factor` times the sum of squares of `residuals` (M,) ``= sqrt(N) L' gbar`` with ``W = L L'``;
-    `residual_jacobian` (M, P) is their derivative in theta and `gradient` (P,) the objective's. `xi_by_theta` (N, P) is
-    ``d xi / d theta`` at fixed concentrated parameters. `ok` says that all markets were inverted and all numbers are
-    finite.
+    `residual_jacobian` (M, P) is their derivative in theta and `gradient` (P,) the objective's. `xi_by_theta` and
+    `omega_by_theta` (N, P) are ``d xi / d theta`` and ``d omega / d theta`` at fixed concentrated parameters and before
+    absorption of fixed effects; with covariance moments, after both. `delta_by_theta` (N, P) is the derivative of mean
+    utilities. `omega_by_theta` and `costs` are None without a supply side. `ok` says that all markets were inverted and
+    all numbers are finite.
     """
 
     objective: Float[Array, ""]
     gradient: Float[Array, " P"]
     residuals: Float[Array, " M"]
     residual_jacobian: Float[Array, "M P"]
+    delta_by_theta: Float[Array, "N P"]
     xi_by_theta: Float[Array, "N P"]
+    omega_by_theta: Float[Array, "N P"] | None
     inversion: Inversion
+    costs: Costs | None
     ok: Bool[Array, ""]
+
+
+class Structure(NamedTuple):
+    """Mean utilities and costs at a theta, and the variables to explain by concentrated parameters, by equation."""
+
+    dependent: list[Float[Array, " N"]]
+    inversion: Inversion
+    costs: Costs | None
+
+
+class Concentrated(NamedTuple):
+    """Averaged moments (M,) and what they come from: residuals by equation, with covariance moments as these see them.
+
+    `coefficients` (K,) are all concentrated parameters: elements of beta, then of gamma.
+    """
+
+    moments: Float[Array, " M"]
+    residuals: list[Float[Array, " N"]]
+    coefficients: Float[Array, " K"]
 
 
 def make_inputs(
     specification: Specification,
     economy: Economy,
-    data: DemandData,
+    data: ModelData,
     fixed: Coefficients,
     W: Float[Array, "M M"],
     factor: Float[Array, ""],
     limits: FixedPointLimits,
 ) -> MomentInputs:
     """Prepare the linear step at a weighting matrix W (M, M), which may be singular."""
-    A = cross_moments([data.Z], [data.X1[:, list(specification.layout.concentrated_beta)]])
-    return MomentInputs(economy, data, fixed, linear_step(A, W), factor, limits)
+    equations = data.equations
+    A = cross_moments([e.Z for e in equations], _concentrated_columns(specification, data))
+    n = A.shape[0]
+    step = linear_step(A, W[:n, :n])
+    factor_of_W = step.weight_factor if data.covariance is None else gmm.weight_factor(W)
+    return MomentInputs(economy, data, fixed, step, factor_of_W, factor, limits)
 
 
 def invert(
@@ -97,25 +192,71 @@ def invert(
     return invert_economy(inputs.economy, parameters, start, inputs.limits, specification.method)
 
 
-def dependent_variable(
+def recover_costs(
     specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], delta: Float[Array, " N"]
-) -> Float[Array, " N"]:
-    """``Y = delta - X1 beta`` over the elements of beta that are not concentrated out."""
-    return delta - inputs.data.X1_unabsorbed @ expand(specification.layout, inputs.fixed, theta).beta
+) -> Costs:
+    """Marginal costs that make observed prices optimal for firms, as X3 explains them (equation 3.8)."""
+    supply = inputs.data.supply
+    assert supply is not None
+    coefficients = expand(specification.layout, inputs.fixed, theta)
+    tastes = market_tastes(coefficients, specification.layout)
+    delta_slope = supply.X1_slope @ coefficients.beta
+    markups = compute_markups(
+        inputs.economy, tastes, supply.ownership, (delta, supply.X2, delta_slope, supply.X2_slope)
+    )
+    costs = supply.prices - markups
+    lower, upper = supply.costs_bounds
+    clipped = (costs < lower) | (costs > upper)
+    tilde_costs = jnp.where(clipped, jnp.clip(jax.lax.stop_gradient(costs), lower, upper), costs)
+    if supply.logarithmic:
+        tilde_costs = jnp.log(tilde_costs)
+    finite = [part.all(axis=1) for part in inputs.economy.spread(jnp.isfinite(tilde_costs))]
+    status = jnp.where(inputs.economy.gather_markets(finite), int(Status.CONVERGED), int(Status.NOT_FINITE))
+    return Costs(tilde_costs, clipped, status)
+
+
+def structure(
+    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
+) -> Structure:
+    """``Y = delta - X1 beta`` and ``Y = tilde_costs - X3 gamma`` over the parameters that are not concentrated out."""
+    coefficients = expand(specification.layout, inputs.fixed, theta)
+    inversion = invert(specification, inputs, theta, start)
+    demand = inversion.delta - inputs.data.demand.X_unabsorbed @ coefficients.beta
+    if inputs.data.supply is None:
+        return Structure([demand], inversion, None)
+    costs = recover_costs(specification, inputs, theta, inversion.delta)
+    supply = costs.tilde_costs - inputs.data.supply.equation.X_unabsorbed @ coefficients.gamma
+    return Structure([demand, supply], inversion, costs)
+
+
+def concentrate(
+    specification: Specification, inputs: MomentInputs, dependent: list[Float[Array, " N"]]
+) -> Concentrated:
+    """Averaged moments with linear parameters concentrated out, for `Structure.dependent`."""
+    data = inputs.data
+    b = average_moments([e.Z for e in data.equations], dependent)
+    coefficients, moments = inputs.step.coefficients(b), inputs.step.moments(b)
+    covariance = data.covariance
+    if covariance is None:
+        return Concentrated(moments, dependent, coefficients)
+    X1, X3 = _concentrated_columns(specification, data)
+    xi = covariance.demand(dependent[0]) - X1 @ coefficients[: X1.shape[1]]
+    omega = covariance.supply(dependent[1]) - X3 @ coefficients[X1.shape[1] :]
+    more = average_moments([covariance.instruments], [xi * omega - covariance.mean])
+    return Concentrated(jnp.concatenate([moments, more]), [xi, omega], coefficients)
 
 
 def averaged_moments(
     specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
 ) -> Float[Array, " M"]:
-    """``gbar = Z'xi / N`` (M,) with linear parameters concentrated out. Differentiable to any order in theta.
+    """``gbar`` (M,) with linear parameters concentrated out. Differentiable to any order in theta.
 
-    NaN where shares could not be inverted in some market.
+    NaN where shares could not be inverted, or costs recovered, in some market.
     """
-    inversion = invert(specification, inputs, theta, start)
-    Y = dependent_variable(specification, inputs, theta, inversion.delta)
-    g = inputs.step.moments(average_moments([inputs.data.Z], [Y]))
+    found = structure(specification, inputs, theta, start)
+    moments = concentrate(specification, inputs, found.dependent).moments
     # a factor, so that derivatives are NaN as well
-    return g * jnp.where(succeeded(inversion.status).all(), 1.0, jnp.nan)
+    return moments * jnp.where(_succeeded(found), 1.0, jnp.nan)
 
 
 def objective(
@@ -123,42 +264,74 @@ def objective(
 ) -> Float[Array, ""]:
     """GMM objective ``N gbar'W gbar`` (or ``gbar'W gbar``, unscaled). Differentiable to any order in theta.
 
-    NaN where shares could not be inverted in some market.
+    NaN where shares could not be inverted, or costs recovered, in some market.
     """
     g = averaged_moments(specification, inputs, theta, start)
-    r = inputs.step.weight_factor.T @ g
-    return inputs.factor * inputs.data.Z.shape[0] * (r @ r)
+    r = inputs.weight_factor.T @ g
+    return inputs.factor * inputs.data.demand.Z.shape[0] * (r @ r)
 
 
 def evaluate(
     specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
 ) -> Evaluation:
     """Objective, gradient and the Jacobian of its least-squares residuals, from one inversion of the shares."""
+    outer = np.sqrt(inputs.data.demand.Z.shape[0]) * inputs.weight_factor.T
 
-    def dependent(values: Array) -> tuple[Array, Inversion]:
-        inversion = invert(specification, inputs, values, start)
-        return dependent_variable(specification, inputs, values, inversion.delta), inversion
+    def forward(values: Array) -> tuple[tuple[Array, list[Array], Array], Structure]:
+        found = structure(specification, inputs, values, start)
+        concentrated = concentrate(specification, inputs, found.dependent)
+        return (outer @ concentrated.moments, concentrated.residuals, found.inversion.delta), found
 
-    Y, push, inversion = jax.linearize(dependent, theta, has_aux=True)
-    directions = jnp.eye(theta.size)
-    Y_by_theta = jax.vmap(push, out_axes=1)(directions) if theta.size else jnp.zeros((Y.size, 0))
-    outer = np.sqrt(inputs.data.Z.shape[0]) * inputs.step.weight_factor.T
-    r = outer @ inputs.step.moments(average_moments([inputs.data.Z], [Y]))
-    jacobian = outer @ inputs.step.moments(average_moments([inputs.data.Z], [Y_by_theta]))
+    (r, residuals, delta), push, found = jax.linearize(forward, theta, has_aux=True)
+    if theta.size:
+        jacobian, by_theta, delta_by_theta = jax.vmap(push, out_axes=1)(jnp.eye(theta.size))
+    else:
+        jacobian, by_theta, delta_by_theta = jax.tree.map(
+            lambda leaf: jnp.zeros((leaf.size, 0)), (r, residuals, delta)
+        )
     finite = jnp.isfinite(r).all() & jnp.isfinite(jacobian).all()
-    ok = finite & succeeded(inversion.status).all()
-    value = jnp.where(ok, inputs.factor * (r @ r), jnp.nan)
-    return Evaluation(value, 2.0 * inputs.factor * jacobian.T @ r, r, jacobian, Y_by_theta, inversion, ok)
+    ok = finite & _succeeded(found)
+    return Evaluation(
+        objective=jnp.where(ok, inputs.factor * (r @ r), jnp.nan),
+        gradient=2.0 * inputs.factor * jacobian.T @ r,
+        residuals=r,
+        residual_jacobian=jacobian,
+        delta_by_theta=delta_by_theta,
+        xi_by_theta=by_theta[0],
+        omega_by_theta=by_theta[1] if len(by_theta) > 1 else None,
+        inversion=found.inversion,
+        costs=found.costs,
+        ok=ok,
+    )
 
 
-def concentrated_beta(
-    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], delta: Float[Array, " N"]
-) -> Float[Array, " K1"]:
-    """All elements of beta: fixed, in theta, and those concentrated out at this delta."""
-    beta = jnp.asarray(expand(specification.layout, inputs.fixed, theta).beta)
-    concentrated = specification.layout.concentrated_beta
-    if not concentrated:
-        return beta
-    Y = dependent_variable(specification, inputs, theta, delta)
-    estimates = inputs.step.coefficients(average_moments([inputs.data.Z], [Y]))
-    return beta.at[jnp.array(concentrated)].set(estimates)
+def linear_parameters(
+    specification: Specification,
+    inputs: MomentInputs,
+    theta: Float[Array, " P"],
+    delta: Float[Array, " N"],
+    tilde_costs: Float[Array, " N"] | None,
+) -> tuple[Float[Array, " K1"], Float[Array, " K3"]]:
+    """All elements of beta and gamma: fixed, in theta, and those concentrated out at given delta and costs."""
+    layout, data = specification.layout, inputs.data
+    coefficients = expand(layout, inputs.fixed, theta)
+    beta, gamma = jnp.asarray(coefficients.beta), jnp.asarray(coefficients.gamma)
+    dependent = [delta - data.demand.X_unabsorbed @ beta]
+    if data.supply is not None:
+        assert tilde_costs is not None
+        dependent.append(tilde_costs - data.supply.equation.X_unabsorbed @ gamma)
+    estimates = concentrate(specification, inputs, dependent).coefficients
+    K = len(layout.concentrated_beta)
+    beta = beta.at[jnp.array(layout.concentrated_beta, int)].set(estimates[:K])
+    return beta, gamma.at[jnp.array(layout.concentrated_gamma, int)].set(estimates[K:])
+
+
+def _concentrated_columns(specification: Specification, data: ModelData) -> list[Float[Array, "N K"]]:
+    layout = specification.layout
+    columns = (layout.concentrated_beta, layout.concentrated_gamma)
+    return [e.X[:, list(c)] for e, c in zip(data.equations, columns, strict=False)]
+
+
+def _succeeded(found: Structure) -> Bool[Array, ""]:
+    ok = succeeded(found.inversion.status).all()
+    return ok if found.costs is None else ok & succeeded(found.costs.status).all()

@@ -1,24 +1,36 @@
-"""What estimated demand implies in all markets: pure functions of all parameters, mean utilities and data.
+"""What demand and pricing imply in all markets: pure functions of all parameters, mean utilities and data.
 
-Results methods call these functions at the estimates. Being functions of every parameter, they can as well be
-differentiated for standard errors or mapped over draws.
+`blpjax.model.Model` calls these functions. Being functions of every parameter, they can as well be differentiated for
+standard errors or mapped over draws. Arrays that belong to markets come as parts, one array for each bucket.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from blpjax.characteristics import Characteristics
-from blpjax.economy import Bucket, Economy
-from blpjax.kernels import outputs
-from blpjax.kernels.shares import probabilities
-from blpjax.markets import map_markets, market_tastes
+from blpjax.economy import Bucket, Economy, Ownership
+from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.kernels import equilibrium, outputs, shares, supply
+from blpjax.kernels.fixed_point import FixedPoint
+from blpjax.kernels.supply import DemandPoint
+from blpjax.markets import Inversion, invert_economy, map_markets, market_tastes
 from blpjax.parameters import Coefficients, ParameterLayout
+
+Changes = dict[str, Array]
 
 
 class Demand(eqx.Module):
-    """Demand at given parameters and mean utilities `delta` (N,), which are those at the variables' observed values."""
+    """Demand at given parameters and mean utilities `delta` (N,), which are those at the variables' values.
+
+    Outputs read shares and X2 from `characteristics`; the ones in `economy` are the observed ones, which `delta` was
+    inverted from.
+    """
 
     economy: Economy
     characteristics: Characteristics
@@ -26,73 +38,318 @@ class Demand(eqx.Module):
     delta: Float[Array, " N"]
     layout: ParameterLayout = eqx.field(static=True)
 
-    def utilities(self, changes: dict[str, Float[Array, " N"]]) -> tuple[Float[Array, " N"], Float[Array, "N K2"]]:
-        """Mean utilities and X2 after some variables have changed: ``delta + (X1(x') - X1(x)) beta``."""
-        if not changes:
-            return self.delta, self.characteristics.evaluate({})[1]
-        X1, _ = self.characteristics.evaluate({})
-        X1_changed, X2_changed = self.characteristics.evaluate(changes)
-        return self.delta + (X1_changed - X1) @ self.coefficients.beta, X2_changed
+    @property
+    def prices(self) -> Float[Array, " N"]:
+        """Prices at which demand is evaluated."""
+        return self.characteristics.variables["prices"]
+
+    @property
+    def shares(self) -> Float[Array, " N"]:
+        """Market shares that belong to `delta` and `prices`."""
+        return self.characteristics.variables["shares"]
+
+    def utilities(self, changes: Changes) -> Float[Array, " N"]:
+        """Mean utilities after some variables have changed: ``delta + (X1(x') - X1(x)) beta``."""
+        return self.delta + linear_change(self.characteristics, "X1", self.coefficients.beta, changes)
+
+
+def linear_change(
+    characteristics: Characteristics, matrix: str, coefficients: Array | np.ndarray, changes: Changes
+) -> Array:
+    """``(X(x') - X(x)) b`` for the matrix ``'X1'`` or ``'X3'``, from the columns that depend on what has changed."""
+    before = characteristics.variables
+    after = {**before, **changes}
+    total = jnp.zeros_like(next(iter(before.values())))
+    for k, column in enumerate(getattr(characteristics, f"{matrix}_columns")):
+        if set(column.inputs) & set(changes):
+            total += (column.evaluate(after, jnp) - column.evaluate(before, jnp)) * coefficients[k]
+    return total
+
+
+class MarketDemand(eqx.Module):
+    """Demand in one market, as kernels need it: variables and `delta` (J,), tastes C (K2, I) of its agents."""
+
+    market: Bucket
+    characteristics: Characteristics
+    delta: Float[Array, " J"]
+    C: Float[Array, "K2 I"]
+    beta: Float[Array, " K1"]
+
+    def utilities(self, changes: Changes) -> Float[Array, "J I"]:
+        """Utilities V after some variables have changed."""
+        X2 = self.characteristics.evaluate(changes)[1]
+        return self.mean_utilities(changes)[:, None] + X2 @ self.C
+
+    def mean_utilities(self, changes: Changes) -> Float[Array, " J"]:
+        """``delta + (X1(x') - X1(x)) beta``."""
+        return self.delta + linear_change(self.characteristics, "X1", self.beta, changes)
+
+    def point(self, name: str | None, changes: Changes) -> DemandPoint:
+        """Demand after changes, with slopes in a variable, or in delta when `name` is None."""
+        X2 = self.characteristics.evaluate(changes)[1]
+        if name is None:
+            delta_slope, X2_slope = jnp.ones_like(self.delta), jnp.zeros_like(X2)
+        else:
+            X1_slope, X2_slope = self.characteristics.slopes(name, changes)
+            delta_slope = X1_slope @ self.beta
+        market = self.market
+        delta = self.mean_utilities(changes)
+        return DemandPoint(
+            delta, X2, self.C, market.weights, market.availability, delta_slope, X2_slope, market.present
+        )
+
+
+def over_markets(demand: Demand, kernel: Callable[..., Any], *parts: Any) -> tuple[Any, ...]:
+    """Results of ``kernel(demand_of_one_market, *values_of_one_market)``, stacked by market, for each bucket.
+
+    `parts` have one pytree of arrays (T, ...) for each bucket.
+    """
+    economy = demand.economy
+    tastes = market_tastes(demand.coefficients, demand.layout)
+    beta = jnp.asarray(demand.coefficients.beta)
+    variables = {name: economy.spread(values) for name, values in demand.characteristics.variables.items()}
+    deltas = economy.scatter(demand.delta)
+
+    def in_market(market: Bucket, known: Changes, delta: Array, *values: Any) -> Any:
+        characteristics = demand.characteristics.replace(known)
+        return kernel(MarketDemand(market, characteristics, delta, tastes.of_agents(market), beta), *values)
+
+    results = []
+    for b, bucket in enumerate(economy.buckets):
+        known = {name: padded[b] for name, padded in variables.items()}
+        results.append(map_markets(in_market, bucket, known, deltas[b], *(part[b] for part in parts)))
+    return tuple(results)
 
 
 @eqx.filter_jit
 def choice_probabilities(
-    demand: Demand, delta: Float[Array, " N"] | None, changes: dict[str, Float[Array, " N"]]
+    demand: Demand, delta: Float[Array, " N"] | None, changes: Changes
 ) -> tuple[Float[Array, "T J I"], ...]:
     """Choice probabilities, one array for each bucket, after changes of variables.
 
     With `delta` (N,), these are the mean utilities instead of the estimated ones updated with the changes.
     """
-    updated, X2 = demand.utilities(changes)
-    tastes = market_tastes(demand.coefficients, demand.layout)
+    mean = demand.economy.scatter(demand.utilities(changes) if delta is None else delta)
 
-    def kernel(market: Bucket, delta: Array, X2: Array) -> Array:
-        return probabilities(delta[:, None] + X2 @ tastes.of_agents(market), market.availability)[0]
+    def kernel(local: MarketDemand, mean: Array, changes: Changes) -> Array:
+        V = mean[:, None] + local.characteristics.evaluate(changes)[1] @ local.C
+        return shares.probabilities(V, local.market.availability)[0]
 
-    values = demand.economy.scatter(updated if delta is None else delta), demand.economy.scatter(X2)
-    return tuple(map_markets(kernel, *arrays) for arrays in zip(demand.economy.buckets, *values, strict=True))
+    return over_markets(demand, kernel, mean, _spread_changes(demand, changes))
 
 
 @eqx.filter_jit
-def market_shares(
-    demand: Demand, delta: Float[Array, " N"] | None, changes: dict[str, Float[Array, " N"]]
-) -> Float[Array, " N"]:
+def market_shares(demand: Demand, delta: Float[Array, " N"] | None, changes: Changes) -> Float[Array, " N"]:
     """Market shares after changes of variables; arguments are those of `choice_probabilities`."""
-    parts = choice_probabilities(demand, delta, changes)
-    pairs = zip(parts, demand.economy.buckets, strict=True)
-    return demand.economy.gather([jnp.einsum("tji,ti->tj", part, bucket.weights) for part, bucket in pairs])
+    mean = demand.economy.scatter(demand.utilities(changes) if delta is None else delta)
+
+    def kernel(local: MarketDemand, mean: Array, changes: Changes) -> Array:
+        X2 = local.characteristics.evaluate(changes)[1]
+        return shares.shares(mean, X2, local.C, local.market.weights, local.market.availability)
+
+    return demand.economy.gather(over_markets(demand, kernel, mean, _spread_changes(demand, changes)))
 
 
 @eqx.filter_jit
 def demand_jacobians(demand: Demand, name: str | None) -> tuple[Float[Array, "T J J"], ...]:
     """Derivatives ``ds_j / dx_k``, one array for each bucket, in a variable, or in delta when `name` is None."""
-    delta, X2 = demand.utilities({})
-    if name is None:
-        delta_slope, X2_slope = jnp.ones_like(delta), jnp.zeros_like(X2)
-    else:
-        X1_slope, X2_slope = demand.characteristics.slopes(name)
-        delta_slope = X1_slope @ demand.coefficients.beta
-    tastes = market_tastes(demand.coefficients, demand.layout)
-
-    def kernel(market: Bucket, delta: Array, X2: Array, delta_slope: Array, X2_slope: Array) -> Array:
-        C = tastes.of_agents(market)
-        return outputs.demand_jacobian(delta, X2, C, market.weights, market.availability, delta_slope, X2_slope)
-
-    scatter = demand.economy.scatter
-    values = scatter(delta), scatter(X2), scatter(delta_slope), scatter(X2_slope)
-    return tuple(map_markets(kernel, *arrays) for arrays in zip(demand.economy.buckets, *values, strict=True))
+    return over_markets(demand, lambda local: _jacobian(local.point(name, {})))
 
 
-@eqx.filter_jit
 def elasticities(demand: Demand, name: str | None) -> tuple[Float[Array, "T J J"], ...]:
     """Elasticities ``x_k / s_j ds_j / dx_k``, one array for each bucket; x is delta when `name` is None."""
-    x = demand.economy.scatter(demand.delta if name is None else demand.characteristics.variables[name])
-    shares = demand.economy.scatter(market_shares(demand, None, {}))
-    jacobians = demand_jacobians(demand, name)
-    return tuple(jax.vmap(outputs.elasticities)(*arrays) for arrays in zip(jacobians, x, shares, strict=True))
+
+    def kernel(local: MarketDemand) -> Array:
+        point = local.point(name, {})
+        x = local.delta if name is None else local.characteristics.variables[name]
+        return outputs.elasticities(_jacobian(point), x, point.shares())
+
+    return over_markets(demand, kernel)
 
 
-@eqx.filter_jit
 def diversion_ratios(demand: Demand, name: str | None) -> tuple[Float[Array, "T J J"], ...]:
     """Diversion ratios, one array for each bucket; the outside good stands on the diagonal."""
-    return tuple(jax.vmap(outputs.diversion_ratios)(jacobian) for jacobian in demand_jacobians(demand, name))
+    return over_markets(demand, lambda local: outputs.diversion_ratios(_jacobian(local.point(name, {}))))
+
+
+def long_run_diversion_ratios(demand: Demand) -> tuple[Float[Array, "T J J"], ...]:
+    """Diversion when the row's product is removed, one array for each bucket; the outside good is on the diagonal."""
+
+    def kernel(local: MarketDemand) -> Array:
+        market = local.market
+        return outputs.long_run_diversion_ratios(local.utilities({}), market.weights, market.availability)
+
+    return over_markets(demand, kernel)
+
+
+def demand_hessians(demand: Demand, name: str | None) -> tuple[Float[Array, "T J J J"], ...]:
+    """Second derivatives ``d^2 s_j / dx_k dx_l``, one array for each bucket; x is delta when `name` is None."""
+
+    def kernel(local: MarketDemand) -> Array:
+        x = local.delta if name is None else local.characteristics.variables[name]
+
+        def demand_at(x: Array, local: MarketDemand) -> DemandPoint:
+            return local.point(name, {} if name is None else {name: x})
+
+        return supply.demand_hessian(*supply.demand_with_curvature(demand_at, x, local))
+
+    return over_markets(demand, kernel)
+
+
+def aggregate_elasticities(demand: Demand, factor: Array, name: str | None) -> Float[Array, " T"]:
+    """``sum_j (s_j(x (1 + factor)) - s_j(x)) / factor`` by market; x is delta when `name` is None."""
+    if name is None:
+        moved = market_shares(demand, demand.delta * (1.0 + factor), {})
+    else:
+        moved = market_shares(demand, None, {name: demand.characteristics.variables[name] * (1.0 + factor)})
+    change = (moved - market_shares(demand, None, {})) / factor
+    return demand.economy.gather_markets([part.sum(axis=1) for part in demand.economy.scatter(change)])
+
+
+def consumer_surpluses(
+    demand: Demand, eliminated: Bool[Array, " N"], changes: Changes
+) -> tuple[tuple[Float[Array, "T I"], ...], Float[Array, " T"]]:
+    """Consumer surplus of each agent, one array for each bucket, and by market, after changes of variables.
+
+    Marginal utility of income is that of a market's first product before the changes. `eliminated` products cannot be
+    chosen.
+    """
+
+    def kernel(local: MarketDemand, eliminated: Array, changes: Changes) -> tuple[Array, Array]:
+        market = local.market
+        slopes = local.point("prices", {}).utility_slopes()[0]
+        # padded agents have average tastes, by which prices may not matter
+        slopes = jnp.where((market.weights == 0) & (slopes == 0), -1.0, slopes)
+        availability = jnp.where(eliminated[:, None], 0.0, market.availability)
+        surpluses = outputs.consumer_surpluses(local.utilities(changes), slopes, availability)
+        return surpluses, surpluses @ market.weights
+
+    found = over_markets(demand, kernel, demand.economy.scatter(eliminated), _spread_changes(demand, changes))
+    return tuple(part for part, _ in found), demand.economy.gather_markets([total for _, total in found])
+
+
+def mean_utilities(demand: Demand, limits: FixedPointLimits, method: FixedPointMethod) -> Inversion:
+    """Mean utilities that reproduce the economy's observed shares, from those of `demand`."""
+    tastes = market_tastes(demand.coefficients, demand.layout)
+    return invert_economy(demand.economy, tastes, demand.delta, limits, method)
+
+
+def herfindahl_hirschman_indices(demand: Demand, firms: Ownership, shares: Float[Array, " N"]) -> Float[Array, " T"]:
+    """Concentration by market at given shares. `firms` are codes (T, J) of firms."""
+    scattered = demand.economy.scatter(shares)
+    parts = [jax.vmap(outputs.herfindahl_hirschman_index)(*arrays) for arrays in zip(scattered, firms, strict=True)]
+    return demand.economy.gather_markets(parts)
+
+
+def markups(demand: Demand, owned: Ownership) -> Float[Array, " N"]:
+    """Markups ``p - c`` that make observed prices optimal, in prices' units."""
+    parts = over_markets(demand, lambda local, owned: supply.markups(local.point("prices", {}), owned), owned)
+    return demand.economy.gather(parts)
+
+
+def passthrough(demand: Demand, owned: Ownership) -> tuple[Float[Array, "T J J"], ...]:
+    """Derivatives of equilibrium prices in marginal costs ``dp_j / dc_k``, one array for each bucket."""
+
+    def kernel(local: MarketDemand, owned: Array) -> Array:
+        return supply.passthrough(_demand_at, owned, local.characteristics.variables["prices"], local)
+
+    return over_markets(demand, kernel, owned)
+
+
+def profit_gradients(
+    demand: Demand, owned: Ownership, prices: Float[Array, " N"], costs: Float[Array, " N"]
+) -> Float[Array, " N"]:
+    """Firms' first-order conditions ``s_j + sum_k H_jk (p_k - c_k) ds_k / dp_j``, zero in equilibrium."""
+
+    def kernel(local: MarketDemand, owned: Array, prices: Array, costs: Array) -> Array:
+        H = supply.ownership_matrix(owned)
+        return equilibrium.first_order_conditions(_demand_at(prices, local), H, prices, costs)
+
+    economy = demand.economy
+    return economy.gather(over_markets(demand, kernel, owned, economy.spread(prices), economy.spread(costs)))
+
+
+def profit_hessians(
+    demand: Demand, prices: Float[Array, " N"], costs: Float[Array, " N"]
+) -> tuple[Float[Array, "T J J J"], ...]:
+    """Second derivatives of products' profits in prices, ``d^2 pi_j / dp_k dp_l``, one array for each bucket."""
+
+    def kernel(local: MarketDemand, prices: Array, costs: Array) -> Array:
+        return equilibrium.profit_hessian(_demand_at, prices, costs, local)
+
+    economy = demand.economy
+    return over_markets(demand, kernel, economy.spread(prices), economy.spread(costs))
+
+
+class Pricing(eqx.Module):
+    """What equilibrium prices of one market depend on: demand, and marginal costs at its shares."""
+
+    demand: MarketDemand
+    costs: Float[Array, " J"]
+    gamma: Float[Array, " K3"]
+
+
+def equilibrium_prices(
+    demand: Demand,
+    owned: Ownership,
+    costs: Float[Array, " N"],
+    start: Float[Array, " N"],
+    limits: FixedPointLimits,
+    *,
+    method: FixedPointMethod,
+    costs_type: str | None,
+) -> tuple[FixedPoint, ...]:
+    """Equilibrium prices from `start`, one batch of loops for each bucket.
+
+    Parameters
+    ----------
+    costs : (N,) marginal costs at the shares of `demand`.
+    costs_type : how costs move with shares in X3, ``'linear'`` or ``'log'``; None when they are constant.
+    """
+    costs_at = {None: _constant_costs, "linear": _linear_costs, "log": _log_costs}[costs_type]
+    gamma = jnp.asarray(demand.coefficients.gamma)
+
+    def kernel(local: MarketDemand, owned: Array, costs: Array, start: Array) -> FixedPoint:
+        pricing = Pricing(local, costs, gamma)
+        return equilibrium.solve_prices(_priced_demand_at, costs_at, owned, start, pricing, method, limits)
+
+    economy = demand.economy
+    return over_markets(demand, kernel, owned, economy.spread(costs), economy.spread(start))
+
+
+def _jacobian(point: DemandPoint) -> Array:
+    return shares.share_jacobian(point.probabilities(), point.weights, point.utility_slopes())
+
+
+def _spread_changes(demand: Demand, changes: Changes) -> tuple[Changes, ...]:
+    """Changed variables by bucket."""
+    padded = {name: demand.economy.spread(values) for name, values in changes.items()}
+    return tuple({name: parts[b] for name, parts in padded.items()} for b in range(len(demand.economy.buckets)))
+
+
+def _demand_at(prices: Array, demand: MarketDemand) -> DemandPoint:
+    return demand.point("prices", {"prices": prices})
+
+
+def _priced_demand_at(prices: Array, pricing: Pricing) -> DemandPoint:
+    return _demand_at(prices, pricing.demand)
+
+
+def _constant_costs(shares: Array, pricing: Pricing) -> Array:
+    return pricing.costs
+
+
+def _cost_change(shares: Array, pricing: Pricing) -> Array:
+    """``(X3(s') - X3(s)) gamma``; zero for padding, whose shares are none."""
+    present = pricing.demand.market.present
+    known = pricing.demand.characteristics
+    safe = jnp.where(present, shares, known.variables["shares"])
+    return linear_change(known, "X3", pricing.gamma, {"shares": safe})
+
+
+def _linear_costs(shares: Array, pricing: Pricing) -> Array:
+    return pricing.costs + _cost_change(shares, pricing)
+
+
+def _log_costs(shares: Array, pricing: Pricing) -> Array:
+    return pricing.costs * jnp.exp(_cost_change(shares, pricing))

@@ -1,12 +1,12 @@
 """Which parameters are free, fixed or concentrated out, their bounds and labels, and theta <-> matrices.
 
-Theta stacks the free elements of Sigma (lower triangle by rows), Pi (by rows) and beta. Zeros are fixed at zero, equal
-bounds fix an element at its value, and missing elements of beta are concentrated out: estimated by linear IV-GMM at
-every theta.
+Theta stacks the free elements of Sigma (lower triangle by rows), Pi (by rows), beta and gamma. Zeros are fixed at zero,
+equal bounds fix an element at its value, and missing elements of beta and gamma are concentrated out: estimated by
+linear IV-GMM at every theta.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,36 +18,53 @@ from blpjax.inputs.tables import assign_node_columns
 
 Index = tuple[tuple[int, ...], ...]
 
+#: Blocks of parameters in the order in which theta stacks them.
+BLOCKS = ("sigma", "pi", "beta", "gamma")
+
 
 class ParameterLayout(NamedTuple):
     """Where the elements of theta belong (static: it decides which program is compiled).
 
-    `sigma_columns` are the columns of Sigma that are not all zero, `node_columns` the columns of nodes that go with
-    them.
+    `sigma`, `pi`, `beta` and `gamma` are indices of free elements, `concentrated_beta` and `concentrated_gamma` those
+    of elements that are concentrated out. `sigma_columns` are the columns of Sigma that are not all zero,
+    `node_columns` the columns of nodes that go with them.
     """
 
     sigma: Index
     pi: Index
-    beta: tuple[int, ...]
+    beta: Index
+    gamma: Index
     concentrated_beta: tuple[int, ...]
+    concentrated_gamma: tuple[int, ...]
     sigma_columns: tuple[int, ...]
     node_columns: tuple[int, ...]
 
     @property
     def P(self) -> int:
         """Number of elements of theta."""
-        return len(self.sigma) + len(self.pi) + len(self.beta)
+        return sum(len(getattr(self, name)) for name in BLOCKS)
+
+    @property
+    def nonlinear(self) -> int:
+        """Number of leading elements of theta on which mean utilities depend: those of sigma and pi."""
+        return len(self.sigma) + len(self.pi)
+
+    def part(self, name: str) -> slice:
+        """Where theta has the elements of a block."""
+        at = sum(len(getattr(self, block)) for block in BLOCKS[: BLOCKS.index(name)])
+        return slice(at, at + len(getattr(self, name)))
 
 
 class Coefficients(eqx.Module):
-    """Parameter matrices: `sigma` (K2, K2), `pi` (K2, D) and `beta` (K1,).
+    """Parameter matrices: `sigma` (K2, K2), `pi` (K2, D), `beta` (K1,) and `gamma` (K3,).
 
-    Concentrated elements of `beta` are zero until they are filled in.
+    Concentrated elements of `beta` and `gamma` are zero until they are filled in.
     """
 
     sigma: Float[Array | np.ndarray, "K2 K2"]
     pi: Float[Array | np.ndarray, "K2 D"]
     beta: Float[Array | np.ndarray, " K1"]
+    gamma: Float[Array | np.ndarray, " K3"]
 
 
 class Bounds(NamedTuple):
@@ -57,58 +74,71 @@ class Bounds(NamedTuple):
     upper: np.ndarray
 
 
+class BlockBounds(NamedTuple):
+    """Bounds of all blocks."""
+
+    sigma: Bounds
+    pi: Bounds
+    beta: Bounds
+    gamma: Bounds
+
+
+class Labels(NamedTuple):
+    """Names of the characteristics in X1 (beta), X2 (sigma, rows of pi) and X3 (gamma), and of the demographics."""
+
+    X1: tuple[str, ...]
+    X2: tuple[str, ...]
+    X3: tuple[str, ...]
+    demographics: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Parameters:
     """Starting values, bounds, layout and labels of the parameters of one call of `Problem.solve`."""
 
     layout: ParameterLayout
     start: Coefficients
-    sigma_bounds: Bounds
-    pi_bounds: Bounds
-    beta_bounds: Bounds
-    sigma_labels: tuple[str, ...]
-    pi_labels: tuple[str, ...]
-    beta_labels: tuple[str, ...]
+    limits: BlockBounds
+    labels: Labels
     bounded_by_user: bool
 
     @property
     def theta(self) -> np.ndarray:
         """Starting values (P,)."""
-        return np.asarray(compress(self.layout, self.start))
+        return compress(self.layout, self.start)
 
     def at(self, theta: np.ndarray) -> Coefficients:
         """Parameter matrices with the elements of theta (P,) in place, as NumPy arrays."""
-        blocks = []
-        first, second = len(self.layout.sigma), len(self.layout.sigma) + len(self.layout.pi)
-        parts = (theta[:first], theta[first:second], theta[second:])
-        indices: tuple[Index, ...] = (self.layout.sigma, self.layout.pi, tuple((k,) for k in self.layout.beta))
-        for matrix, index, values in zip(
-            (self.start.sigma, self.start.pi, self.start.beta), indices, parts, strict=True
-        ):
-            block = np.array(matrix)
-            if index:
-                block[tuple(np.array(index).T)] = values
-            blocks.append(block)
-        return Coefficients(*blocks)
+        blocks = {}
+        for name in BLOCKS:
+            blocks[name] = np.array(getattr(self.start, name))
+            if index := getattr(self.layout, name):
+                blocks[name][tuple(np.array(index).T)] = theta[self.layout.part(name)]
+        return Coefficients(**blocks)
 
     @property
     def bounds(self) -> Bounds:
         """Bounds of theta, two arrays (P,)."""
-        return Bounds(
-            *(self._stack(*blocks) for blocks in zip(self.sigma_bounds, self.pi_bounds, self.beta_bounds, strict=True))
-        )
+        sides: list[list[float]] = [[], []]
+        for name, bounds in self.limits._asdict().items():
+            for side, bound in zip(sides, bounds, strict=True):
+                side.extend(bound[i] for i in getattr(self.layout, name))
+        return Bounds(*(np.array(side, dtype=float) for side in sides))
 
     @property
     def theta_labels(self) -> list[str]:
         """A label such as ``'prices x income'`` for each element of theta."""
-        rows = [f"{self.sigma_labels[k]} x {self.sigma_labels[m]}" for k, m in self.layout.sigma]
-        rows += [f"{self.sigma_labels[k]} x {self.pi_labels[d]}" for k, d in self.layout.pi]
-        return rows + [self.beta_labels[k] for k in self.layout.beta]
+        X2, layout = self.labels.X2, self.layout
+        rows = [f"{X2[k]} x {X2[m]}" for k, m in layout.sigma]
+        rows += [f"{X2[k]} x {self.labels.demographics[d]}" for k, d in layout.pi]
+        rows += [self.labels.X1[k] for (k,) in layout.beta]
+        return rows + [self.labels.X3[k] for (k,) in layout.gamma]
 
     @property
     def parameter_labels(self) -> list[str]:
-        """Labels of theta and then of the concentrated elements of beta."""
-        return self.theta_labels + [self.beta_labels[k] for k in self.layout.concentrated_beta]
+        """Labels of theta and then of the concentrated elements of beta and gamma."""
+        beta = [self.labels.X1[k] for k in self.layout.concentrated_beta]
+        return self.theta_labels + beta + [self.labels.X3[k] for k in self.layout.concentrated_gamma]
 
     def unbounded(self) -> "Parameters":
         """The same parameters with infinite bounds, for routines that cannot use bounds."""
@@ -117,40 +147,27 @@ class Parameters:
             free = ~((bounds.lower == 0) & (bounds.upper == 0)) & (bounds.lower != bounds.upper)
             return Bounds(np.where(free, -np.inf, bounds.lower), np.where(free, np.inf, bounds.upper))
 
-        return dataclasses.replace(
-            self,
-            sigma_bounds=infinite(self.sigma_bounds),
-            pi_bounds=infinite(self.pi_bounds),
-            beta_bounds=infinite(self.beta_bounds),
-        )
-
-    def _stack(self, sigma: np.ndarray, pi: np.ndarray, beta: np.ndarray) -> np.ndarray:
-        blocks = [[block[i] for i in index] for block, index in ((sigma, self.layout.sigma), (pi, self.layout.pi))]
-        return np.array([*blocks[0], *blocks[1], *(beta[k] for k in self.layout.beta)], dtype=float)
+        return dataclasses.replace(self, limits=BlockBounds(*map(infinite, self.limits)))
 
 
 def expand(layout: ParameterLayout, fixed: Coefficients, theta: Float[Array, " P"]) -> Coefficients:
     """Put the elements of theta into the matrices; all other elements come from `fixed`."""
-    first, second = len(layout.sigma), len(layout.sigma) + len(layout.pi)
-    return Coefficients(
-        _place(fixed.sigma, layout.sigma, theta[:first]),
-        _place(fixed.pi, layout.pi, theta[first:second]),
-        _place(fixed.beta, tuple((k,) for k in layout.beta), theta[second:]),
-    )
+    blocks = {}
+    for name in BLOCKS:
+        index, matrix = getattr(layout, name), getattr(fixed, name)
+        if index:
+            matrix = jnp.asarray(matrix).at[tuple(np.array(index).T)].set(theta[layout.part(name)])
+        blocks[name] = matrix
+    return Coefficients(**blocks)
 
 
 def compress(layout: ParameterLayout, coefficients: Coefficients) -> np.ndarray:
     """Theta (P,) of parameter matrices, the inverse of `expand`."""
-    sigma, pi, beta = (np.asarray(block) for block in (coefficients.sigma, coefficients.pi, coefficients.beta))
-    return np.array(
-        [*(sigma[i] for i in layout.sigma), *(pi[i] for i in layout.pi), *(beta[k] for k in layout.beta)], float
-    )
-
-
-def _place(matrix: Array | np.ndarray, index: Index, values: Array) -> Array | np.ndarray:
-    if not index:
-        return matrix
-    return jnp.asarray(matrix).at[tuple(np.array(index).T)].set(values)
+    values: list[float] = []
+    for name in BLOCKS:
+        matrix = np.asarray(getattr(coefficients, name))
+        values.extend(matrix[i] for i in getattr(layout, name))
+    return np.array(values, float)
 
 
 def build_parameters(
@@ -158,18 +175,16 @@ def build_parameters(
     sigma: Any,
     pi: Any,
     beta: Any,
-    sigma_bounds: Any,
-    pi_bounds: Any,
-    beta_bounds: Any,
-    X1_labels: Sequence[str],
-    X2_labels: Sequence[str],
-    demographic_labels: Sequence[str],
+    gamma: Any,
+    bounds: Mapping[str, Any],
+    labels: Labels,
     n_node_columns: int,
     bounded: bool = True,
 ) -> Parameters:
     """Read the parameter arguments of `Problem.solve`.
 
-    Without `bounded`, for optimisation routines that ignore bounds, sigma has no default bounds.
+    `bounds` has pairs of bounds, or None, by block. Without `bounded`, for optimisation routines that ignore bounds,
+    sigma has no default bounds.
 
     Raises
     ------
@@ -178,50 +193,49 @@ def build_parameters(
     DataError
         When there are fewer columns of nodes than columns of Sigma that are not all zero.
     """
-    K1, K2, D = len(X1_labels), len(X2_labels), len(demographic_labels)
-    sigma = _read("sigma", sigma, (K2, K2), "X2 was not formulated", required=K2 > 0)
-    sigma = np.tril(sigma)
-    pi = _read("pi", pi, (K2, D), "demographics were not formulated", required=D > 0)
-    beta = (
-        np.full(K1, np.nan)
-        if beta is None
-        else _read("beta", beta, (K1,), "X1 has no columns", required=False, missing=True)
-    )
-    concentrated = np.isnan(beta)
-    sigma_lower, sigma_upper = np.full((K2, K2), -np.inf), np.full((K2, K2), np.inf)
-    if bounded:
-        np.fill_diagonal(sigma_lower, 0.0)
-    unbounded_pi, unbounded_beta = np.full((K2, D), np.inf), np.full(K1, np.inf)
-    sigma_limits = _read_bounds("sigma", sigma_bounds, sigma, Bounds(sigma_lower, sigma_upper))
-    pi_limits = _read_bounds("pi", pi_bounds, pi, Bounds(-unbounded_pi, unbounded_pi))
-    beta_limits = _read_bounds("beta", beta_bounds, beta, Bounds(-unbounded_beta, unbounded_beta))
-    nonzero = (sigma != 0).any(axis=0)
-    layout = ParameterLayout(
-        sigma=_free(sigma, sigma_limits),
-        pi=_free(pi, pi_limits),
-        beta=tuple(k for (k,) in _free(np.nan_to_num(beta), beta_limits)),
-        concentrated_beta=tuple(np.flatnonzero(concentrated).tolist()),
-        sigma_columns=tuple(np.flatnonzero(nonzero).tolist()),
-        node_columns=tuple(assign_node_columns(n_node_columns, nonzero).tolist()),
-    )
+    K2, D = len(labels.X2), len(labels.demographics)
+    values = {
+        "sigma": np.tril(_read("sigma", sigma, (K2, K2), "X2 was not formulated", required=K2 > 0)),
+        "pi": _read("pi", pi, (K2, D), "demographics were not formulated", required=D > 0),
+        "beta": _read_linear("beta", beta, len(labels.X1), "X1 has no columns"),
+        "gamma": _read_linear("gamma", gamma, len(labels.X3), "X3 was not formulated"),
+    }
+    limits = []
+    for name, value in values.items():
+        lower, upper = np.full(value.shape, -np.inf), np.full(value.shape, np.inf)
+        if bounded and name == "sigma":
+            np.fill_diagonal(lower, 0.0)
+        limits.append(_read_bounds(name, bounds.get(name), value, Bounds(lower, upper)))
+    free = {name: _free(value, bound) for (name, value), bound in zip(values.items(), limits, strict=True)}
+    concentrated = {name: tuple(np.flatnonzero(np.isnan(values[name])).tolist()) for name in ("beta", "gamma")}
+    nonzero = (values["sigma"] != 0).any(axis=0)
     return Parameters(
-        layout=layout,
-        start=Coefficients(sigma, pi, np.nan_to_num(beta)),
-        sigma_bounds=sigma_limits,
-        pi_bounds=pi_limits,
-        beta_bounds=beta_limits,
-        sigma_labels=tuple(X2_labels),
-        pi_labels=tuple(demographic_labels),
-        beta_labels=tuple(X1_labels),
+        layout=ParameterLayout(
+            **free,
+            concentrated_beta=concentrated["beta"],
+            concentrated_gamma=concentrated["gamma"],
+            sigma_columns=tuple(np.flatnonzero(nonzero).tolist()),
+            node_columns=tuple(assign_node_columns(n_node_columns, nonzero).tolist()),
+        ),
+        start=Coefficients(**{name: np.nan_to_num(value) for name, value in values.items()}),
+        limits=BlockBounds(*limits),
+        labels=labels,
         bounded_by_user=any(
-            given is not None and (np.isfinite(np.array(limits)) & (limits.lower != limits.upper)).any()
-            for given, limits in ((sigma_bounds, sigma_limits), (pi_bounds, pi_limits), (beta_bounds, beta_limits))
+            bounds.get(name) is not None and (np.isfinite(np.array(limit)) & (limit.lower != limit.upper)).any()
+            for name, limit in zip(BLOCKS, limits, strict=True)
         ),
     )
 
 
+def _read_linear(name: str, values: Any, size: int, absent: str) -> np.ndarray:
+    if values is None:
+        return np.full(size, np.nan)
+    return _read(name, values, (size,), absent, required=False, missing=True)
+
+
 def _free(values: np.ndarray, bounds: Bounds) -> Index:
-    return tuple(map(tuple, np.argwhere((values != 0) & (bounds.lower != bounds.upper)).tolist()))
+    free = (np.nan_to_num(values) != 0) & (bounds.lower != bounds.upper)
+    return tuple(map(tuple, np.argwhere(free).tolist()))
 
 
 def _read(
@@ -279,11 +293,12 @@ def _read_bounds(name: str, bounds: Any, values: np.ndarray, default: Bounds) ->
     estimated = ~np.isnan(values)
     if (
         bounds is not None
-        and name == "beta"
+        and name in ("beta", "gamma")
         and (np.isfinite(lower[~estimated]).any() or np.isfinite(upper[~estimated]).any())
     ):
         raise ValueError(
-            "beta_bounds must be infinite for elements of beta that are concentrated out. Give them starting values."
+            f"{name}_bounds must be infinite for elements of {name} that are concentrated out. Give them starting "
+            "values."
         )
     outside = estimated & ((values < lower) | (values > upper))
     if outside.any():

@@ -2,20 +2,30 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from blpjax import arguments, estimator, options, report, states, views
-from blpjax.characteristics import Characteristics
+from blpjax.characteristics import Characteristics, build_characteristics
 from blpjax.diagnostics import report_outcome, warn_of_singularity
-from blpjax.economy import AgentsInEconomy, Economy, MarketIndex, build_economy, index_markets
+from blpjax.economy import (
+    AgentsInEconomy,
+    Economy,
+    MarketIndex,
+    Ownership,
+    build_agents,
+    firm_ownership,
+    index_markets,
+)
 from blpjax.functions import ModelFunctions
-from blpjax.inputs.absorb import build_absorber
+from blpjax.inputs.absorb import Absorber, build_absorber
+from blpjax.inputs.design import DesignMatrix
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.identification import (
     check_endogenous,
@@ -24,55 +34,64 @@ from blpjax.inputs.identification import (
     check_rank,
 )
 from blpjax.inputs.integration import Integration
-from blpjax.inputs.tables import AgentTable, read_agents, read_products
+from blpjax.inputs.tables import AgentTable, read_products
 from blpjax.iteration import Iteration
-from blpjax.moments import DemandData, Specification
+from blpjax.moments import CovarianceMoments, Equation, ModelData, Specification, Supply
 from blpjax.optimize import Optimization, OptimizationStatus
-from blpjax.parameters import Parameters, build_parameters
+from blpjax.parameters import Labels, Parameters, build_parameters
+from blpjax.projection import build_projection
 from blpjax.results import ProblemResults
-from blpjax.solver import StepContext, StepOptions, solve_step
+from blpjax.solver import StepContext, StepOptions, StepResult, solve_step
 
 
 class Problem:
-    """A BLP demand estimation problem.
+    """A BLP problem: demand and, with a third formulation, the marginal costs of firms that set prices.
 
     Parameters
     ----------
-    product_formulations : Formulation or sequence of up to two Formulations
-        X1, linear characteristics (with any absorbed fixed effects), and X2, characteristics with random coefficients.
-        Without X2 this is the plain logit.
+    product_formulations : Formulation or sequence of up to three Formulations
+        X1, linear characteristics (with any absorbed fixed effects), X2, characteristics with random coefficients, and
+        X3, characteristics that explain marginal costs (with any absorbed fixed effects). Without X2 demand is the plain
+        logit. X3 may contain shares, not prices.
     product_data : DataFrame, dict of arrays, or structured array
         N rows. Required: `market_ids`, `shares` (in (0, 1), summing to less than one in every market) and `prices`.
-        Optional: `demand_instruments0`, `demand_instruments1`, ... or a matrix `demand_instruments`, `firm_ids`,
-        `product_ids`, `clustering_ids`, and whatever the formulas name.
+        With X3 also `firm_ids`, or `ownership` matrices stacked by market (`build_ownership`), which come first.
+        Optional: `demand_instruments0`, `demand_instruments1`, ... or a matrix `demand_instruments`, and likewise
+        `supply_instruments` and `covariance_instruments` for X3, `product_ids`, `clustering_ids`, and whatever the
+        formulas name.
     agent_formulation : Formulation, optional
         Demographics d.
     agent_data : DataFrame, dict of arrays, or structured array, optional
         Rows are agents. `market_ids`, `weights` and `nodes0`, `nodes1`, ... (or a matrix `nodes`), and demographics.
     integration : Integration, optional
         Builds nodes and weights, instead of those of `agent_data`.
-    rc_types, epsilon_scale, costs_type :
-        Only the defaults are supported: linear random coefficients, no scaling, linear costs.
+    rc_types, epsilon_scale :
+        Only the defaults are supported: linear random coefficients and no scaling.
+    costs_type : {'linear', 'log'}
+        Whether X3 explains marginal costs or their logarithms.
     add_exogenous : bool, optional
-        Whether to add the columns of X1 that do not contain prices to the instruments. If false, `demand_instruments`
-        are all instruments, and fixed effects have to be absorbed from them beforehand (`build_matrix` does that).
+        Whether to add the columns of X1 that do not contain prices, and those of X3 that do not contain shares, to the
+        instruments. If false, `demand_instruments` and `supply_instruments` are all instruments, and fixed effects have
+        to be absorbed from them beforehand (`build_matrix` does that).
 
     Attributes
     ----------
     T, N, F, I : numbers of markets, products in all markets, firms and agents.
-    K1, K2, D, MD, ED : numbers of columns of X1, X2, demographics and instruments, and of absorbed dimensions.
-    K3, MS, ES, MC, H : zero: there is no supply side and there are no nests.
+    K1, K2, K3, D : numbers of columns of X1, X2, X3 and demographics.
+    MD, MS, MC : numbers of demand, supply and covariance instruments.
+    ED, ES : numbers of dimensions of fixed effects absorbed from demand and supply.
+    H : zero: there are no nests.
     unique_market_ids, unique_firm_ids, unique_product_ids, unique_agent_ids, unique_nesting_ids : sorted IDs.
-    products, agents : structured arrays of the data, with fields such as `X1`, `X2`, `ZD`, `shares`, `nodes`.
+    products, agents : structured arrays of the data, with fields such as `X1`, `X2`, `X3`, `ZD`, `ZS`, `shares`, `nodes`.
 
     Raises
     ------
     DataError
         When a table cannot be used; the message names table, column, market and row.
     IdentificationError
-        When X1 or X2 is rank-deficient, or prices are in neither.
+        When X1, X2 or X3 is rank-deficient, or prices are in neither X1 nor X2, or in X3.
     NotImplementedError
-        For a supply side (X3), nests, and options that are not supported yet.
+        For nests, and options that are not supported yet.
     """
 
     def __init__(
@@ -89,26 +108,32 @@ class Problem:
     ) -> None:
         began = time.perf_counter()
         options.output("Initializing the problem ...")
-        X1_formulation, X2_formulation = arguments.read_formulations(product_formulations, agent_formulation)
-        arguments.refuse_model_options(rc_types, epsilon_scale, costs_type)
-        self.product_formulations: list[Formulation | None] = [X1_formulation, X2_formulation, None]
+        self.product_formulations = arguments.read_formulations(product_formulations, agent_formulation)
+        arguments.refuse_model_options(rc_types, epsilon_scale)
+        arguments.check_choice("costs_type", costs_type, ("linear", "log"))
         self.agent_formulation = agent_formulation
         self.integration = integration
         self.add_exogenous = bool(add_exogenous)
-        self.rc_types: list[str] = []
         self.epsilon_scale = 1.0
-        self.costs_type = "linear"
+        self.costs_type = costs_type
         self._tolerances = {name: getattr(options, name) for name in states.TOLERANCES}
 
-        self.product_table = read_products(product_data)
-        self._X1 = X1_formulation.build(self.product_table.data)
-        self._X2 = None if X2_formulation is None else X2_formulation.build(self.product_table.data)
+        X1, X2, X3 = self.product_formulations
+        assert X1 is not None
+        if X3 is None and costs_type != "linear":
+            raise ValueError("costs_type='log' needs a supply side: a third formulation, X3.")
+        self.product_table = read_products(product_data, supply=X3 is not None)
+        data = self.product_table.data
+        self._X1 = X1.build(data)
+        self._X2 = None if X2 is None else X2.build(data)
+        self._X3 = None if X3 is None else X3.build(data)
         self.rc_types = ["linear"] * self.K2
-        check_endogenous(self._X1, self._X2)
-        self._absorber = build_absorber(X1_formulation, self.product_table.data)
+        check_endogenous(self._X1, self._X2, self._X3)
+        self._demand_absorber = build_absorber(X1, data)
+        self._supply_absorber = self._demand_absorber if X3 is None else build_absorber(X3, data)
         self._index = index_markets(self.product_table.market_ids)
-        self.demand_data = self._build_demand_data()
         self.agents_in_economy = self.build_agents(agent_data, integration)
+        self.model_data = self._build_model_data()
         options.output(f"Initialized the problem after {report.format_seconds(time.perf_counter() - began)}.")
         if options.verbose:
             options.output(f"\n{self}")
@@ -162,7 +187,10 @@ class Problem:
             Starting values of the interactions with demographics. Zeros stay zero.
         beta : (K1,) array, optional
             NaN or None concentrates an element out (the default for all); zeros stay zero; others become part of theta.
-        sigma_bounds, pi_bounds, beta_bounds : pairs of arrays, optional
+            With a supply side elements on prices cannot be concentrated out, because costs depend on them.
+        gamma : (K3,) array, optional
+            The same for the parameters of marginal costs.
+        sigma_bounds, pi_bounds, beta_bounds, gamma_bounds : pairs of arrays, optional
             Lower and upper bounds. Equal bounds fix an element. By default the diagonal of sigma is at least zero.
         delta : (N,) array, optional
             Where inversions of shares start, by default the logit solution.
@@ -183,14 +211,18 @@ class Problem:
             default optimiser and ``'first'`` for others. Solutions are the same up to the tolerance of `iteration`.
         iteration : Iteration, optional
             By default ``Iteration('anderson', {'atol': 1e-13})``.
-        W : (MD, MD) array, optional
-            Initial weighting matrix, by default that of 2SLS.
+        costs_bounds : pair of floats, optional
+            Bounds at which marginal costs are clipped; by default there are none. Log costs need a positive lower bound
+            where some costs may be negative.
+        W : (M, M) array, optional
+            Initial weighting matrix, by default that of 2SLS, for M = MD + MS + MC moments.
+        covariance_moments_mean : float
+            Mean m of ``(xi omega - m) Z`` in the moments of covariance instruments.
         center_moments, W_type, se_type
             Whether moments are centred, and the type of W and of standard errors: ``'robust'``, ``'clustered'`` or
             ``'unadjusted'``.
-        rho, gamma, rho_bounds, gamma_bounds, finite_differences, error_punishment, fp_type, shares_bounds, \
-        costs_bounds, covariance_moments_mean, micro_moments, micro_sample_covariances, resample_agent_data, phi, \
-        phi_bounds, demand_moment_types, supply_moment_types
+        rho, rho_bounds, finite_differences, error_punishment, fp_type, shares_bounds, micro_moments, \
+        micro_sample_covariances, resample_agent_data, phi, phi_bounds, demand_moment_types, supply_moment_types
             Only their defaults are supported.
 
         Returns
@@ -208,17 +240,13 @@ class Problem:
         """
         arguments.refuse_unsupported(
             rho=rho,
-            gamma=gamma,
             rho_bounds=rho_bounds,
-            gamma_bounds=gamma_bounds,
             phi=phi,
             phi_bounds=phi_bounds,
             finite_differences=finite_differences,
             error_punishment=error_punishment,
             fp_type=fp_type,
             shares_bounds=shares_bounds,
-            costs_bounds=costs_bounds,
-            covariance_moments_mean=covariance_moments_mean,
             micro_moments=micro_moments,
             micro_sample_covariances=micro_sample_covariances,
             resample_agent_data=resample_agent_data,
@@ -226,10 +254,13 @@ class Problem:
             supply_moment_types=supply_moment_types,
         )
         arguments.check_choice("method", method, ("1s", "2s"))
+        bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "beta": beta_bounds, "gamma": gamma_bounds}
+        supports_bounds = getattr(optimization, "supports_bounds", True)
+        data = self._read_supply_options(costs_bounds, covariance_moments_mean)
         step_options = arguments.read_step_options(
-            parameters=self.read_parameters(
-                sigma, pi, beta, sigma_bounds, pi_bounds, beta_bounds, getattr(optimization, "supports_bounds", True)
-            ),
+            parameters=self.read_parameters(sigma, pi, beta, gamma, bounds, supports_bounds),
+            costs_bounds=costs_bounds,
+            covariance_moments_mean=covariance_moments_mean,
             optimization=optimization,
             iteration=iteration,
             check_optimality=check_optimality,
@@ -254,7 +285,7 @@ class Problem:
             current = step_options
             if kind == "return":
                 current = dataclasses.replace(step_options, optimization=Optimization("return"))
-            context = self._step_context(current, weights)
+            context = self._step_context(current, data, weights)
             options.output("")
             options.output(f"Starting GMM step {step} ...")
             outcome = solve_step(step, current, context, weights, theta, start_delta)
@@ -264,7 +295,7 @@ class Problem:
             warn_of_singularity(
                 outcome,
                 current.types,
-                np.asarray(self.demand_data.instruments),
+                self._contributions(data, outcome),
                 self.instrument_labels,
                 current.parameters.theta_labels,
             )
@@ -282,24 +313,27 @@ class Problem:
         sigma: Any = None,
         pi: Any = None,
         beta: Any = None,
+        gamma: Any = None,
         *,
         W: Any = None,
         delta: Any = None,
         scale_objective: bool = True,
         iteration: Iteration | None = None,
+        costs_bounds: Any = None,
+        covariance_moments_mean: float = 0,
     ) -> ModelFunctions:
         """The model as compiled, differentiable functions of theta, for other optimisers and samplers.
 
-        Parameters are those of `solve`: zeros fix elements of `sigma`, `pi` and `beta`, W (MD, MD) is the weighting
-        matrix (by default that of 2SLS) and `delta` (N,) is where inversions start (by default the logit solution).
+        Parameters are those of `solve`: zeros fix elements of the parameters, W (M, M) is the weighting matrix (by default that of 2SLS) and `delta` (N,) is where inversions start (by default the logit solution).
         """
-        parameters = self.read_parameters(sigma, pi, beta, bounded=False)
+        parameters = self.read_parameters(sigma, pi, beta, gamma, {}, bounded=False)
+        data = self._read_supply_options(costs_bounds, covariance_moments_mean)
         chosen = Iteration() if iteration is None else iteration
         specification = Specification(parameters.layout, chosen.fixed_point)
         factor = jnp.asarray(1.0 if scale_objective else 1.0 / self.N)
         weights = jnp.asarray(self._read_weights(W))
         inputs = estimator.prepare(
-            specification, self.economy, self.demand_data, parameters.start, weights, factor, chosen.limits
+            specification, self.economy, data, parameters.start, weights, factor, chosen.limits
         )
         return ModelFunctions(
             specification=specification,
@@ -311,59 +345,47 @@ class Problem:
         )
 
     def read_parameters(
-        self,
-        sigma: Any,
-        pi: Any,
-        beta: Any,
-        sigma_bounds: Any = None,
-        pi_bounds: Any = None,
-        beta_bounds: Any = None,
-        bounded: bool = True,
+        self, sigma: Any, pi: Any, beta: Any, gamma: Any, bounds: Mapping[str, Any], bounded: bool = True
     ) -> Parameters:
-        """Starting values, bounds and layout of the parameters from arguments of `solve`.
+        """Starting values, bounds (by block) and layout of the parameters from arguments of `solve`.
 
         Without `bounded` there are no default bounds.
         """
-        return build_parameters(
+        X2, X3 = self._X2, self._X3
+        parameters = build_parameters(
             sigma=sigma,
             pi=pi,
             beta=beta,
-            sigma_bounds=sigma_bounds,
-            pi_bounds=pi_bounds,
-            beta_bounds=beta_bounds,
-            X1_labels=self._X1.labels,
-            X2_labels=() if self._X2 is None else self._X2.labels,
-            demographic_labels=self.agents_in_economy.demographic_labels,
+            gamma=gamma,
+            bounds=bounds,
+            labels=Labels(
+                X1=self._X1.labels,
+                X2=() if X2 is None else X2.labels,
+                X3=() if X3 is None else X3.labels,
+                demographics=self.agents_in_economy.demographic_labels,
+            ),
             n_node_columns=self.agent_table.nodes.shape[1],
             bounded=bounded,
         )
+        if X3 is not None:
+            arguments.check_price_coefficients(parameters.layout.concentrated_beta, self._X1)
+        return parameters
 
-    def residualize(self, matrix: np.ndarray) -> np.ndarray:
-        """Residuals (N, K) of the columns of a matrix on the absorbed fixed effects; the matrix itself without any."""
-        return self._absorber.residualize(matrix)
+    def residualize_demand(self, matrix: np.ndarray) -> np.ndarray:
+        """Residuals (N, K) of the columns of a matrix on the fixed effects of X1; the matrix itself without any."""
+        return self._demand_absorber.residualize(matrix)
+
+    def residualize_supply(self, matrix: np.ndarray) -> np.ndarray:
+        """Residuals (N, K) of the columns of a matrix on the fixed effects of X3; the matrix itself without any."""
+        return matrix if self._X3 is None else self._supply_absorber.residualize(matrix)
 
     def build_agents(self, agent_data: Any = None, integration: Integration | None = None) -> AgentsInEconomy:
         """The economy with these agents, for evaluating the same model with other nodes, weights or demographics."""
-        formulation = self.agent_formulation
-        table = self.product_table
-        names = None if formulation is None else formulation.names
-        agents = read_agents(agent_data, integration, self.K2, table.market_ids, names, options.weights_tol)
-        labels: tuple[str, ...] = ()
-        demographics = np.zeros((agents.weights.size, 0))
-        if formulation is not None:
-            design = formulation.build(agents.data, "agent_data")
-            demographics, labels = design.values if agents.rows is None else design.values[agents.rows], design.labels
-        index = index_markets(agents.market_ids)
-        economy = build_economy(
-            self._index,
-            index,
-            shares=table.shares,
-            X2=np.zeros((self.N, 0)) if self._X2 is None else self._X2.values,
-            weights=agents.weights,
-            nodes=agents.nodes,
-            demographics=demographics,
+        X2 = np.zeros((self.N, 0)) if self._X2 is None else self._X2.values
+        shares = self.product_table.shares
+        return build_agents(
+            self.agent_formulation, agent_data, integration, self._index, shares, X2, options.weights_tol
         )
-        return AgentsInEconomy(agents, demographics, labels, economy, tuple(rows.size for rows in index.rows))
 
     def to_state(self) -> dict[str, Any]:
         """The problem as a tree of plain values, data included: what `ProblemResults.save` writes.
@@ -373,15 +395,14 @@ class Problem:
         DataError
             When a column that is used holds objects that cannot be stored.
         """
-        X1, X2, _ = self.product_formulations
-        assert X1 is not None
         return states.problem_state(
             states.ProblemArguments(
-                product_formulations=(X1, X2),
+                product_formulations=self.product_formulations,
                 products=self.product_table,
                 agent_formulation=self.agent_formulation,
                 agents=self.agent_table,
                 integration=self.integration,
+                costs_type=self.costs_type,
                 add_exogenous=self.add_exogenous,
                 tolerances=self._tolerances,
             )
@@ -412,17 +433,28 @@ class Problem:
         return self._X1.values
 
     @property
+    def X3(self) -> np.ndarray:
+        """(N, K3) characteristics that explain marginal costs, before absorption of fixed effects."""
+        return np.zeros((self.N, 0)) if self._X3 is None else self._X3.values
+
+    @property
     def market_index(self) -> MarketIndex:
         """Sorted market IDs, and the rows of each market in the product table."""
         return self._index
 
     @cached_property
     def characteristics(self) -> Characteristics:
-        """X1 and X2 as functions of the variables in their formulas."""
-        X2 = self._X2
-        inputs = {**self._X1.inputs, **({} if X2 is None else X2.inputs), "prices": self.product_table.prices}
-        variables = {key: jax.device_put(values) for key, values in inputs.items()}
-        return Characteristics(self._X1.columns, () if X2 is None else X2.columns, variables)
+        """X1, X2 and X3 as functions of the variables in their formulas."""
+        table = self.product_table
+        return build_characteristics((self._X1, self._X2, self._X3), table.prices, table.shares)
+
+    @cached_property
+    def ownership(self) -> Ownership | None:
+        """Who owns what: matrices from the data, or else codes of firms; None without either."""
+        table = self.product_table
+        if table.ownership is not None:
+            return self.economy.unstack(jnp.asarray(np.nan_to_num(table.ownership)))
+        return None if table.firm_ids is None else firm_ownership(self.economy, table.firm_ids)
 
     @property
     def T(self) -> int:
@@ -460,16 +492,36 @@ class Problem:
         return len(self.agents_in_economy.demographic_labels)
 
     @property
+    def K3(self) -> int:
+        """Number of characteristics that explain marginal costs."""
+        return 0 if self._X3 is None else self._X3.values.shape[1]
+
+    @property
     def MD(self) -> int:
-        """Number of instruments."""
-        return self.demand_data.Z.shape[1]
+        """Number of demand instruments."""
+        return self.model_data.demand.Z.shape[1]
+
+    @property
+    def MS(self) -> int:
+        """Number of supply instruments."""
+        return 0 if self.model_data.supply is None else self.model_data.supply.equation.Z.shape[1]
+
+    @property
+    def MC(self) -> int:
+        """Number of covariance instruments."""
+        return 0 if self.model_data.covariance is None else self.model_data.covariance.instruments.shape[1]
 
     @property
     def ED(self) -> int:
-        """Number of absorbed dimensions of fixed effects."""
-        return self._absorber.dimensions
+        """Number of dimensions of fixed effects absorbed from demand."""
+        return self._demand_absorber.dimensions
 
-    K3 = MS = MC = ES = H = 0
+    @property
+    def ES(self) -> int:
+        """Number of dimensions of fixed effects absorbed from supply."""
+        return 0 if self._X3 is None else self._supply_absorber.dimensions
+
+    H = 0
 
     @property
     def unique_market_ids(self) -> np.ndarray:
@@ -499,14 +551,20 @@ class Problem:
     @cached_property
     def products(self) -> np.recarray:
         """Product data as a structured array of N rows, with residualised `X1` and `ZD`."""
-        X2 = self._X2
+        supply, covariance = self.model_data.supply, self.model_data.covariance
+        none = np.zeros((self.N, 0))
         matrices = views.ProductMatrices(
-            X1=np.asarray(self.demand_data.X1),
-            X2=np.zeros((self.N, 0)) if X2 is None else X2.values,
-            ZD=np.asarray(self.demand_data.instruments),
-            demand_ids=self._absorber.ids,
+            X1=np.asarray(self.model_data.demand.X),
+            X2=none if self._X2 is None else self._X2.values,
+            X3=none if supply is None else np.asarray(supply.equation.X),
+            ZD=np.asarray(self.model_data.demand.instruments),
+            ZS=none if supply is None else np.asarray(supply.equation.instruments),
+            ZC=none if covariance is None else np.asarray(covariance.instruments),
+            demand_ids=self._demand_absorber.ids,
+            supply_ids=self._supply_absorber.ids[:, : self.ES],
         )
-        columns = (*self._X1.columns, *(() if X2 is None else X2.columns))
+        designs = [design for design in (self._X1, self._X2, self._X3) if design is not None]
+        columns = [column for design in designs for column in design.columns]
         return views.product_records(self.product_table, matrices, columns)
 
     @cached_property
@@ -515,41 +573,114 @@ class Problem:
         return views.agent_records(self.agent_table, self.agents_in_economy.demographics)
 
     def __str__(self) -> str:
-        dimensions = {name: getattr(self, name) for name in ("T", "N", "F", "I", "K1", "K2", "D", "MD", "ED")}
+        names = ["T", "N", "F", "I", "K1", "K2", "K3", "D", "MD", "MS", "MC", "ED", "ES"]
+        kept = [name for name in names if self.K3 or name not in ("K3", "MS", "MC", "ES")]
         formulations = {
             "X1: Linear Characteristics": self._X1.labels,
             "X2: Nonlinear Characteristics": () if self._X2 is None else self._X2.labels,
+            f"X3: {'Log ' if self.costs_type == 'log' else ''}Cost Characteristics": ()
+            if self._X3 is None
+            else self._X3.labels,
             "d: Demographics": self.agents_in_economy.demographic_labels,
         }
-        return report.describe_problem(dimensions, formulations)
+        return report.describe_problem({name: getattr(self, name) for name in kept}, formulations)
 
     __repr__ = __str__
 
-    def _build_demand_data(self) -> DemandData:
-        """Instruments [excluded, exogenous X1], and absorption of fixed effects, with their rank conditions."""
-        table, X1 = self.product_table, self._X1
-        exogenous = [k for k, column in enumerate(X1.columns) if not column.depends_on("prices")]
-        added = exogenous if self.add_exogenous else []
-        Z = np.c_[table.demand_instruments, X1.values[:, added]]
-        labels = [*table.demand_instrument_labels, *(X1.labels[k] for k in added)]
-        unabsorbed = self.ED > 0
-        X1_residuals, Z_residuals = self.residualize(X1.values), self.residualize(Z)
-        tolerances: dict[str, Any] = {"atol": options.collinear_atol, "rtol": options.collinear_rtol}
-        check_rank(X1_residuals, X1.labels, "X1", X1.values if unabsorbed else None, **tolerances)
+    def _build_model_data(self) -> ModelData:
+        """Equations of demand and supply, with costs unbounded and a mean of zero of the covariance moments."""
+        table = self.product_table
         if self._X2 is not None:
-            check_rank(self._X2.values, self._X2.labels, "X2", **tolerances)
-        instruments = Z_residuals if self.add_exogenous else Z
-        self.instrument_labels = labels
-        self.instrument_rank = check_instruments(
-            instruments, labels, "ZD", Z if unabsorbed and self.add_exogenous else None, **tolerances
+            check_rank(self._X2.values, self._X2.labels, "X2", **self._rank_tolerances)
+        demand_instruments = table.demand_instruments, table.demand_instrument_labels
+        demand, labels, rank = self._build_equation(
+            self._X1, "prices", ("X1", "ZD"), demand_instruments, self._demand_absorber
         )
+        self.instrument_labels, self.instrument_rank = labels, rank
+        if self._X3 is None:
+            return ModelData(demand)
+        supply_instruments = table.supply_instruments, table.supply_instrument_labels
+        equation, labels, rank = self._build_equation(
+            self._X3, "shares", ("X3", "ZS"), supply_instruments, self._supply_absorber
+        )
+        self.instrument_labels, self.instrument_rank = self.instrument_labels + labels, self.instrument_rank + rank
+        X1_slope, X2_slope = self.characteristics.slopes("prices")
+        assert self.ownership is not None
+        supply = Supply(
+            equation=equation,
+            ownership=self.ownership,
+            prices=jax.device_put(table.prices),
+            X1_slope=X1_slope,
+            X2=jax.device_put(np.zeros((self.N, 0)) if self._X2 is None else self._X2.values),
+            X2_slope=X2_slope,
+            costs_bounds=jax.device_put(np.array([-np.inf, np.inf])),
+            logarithmic=self.costs_type == "log",
+        )
+        instruments = table.covariance_instruments
+        if instruments.shape[1] == 0:
+            return ModelData(demand, supply)
+        labels = list(table.covariance_instrument_labels)
+        self.instrument_labels = self.instrument_labels + labels
+        self.instrument_rank += check_instruments(instruments, labels, "ZC", None, **self._rank_tolerances)
+        covariance = CovarianceMoments(
+            instruments=jax.device_put(instruments),
+            mean=jax.device_put(np.array(0.0)),
+            demand=build_projection(self._demand_absorber.ids),
+            supply=build_projection(self._supply_absorber.ids),
+        )
+        return ModelData(demand, supply, covariance)
+
+    @property
+    def _rank_tolerances(self) -> dict[str, float]:
+        return {"atol": options.collinear_atol, "rtol": options.collinear_rtol}
+
+    def _build_equation(
+        self,
+        X: DesignMatrix,
+        endogenous: str,
+        names: tuple[str, str],
+        excluded: tuple[np.ndarray, Sequence[str]],
+        absorber: Absorber,
+    ) -> tuple[Equation, list[str], int]:
+        """An equation with instruments [excluded, exogenous X], their labels, and how many are independent.
+
+        Fixed effects are absorbed, and conditions on ranks are checked. `names` are those of X and of the instruments.
+        """
+        exogenous = [k for k, column in enumerate(X.columns) if not column.depends_on(endogenous)]
+        added = exogenous if self.add_exogenous else []
+        Z = np.c_[excluded[0], X.values[:, added]]
+        labels = [*excluded[1], *(X.labels[k] for k in added)]
+        unabsorbed = absorber.dimensions > 0
+        residuals, Z_residuals = absorber.residualize(X.values), absorber.residualize(Z)
+        check_rank(residuals, X.labels, names[0], X.values if unabsorbed else None, **self._rank_tolerances)
+        instruments = Z_residuals if self.add_exogenous else Z
+        original = Z if unabsorbed and self.add_exogenous else None
+        rank = check_instruments(instruments, labels, names[1], original, **self._rank_tolerances)
         Z_device = jax.device_put(Z_residuals)
-        return DemandData(
-            X1=jax.device_put(X1_residuals),
-            X1_unabsorbed=jax.device_put(X1.values),
+        equation = Equation(
+            X=jax.device_put(residuals),
+            X_unabsorbed=jax.device_put(X.values),
             Z=Z_device,
             instruments=Z_device if self.add_exogenous else jax.device_put(Z),
         )
+        return equation, labels, rank
+
+    def _read_supply_options(self, costs_bounds: Any, covariance_moments_mean: Any) -> ModelData:
+        """Data of all moments with options of `solve` in place."""
+        supply, covariance = self.model_data.supply, self.model_data.covariance
+        bounds = arguments.read_costs_bounds(costs_bounds, supply is not None)
+        mean = arguments.read_covariance_mean(covariance_moments_mean, covariance is not None)
+        data = self.model_data
+        if supply is not None:
+            data = eqx.tree_at(lambda d: d.supply.costs_bounds, data, jax.device_put(bounds))
+        if covariance is not None:
+            data = eqx.tree_at(lambda d: d.covariance.mean, data, jax.device_put(np.array(mean)))
+        return data
+
+    def _contributions(self, data: ModelData, outcome: StepResult) -> np.ndarray:
+        """(N, M) contributions of products to moments."""
+        residuals = data.residuals(outcome.xi, outcome.omega)
+        return np.hstack([np.asarray(z) * np.asarray(u)[:, None] for z, u in zip(data.weighted_instruments, residuals, strict=True)])
 
     @cached_property
     def _clusters(self) -> tuple[np.ndarray, int]:
@@ -568,21 +699,28 @@ class Problem:
 
     def _read_weights(self, W: Any) -> np.ndarray:
         if W is None:
-            return np.asarray(estimator.initial_weights(self.demand_data.instruments))
-        return arguments.read_weights(W, self.MD)
+            return np.asarray(estimator.initial_weights(self.model_data.weighted_instruments))
+        return arguments.read_weights(W, self.MD + self.MS + self.MC)
 
     def _read_delta(self, delta: Any) -> np.ndarray:
         return self._logit_delta if delta is None else arguments.read_delta(delta, self.N)
 
-    def _step_context(self, step_options: StepOptions, weights: np.ndarray) -> StepContext:
+    def _step_context(self, step_options: StepOptions, data: ModelData, weights: np.ndarray) -> StepContext:
         factor = jnp.asarray(1.0 if step_options.scale_objective else 1.0 / self.N)
         inputs = estimator.prepare(
             step_options.specification,
             self.economy,
-            self.demand_data,
+            data,
             step_options.parameters.start,
             jnp.asarray(weights),
             factor,
             step_options.iteration.limits,
         )
-        return StepContext(inputs, self._index.ids, self._clusters[0], self.residualize, self._logit_delta)
+        return StepContext(
+            inputs,
+            self._index.ids,
+            self._clusters[0],
+            self.residualize_demand,
+            self.residualize_supply,
+            self._logit_delta,
+        )

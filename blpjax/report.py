@@ -63,6 +63,7 @@ class ResultsSummary:
     seconds : computation time.
     objective_evaluations : number of evaluations of the objective.
     clipped_shares : number of clipped shares.
+    clipped_costs : number of clipped marginal costs; None leaves it out (no bounds on costs).
     gradient_norm : largest absolute element of the gradient (projected onto the bounds if `reduced`); None without
         nonlinear parameters.
     eigenvalues : (P,) of the Hessian, reduced if `reduced`; empty when it was not computed.
@@ -87,6 +88,7 @@ class ResultsSummary:
     seconds: float
     objective_evaluations: Integer
     clipped_shares: Integer = 0
+    clipped_costs: Integer | None = None
     gradient_norm: float | None = None
     eigenvalues: np.ndarray | None = None
     reduced: bool = False
@@ -114,6 +116,7 @@ class Evaluation:
     iterations, evaluations : of the optimiser so far.
     fp_iterations, contraction_evaluations : of this evaluation, summed over markets.
     clipped_shares : number of clipped shares.
+    clipped_costs : number of clipped marginal costs; None without a supply side.
     objective : NaN when the evaluation failed.
     theta : (P,) nonlinear parameters.
     gradient_norm : largest absolute element of the (projected) gradient; None when there is no gradient.
@@ -133,6 +136,7 @@ class Evaluation:
     gradient_norm: float | None = None
     improvement: float | None = None
     failed_markets: str = ""
+    clipped_costs: Integer | None = None
 
     @property
     def failed(self) -> bool:
@@ -240,16 +244,16 @@ _PROGRESS = [
 ]
 
 
-def progress_header(parameters: Integer, projected: bool) -> str:
+def progress_header(parameters: Integer, projected: bool, supply: bool = False) -> str:
     """Head the rows of `progress_row`.
 
     Parameters
     ----------
     parameters : number of nonlinear parameters.
     projected : whether there are bounds, so that norms are those of the projected gradient.
-
+    supply : whether there is a supply side, so that clipped costs are counted.
     """
-    header = _progress_columns(projected)
+    header = _progress_columns(projected, supply)
     return table(header, [], include_border=False, minimum_widths=_progress_widths(header, int(parameters)))
 
 
@@ -267,17 +271,21 @@ def progress_row(evaluation: Evaluation, projected: bool) -> str:
         str(evaluation.fp_iterations),
         str(evaluation.contraction_evaluations),
         str(evaluation.clipped_shares),
+        *([] if evaluation.clipped_costs is None else [str(evaluation.clipped_costs)]),
         number or "failed",
         "" if improvement is None else format_number(improvement),
         "" if gradient_norm is None else format_number(gradient_norm),
         ", ".join(format_number(x) for x in evaluation.theta),
     ]
-    row = _align(cells, _progress_widths(_progress_columns(projected), evaluation.theta.size))
+    columns = _progress_columns(projected, evaluation.clipped_costs is not None)
+    row = _align(cells, _progress_widths(columns, evaluation.theta.size))
     return f"{row}\n{evaluation.failed_markets}" if evaluation.failed_markets else row
 
 
-def _progress_columns(projected: bool) -> list[list[str]]:
+def _progress_columns(projected: bool, supply: bool) -> list[list[str]]:
     columns = [*_PROGRESS, _gradient_name(projected), ("", "Theta")]
+    if supply:
+        columns.insert(_PROGRESS.index(("Clipped", "Shares")) + 1, ("Clipped", "Costs"))
     return [list(line) for line in zip(*columns, strict=True)]
 
 
@@ -305,6 +313,8 @@ def describe_step(summary: ResultsSummary) -> str:
         columns[hessian, "Min Eigenvalue"] = format_number(eigenvalues.min())
         columns[hessian, "Max Eigenvalue"] = format_number(eigenvalues.max())
     columns["Clipped", "Shares"] = str(summary.clipped_shares)
+    if summary.clipped_costs is not None:
+        columns["Clipped", "Costs"] = str(summary.clipped_costs)
     if summary.W_condition is not None:
         columns["Weighting Matrix", "Condition Number"] = format_number(summary.W_condition)
     if summary.covariance_condition is not None:
@@ -515,6 +525,71 @@ def probabilities_frame(
     rows = _positions(market_ids, product_labels, "product")
     agents = rows["market_ids"].unique() if agent_market_ids is None else agent_market_ids
     return _long_frame(rows, _positions(agents, agent_labels, "agent"), probabilities, value_name)
+
+
+def cubes_frame(
+    market_ids: ArrayLike, product_labels: ArrayLike | None, cubes: ArrayLike, value_name: str
+) -> pd.DataFrame:
+    """Tabulate a three-dimensional array per market, for example second derivatives.
+
+    Arguments are those of `matrices_frame`, but for `cubes` (N, max_J, max_J), or (J, J, J) for one market.
+
+    Returns
+    -------
+    DataFrame
+        Columns market_ids, product, first_product, second_product and `value_name`, for the three indices in turn.
+
+    """
+    values, rows = np.asarray(cubes), _positions(market_ids, product_labels, "product")
+    layers = []
+    for position in range(rows["position"].max() + 1):
+        with_layer = rows[rows["position"] == position][["market_ids", "product"]]
+        known = rows[rows["market_ids"].isin(with_layer["market_ids"])]
+        layer = _long_frame(
+            known.reset_index(drop=True),
+            known.rename(columns={"product": "first_product"}),
+            values[known.index.to_numpy(), :, position],
+            value_name,
+        )
+        layers.append(layer.merge(with_layer.rename(columns={"product": "second_product"}), on="market_ids"))
+    columns = ["market_ids", "product", "first_product", "second_product", value_name]
+    return pd.concat(layers, ignore_index=True)[columns]
+
+
+def markets_frame(market_ids: ArrayLike, values: ArrayLike, value_name: str) -> pd.DataFrame:
+    """Tabulate values (T,) or (T, 1) by market: columns market_ids and `value_name`."""
+    return pd.DataFrame({"market_ids": np.asarray(market_ids).ravel(), value_name: np.asarray(values).ravel()})
+
+
+def agents_frame(
+    market_ids: ArrayLike,
+    agent_market_ids: ArrayLike | None,
+    agent_labels: ArrayLike | None,
+    values: ArrayLike,
+    value_name: str,
+) -> pd.DataFrame:
+    """Tabulate values by agent, for example consumer surpluses: columns market_ids, agent and `value_name`.
+
+    Parameters
+    ----------
+    market_ids : (T,) markets of the rows of `values`.
+    agent_market_ids, agent_labels : as in `probabilities_frame`.
+    values : (T, max_I), whose columns are the market's agents in the order of their rows, then padding.
+    value_name : name of the column of values.
+
+    """
+    rows = _positions(market_ids, None, "product")
+    agents = rows["market_ids"] if agent_market_ids is None else agent_market_ids
+    frame = _long_frame(rows, _positions(agents, agent_labels, "agent"), values, value_name)
+    return frame.drop(columns="product")
+
+
+def with_confidence_limits(frame: pd.DataFrame, value_name: str, standard_errors: ArrayLike) -> pd.DataFrame:
+    """Add columns standard_error, lower and upper: the limits of 95% confidence intervals."""
+    errors = np.asarray(standard_errors)
+    reach = scipy.special.ndtri(0.975) * errors
+    values = frame[value_name]
+    return frame.assign(standard_error=errors, lower=values - reach, upper=values + reach)
 
 
 def _positions(market_ids: ArrayLike, labels: ArrayLike | None, name: str) -> pd.DataFrame:

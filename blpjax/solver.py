@@ -19,12 +19,17 @@ from blpjax.parameters import Bounds, Parameters
 
 DeltaBehavior = Literal["predicted", "first", "logit", "last"]
 
+#: What failed when a market's transformed marginal costs do not exist.
+COSTS = "The recovery of marginal costs (costs_bounds keep log costs from being taken of negative costs)"
+
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
     """Options of `Problem.solve` that every GMM step needs."""
 
     parameters: Parameters
+    costs_bounded: bool
+    covariance_moments_mean: float
     optimization: Optimization
     iteration: Iteration
     types: estimator.CovarianceTypes
@@ -41,12 +46,16 @@ class StepOptions:
 
 @dataclasses.dataclass(frozen=True)
 class StepContext:
-    """Data of a GMM step: `inputs` on the device, market IDs for messages, clusters, and what absorbs fixed effects."""
+    """Data of a GMM step: `inputs` on the device, market IDs for messages, clusters, and what absorbs fixed effects.
+
+    `residualize_demand` and `residualize_supply` turn (N, K) matrices into residuals.
+    """
 
     inputs: MomentInputs
     market_ids: Sequence[object] | np.ndarray
     cluster_ids: np.ndarray
-    residualize: Callable[[np.ndarray], np.ndarray]
+    residualize_demand: Callable[[np.ndarray], np.ndarray]
+    residualize_supply: Callable[[np.ndarray], np.ndarray]
     logit_delta: np.ndarray
 
 
@@ -64,17 +73,18 @@ class InnerLoops:
 class StepResult:
     """Arrays at the end of a GMM step, all in NumPy.
 
-    Let P be the number of elements of theta and Q that of theta and the concentrated elements of beta. `theta` (P,),
-    `beta` (K1,), `delta`, `xi` (N,), `xi_by_theta` (N, P), `objective`, `gradient` (P,), `hessian` (P, P) or NaN,
-    `summary` with host arrays of `estimator.StepSummary`, and what the loops did.
+    `theta` (P,), `beta` (K1,), `gamma` (K3,), `delta`, `xi` and `omega` (N,), or None without a supply side, `objective`,
+    `gradient` (P,), `hessian` (P, P) or NaN, `summary` with host arrays of `estimator.StepSummary`, and what the loops
+    did. `outcome.evaluation` has costs and derivatives.
     """
 
     step: int
     theta: np.ndarray
     beta: np.ndarray
+    gamma: np.ndarray
     delta: np.ndarray
     xi: np.ndarray
-    xi_by_theta: np.ndarray
+    omega: np.ndarray | None
     objective: float
     gradient: np.ndarray
     hessian: np.ndarray
@@ -117,6 +127,8 @@ class Evaluator:
         if options.error_behavior == "raise" and not bool(evaluation.ok):
             status, residuals = jax.device_get((inversion.status, inversion.residuals))
             raise_for_status(status, self.context.market_ids, "The inversion of market shares", residuals)
+            if evaluation.costs is not None:
+                raise_for_status(np.asarray(evaluation.costs.status), self.context.market_ids, COSTS)
             raise ConvergenceError(f"The objective or its gradient is not finite at theta = {np.asarray(theta)}.")
         if options.delta_behavior == "last":
             self.start = jnp.where(evaluation.ok, inversion.delta, self.start)
@@ -131,10 +143,8 @@ class Evaluator:
         if self._anchor is None:
             return self.start
         best, evaluation = self._anchor
-        layout = self.options.parameters.layout
         step = np.asarray(theta, float) - best
-        step[len(layout.sigma) + len(layout.pi) :] = 0.0  # delta does not depend on beta
-        return estimator.predict_delta(evaluation.inversion.delta, evaluation.xi_by_theta, step, self.start)
+        return estimator.predict_delta(evaluation.inversion.delta, evaluation.delta_by_theta, step, self.start)
 
     def count_iteration(self, iterations: int) -> None:
         """Take note of the optimiser's number of major iterations, for progress."""
@@ -157,8 +167,7 @@ class Evaluator:
         self._best = min(self._best, objective) if np.isfinite(objective) else self._best
         gradient = project_gradient(np.asarray(theta), np.asarray(evaluation.gradient), usable_bounds(self.options))
         inversion, projected = evaluation.inversion, has_finite_bounds(self.options)
-        status, residuals = np.asarray(inversion.status), np.asarray(inversion.residuals)
-        failed = "" if ok else describe_status(status, self.context.market_ids, residuals)
+        failed = "" if ok else describe_failures(evaluation, self.context.market_ids)
         shown = report.Evaluation(
             step=self.step,
             seconds=time.perf_counter() - self._began,
@@ -167,15 +176,27 @@ class Evaluator:
             fp_iterations=int(inversion.iterations.sum()),
             contraction_evaluations=int(inversion.evaluations.sum()),
             clipped_shares=0,
+            clipped_costs=None if evaluation.costs is None else int(evaluation.costs.clipped.sum()),
             objective=objective,
             theta=np.asarray(theta),
             gradient_norm=float(np.abs(gradient).max(initial=0.0)),
             improvement=improvement,
-            failed_markets=f"The inversion of market shares {failed}." if failed else "",
+            failed_markets=failed,
         )
         if len(self._records) == 1:
-            settings.output(report.progress_header(len(theta), projected))
+            settings.output(report.progress_header(len(theta), projected, evaluation.costs is not None))
         settings.output(report.progress_row(shown, projected))
+
+
+def describe_failures(evaluation: Evaluation, market_ids: Sequence[object] | np.ndarray) -> str:
+    """Sentences that name the markets in which shares were not inverted or costs not recovered; empty without any."""
+    inversion, costs = evaluation.inversion, evaluation.costs
+    parts = []
+    if failed := describe_status(np.asarray(inversion.status), market_ids, np.asarray(inversion.residuals)):
+        parts.append(f"The inversion of market shares {failed}.")
+    if costs is not None and (failed := describe_status(np.asarray(costs.status), market_ids)):
+        parts.append(f"{COSTS} {failed}.")
+    return " ".join(parts)
 
 
 def usable_parameters(options: StepOptions) -> Parameters:
@@ -227,9 +248,14 @@ def solve_step(
     hessian = jnp.full((P, P), jnp.nan)
     if options.check_optimality == "both" and P > 0 and bool(evaluation.ok):
         hessian = estimator.hessian(specification, inputs, estimate, evaluation.inversion.delta, settings.verbose)
-    errors = estimator.structural_errors(specification, inputs, estimate, evaluation.inversion.delta)
-    residualised = context.residualize(np.asarray(evaluation.inversion.delta)[:, None])[:, 0]
-    xi = jnp.asarray(residualised) - errors.explained
+    costs = evaluation.costs
+    linear = estimator.linear_parameters(
+        specification, inputs, estimate, evaluation.inversion.delta, None if costs is None else costs.tilde_costs
+    )
+    xi = _residuals(context.residualize_demand, evaluation.inversion.delta) - linear.explained
+    omega = None
+    if costs is not None:
+        omega = _residuals(context.residualize_supply, costs.tilde_costs) - linear.explained_costs
     summary = estimator.summarise(
         specification,
         options.types,
@@ -237,21 +263,23 @@ def solve_step(
         inputs,
         estimate,
         evaluation,
-        errors.beta,
+        linear,
         xi,
+        omega,
         jnp.asarray(W),
         context.cluster_ids,
     )
-    host = jax.device_get((evaluation, errors.beta, xi, hessian, summary))
-    evaluation, beta, xi, hessian, summary = host
-    inversion = evaluation.inversion
+    outcome = dataclasses.replace(outcome, evaluation=jax.device_get(evaluation))
+    linear, xi, omega, hessian, summary = jax.device_get((linear, xi, omega, hessian, summary))
+    evaluation = outcome.evaluation
     return StepResult(
         step=step,
         theta=np.asarray(outcome.theta, float),
-        beta=beta,
-        delta=inversion.delta,
+        beta=linear.beta,
+        gamma=linear.gamma,
+        delta=evaluation.inversion.delta,
         xi=xi,
-        xi_by_theta=evaluation.xi_by_theta,
+        omega=omega,
         objective=float(evaluation.objective),
         gradient=evaluation.gradient,
         hessian=hessian,
@@ -259,7 +287,11 @@ def solve_step(
         summary=summary,
         outcome=outcome,
         inner=evaluator.inner_loops(),
-        failed_markets=describe_status(inversion.status, context.market_ids, inversion.residuals),
+        failed_markets=describe_failures(evaluation, context.market_ids),
         optimization_time=optimised - began,
         total_time=time.perf_counter() - began,
     )
+
+
+def _residuals(residualize: Callable[[np.ndarray], np.ndarray], values: jax.Array) -> jax.Array:
+    return jnp.asarray(residualize(np.asarray(values)[:, None])[:, 0])

@@ -24,19 +24,30 @@ from blpjax.inputs.table_format import describe_rows
 from blpjax.inputs.tables import AgentTable, ProductTable
 from blpjax.iteration import Iteration
 from blpjax.markets import Inversion
-from blpjax.moments import Evaluation
+from blpjax.moments import Costs, Evaluation
 from blpjax.optimize import Optimization, OptimizationOutcome, OptimizationStatus
-from blpjax.parameters import Bounds, Coefficients, ParameterLayout, Parameters
+from blpjax.parameters import BlockBounds, Bounds, Coefficients, Labels, ParameterLayout, Parameters
 from blpjax.solver import InnerLoops, StepOptions, StepResult
 
 State = dict[str, Any]
-Module = TypeVar("Module", Coefficients, Evaluation, Inversion, StepSummary, gmm.Inference)
+Module = TypeVar("Module", Coefficients, Costs, Evaluation, Inversion, StepSummary, gmm.Inference)
 
 #: Options that decide whether data are refused.
 TOLERANCES = ("weights_tol", "collinear_atol", "collinear_rtol")
 
 # Columns that problems use by their names, perhaps numbered.
-_PRODUCT_FIELDS = ("market_ids", "firm_ids", "product_ids", "clustering_ids", "shares", "prices", "demand_instruments")
+_PRODUCT_FIELDS = (
+    "market_ids",
+    "firm_ids",
+    "ownership",
+    "product_ids",
+    "clustering_ids",
+    "shares",
+    "prices",
+    "demand_instruments",
+    "supply_instruments",
+    "covariance_instruments",
+)
 _AGENT_FIELDS = ("market_ids", "agent_ids", "weights", "nodes")
 
 _NORMS = {"numpy.linalg.norm": np.linalg.norm}
@@ -75,11 +86,12 @@ class ProblemArguments:
     `agents` has the nodes and weights that the integration built: without a seed it would not build them again.
     """
 
-    product_formulations: tuple[Formulation, Formulation | None]
+    product_formulations: tuple[Formulation | None, ...]
     products: ProductTable
     agent_formulation: Formulation | None
     agents: AgentTable
     integration: Integration | None
+    costs_type: str
     add_exogenous: bool
     tolerances: Mapping[str, float]
 
@@ -114,18 +126,19 @@ def problem_state(arguments: ProblemArguments) -> State:
     DataWarning
         When such a column is left out, because the problem does not use it.
     """
-    X1, X2 = arguments.product_formulations
+    formulations = arguments.product_formulations
     integration, agents = arguments.integration, arguments.agents
-    product_names = {*X1.names, *X1.absorb_names, *(() if X2 is None else X2.names)}
+    product_names = {name for f in formulations if f is not None for name in (*f.names, *f.absorb_names)}
     agent_names = () if arguments.agent_formulation is None else arguments.agent_formulation.names
     built = {"market_ids": agents.market_ids, "nodes": agents.nodes, "weights": agents.weights}
     return {
-        "product_formulations": [_formulation_state(X1), _formulation_state(X2)],
+        "product_formulations": [_formulation_state(formulation) for formulation in formulations],
         "product_data": _table_state(arguments.products.data, "product_data", _PRODUCT_FIELDS, product_names),
         "agent_formulation": _formulation_state(arguments.agent_formulation),
         "agent_data": _table_state(agents.data, "agent_data", _AGENT_FIELDS, agent_names) if agents.data else None,
         "integration": None if integration is None else _integration_state(integration),
         "built_agents": None if integration is None else _table_state(built, "agent_data", _AGENT_FIELDS, ()),
+        "costs_type": arguments.costs_type,
         "add_exogenous": arguments.add_exogenous,
         "tolerances": dict(arguments.tolerances),
     }
@@ -142,6 +155,7 @@ def read_problem(state: State) -> State:
         "agent_formulation": _read_formulation(state["agent_formulation"]),
         "agent_data": state["agent_data"],
         "integration": integration,
+        "costs_type": state["costs_type"],
         "add_exogenous": state["add_exogenous"],
     }
 
@@ -219,7 +233,10 @@ def _read_result(state: State) -> StepResult:
                     **outcome,
                     "status": OptimizationStatus(outcome["status"]),
                     "evaluation": _read_module(
-                        Evaluation, evaluation, inversion=_read_module(Inversion, evaluation["inversion"])
+                        Evaluation,
+                        evaluation,
+                        inversion=_read_module(Inversion, evaluation["inversion"]),
+                        costs=None if evaluation["costs"] is None else _read_module(Costs, evaluation["costs"]),
                     ),
                 }
             ),
@@ -232,18 +249,23 @@ def _read_parameters(state: State) -> Parameters:
     coefficients = {name: jnp.asarray(values) for name, values in state["start"].items()}
     return Parameters(
         **{
-            **{name: _tuples(value) for name, value in state.items()},
-            "layout": ParameterLayout(**{name: _tuples(value) for name, value in state["layout"].items()}),
+            **state,
+            "labels": Labels(**_tuple_fields(state["labels"])),
+            "layout": ParameterLayout(**_tuple_fields(state["layout"])),
             "start": Coefficients(**coefficients),
-            **{name: Bounds(**state[name]) for name in ("sigma_bounds", "pi_bounds", "beta_bounds")},
+            "limits": BlockBounds(**{name: Bounds(**bounds) for name, bounds in state["limits"].items()}),
         }
     )
 
 
 def _read_module(kind: Callable[..., Module], state: State, **parts: Any) -> Module:
     """An equinox module with arrays on the host, as `jax.device_get` returns them."""
-    fields = {name: jnp.asarray(value) for name, value in state.items() if name not in parts}
+    fields = {name: None if v is None else jnp.asarray(v) for name, v in state.items() if name not in parts}
     return jax.device_get(kind(**jax.tree.map(jnp.asarray, parts), **fields))
+
+
+def _tuple_fields(state: State) -> State:
+    return {name: _tuples(value) for name, value in state.items()}
 
 
 def _tuples(value: Any) -> Any:

@@ -12,14 +12,18 @@ from blpjax.inputs.tables import AgentTable, ProductTable
 class ProductMatrices(NamedTuple):
     """Matrices that belong to a product table.
 
-    `X1` (N, K1) and `ZD` (N, MD) are residualised on any fixed effects, whose codes are `demand_ids` (N, ED); X2 is (N,
-    K2).
+    `X1` (N, K1), `X3` (N, K3), `ZD` (N, MD) and `ZS` (N, MS) are residualised on any fixed effects, whose codes are
+    `demand_ids` (N, ED) and `supply_ids` (N, ES); X2 is (N, K2), `ZC` (N, MC).
     """
 
     X1: np.ndarray
     X2: np.ndarray
+    X3: np.ndarray
     ZD: np.ndarray
+    ZS: np.ndarray
+    ZC: np.ndarray
     demand_ids: np.ndarray
+    supply_ids: np.ndarray
 
 
 def product_records(table: ProductTable, matrices: ProductMatrices, columns: Sequence[Column]) -> np.recarray:
@@ -34,18 +38,18 @@ def product_records(table: ProductTable, matrices: ProductMatrices, columns: Seq
         "market_ids": table.market_ids,
         "firm_ids": table.firm_ids,
         "demand_ids": matrices.demand_ids,
-        "supply_ids": no_ids,
+        "supply_ids": matrices.supply_ids,
         "nesting_ids": no_ids,
         "product_ids": table.product_ids,
         "clustering_ids": table.clustering_ids,
-        "ownership": none,
+        "ownership": none if table.ownership is None else table.ownership,
         "shares": table.shares,
         "ZD": matrices.ZD,
-        "ZS": none,
-        "ZC": none,
+        "ZS": matrices.ZS,
+        "ZC": matrices.ZC,
         "X1": matrices.X1,
         "X2": matrices.X2,
-        "X3": none,
+        "X3": matrices.X3,
         "prices": table.prices,
     }
     used = {name for column in columns for name in column.names}

@@ -1,5 +1,6 @@
 """The benchmarks run, print finite numbers, and say so where a case fails."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -9,16 +10,17 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pyblp
 import pytest
 
 import blpjax
 from benchmarks import __main__ as command
-from benchmarks import breakdown, child, estimation, models, processes, starts
-from benchmarks.comparison import Outcome, compare
+from benchmarks import breakdown, child, estimation, models, processes, starts, supply
+from benchmarks.comparison import Outcome, compare, compare_outputs
 from benchmarks.rows import Row, Timing, as_json, failed, format_row, header, measure
 from benchmarks.settings import QUICK, Settings, Size
 
-TINY = Settings(repeat=1, warm=1, pyblp=False, starts=2, size=Size(6, 5, 20))
+TINY = Settings(repeat=1, warm=1, pyblp=False, starts=2, size=Size(6, 5, 20), equilibrium=Size(6, 5, 20))
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +87,15 @@ def test_differences_are_relative_to_pyblp() -> None:
     difference = compare(ours, theirs)
     assert difference.estimates == pytest.approx(0.1)
     assert difference.errors == pytest.approx(0.25)
+
+
+def test_outputs_are_compared_relative_to_their_largest_element() -> None:
+    theirs = {"prices": np.array([1.0, 4.0, np.nan]), "shares": np.array([0.5])}
+    assert compare_outputs(theirs, theirs)[1] == 0
+    ours = theirs | {"prices": np.array([1.2, 4.0, np.nan])}
+    assert compare_outputs(ours, theirs) == ("prices", pytest.approx(0.05))
+    for wrong in (np.array([1.0, 4.0]), np.array([1.0, np.nan, 4.0])):
+        assert compare_outputs(theirs | {"prices": wrong}, theirs) == ("prices", math.inf)
 
 
 # --- cases ----------------------------------------------------------------------------------------------------------
@@ -166,6 +177,51 @@ def test_profile_accounts_for_a_warm_solve() -> None:
     assert sum(float(text.split(", ")[1].partition("%")[0]) for text in shares) == pytest.approx(100, abs=2)
 
 
+@pytest.mark.slow
+def test_autos_row_reaches_the_optimum() -> None:
+    row = only_row(supply.autos_rows(TINY))
+    assert row.failure == "" and row.converged == (True,)
+    assert row.details["PyBLP's seconds"].startswith("scaled: 140 times one evaluation")
+    check_timing(row.warm)
+    check_timing(row.pyblp)
+
+
+def test_autos_row_fails_elsewhere_and_without_convergence() -> None:
+    known = {"objective": models.AUTOS_OBJECTIVE, "cumulative_converged": True}
+    assert supply.autos_failure(SimpleNamespace(**known)) == ""
+    assert supply.autos_failure(SimpleNamespace(**known | {"cumulative_converged": False})) == "did not converge"
+    message = supply.autos_failure(SimpleNamespace(**known | {"objective": 500.0}))
+    assert message == "objective 500 instead of 497.3356615"
+
+
+@pytest.mark.slow
+def test_post_row_agrees_with_pyblp() -> None:
+    row = only_row(supply.post_rows(dataclasses.replace(TINY, pyblp=True)))
+    assert row.failure == "" and row.details["outputs"] == 22
+    assert row.estimates_difference is not None and row.estimates_difference < 1e-7
+    check_timing(row.first)
+
+
+def test_equilibrium_row_agrees_with_pyblp() -> None:
+    row = only_row(supply.equilibrium_rows(dataclasses.replace(TINY, pyblp=True)))
+    assert row.failure == "" and row.size == "T=6 J=5 I=20"
+    assert row.estimates_difference is not None and row.estimates_difference < 1e-9
+    check_timing(row.warm)
+    check_timing(row.pyblp)
+
+
+def test_output_rows_fail_where_outputs_differ_or_are_missing() -> None:
+    def fail(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> str:
+        tables = [{name: np.array(values) for name, values in item.items()} for item in (ours, theirs)]
+        calls = [lambda: tables[0], lambda: tables[1]]
+        return supply.output_row("case", "", *calls, Settings(repeat=1, warm=1)).failure
+
+    assert fail({"costs": [1.0]}, {"costs": [1.0 + 1e-9]}) == ""
+    assert fail({"costs": [1.1]}, {"costs": [1.0]}) == "costs differ from PyBLP's by 0.1"
+    assert fail({"costs": [math.nan]}, {"costs": [1.0]}) == "no finite numbers in costs"
+    assert fail({"converged": [1.0, 0.0]}, {"converged": [1.0, 1.0]}) == "1 markets have no equilibrium"
+
+
 # --- processes ------------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +241,25 @@ def test_memory_row_agrees_with_pyblp(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.estimates_difference is not None and row.estimates_difference < 1e-8
     assert row.errors_difference is not None and row.errors_difference < 1e-5
     assert 0 < float(row.details["peak memory of the process"].partition(" ")[0]) < 6
+
+
+def test_supply_memory_rows_compare_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(case: str, library: str, *sizes: str) -> processes.Process:
+        assert sizes == (("6", "5", "20") if case == "equilibrium" else ())
+        peak = 2**29 if library == "blpjax" or case == "post" else 2**28
+        return processes.Process(child.Report(_report(1).outcome, 2.0, (), peak), 3.0)
+
+    monkeypatch.setattr(supply, "run_process", run)
+    rows = list(supply.memory_rows(dataclasses.replace(TINY, pyblp=True)))
+    assert [row.case for row in rows] == ["memory, autos", "memory, post", "memory, equilibrium"]
+    assert [row.details["goal"].split(", ")[1] for row in rows] == ["missed", "reached", "missed"]
+    assert rows[0].details["peak memory of PyBLP's process"] == "0.25 GiB"
+
+
+def test_children_run_the_supply_side_of_pyblp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyblp.options, "verbose", False)
+    equilibrium = child.run_equilibrium("pyblp", TINY.equilibrium)
+    assert equilibrium.outcome.converged and 1 < equilibrium.outcome.estimates[0] < 3
 
 
 def test_a_process_sends_its_report() -> None:

@@ -13,7 +13,16 @@ from jax.experimental import io_callback
 
 from blpjax.exceptions import Status
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.kernels.fixed_point import ROUNDING_FLOOR, FixedPoint, NewtonPoint, implicit, iterate, newton
+from blpjax.kernels.fixed_point import (
+    ROUNDING_FLOOR,
+    FixedPoint,
+    Image,
+    NewtonPoint,
+    implicit,
+    iterate,
+    newton,
+    safeguarded,
+)
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, ROUNDING
 
 LOOPS = {
@@ -205,6 +214,34 @@ def test_under_vmap_every_lane_is_what_it_is_alone(method: FixedPointMethod) -> 
         assert int(together.iterations[t]) == int(one.iterations)
         ROUNDING.check(together.value[t], one.value)
     assert together.status.tolist() == [0, 0, 0, int(Status.NOT_FINITE)]
+
+
+@every_loop
+def test_a_map_may_say_what_is_small_at_its_fixed_point(method: FixedPointMethod) -> None:
+    """A gap a million times smaller than the change: loops stop earlier than they would, and report the gap."""
+
+    def measured(x: Any) -> Image:
+        return Image(jnp.cos(x), 1e-6 * (jnp.cos(x) - x))
+
+    limits = LIMITS._replace(atol=1e-9)
+    found, usual = run(method, measured, [0.5, 2.0], limits), run(method, jnp.cos, [0.5, 2.0], limits)
+    assert found.status == Status.CONVERGED and 0 < float(found.residual) <= 1e-9
+    assert int(found.evaluations) < int(usual.evaluations)
+    np.testing.assert_allclose(found.value, 0.7390851332151607, atol=2e-3)
+
+
+@pytest.mark.parametrize("failing", [True, False])
+def test_a_second_way_is_taken_only_where_the_first_failed(failing: bool) -> None:
+    limits = LIMITS._replace(max_evaluations=50)
+    first = run(LOOPS["simple"], jnp.cos, [1.0], LIMITS._replace(max_evaluations=10 if failing else 500))
+    again = jax.jit(lambda found: safeguarded(found, partial(iterate, LOOPS["anderson"], jnp.cos), found.value, limits))
+    found = again(first)
+    assert found.status == Status.CONVERGED
+    if failing:
+        assert first.status == Status.MAX_EVALUATIONS and 10 < int(found.evaluations) < 50
+        DELTA.check(found.value, [0.7390851332151607])
+    else:
+        assert int(found.evaluations) == int(first.evaluations) and found.value == first.value
 
 
 def quadratic_point(x: Any) -> NewtonPoint:

@@ -1,11 +1,18 @@
-"""Elasticities and diversion ratios: closed forms of the logit, differences of shares, and adding up."""
+"""Outputs of one market: closed forms of the logit, differences and loops, and adding up."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blpjax.kernels.outputs import demand_jacobian, diversion_ratios, elasticities
+from blpjax.kernels.outputs import (
+    consumer_surpluses,
+    demand_jacobian,
+    diversion_ratios,
+    elasticities,
+    herfindahl_hirschman_index,
+    long_run_diversion_ratios,
+)
 from tests.economies import MARKETS, J, Market, loop_shares, market, pad
 from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING
 
@@ -63,10 +70,62 @@ def test_diversion_ratios_sum_to_one(m: Market) -> None:
     LINEAR_ALGEBRA.check(diversion_ratios(jacobian(m)).sum(axis=1), np.ones(J))
 
 
+def utilities(m: Market) -> jax.Array:
+    return jnp.asarray(m.delta[:, None] + m.X2 @ m.C)
+
+
+def long_run(m: Market) -> jax.Array:
+    return long_run_diversion_ratios(utilities(m), jnp.asarray(m.weights), jnp.asarray(m.availability))
+
+
+@every_market
+def test_long_run_diversion_is_what_others_gain_when_a_product_is_removed(m: Market) -> None:
+    """Gains are differences of shares, accurate to rounding errors of the largest."""
+    expected = np.zeros((J, J))
+    for j in range(J):
+        left = m.availability.copy()
+        left[j] = 0.0
+        gains = loop_shares(m.delta, m.X2, m.C, m.weights, left) - m.shares
+        expected[j] = gains / m.shares[j]
+        expected[j, j] = -gains.sum() / m.shares[j]  # what the outside good gains: weights of any sum cancel
+    if m.shares.min() > 1e-6:
+        CENTRAL_DIFFERENCE.check(long_run(m), expected)
+    LINEAR_ALGEBRA.check(long_run(m).sum(axis=1), np.ones(J))
+
+
+def test_long_run_diversion_of_a_product_that_everybody_chooses() -> None:
+    """Its customers go where the next best utility is, however small other probabilities are."""
+    ratios = long_run_diversion_ratios(jnp.array([[60.0], [1.0], [0.0]]), jnp.ones(1), jnp.ones((3, 1)))
+    expected = np.exp([0.0, 1.0, 0.0])
+    LINEAR_ALGEBRA.check(ratios[0], expected / expected.sum())
+
+
+@every_market
+def test_surplus_is_the_expected_utility_of_the_best_choice(m: Market) -> None:
+    """Also where utilities overflow, and of products that some cannot choose."""
+    rng = np.random.default_rng(3)
+    slopes, availability = -rng.uniform(0.5, 2, m.weights.size), rng.uniform(0, 1, (J, m.weights.size)).round()
+    V = np.asarray(utilities(m))
+    exponentials = np.where(availability > 0, np.exp(V.astype(np.longdouble)), 0)
+    expected = np.log1p(exponentials.sum(axis=0)).astype(float) / -slopes
+    ROUNDING.check(consumer_surpluses(jnp.asarray(V), jnp.asarray(slopes), jnp.asarray(availability)), expected)
+    huge = consumer_surpluses(jnp.asarray(V) + 1000.0, jnp.asarray(slopes), jnp.ones((J, 1)))
+    assert np.isfinite(huge).all() and (huge >= (V.max(axis=0) + 1000.0) / -slopes).all()
+    gradient = jax.grad(lambda V: consumer_surpluses(V, jnp.asarray(slopes), jnp.asarray(availability)).sum())
+    assert np.isfinite(gradient(jnp.asarray(V))).all()
+
+
+def test_concentration_is_that_of_inside_sales_by_firm() -> None:
+    shares, firms = jnp.array([0.1, 0.2, 0.1, 0.0]), jnp.array([4, 0, 4, -1])
+    ROUNDING.check(herfindahl_hirschman_index(shares, firms), 1e4 * 0.5)
+    ROUNDING.check(herfindahl_hirschman_index(shares, jnp.zeros(4, int)), 1e4)
+
+
 def test_padded_products_leave_the_others_alone_and_finite() -> None:
     m = market(31)
     large, x = pad(m, J + 2, m.weights.size + 3), np.linspace(1.0, 2.0, J + 2)
     for output in (
+        long_run,
         lambda m: jacobian(m),
         lambda m: elasticities(jacobian(m), jnp.asarray(x[: m.delta.size]), jnp.asarray(m.shares)),
         lambda m: diversion_ratios(jacobian(m)),

@@ -15,11 +15,11 @@ from .table_format import find_vector, is_missing, plain_value
 _SHOWN = 3  # offenders listed in a message
 
 
-def read_market_ids(columns: Mapping[str, np.ndarray], table: str) -> np.ndarray:
+def read_market_ids(columns: Mapping[str, np.ndarray], table: str, user: str = "every problem") -> np.ndarray:
     """Market ids (N,), which can be sorted. This also checks that the table has rows at all."""
     if not columns or next(iter(columns.values())).shape[0] == 0:
         raise DataError(f"{table}: the table is empty.")
-    ids = find_vector(columns, "market_ids", table, "every problem")
+    ids = find_vector(columns, "market_ids", table, user)
     check_present(ids, "market_ids", table, None)
     unique_ids(ids, "market_ids", table)
     return ids
@@ -34,6 +34,16 @@ def read_ids(
     ids = columns[name]
     if ids.ndim > 1:
         raise DataError(f"{table}: column '{name}' must be one-dimensional, but has {ids.shape[1]} columns.")
+    check_present(ids, name, table, market_ids)
+    unique_ids(ids, name, table)
+    return ids
+
+
+def read_required_ids(
+    columns: Mapping[str, np.ndarray], name: str, table: str, market_ids: np.ndarray, user: str
+) -> np.ndarray:
+    """A required (N,) column of ids without missing values."""
+    ids = find_vector(columns, name, table, user)
     check_present(ids, name, table, market_ids)
     unique_ids(ids, name, table)
     return ids
@@ -88,6 +98,42 @@ def read_matrix(
         raise DataError(f"{table}: column '{name}' has no columns.")
     matrix = np.column_stack(parts) if parts else np.zeros((market_ids.size, 0))
     return matrix, tuple(f"{name}{k}" for k in range(matrix.shape[1]))
+
+
+def read_ownership(columns: Mapping[str, np.ndarray], table: str, market_ids: np.ndarray) -> np.ndarray | None:
+    """Optional stacked ownership matrices, (N, J) where J is the number of products in the largest market.
+
+    Row j of a market with fewer products has its elements in the first columns, and NaN in the others, whatever is
+    there in the table. Surplus columns on the right, as in a selection of markets, are dropped.
+
+    Raises
+    ------
+    DataError
+        There are fewer columns than products in the largest market, or an element for a product of the row's market is
+        missing, infinite, or no number. The message names column, market and row.
+    """
+    found = [column for column in find_columns(columns, "ownership", table) if columns[column].size]
+    if not found:
+        return None
+    markets, codes, sizes = np.unique(market_ids, return_inverse=True, return_counts=True)
+    ownership = np.full((market_ids.size, sizes.max()), np.nan)
+    k = 0
+    for column in found:
+        values = columns[column] if columns[column].ndim == 2 else columns[column][:, None]
+        for index in range(min(values.shape[1], ownership.shape[1] - k)):
+            label = column if values.shape[1] == 1 else f"{column}[:, {index}]"
+            padding = sizes[codes.ravel()] <= k  # rows of markets with fewer products
+            elements = values[:, index].astype(float if values.dtype.kind in "biuf" else object)
+            elements[padding] = 0
+            ownership[:, k] = np.where(padding, np.nan, _numeric(elements, label, table, market_ids))
+            k += 1
+    if k < ownership.shape[1]:
+        raise DataError(
+            f"{table}: column 'ownership' has {k} column{'' if k == 1 else 's'}, but market "
+            f"{plain_value(markets[sizes.argmax()])!r} has {sizes.max()} products. Ownership matrices need one column "
+            "for each product of the largest market; build_ownership makes such columns."
+        )
+    return ownership
 
 
 def find_columns(columns: Mapping[str, np.ndarray], name: str, table: str) -> list[str]:

@@ -19,6 +19,7 @@ from .columns import (
     read_ids,
     read_market_ids,
     read_matrix,
+    read_ownership,
     read_vector,
     unique_ids,
 )
@@ -38,8 +39,11 @@ class ProductTable:
     clustering_ids : (N,) clusters for clustered weighting matrices and standard errors, or None.
     shares : (N,) shares of market size, each in (0, 1), summing to less than one in every market.
     prices : (N,) prices in data units.
+    ownership : (N, max J) ownership matrices stacked by market, padded on the right with NaN, or None.
     demand_instruments : (N, n) excluded demand-side instruments. There may be none.
-    demand_instrument_labels : the n column names.
+    supply_instruments, covariance_instruments : likewise for supply, and for covariances of demand and supply shocks.
+        None are read without a supply side.
+    demand_instrument_labels, supply_instrument_labels, covariance_instrument_labels : the column names.
     data : all columns of the table, (N,) or (N, n), as formulas read them.
     """
 
@@ -49,8 +53,13 @@ class ProductTable:
     clustering_ids: np.ndarray | None
     shares: np.ndarray
     prices: np.ndarray
+    ownership: np.ndarray | None
     demand_instruments: np.ndarray
     demand_instrument_labels: tuple[str, ...]
+    supply_instruments: np.ndarray
+    supply_instrument_labels: tuple[str, ...]
+    covariance_instruments: np.ndarray
+    covariance_instrument_labels: tuple[str, ...]
     data: Mapping[str, np.ndarray]
 
 
@@ -79,7 +88,7 @@ class AgentTable:
     rows: np.ndarray | None
 
 
-def read_products(data: object) -> ProductTable:
+def read_products(data: object, supply: bool = False) -> ProductTable:
     """Check product data.
 
     Other columns that formulas use are checked by `Formulation.build`, which reads them from `ProductTable.data`.
@@ -88,6 +97,8 @@ def read_products(data: object) -> ProductTable:
     ----------
     data : DataFrame, mapping from names to arrays, or structured array. `market_ids`, `shares` and `prices` are
         required.
+    supply : whether there is a supply side, so that `firm_ids` or `ownership` are required too and supply and
+        covariance instruments are read.
 
     Raises
     ------
@@ -103,11 +114,6 @@ def read_products(data: object) -> ProductTable:
     -----
     DataWarning
         Product ids are repeated within a market.
-
-    Notes
-    -----
-    Columns that only matter on the supply side (`supply_instruments`, `covariance_instruments`, `ownership`) are in
-    `data` but not looked at, as in PyBLP when there is no X3.
     """
     table = "product_data"
     columns = read_table(data, table)
@@ -127,16 +133,28 @@ def read_products(data: object) -> ProductTable:
     product_ids = read_id_columns(columns, "product_ids", table, market_ids)
     if product_ids is not None:
         _warn_duplicated_products(product_ids, market_ids, table)
-    instruments, labels = read_matrix(columns, "demand_instruments", table, market_ids)
+    firm_ids = read_ids(columns, "firm_ids", table, market_ids)
+    ownership = read_ownership(columns, table, market_ids)
+    if supply and firm_ids is None and ownership is None:
+        raise DataError(
+            f"{table}: a supply side (X3) needs a column 'firm_ids', or 'ownership' with matrices, to know who sets "
+            "which prices. There is neither."
+        )
+    names = ("demand_instruments", "supply_instruments", "covariance_instruments")
+    matrices = {}
+    for name in names:
+        used = supply or name == "demand_instruments"
+        instruments, labels = read_matrix(columns, name, table, market_ids) if used else (np.zeros((shares.size, 0)), ())
+        matrices |= {name: instruments, f"{name[:-1]}_labels": labels}
     return ProductTable(
         market_ids=market_ids,
-        firm_ids=read_ids(columns, "firm_ids", table, market_ids),
+        firm_ids=firm_ids,
+        ownership=ownership,
         product_ids=product_ids,
         clustering_ids=clustering_ids,
         shares=shares,
         prices=prices,
-        demand_instruments=instruments,
-        demand_instrument_labels=labels,
+        **matrices,
         data=columns,
     )
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from blpjax.exceptions import succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.fixed_point import FixedPoint, NewtonPoint, implicit, iterate, newton
+from blpjax.kernels.linear_algebra import solve
 from blpjax.kernels.shares import probabilities, scaled_exponentials, share_jacobian, shares
 
 #: Products in whose mean utilities an inversion moves farther than this from where exponentials were taken underflow.
@@ -161,7 +162,7 @@ def _newton(
         aggregate = jnp.where(present, s * (corrected - (s @ corrected) / total), 0.0)
         H = share_jacobian(P, weights) + jnp.diag(jnp.where(present, 0.0, 1.0))
         right = jnp.stack([aggregate, observed - s * present], axis=1)
-        candidates = jnp.linalg.solve(H, right)
+        candidates = solve(H, right)
         slopes = (s * present - observed) @ candidates
         step = jnp.where((slopes[0] < 0) & jnp.isfinite(candidates[:, 0]).all(), candidates[:, 0], candidates[:, 1])
         residual = jnp.abs(gap).max()
@@ -199,4 +200,4 @@ def _solve_jacobian(
 ) -> Array:
     P, _ = probabilities(delta[:, None] + X2 @ C, availability)
     H = share_jacobian(P, weights) + jnp.diag(jnp.where(observed > 0, 0.0, 1.0))
-    return jnp.linalg.solve(H, right)
+    return solve(H, right)

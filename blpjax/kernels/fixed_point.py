@@ -16,10 +16,18 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
-from blpjax.exceptions import Status
+from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 
-Map = Callable[[Array], Array]
+
+class Image(NamedTuple):
+    """Value of a map, and what is small at its fixed point where that is not the change."""
+
+    value: Float[Array, " J"]
+    gap: Float[Array, " J"]
+
+
+Map = Callable[[Array], Array | Image]
 
 #: A loop that makes no more progress has reached the accuracy of 64-bit arithmetic when its residual is below this.
 ROUNDING_FLOOR = 1e-12
@@ -29,7 +37,8 @@ _PATIENCE = 12
 class FixedPoint(eqx.Module):
     """Outcome of a loop: the value, how it ended and what it took.
 
-    `residual` is the norm of the last change, `iterations` counts major iterations and `evaluations` calls of the map.
+    `residual` is the norm of the last change (or of the map's own `Image.gap`), `iterations` counts major iterations
+    and `evaluations` calls of the map.
     """
 
     value: Float[Array, " J"]
@@ -43,6 +52,8 @@ def iterate(
     method: FixedPointMethod, contraction: Map, start: Float[Array, " J"], limits: FixedPointLimits
 ) -> FixedPoint:
     """Iterate ``x <- contraction(x)`` from `start` until the norm of the change is at most ``atol + rtol |x|``.
+
+    A `contraction` that returns an `Image` says itself what takes the place of the change in this.
 
     `method.name` is ``'simple'``, ``'squarem'`` (Varadhan and Roland 2008), ``'anderson'`` (Anderson 1965, type II) or
     ``'return'``. A loop that stops short of its tolerance says so in `FixedPoint.status`; its value is then the best
@@ -78,11 +89,17 @@ def _norm(method: FixedPointMethod, x: Array) -> Array:
     return jnp.linalg.norm(x) if method.norm is np.linalg.norm else method.norm(x)
 
 
+def _apply(contraction: Map, x: Array) -> Image:
+    image = contraction(x)
+    return image if isinstance(image, Image) else Image(image, image - x)
+
+
 def _record(
-    progress: _Progress, method: FixedPointMethod, limits: FixedPointLimits, old: Array, new: Array
+    progress: _Progress, method: FixedPointMethod, limits: FixedPointLimits, image: Image
 ) -> tuple[_Progress, Array]:
-    """Take note of ``new = contraction(old)``; also return the norm of the change, infinite if it is not finite."""
-    change = _norm(method, new - old)
+    """Take note of a value of the map; also return the norm of the change, infinite if it is not finite."""
+    new = image.value
+    change = _norm(method, image.gap)
     change = jnp.where(jnp.isfinite(change), change, jnp.inf)
     better = change < progress.residual
     patience = jnp.where(better, 0, progress.patience + 1)
@@ -107,6 +124,31 @@ def _continues(progress: _Progress, limits: FixedPointLimits) -> Array:
     return ~progress.done & (progress.evaluations < limits.max_evaluations)
 
 
+def safeguarded(
+    found: FixedPoint,
+    again: Callable[[Array, FixedPointLimits], FixedPoint],
+    start: Float[Array, " J"],
+    limits: FixedPointLimits,
+) -> FixedPoint:
+    """Solve a second way, ``again(value, limits)``, where a loop failed.
+
+    It starts at the best value that was `found`, at `start` where that is not finite, and has the evaluations that are
+    left. Under `jax.vmap`, lanes that succeeded wait: their limit on evaluations is zero.
+    """
+    failed = ~succeeded(found.status)
+    rest = jnp.where(failed, limits.max_evaluations - found.evaluations, 0)
+    more = limits._replace(max_evaluations=rest)  # type: ignore[arg-type]  # traced, as all limits are here
+    second = again(jnp.where(jnp.isfinite(found.value), found.value, start), more)
+    failed &= second.evaluations > 0
+    return FixedPoint(
+        jnp.where(failed, second.value, found.value),
+        jnp.where(failed, second.status, found.status),
+        found.iterations + second.iterations,
+        found.evaluations + jnp.where(failed, second.evaluations, 0),
+        jnp.where(failed, second.residual, found.residual),
+    )
+
+
 def _finish(progress: _Progress, method: FixedPointMethod, limits: FixedPointLimits) -> FixedPoint:
     tolerance = limits.atol + limits.rtol * _norm(method, progress.best)
     spent = progress.evaluations >= limits.max_evaluations
@@ -124,10 +166,10 @@ def _finish(progress: _Progress, method: FixedPointMethod, limits: FixedPointLim
 def _simple(method: FixedPointMethod, contraction: Map, start: Array, limits: FixedPointLimits) -> FixedPoint:
     def body(carry: tuple[Array, _Progress]) -> tuple[Array, _Progress]:
         x, progress = carry
-        new = contraction(x)
-        progress, change = _record(progress, method, limits, x, new)
+        new = _apply(contraction, x)
+        progress, change = _record(progress, method, limits, new)
         progress = progress._replace(iterations=progress.iterations + 1)
-        return new, progress._replace(done=progress.done | ~jnp.isfinite(change))
+        return new.value, progress._replace(done=progress.done | ~jnp.isfinite(change))
 
     _, progress = lax.while_loop(lambda carry: _continues(carry[1], limits), body, (start, _no_progress(start)))
     return _finish(progress, method, limits)
@@ -141,10 +183,11 @@ def _squarem(method: FixedPointMethod, contraction: Map, start: Array, limits: F
         progress: _Progress
 
     def body(cycle: Cycle) -> Cycle:
-        x1 = contraction(cycle.x)
-        progress, _ = _record(cycle.progress, method, limits, cycle.x, x1)
-        x2 = contraction(x1)
-        progress, _ = _record(progress, method, limits, x1, x2)
+        first = _apply(contraction, cycle.x)
+        progress, _ = _record(cycle.progress, method, limits, first)
+        second = _apply(contraction, first.value)
+        progress, _ = _record(progress, method, limits, second)
+        x1, x2 = first.value, second.value
         r = x1 - cycle.x
         v = (x2 - x1) - r
         # step length -alpha of schemes S1 to S3 in Varadhan and Roland (2008), equation 10
@@ -156,13 +199,13 @@ def _squarem(method: FixedPointMethod, contraction: Map, start: Array, limits: F
         lower = (bounded == cycle.step_min) & (cycle.step_min < 0)
         step_min = jnp.where(lower, cycle.step_min * limits.step_factor, cycle.step_min)
         accelerated = cycle.x + 2.0 * bounded * r + bounded**2 * v
-        x3 = contraction(accelerated)
-        progress, change = _record(progress, method, limits, accelerated, x3)
+        third = _apply(contraction, accelerated)
+        progress, change = _record(progress, method, limits, third)
         progress = progress._replace(iterations=progress.iterations + 1)
-        return Cycle(jnp.where(jnp.isfinite(change), x3, x2), step_min, step_max, progress)
+        return Cycle(jnp.where(jnp.isfinite(change), third.value, x2), step_min, step_max, progress)
 
-    first = Cycle(start, jnp.asarray(limits.step_min, float), jnp.asarray(limits.step_max, float), _no_progress(start))
-    last = lax.while_loop(lambda cycle: _continues(cycle.progress, limits) & jnp.isfinite(cycle.x).all(), body, first)
+    begun = Cycle(start, jnp.asarray(limits.step_min, float), jnp.asarray(limits.step_max, float), _no_progress(start))
+    last = lax.while_loop(lambda cycle: _continues(cycle.progress, limits) & jnp.isfinite(cycle.x).all(), body, begun)
     return _finish(last.progress, method, limits)
 
 
@@ -182,9 +225,9 @@ def _anderson(method: FixedPointMethod, contraction: Map, start: Array, limits: 
         progress: _Progress
 
     def body(history: History) -> History:
-        image = contraction(history.x)
-        progress, size = _record(history.progress, method, limits, history.x, image)
-        change = image - history.x
+        mapped = _apply(contraction, history.x)
+        progress, size = _record(history.progress, method, limits, mapped)
+        image, change = mapped.value, mapped.value - history.x
         accept = jnp.isfinite(size) & (size <= 2.0 * history.size)
         slot = (jnp.arange(memory) == history.recorded % memory)[:, None]
         usable = accept & (history.recorded >= 0)

@@ -1,10 +1,11 @@
-"""What demand implies, in one market: derivatives, elasticities and diversion.
+"""What demand implies, in one market: derivatives, elasticities, diversion, surplus and concentration.
 
 Rows and columns of padded products hold finite numbers without meaning.
 """
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from blpjax.kernels.shares import probabilities, share_jacobian
 
@@ -44,3 +45,49 @@ def diversion_ratios(jacobian: Float[Array, "J J"]) -> Float[Array, "J J"]:
     ratios = -jacobian.T / safe[:, None]
     outside = jacobian.sum(axis=0) / safe
     return ratios.at[jnp.diag_indices(own.size)].set(outside)
+
+
+def long_run_diversion_ratios(
+    utilities: Float[Array, "J I"], weights: Float[Array, " I"], availability: Float[Array, "J #I"]
+) -> Float[Array, "J J"]:
+    """``(s_k(-j) - s_k) / s_j``: where the row's product loses its customers to when it is removed.
+
+    Diversion to the outside good stands on the diagonal, so that rows sum to one. Removing product j multiplies the
+    other probabilities of agent i by ``1 / (1 - P_ji)``, so ``s_k(-j) - s_k = sum_i w_i P_ji P_ki / (1 - P_ji)``.
+    Source: Conlon and Mortimer (2021), the average treatment effect.
+    """
+    P, outside = probabilities(utilities, availability)
+    # 1 - P_j as a sum of the other probabilities, which keeps its digits where P_j is nearly one
+    none = jnp.zeros_like(P[:1])
+    before = jnp.concatenate([none, jnp.cumsum(P, axis=0)[:-1]])
+    after = jnp.concatenate([jnp.cumsum(P[::-1], axis=0)[::-1][1:], none])
+    others = outside[None, :] + before + after
+    leaving = weights[None, :] * P / jnp.where(others > 0, others, 1.0)
+    shares = P @ weights
+    safe = jnp.where(shares != 0, shares, 1.0)
+    ratios = (leaving @ P.T) / safe[:, None]
+    return ratios.at[jnp.diag_indices(shares.size)].set((leaving @ outside) / safe)
+
+
+def consumer_surpluses(
+    utilities: Float[Array, "J I"], slopes: Float[Array, " I"], availability: Float[Array, "J #I"]
+) -> Float[Array, " I"]:
+    """Surplus ``log(1 + sum_j a_ji exp V_ji) / (-dV_1i / dp_1)`` of each agent (Small and Rosen 1981).
+
+    `slopes` (I,) are derivatives of utility in price. The surplus has a meaning where they are the same for all
+    products.
+    """
+    inside = jnp.where(availability > 0, utilities, 0.0)
+    largest = jax.lax.stop_gradient(inside.max(axis=0, initial=0.0))
+    total = (availability * jnp.exp(inside - largest[None, :])).sum(axis=0)
+    # log(1 + sum) that keeps its digits where the sum is small
+    return (largest + jnp.log1p(total + jnp.expm1(-largest))) / -slopes
+
+
+def herfindahl_hirschman_index(shares: Float[Array, " J"], firms: Int[Array, " J"]) -> Float[Array, ""]:
+    """``10,000 sum_f (sum_{j in f} s_j / sum_j s_j)^2`` over shares of inside sales.
+
+    `firms` are codes of firms, negative ones for padding.
+    """
+    same = (firms[:, None] == firms[None, :]) & (firms >= 0)[None, :]
+    return 1e4 * (shares @ same.astype(float) @ shares) / shares.sum() ** 2

@@ -18,7 +18,7 @@ left in each element of theta.
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,18 @@ Content = dict[str, Any]
 
 def main(names: list[str]) -> None:
     """Write the named sections, or all of them."""
+    make(SECTIONS, names)
+
+
+def make(sections: Mapping[str, Callable[[], Content]], names: Sequence[str]) -> None:
+    """Write the named ones of these sections, or all of them."""
     pyblp.options.verbose = False
-    unknown = sorted(set(names) - set(SECTIONS))
+    unknown = sorted(set(names) - set(sections))
     if unknown:
-        raise SystemExit(f"unknown section(s) {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    for name in names or SECTIONS:
+        raise SystemExit(f"unknown section(s) {', '.join(unknown)}; there are {', '.join(sections)}")
+    for name in names or sections:
         started = time.perf_counter()
-        content = SECTIONS[name]()
-        _write(name, str(SECTIONS[name].__doc__), content)
+        write(name, str(sections[name].__doc__), sections[name]())
         print(f"{name}: {time.perf_counter() - started:.1f} s", flush=True)
 
 
@@ -165,7 +169,7 @@ def nevo_bounded() -> Content:
 def nevo_bfgs() -> Content:
     """Nevo with demographics, one step, by BFGS with gtol 1e-5: PyBLP's published way of estimating it, unpolished."""
     results = _nevo().solve(SIGMA, PI, method="1s", optimization=pyblp.Optimization("bfgs", {"gtol": 1e-5}))
-    return _estimates(results) | _counters(results)
+    return _estimates(results) | counters(results)
 
 
 def tutorial_mc() -> Content:
@@ -215,7 +219,7 @@ def random_starts() -> Content:
                 optimization=pyblp.Optimization("bfgs", {"gtol": 1e-5}),
                 check_optimality="gradient",
             )
-            start |= _counters(results) | {
+            start |= counters(results) | {
                 name: getattr(results, name) for name in ("objective", "theta", "beta", "gradient")
             }
         except Exception as error:  # a start from which PyBLP fails is itself a result
@@ -246,7 +250,7 @@ SECTIONS: dict[str, Callable[[], Content]] = {
 def _tutorial_results(integration: pyblp.Integration, sigma: np.ndarray) -> Content:
     bfgs = pyblp.Optimization("bfgs", {"gtol": 1e-4})
     results = _tutorial(integration).solve(sigma=sigma, optimization=bfgs)
-    return _estimates(results) | _counters(results) | {"first_step": _estimates(results.last_results)}
+    return _estimates(results) | counters(results) | {"first_step": _estimates(results.last_results)}
 
 
 def _tutorial_polished(sigma: np.ndarray) -> Content:
@@ -377,16 +381,17 @@ def _unbounded(k2: int, demographics: int) -> dict[str, tuple[np.ndarray, np.nda
 # --- what is stored -------------------------------------------------------------------------------------------------
 
 
-def _take(results: pyblp.ProblemResults, *names: str) -> Content:
+def take(results: pyblp.ProblemResults, *names: str) -> Content:
+    """Attributes of results, by name."""
     return {name: getattr(results, name) for name in names}
 
 
 def _errors(results: pyblp.ProblemResults) -> Content:
-    return _take(results, "sigma_se", "sigma_squared_se", "pi_se", "beta_se")
+    return take(results, "sigma_se", "sigma_squared_se", "pi_se", "beta_se")
 
 
 def _estimates(results: pyblp.ProblemResults) -> Content:
-    return _take(
+    return take(
         results,
         "objective",
         "theta",
@@ -408,14 +413,15 @@ def _estimates(results: pyblp.ProblemResults) -> Content:
 def _evaluation(results: pyblp.ProblemResults) -> Content:
     rows = ("delta", "xi", "xi_fe", "xi_by_theta_jacobian")
     return (
-        _take(results, "moments", "moments_jacobian", "parameter_sensitivity", "W", "updated_W", "moments_covariances")
+        take(results, "moments", "moments_jacobian", "parameter_sensitivity", "W", "updated_W", "moments_covariances")
         | {name: getattr(results, name)[:FIRST_ROWS] for name in rows}
-        | _counters(results)
+        | counters(results)
     )
 
 
-def _counters(results: pyblp.ProblemResults) -> Content:
-    return _take(
+def counters(results: pyblp.ProblemResults) -> Content:
+    """Convergence and numbers of evaluations."""
+    return take(
         results, "converged", "optimization_iterations", "objective_evaluations", "cumulative_objective_evaluations"
     ) | {
         "fp_iterations_total": results.cumulative_fp_iterations.sum(),
@@ -426,7 +432,7 @@ def _counters(results: pyblp.ProblemResults) -> Content:
 
 
 def _linear(results: pyblp.ProblemResults) -> Content:
-    content = _take(
+    content = take(
         results,
         "objective",
         "beta",
@@ -469,7 +475,8 @@ def _tests(results: pyblp.ProblemResults) -> Content:
     }
 
 
-def _write(name: str, about: str, content: Content) -> None:
+def write(name: str, about: str, content: Content) -> None:
+    """Write a section's file."""
     versions = {"pyblp": pyblp.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
     document = {"section": name, "versions": versions, "about": " ".join(about.split())} | _plain(content)
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in document.items())

@@ -1,0 +1,277 @@
+"""Equilibrium prices of one market (Bertrand competition), and the conditions of first and second order.
+
+Firms' first-order conditions ``s = A (p - c)`` (see `blpjax.kernels.supply`) are solved in the form of Morrow and
+Skerlos (2011), ``p - c = zeta(p)`` with ``zeta = Lambda^{-1} [(H o Gamma') (p - c) - s]``, where
+``Lambda_jj = sum_i w_i P_ji alpha_ji`` and ``Gamma_jk = sum_i w_i P_ji P_ki alpha_ki``. Since
+``zeta - (p - c) = -(s - A (p - c)) / Lambda_jj``, the loops divide the profit gradient by the diagonal of Lambda.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from blpjax.exceptions import Status, succeeded
+from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.kernels.fixed_point import FixedPoint, Image, NewtonPoint, implicit, iterate, newton, safeguarded
+from blpjax.kernels.linear_algebra import solve
+from blpjax.kernels.supply import (
+    DemandAt,
+    DemandPoint,
+    demand_hessian,
+    demand_with_curvature,
+    markup_matrix,
+    markup_product,
+    ownership_matrix,
+    price_derivatives,
+)
+
+#: Marginal costs at given shares, ``costs_at(shares, arguments)``. It must not close over traced values.
+CostsAt = Callable[[Array, Any], Array]
+
+#: A loop ends when changes relative to the largest price are at most the tolerance divided by this, also where shares
+#: are so small that every price passes for a solution of the first-order conditions.
+_RELATIVE = 1e-2
+
+#: Anderson and Newton begin with this many plain steps: far from the equilibrium they are no match for them.
+_PLAIN_STEPS = 3
+
+
+def solve_prices(
+    demand_at: DemandAt,
+    costs_at: CostsAt,
+    owned: Int[Array, " J"] | Float[Array, "J J"],
+    start: Float[Array, " J"],
+    arguments: Any,
+    method: FixedPointMethod,
+    limits: FixedPointLimits,
+) -> FixedPoint:
+    """Solve firms' first-order conditions for equilibrium prices.
+
+    Differentiable to any order in `arguments` and a float `owned`, by the implicit function theorem. Prices are NaN
+    unless the status is a success: not where the loop fails, and not where it ends at a point at which the demand for
+    some product does not fall in its own price (`Status.UPWARD_SLOPING`).
+
+    Parameters
+    ----------
+    demand_at : ``demand_at(prices, arguments)`` gives demand at prices (J,), of which a product's own price may move
+        only its own utility. It must be finite for padding too.
+    costs_at : ``costs_at(shares, arguments)`` gives marginal costs (J,). Firms take them as given even where they
+        depend on shares.
+    owned : (J,) codes of firms or (J, J) ownership matrix, see `blpjax.kernels.supply.ownership_matrix`.
+    start : (J,) initial prices; padding keeps them.
+    arguments : pytree of arrays.
+    method : ``'simple'`` (``p <- c + zeta(p)``), ``'squarem'``, ``'anderson'`` and ``'newton'`` (damped, on
+        ``p - c - zeta(p)``), which begin with a few plain steps, or ``'return'``, which returns `start` without any
+        check. Newton takes over where Anderson fails, if ``method.safeguard``.
+    limits : the loop ends when the norm of the profit gradient is at most ``atol + rtol |p|`` and prices change by at
+        most 100 times that, relative to the largest price.
+
+    Returns
+    -------
+    FixedPoint whose residual is the norm of the profit gradient at the returned prices.
+    """
+    if method.name == "return":
+        return iterate(method, lambda prices: prices, start, limits)
+    # a float matrix in place of integer codes of firms, which have no derivatives
+    return implicit(
+        partial(_solve, method, demand_at, costs_at),
+        partial(_residual, demand_at, costs_at),
+        partial(_solve_jacobian, demand_at, costs_at),
+        ownership_matrix(owned),
+        start,
+        arguments,
+        limits,
+    )
+
+
+def first_order_conditions(
+    point: DemandPoint, H: Float[Array, "J J"], prices: Float[Array, " J"], costs: Float[Array, " J"]
+) -> Float[Array, " J"]:
+    """Profit gradient ``s - A (p - c)``: element j is ``s_j + sum_k H_jk (p_k - c_k) ds_k / dp_j``. Zero for padding.
+
+    With standard ownership it is the derivative of the profits of j's firm in the price of j.
+    """
+    return jnp.where(point.present, point.shares() - markup_product(point, H, prices - costs), 0.0)
+
+
+def zeta(
+    point: DemandPoint, H: Float[Array, "J J"], prices: Float[Array, " J"], costs: Float[Array, " J"]
+) -> Float[Array, " J"]:
+    """Markup term of the zeta-markup equation, in units of price; zero for padding.
+
+    ``Lambda^{-1} [(H o Gamma') (p - c) - s]``, with the first term's diagonal and Lambda both multiplied by ``H_jj``
+    where that is not one, so that ``p - c = zeta`` are the first-order conditions.
+    """
+    return jnp.where(point.present, prices - costs + _conditions(point, H, prices, costs).step, 0.0)
+
+
+def profit_hessian(
+    demand_at: DemandAt, prices: Float[Array, " J"], costs: Float[Array, " J"], arguments: Any
+) -> Float[Array, "J J J"]:
+    """Second derivatives of each product's profits in prices, ``d^2 pi_j / dp_k dp_l`` at (j, k, l), costs constant.
+
+    ``pi_j = (p_j - c_j) s_j``. The Hessian of a firm's profits adds up over the firm's products j.
+    """
+    point, curvature = demand_with_curvature(demand_at, prices, arguments)
+    hessian = (prices - costs)[:, None, None] * demand_hessian(point, curvature)
+    nobody = jnp.zeros((prices.size, prices.size))
+    jacobian, j = price_derivatives(point, curvature, nobody, prices).shares, jnp.arange(prices.size)
+    return hessian.at[j, j, :].add(jacobian).at[j, :, j].add(jacobian)
+
+
+class _Conditions(NamedTuple):
+    """The profit gradient and the change of prices in the zeta-markup equation, zero for padding."""
+
+    gradient: Float[Array, " J"]
+    step: Float[Array, " J"]
+
+
+def _conditions(point: DemandPoint, H: Array, prices: Array, costs: Array) -> _Conditions:
+    gradient = first_order_conditions(point, H, prices, costs)
+    scale = point.lambda_diagonal() * jnp.diagonal(H)
+    usable = scale != 0
+    # without any demand, because shares underflow at a very high price, zeta has no value: start again from costs
+    step = jnp.where(usable, -gradient / jnp.where(usable, scale, 1.0), costs - prices)
+    return _Conditions(gradient, jnp.where(point.present, step, 0.0))
+
+
+def _solve(
+    method: FixedPointMethod,
+    demand_at: DemandAt,
+    costs_at: CostsAt,
+    H: Array,
+    start: Array,
+    arguments: Any,
+    limits: FixedPointLimits,
+) -> FixedPoint:
+    def conditions(prices: Array) -> _Conditions:
+        point = demand_at(prices, arguments)
+        return _conditions(point, H, prices, costs_at(point.shares(), arguments))
+
+    present = demand_at(start, arguments).present
+
+    def contraction(prices: Array) -> Image:
+        found = conditions(prices)
+        image = prices + found.step
+        relative = _RELATIVE * found.step / _largest(present, prices, image)
+        return Image(image, jnp.where(jnp.abs(relative) > jnp.abs(found.gradient), relative, found.gradient))
+
+    by_newton = partial(_newton, demand_at, costs_at, H, arguments)
+    if method.name in ("anderson", "newton"):
+        few = jnp.minimum(_PLAIN_STEPS, limits.max_evaluations)
+        plain = limits._replace(max_evaluations=few)  # type: ignore[arg-type]  # traced, as all limits are here
+        found = iterate(FixedPointMethod("simple", norm=method.norm), contraction, start, plain)
+        if method.name == "anderson":
+            found = safeguarded(found, partial(iterate, method, contraction), start, limits)
+        if method.name == "newton" or method.safeguard:
+            found = safeguarded(found, by_newton, start, limits)
+    else:
+        found = iterate(method, contraction, start, limits)
+    return _checked(found, demand_at(found.value, arguments), conditions(found.value), start)
+
+
+def _largest(present: Array, *values: Array) -> Array:
+    """The largest absolute element that is not padding, or one where all are zero."""
+    largest = jnp.abs(jnp.where(present[None, :], jnp.stack(values), 0.0)).max()
+    return jnp.where(largest > 0, largest, 1.0)
+
+
+def _newton(
+    demand_at: DemandAt, costs_at: CostsAt, H: Array, arguments: Any, start: Array, limits: FixedPointLimits
+) -> FixedPoint:
+    """Newton on ``p - c - zeta(p)``, damped by its norm.
+
+    The norm of the profit gradient would not do: it vanishes, too, where prices are so high that nobody buys.
+    """
+    scale = _largest(demand_at(start, arguments).present, start)
+
+    def evaluate(prices: Array) -> NewtonPoint:
+        linear = _linearise(demand_at, costs_at, H, arguments, prices)
+        point, found = linear.point, linear.conditions
+        # the step is -gradient / (Lambda H_jj): both move with prices
+        own = jnp.diagonal(H)
+        jacobian = linear.gradient + (found.step * own)[:, None] * linear.lambda_diagonal
+        jacobian = jnp.where(point.present[:, None], jacobian, jnp.eye(prices.size))
+        change = jnp.abs(found.step).max()
+        residual = jnp.maximum(jnp.abs(found.gradient).max(), change / _largest(point.present, prices))
+        return NewtonPoint(
+            solve(jacobian, -found.gradient),
+            jnp.where(jnp.isfinite(residual), residual, jnp.inf),
+            change / scale,
+            -change / scale,
+        )
+
+    return newton(evaluate, start, limits, math.inf)
+
+
+class _Linear(NamedTuple):
+    """The first-order conditions and the derivatives of the profit gradient and of Lambda in prices, (J, J) each."""
+
+    point: DemandPoint
+    conditions: _Conditions
+    gradient: Float[Array, "J J"]
+    lambda_diagonal: Float[Array, "J J"]
+
+
+def _linearise(demand_at: DemandAt, costs_at: CostsAt, H: Array, arguments: Any, prices: Array) -> _Linear:
+    point, curvature = demand_with_curvature(demand_at, prices, arguments)
+    shares = point.shares()
+    costs = costs_at(shares, arguments)
+    derivatives = price_derivatives(point, curvature, H, prices - costs)
+    # margins move with prices, and with shares where costs do
+    margins = jnp.eye(prices.size) - jax.jacfwd(lambda s: costs_at(s, arguments))(shares) @ derivatives.shares
+    gradient = derivatives.shares - derivatives.markup_product - markup_matrix(point, H) @ margins
+    return _Linear(point, _conditions(point, H, prices, costs), gradient, derivatives.lambda_diagonal)
+
+
+def _checked(found: FixedPoint, point: DemandPoint, conditions: _Conditions, start: Array) -> FixedPoint:
+    """Replace prices that are not an equilibrium by NaN, and say why."""
+    P, alpha = point.probabilities(), point.utility_slopes()
+    own = (P * (1.0 - P) * alpha) @ point.weights
+    upward = (point.present & (own >= 0)).any()
+    finite = jnp.isfinite(jnp.where(point.present, own + found.value, 0.0)).all()
+    status = jnp.where(finite | ~succeeded(found.status), found.status, int(Status.NOT_FINITE))
+    status = jnp.where(upward, int(Status.UPWARD_SLOPING), status)
+    failed = jnp.where(point.present, jnp.nan, start)
+    residual = jnp.abs(conditions.gradient).max()
+    return FixedPoint(
+        jnp.where(succeeded(status), jnp.where(point.present, found.value, start), failed),
+        status,
+        found.iterations,
+        found.evaluations,
+        jnp.where(jnp.isfinite(residual), residual, jnp.inf),
+    )
+
+
+def _residual(
+    demand_at: DemandAt,
+    costs_at: CostsAt,
+    prices: Array,
+    H: Array,
+    start: Array,
+    arguments: Any,
+    limits: FixedPointLimits,
+) -> Array:
+    point = demand_at(prices, arguments)
+    gradient = first_order_conditions(point, H, prices, costs_at(point.shares(), arguments))
+    return jnp.where(point.present, gradient, prices - start)
+
+
+def _solve_jacobian(
+    demand_at: DemandAt,
+    costs_at: CostsAt,
+    prices: Array,
+    right: Array,
+    H: Array,
+    start: Array,
+    arguments: Any,
+    limits: FixedPointLimits,
+) -> Array:
+    linear = _linearise(demand_at, costs_at, H, arguments, prices)
+    jacobian = jnp.where(linear.point.present[:, None], linear.gradient, jnp.eye(prices.size))
+    return solve(jacobian, right)

@@ -1,0 +1,295 @@
+"""Markups and passthrough of one market in which firms set prices (Bertrand competition).
+
+Ownership enters as ``A = -H o (ds/dp)'``, element (j, k) being ``-H_jk ds_k / dp_j``, and markups solve ``A eta = s``.
+With ``alpha_ji = dV_ji / dp_j``, the slope of agent i's utility in the product's own price,
+
+    ds_k / dp_j = 1[j = k] sum_i w_i P_ji alpha_ji - sum_i w_i P_ki P_ji alpha_ji.
+
+Any H will do: partial, asymmetric, with a diagonal that is not one.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float, Int
+
+from blpjax.exceptions import Status
+from blpjax.kernels.fixed_point import FixedPoint, implicit
+from blpjax.kernels.linear_algebra import solve
+from blpjax.kernels.shares import probabilities, shares
+
+
+class DemandPoint(eqx.Module):
+    """Demand of one market at given prices, and how utilities move with each product's own price.
+
+    Utilities are ``V_ji = delta_j + X2_j' C_i`` (see `blpjax.kernels.shares`). `delta_slope` is ``d delta_j / dp_j``,
+    the linear part of utility, `X2_slope` is ``dX2_j / dp_j``, and `present` is false for padding, which must also be
+    unavailable. The slopes may be those in another variable than price.
+    """
+
+    delta: Float[Array, " J"]
+    X2: Float[Array, "J K2"]
+    C: Float[Array, "K2 I"]
+    weights: Float[Array, " I"]
+    availability: Float[Array, "J #I"]
+    delta_slope: Float[Array, " J"]
+    X2_slope: Float[Array, "J K2"]
+    present: Bool[Array, " J"]
+
+    def probabilities(self) -> Float[Array, "J I"]:
+        """Choice probabilities P of the inside goods."""
+        return probabilities(self.delta[:, None] + self.X2 @ self.C, self.availability)[0]
+
+    def utility_slopes(self) -> Float[Array, "J I"]:
+        """``alpha_ji = delta_slope_j + X2_slope_j' C_i``, in utility per unit of price."""
+        return self.delta_slope[:, None] + self.X2_slope @ self.C
+
+    def shares(self) -> Float[Array, " J"]:
+        """Market shares; zero for padding."""
+        return shares(self.delta, self.X2, self.C, self.weights, self.availability)
+
+    def lambda_diagonal(self) -> Float[Array, " J"]:
+        """``Lambda_j = sum_i w_i P_ji alpha_ji``, a part of ``ds_j / dp_j``; zero for padding."""
+        return (self.probabilities() * self.utility_slopes()) @ self.weights
+
+
+#: Demand at given prices, ``demand_at(prices, arguments)``. It must not close over traced values.
+DemandAt = Callable[[Array, Any], DemandPoint]
+
+
+def ownership_matrix(owned: Int[Array, " J"] | Float[Array, "J J"]) -> Float[Array, "J J"]:
+    """Ownership matrix H.
+
+    From (J,) integer codes of firms it is one where two products have the same firm; rows and columns of negative
+    codes, which mark padding, are zero. A (J, J) matrix is returned as it is.
+    """
+    if owned.ndim == 2:
+        return owned
+    return ((owned[:, None] == owned[None, :]) & (owned >= 0)[None, :]).astype(float)
+
+
+def markups(point: DemandPoint, owned: Int[Array, " J"] | Float[Array, "J J"]) -> Float[Array, " J"]:
+    """Markups ``eta = A^{-1} s``, in units of price; marginal costs are prices less these. Zero for padding.
+
+    Differentiable to any order in every array, by ``A d eta = ds - dA eta``. A singular A gives values that are not
+    finite. Source: Berry, Levinsohn and Pakes (1995).
+
+    Parameters
+    ----------
+    point : demand at the prices that are observed.
+    owned : (J,) codes of firms or (J, J) ownership matrix, see `ownership_matrix`.
+    """
+    return implicit(_solve_markups, _markup_gap, _solve_markup_matrix, point, ownership_matrix(owned)).value
+
+
+def markup_matrix(point: DemandPoint, H: Float[Array, "J J"]) -> Float[Array, "J J"]:
+    """``A = -H o (ds/dp)'`` by one matrix product. Rows and columns of padding are those of the identity."""
+    P = point.probabilities()
+    R = P * point.utility_slopes() * point.weights[None, :]
+    own = jnp.where(point.present, -R.sum(axis=1) * jnp.diagonal(H), 1.0)
+    return H * (R @ P.T) + jnp.diag(own)
+
+
+@jax.custom_jvp
+def markup_product(point: DemandPoint, H: Float[Array, "J J"], eta: Float[Array, " J"]) -> Float[Array, " J"]:
+    """``A eta`` without forming A; zero for padding.
+
+    With ``R = w o P o alpha``, ``Lambda_j = sum_i R_ji`` and ``N_ji = sum_k H_jk eta_k P_ki`` it is
+    ``sum_i R_ji N_ji - Lambda_j H_jj eta_j``. As for `blpjax.kernels.shares.shares`, the derivative rule is written in
+    matrix products that any number of tangents share, so that it never holds a J x I array for each tangent.
+    """
+    parts = _parts(point, H, eta)
+    return (parts.R * parts.spread).sum(axis=1)
+
+
+class _Parts(NamedTuple):
+    """What the product and its derivatives are made of."""
+
+    P: Float[Array, "J I"]
+    S: Float[Array, "J I"]  # w o P
+    R: Float[Array, "J I"]  # w o P o alpha
+    N: Float[Array, "J I"]  # (H o eta') P
+    spread: Float[Array, "J I"]  # N_ji - H_jj eta_j
+
+
+def _parts(point: DemandPoint, H: Array, eta: Array) -> _Parts:
+    P = point.probabilities()
+    S = P * point.weights[None, :]
+    N = (H * eta[None, :]) @ P
+    return _Parts(P, S, S * point.utility_slopes(), N, N - (jnp.diagonal(H) * eta)[:, None])
+
+
+def _markup_product_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    point, H, eta = primals
+    d_point, d_H, d_eta = tangents
+    parts = _parts(point, H, eta)
+    value = (parts.R * parts.spread).sum(axis=1)
+    tangent = _through_utilities(point, d_point, H * eta[None, :], parts) + _through_slopes(point, d_point, parts)
+    if _moves(d_H) or _moves(d_eta):
+        dense, own = parts.R @ parts.P.T, parts.R.sum(axis=1)
+        if _moves(d_H):
+            tangent += (dense * d_H) @ eta - own * jnp.diagonal(d_H) * eta
+        if _moves(d_eta):
+            tangent += (dense * H) @ d_eta - own * jnp.diagonal(H) * d_eta
+    if _moves(d_point.weights):
+        tangent += (parts.P * point.utility_slopes() * parts.spread) @ d_point.weights
+    if _moves(d_point.availability):
+        tangent += _through_availability(point, d_point.availability, H, eta)
+    return value, tangent
+
+
+def _moves(tangent: Any) -> bool:
+    """Whether a tangent in a rule with symbolic zeros is one."""
+    return not isinstance(tangent, SymbolicZero)
+
+
+def _through_utilities(point: DemandPoint, d_point: Any, E: Array, parts: _Parts) -> Array:
+    """``sum_i Q_ji (dV_ji - v_i) + R_ji sum_k E_jk P_ki (dV_ki - v_i)`` with ``Q = R o spread`` and ``E = H o eta'``.
+
+    This is the derivative through ``dP_ki = P_ki (dV_ki - v_i)`` with ``dV_ki = d delta_k + dX2_k' C_i + X2_k' dC_i``.
+    The agent-level sums ``v_i = sum_l P_li dV_li`` are added up first.
+    """
+    P, _, R, N, spread = parts
+    Q = R * spread
+    tangent, agent = jnp.zeros_like(point.delta), jnp.zeros_like(point.weights)
+    if _moves(d_point.delta):
+        d_delta = d_point.delta
+        tangent += Q.sum(axis=1) * d_delta + (E * (R @ P.T)) @ d_delta
+        agent += P.T @ d_delta
+    if _moves(d_point.X2):
+        d_X2 = d_point.X2
+        by_taste = E[None, :, :] * ((R[None, :, :] * point.C[:, None, :]) @ P.T)
+        tangent += (d_X2 * (Q @ point.C.T)).sum(axis=1) + jnp.einsum("mjk,km->j", by_taste, d_X2)
+        agent += (point.C * (d_X2.T @ P)).sum(axis=0)
+    if _moves(d_point.C):
+        d_C = d_point.C
+        by_characteristic = R[None, :, :] * ((E[None, :, :] * point.X2.T[:, None, :]) @ P)
+        tangent += (point.X2 * (Q @ d_C.T)).sum(axis=1) + jnp.einsum("mji,mi->j", by_characteristic, d_C)
+        agent += (d_C * (point.X2.T @ P)).sum(axis=0)
+    return tangent - (Q + R * N) @ agent
+
+
+def _through_slopes(point: DemandPoint, d_point: Any, parts: _Parts) -> Array:
+    """``sum_i w_i P_ji spread_ji d alpha_ji`` with ``d alpha = d delta_slope + dX2_slope' C + X2_slope' dC``."""
+    T = parts.S * parts.spread
+    tangent = jnp.zeros_like(point.delta)
+    if _moves(d_point.delta_slope):
+        tangent += T.sum(axis=1) * d_point.delta_slope
+    if _moves(d_point.X2_slope):
+        tangent += (d_point.X2_slope * (T @ point.C.T)).sum(axis=1)
+    if _moves(d_point.C):
+        tangent += (point.X2_slope * (T @ d_point.C.T)).sum(axis=1)
+    return tangent
+
+
+def _through_availability(point: DemandPoint, d_availability: Array, H: Array, eta: Array) -> Array:
+    """The rare case that needs no special rule."""
+
+    def product(availability: Array) -> Array:
+        parts = _parts(eqx.tree_at(lambda p: p.availability, point, availability), H, eta)
+        return (parts.R * parts.spread).sum(axis=1)
+
+    return jax.jvp(product, (point.availability,), (d_availability,))[1]
+
+
+markup_product.defjvp(_markup_product_jvp, symbolic_zeros=True)
+
+
+def passthrough(
+    demand_at: DemandAt,
+    owned: Int[Array, " J"] | Float[Array, "J J"],
+    prices: Float[Array, " J"],
+    arguments: Any,
+) -> Float[Array, "J J"]:
+    """Passthrough of marginal costs to equilibrium prices: element (j, k) is ``dp_j / dc_k``. Identity for padding.
+
+    It differentiates ``A(p) (p - c) = s(p)`` totally at the given prices, which are an equilibrium at the costs that
+    they imply under this ownership, ``c = p - eta``. Utilities that are not linear in prices are allowed for.
+
+    Parameters
+    ----------
+    demand_at, arguments : demand at given prices, ``demand_at(prices, arguments)``.
+    owned : (J,) codes of firms or (J, J) ownership matrix.
+    prices : (J,) prices.
+    """
+    H = ownership_matrix(owned)
+    point, curvature = demand_with_curvature(demand_at, prices, arguments)
+    derivatives = price_derivatives(point, curvature, H, markups(point, H))
+    A = markup_matrix(point, H)
+    return solve(A + derivatives.markup_product - derivatives.shares, A)
+
+
+class Curvature(NamedTuple):
+    """Second derivatives of utilities in each product's own price: those of ``delta`` (J,) and of ``X2`` (J, K2)."""
+
+    delta: Float[Array, " J"]
+    X2: Float[Array, "J K2"]
+
+
+def demand_with_curvature(
+    demand_at: DemandAt, prices: Float[Array, " J"], arguments: Any
+) -> tuple[DemandPoint, Curvature]:
+    """Demand at `prices`, and how its slopes move with prices: each product's with its own price only."""
+    point, tangent = jax.jvp(lambda p: demand_at(p, arguments), (prices,), (jnp.ones_like(prices),))
+    return point, Curvature(tangent.delta_slope, tangent.X2_slope)
+
+
+class PriceDerivatives(NamedTuple):
+    """Derivatives in prices, the column's product: of shares, of ``A eta`` at given eta, and of Lambda's diagonal."""
+
+    shares: Float[Array, "J J"]
+    markup_product: Float[Array, "J J"]
+    lambda_diagonal: Float[Array, "J J"]
+
+
+def price_derivatives(
+    point: DemandPoint, curvature: Curvature, H: Float[Array, "J J"], eta: Float[Array, " J"]
+) -> PriceDerivatives:
+    """Derivatives of demand and of ``A eta`` in prices, by three matrix products. Zero for padding."""
+    P, S, R, N, spread = _parts(point, H, eta)
+    alpha, second = point.utility_slopes(), curvature.delta[:, None] + curvature.X2 @ point.C
+    # dP_ji / dp_l = P_ji (1[j = l] alpha_li - M_li)
+    M = P * alpha
+    through_rivals = R @ M.T
+    own = ((R * alpha + S * second) * spread).sum(axis=1)
+    return PriceDerivatives(
+        jnp.diag(R.sum(axis=1)) - S @ M.T,
+        jnp.diag(own) + H * eta[None, :] * through_rivals - (R * (spread + N)) @ M.T,
+        jnp.diag((R * alpha + S * second).sum(axis=1)) - through_rivals,
+    )
+
+
+def demand_hessian(point: DemandPoint, curvature: Curvature) -> Float[Array, "J J J"]:
+    """Second derivatives of shares in the variable of the point's slopes: ``d^2 s_j / dx_k dx_l`` at (j, k, l).
+
+    `curvature` is that of utilities in each product's own x, zero where they are linear. Zero for padding.
+    """
+    P, alpha = point.probabilities(), point.utility_slopes()
+    S = P * point.weights[None, :]
+    M = P * alpha
+    # 2 sum_i w_i P_ji M_ki M_li, one j after the other: no J x J x I array
+    hessian = jax.lax.map(lambda row: 2.0 * (M * row[None, :]) @ M.T, S)
+    j = jnp.arange(P.shape[0])
+    cross = (S * alpha) @ M.T
+    hessian = hessian.at[j, j, :].add(-cross).at[j, :, j].add(-cross)
+    second = alpha**2 + curvature.delta[:, None] + curvature.X2 @ point.C
+    hessian = hessian.at[:, j, j].add(-(S @ (P * second).T))
+    return hessian.at[j, j, j].add((S * second).sum(axis=1))
+
+
+def _markup_gap(eta: Array, point: DemandPoint, H: Array) -> Array:
+    return markup_product(point, H, eta) + jnp.where(point.present, -point.shares(), eta)
+
+
+def _solve_markup_matrix(eta: Array, right: Array, point: DemandPoint, H: Array) -> Array:
+    return solve(markup_matrix(point, H), right)
+
+
+def _solve_markups(point: DemandPoint, H: Array) -> FixedPoint:
+    eta = _solve_markup_matrix(point.delta, jnp.where(point.present, point.shares(), 0.0), point, H)
+    one = jnp.ones((), int)
+    return FixedPoint(eta, 0 * one + Status.CONVERGED, one, one, jnp.zeros(()))
