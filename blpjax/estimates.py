@@ -76,9 +76,8 @@ class ProblemLike(Protocol):
     def economy(self) -> Economy:
         """All markets, padded into buckets."""
 
-    @property
-    def ownership(self) -> Ownership | None:
-        """Who owns what."""
+    def ownership_in(self, economy: Economy) -> Ownership | None:
+        """Who owns what in an economy with these products."""
 
     def build_agents(self, agent_data: Any = None, integration: Integration | None = None) -> AgentsInEconomy:
         """The same economy with other agents."""
@@ -378,7 +377,7 @@ class Estimates:
             characteristics=self.problem.characteristics,
             coefficients=Coefficients(*map(jnp.asarray, blocks)),
             delta=jnp.asarray(self.delta[:, 0]),
-            ownership=self.problem.ownership,
+            ownership=self.problem.ownership_in(economy),
             layout=self._layout_in(economy),
             costs_type=self.problem.costs_type,
         )

@@ -18,7 +18,7 @@ def characteristics() -> Characteristics:
     X2 = Formulation("0 + x + C(product_ids):prices").build(data)
     variables = {key: jnp.asarray(values) for key, values in {**X1.inputs, **X2.inputs}.items()}
     assert X1.values.shape[1] == 6
-    return Characteristics(X1.columns, X2.columns, variables)
+    return Characteristics(X1.columns, X2.columns, (), variables)
 
 
 def test_evaluation_without_changes_gives_the_design_matrices(characteristics: Characteristics) -> None:
@@ -42,6 +42,6 @@ def test_slopes_are_derivatives_row_by_row(characteristics: Characteristics) -> 
 
 
 def test_without_X2_the_matrix_has_no_columns(characteristics: Characteristics) -> None:
-    plain = Characteristics(characteristics.X1_columns, (), characteristics.variables)
+    plain = Characteristics(characteristics.X1_columns, (), (), characteristics.variables)
     assert plain.evaluate({})[1].shape == (9, 0)
     assert hash(plain.X1_columns) == hash(characteristics.X1_columns)

@@ -136,7 +136,7 @@ def test_objective_agrees_with_an_unrolled_contraction(functions: ModelFunctions
     """Delta of each market by 400 plain steps through which JAX differentiates; beta, moments and objective by NumPy's
     formulas."""
     products, agents = tables(1, PRODUCTS, AGENTS)
-    data = functions.inputs.data
+    data = functions.inputs.data.demand
     W = functions.inputs.step.weight_factor @ functions.inputs.step.weight_factor.T
 
     def delta_of(theta: Any, rows: np.ndarray, people: np.ndarray) -> Any:
@@ -157,8 +157,8 @@ def test_objective_agrees_with_an_unrolled_contraction(functions: ModelFunctions
         Y = jnp.concatenate(
             [delta_of(theta, np.flatnonzero(ids == t), np.flatnonzero(people_ids == t)) for t in np.unique(ids)]
         )
-        Y = Y - data.X1[:, 1] * theta[4]
-        X, Z = data.X1[:, np.array([0, 2])], data.Z
+        Y = Y - data.X[:, 1] * theta[4]
+        X, Z = data.X[:, np.array([0, 2])], data.Z
         A = Z.T @ X
         beta = jnp.linalg.solve(A.T @ W @ A, A.T @ W @ (Z.T @ Y))
         g = Z.T @ (Y - X @ beta) / Y.size
@@ -189,7 +189,7 @@ def test_least_squares_form_agrees_with_the_objective(
     DELTA.check(2 * e.residual_jacobian.T @ e.residuals, derivatives["gradient"])
     jacobian = np.asarray(functions.delta_jacobian(functions.theta))
     DELTA.check(e.xi_by_theta[:, :4], jacobian[:, :4])
-    DELTA.check(e.xi_by_theta[:, 4], -np.asarray(inputs.data.X1)[:, 1])
+    DELTA.check(e.xi_by_theta[:, 4], -np.asarray(inputs.data.demand.X)[:, 1])
 
 
 def test_a_failed_inversion_makes_the_evaluation_missing(newton_functions: ModelFunctions) -> None:

@@ -346,7 +346,7 @@ def test_jacobians_of_delta_and_costs_are_exact(name: str, parameter: str) -> No
 # --- estimation -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["log costs", "covariance moments", "fixed effects"])
+@pytest.mark.parametrize("name", ["log costs", "covariance moments", "fixed effects of costs"])
 def test_two_steps_end_where_pyblp_has_an_optimum(name: str) -> None:
     """PyBLP evaluates both steps where they end, each with the weights that it computes itself."""
     case, kinds = CASES[name], {"W_type": "clustered", "se_type": "clustered"}
@@ -398,7 +398,7 @@ def without_supply_instruments(products: pd.DataFrame) -> pd.DataFrame:
 def test_the_price_coefficient_must_be_given_with_a_supply_side() -> None:
     with pytest.raises(ValueError, match="prices"):
         Case().solve(blpjax, beta=None)
-    with pytest.raises(ValueError, match=r"log\(prices\)|prices:x"):
+    with pytest.raises(ValueError, match="prices.x"):
         CASES["logarithm of prices"].solve(blpjax, beta=[None, -4.0, None, None])
 
 
@@ -470,7 +470,7 @@ def test_negative_costs_are_no_failure_where_they_need_not_be() -> None:
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        ((1, 2, 3), r"costs_bounds.*\(lb, ub\)"),
+        ((1, 2, 3), "costs_bounds.*pair"),
         ((2.0, 1.0), "costs_bounds"),
         (([0.1, 0.2], None), "costs_bounds"),
         (1.0, "costs_bounds"),

@@ -9,7 +9,7 @@ import pyblp
 import pytest
 
 from blpjax.exceptions import DataError
-from blpjax.parameters import Parameters, build_parameters, compress, expand
+from blpjax.parameters import Labels, Parameters, build_parameters, compress, expand
 from tests.economies import tables
 from tests.tolerances import ROUNDING
 
@@ -23,15 +23,14 @@ def build(**changes: Any) -> Parameters:
         "sigma": SIGMA,
         "pi": PI,
         "beta": [None, -3.0, np.nan, 0.0],
-        "sigma_bounds": None,
-        "pi_bounds": None,
-        "beta_bounds": None,
-        "X1_labels": X1,
-        "X2_labels": X2,
-        "demographic_labels": D,
+        "gamma": None,
         "n_node_columns": 3,
     }
-    return build_parameters(**(arguments | changes))
+    bounds = {name.removesuffix("_bounds"): changes.pop(name) for name in list(changes) if name.endswith("_bounds")}
+    labels = {"X1": X1, "X2": X2, "X3": (), "demographics": D} | {
+        name: changes.pop(name) for name in ("X1", "X2", "X3", "demographics") if name in changes
+    }
+    return build_parameters(**(arguments | changes), bounds=bounds, labels=Labels(**labels))
 
 
 def test_theta_stacks_the_lower_triangle_of_sigma_by_rows_then_pi_by_rows_then_beta() -> None:
@@ -47,7 +46,7 @@ def test_theta_stacks_the_lower_triangle_of_sigma_by_rows_then_pi_by_rows_then_b
 
 def test_missing_elements_of_beta_are_concentrated_out_and_zeros_fixed() -> None:
     layout = build().layout
-    assert layout.beta == (1,) and layout.concentrated_beta == (0, 2)
+    assert layout.beta == ((1,),) and layout.concentrated_beta == (0, 2)
     assert build(beta=None).layout.concentrated_beta == (0, 1, 2, 3)
     assert build(beta=[1.0, 2.0, 3.0, 4.0]).layout.concentrated_beta == ()
 
@@ -60,10 +59,10 @@ def test_the_upper_triangle_of_sigma_is_ignored() -> None:
 def test_default_bounds() -> None:
     """The diagonal of sigma is not negative; what is fixed at zero is bounded by zero."""
     parameters = build()
-    sigma = parameters.sigma_bounds
+    sigma = parameters.limits.sigma
     assert sigma.lower.tolist() == [[0, 0, 0], [-np.inf, 0, 0], [0, -np.inf, 0]]
     assert sigma.upper.tolist() == [[np.inf, 0, 0], [np.inf, np.inf, 0], [0, np.inf, np.inf]]
-    assert parameters.pi_bounds.lower.tolist() == [[-np.inf, 0], [0, -np.inf], [-np.inf, -np.inf]]
+    assert parameters.limits.pi.lower.tolist() == [[-np.inf, 0], [0, -np.inf], [-np.inf, -np.inf]]
     assert not parameters.bounded_by_user
     lower, upper = parameters.bounds
     assert lower.tolist() == [0, -np.inf, 0, -np.inf, 0, *[-np.inf] * 5] and upper.tolist() == [np.inf] * 10
@@ -81,10 +80,10 @@ def test_equal_bounds_fix_an_element_at_its_value() -> None:
 
 def test_bounds_that_are_missing_or_scalar() -> None:
     parameters = build(sigma_bounds=(None, 10), pi_bounds=(-5, np.nan))
-    assert parameters.sigma_bounds.lower[0, 0] == -np.inf and parameters.sigma_bounds.upper[0, 0] == 10
+    assert parameters.limits.sigma.lower[0, 0] == -np.inf and parameters.limits.sigma.upper[0, 0] == 10
     assert parameters.bounded_by_user
-    assert parameters.pi_bounds.lower[0, 0] == -5 and parameters.pi_bounds.upper[0, 0] == np.inf
-    assert parameters.sigma_bounds.upper[0, 1] == 0
+    assert parameters.limits.pi.lower[0, 0] == -5 and parameters.limits.pi.upper[0, 0] == np.inf
+    assert parameters.limits.sigma.upper[0, 1] == 0
 
 
 def test_unbounded_keeps_fixed_elements_fixed() -> None:
@@ -93,8 +92,8 @@ def test_unbounded_keeps_fixed_elements_fixed() -> None:
     lower[1, 0] = upper[1, 0] = 2.0
     parameters = build(sigma_bounds=(lower, upper)).unbounded()
     assert np.isinf(parameters.bounds.lower).all() and np.isinf(parameters.bounds.upper).all()
-    assert parameters.sigma_bounds.lower[1, 0] == parameters.sigma_bounds.upper[1, 0] == 2.0
-    assert parameters.sigma_bounds.upper[0, 1] == 0.0
+    assert parameters.limits.sigma.lower[1, 0] == parameters.limits.sigma.upper[1, 0] == 2.0
+    assert parameters.limits.sigma.upper[0, 1] == 0.0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -114,7 +113,7 @@ def test_expand_and_compress_are_inverses(seed: int) -> None:
 
 
 def test_without_parameters_theta_is_empty() -> None:
-    parameters = build(sigma=None, pi=None, beta=None, X2_labels=(), demographic_labels=(), n_node_columns=0)
+    parameters = build(sigma=None, pi=None, beta=None, X2=(), demographics=(), n_node_columns=0)
     assert parameters.theta.shape == (0,) and parameters.theta_labels == [] and parameters.bounds.lower.shape == (0,)
     placed = expand(parameters.layout, parameters.start, jnp.zeros(0))
     assert placed.sigma.shape == (0, 0) and placed.beta.tolist() == [0, 0, 0, 0]
@@ -122,7 +121,7 @@ def test_without_parameters_theta_is_empty() -> None:
 
 def test_scalars_stand_for_matrices_of_one_element() -> None:
     parameters = build(
-        sigma=0.5, pi=None, X2_labels=("x",), demographic_labels=(), n_node_columns=1, beta=np.ones((4, 1))
+        sigma=0.5, pi=None, X2=("x",), demographics=(), n_node_columns=1, beta=np.ones((4, 1))
     )
     assert parameters.theta.tolist() == [0.5, 1, 1, 1, 1]
 
@@ -146,9 +145,9 @@ def test_the_given_arrays_are_not_changed() -> None:
         ({"sigma": np.full((3, 3), np.nan)}, "sigma must be finite: use zeros"),
         ({"pi": np.full((3, 2), np.inf)}, "pi must be finite"),
         ({"sigma": "identity"}, "sigma must be an array of numbers"),
-        ({"pi": PI, "demographic_labels": ()}, "pi must not be given, because demographics were not formulated"),
+        ({"pi": PI, "demographics": ()}, "pi must not be given, because demographics were not formulated"),
         (
-            {"sigma": SIGMA, "pi": None, "X2_labels": (), "demographic_labels": ()},
+            {"sigma": SIGMA, "pi": None, "X2": (), "demographics": ()},
             "sigma must not be given, because X2 was not formulated",
         ),
         ({"sigma": -SIGMA}, r"sigma\[0, 0\] = -1 is not within its bounds \[0, inf\]"),

@@ -225,7 +225,8 @@ def test_tables_that_change_later_do_not_change_the_problem(problem: Problem) ->
     [
         ({"rc_types": ["linear", "log"]}, NotImplementedError, "rc_types other than 'linear'"),
         ({"epsilon_scale": 0.5}, NotImplementedError, "epsilon_scale other than 1"),
-        ({"costs_type": "log"}, NotImplementedError, "costs_type needs a supply side"),
+        ({"costs_type": "log"}, ValueError, "costs_type='log' needs a supply side"),
+        ({"costs_type": "quadratic"}, ValueError, "costs_type must be one of"),
     ],
 )
 def test_options_of_models_that_are_not_supported_are_named(
@@ -249,8 +250,8 @@ def test_defaults_of_models_may_be_given() -> None:
         ([Formulation("prices"), "1"], None, TypeError, "must be Formulation instances or None"),
         ([Formulation("prices"), Formulation("1")], "income", TypeError, "must be Formulation instances or None"),
         ([Formulation("prices")] * 4, None, TypeError, "one to three Formulations"),
-        ([Formulation("prices"), None, Formulation("x")], None, NotImplementedError, r"X3\) asks for a supply side"),
-        ([Formulation("prices"), Formulation("0 + x", "C(firm_ids)")], None, ValueError, "from X1, but not from X2"),
+        ([Formulation("prices"), None, Formulation("prices")], None, IdentificationError, "X3"),
+        ([Formulation("prices"), Formulation("0 + x", "C(firm_ids)")], None, ValueError, "from X1 and X3, but not from X2"),
         (
             [Formulation("prices"), Formulation("x")],
             Formulation("income", "C(agent_ids)"),
@@ -382,9 +383,6 @@ def test_duplicated_products_and_odd_weights_warn() -> None:
 UNSUPPORTED = {
     "rho": 0.5,
     "rho_bounds": ([0.0], [0.5]),
-    "gamma": [1.0],
-    "gamma_bounds": ([0.0], [1.0]),
-    "costs_bounds": (0.1, None),
     "phi": [0.1],
     "phi_bounds": ([0.0], [1.0]),
     "demand_moment_types": [("levels", 0)],
@@ -393,7 +391,6 @@ UNSUPPORTED = {
     "error_punishment": 2,
     "fp_type": "linear",
     "shares_bounds": None,
-    "covariance_moments_mean": 0.1,
     "micro_moments": ["moment"],
     "micro_sample_covariances": np.eye(1),
     "resample_agent_data": len,
@@ -405,6 +402,21 @@ UNSUPPORTED = {
 def test_unsupported_arguments_are_named(problem: Problem, name: str) -> None:
     with pytest.raises(NotImplementedError, match=f"^{name} is not supported: .*Leave it out"):
         problem.solve(SIGMA, PI, **{name: UNSUPPORTED[name]})
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": [1.0]}, "gamma must not be given, because X3 was not formulated"),
+        ({"costs_bounds": (0.1, None)}, "costs_bounds need a supply side"),
+        ({"covariance_moments_mean": 0.1}, "covariance_moments_mean needs a supply side"),
+        ({"covariance_moments_mean": "zero"}, "covariance_moments_mean must be a number"),
+    ],
+)
+def test_options_of_supply_need_one(problem: Problem, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        problem.solve(SIGMA, PI, **options)
 
 
 @pytest.mark.usefixtures("unchecked_types")

@@ -341,7 +341,7 @@ def test_loaded_problems_are_the_same_problems(results: ProblemResults, loaded: 
     for table in ("product_table", "agent_table"):
         before, after = getattr(results.problem, table), getattr(loaded.problem, table)
         assert same(dict(before.data), dict(after.data))
-    assert same(np.asarray(results.problem.demand_data.Z), np.asarray(loaded.problem.demand_data.Z))
+    assert same(np.asarray(results.problem.model_data.demand.Z), np.asarray(loaded.problem.model_data.demand.Z))
 
 
 def test_loaded_problems_are_solved_by_the_programs_that_are_compiled(
