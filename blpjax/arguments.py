@@ -121,8 +121,7 @@ def refuse_unsupported(**given: Any) -> None:
 def read_step_options(
     *,
     parameters: Parameters,
-    costs_bounds: Any,
-    covariance_moments_mean: float,
+    costs_bounded: bool,
     optimization: Optimization | None,
     iteration: Iteration | None,
     check_optimality: Any,
@@ -134,7 +133,9 @@ def read_step_options(
     center_moments: bool,
     n_clusters: int | None,
 ) -> StepOptions:
-    """Options of `Problem.solve` as all GMM steps use them. `n_clusters` is None without clustering IDs.
+    """Options of `Problem.solve` as all GMM steps use them.
+
+    `costs_bounded` says whether costs have bounds, and `n_clusters` is None without clustering IDs.
 
     Raises
     ------
@@ -161,8 +162,7 @@ def read_step_options(
         delta_behavior = "predicted" if chosen.method == "trust-region" else "first"
     return StepOptions(
         parameters=parameters,
-        costs_bounded=bool(np.isfinite(read_costs_bounds(costs_bounds, True)).any()),
-        covariance_moments_mean=float(covariance_moments_mean),
+        costs_bounded=costs_bounded,
         optimization=chosen,
         iteration=Iteration() if iteration is None else iteration,
         types=CovarianceTypes(W_type, se_type, bool(center_moments), 1 if n_clusters is None else n_clusters),

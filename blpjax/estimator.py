@@ -70,7 +70,7 @@ prepare = program(effort=0, static_argnums=0)(moments.make_inputs)
 
 
 @program(effort=0)
-def initial_weights(Z: list[Float[Array, "N M"]]) -> Float[Array, "M M"]:
+def initial_weights(Z: list[Float[Array, "_ _"]]) -> Float[Array, "M M"]:
     """Weighting matrix of 2SLS for the instruments of all moments."""
     return gmm.initial_weights(Z)
 

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from blpjax.economy import Bucket, Economy, Ownership
@@ -14,7 +15,7 @@ from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.contraction import invert_shares, logit_delta
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.shares import tastes
-from blpjax.kernels.supply import DemandPoint, markups
+from blpjax.kernels.supply import DemandPoint, Firms, markups
 from blpjax.parameters import Coefficients, ParameterLayout
 
 #: Markets are processed in chunks of at most this many product-agent pairs (32 MiB for each such array).
@@ -97,10 +98,25 @@ def invert_economy(
     )
 
 
+def pack_firms(ownership: Ownership) -> tuple[Array | Firms, ...]:
+    """Ownership by codes of firms as memberships of each market's firms; ownership matrices as they are.
+
+    Codes must not be traced: their numbers decide shapes.
+    """
+    return tuple(part if part.ndim == 3 else _pack(np.asarray(part)) for part in ownership)
+
+
+def _pack(codes: np.ndarray) -> Firms:
+    local = np.full(codes.shape, -1)
+    for t, market in enumerate(codes):
+        local[t, market >= 0] = np.unique(market[market >= 0], return_inverse=True)[1].reshape(-1)
+    return Firms(jax.device_put(local[:, :, None] == np.arange(local.max() + 1)))
+
+
 def compute_markups(
     economy: Economy,
     parameters: MarketTastes,
-    ownership: Ownership,
+    ownership: tuple[Array | Firms, ...],
     point: tuple[Float[Array, " N"], Float[Array, "N K2"], Float[Array, " N"], Float[Array, "N K2"]],
 ) -> Float[Array, " N"]:
     """Markups ``p - c`` of firms that set prices, at given tastes (equation 3.7).
@@ -108,7 +124,7 @@ def compute_markups(
     `point` has mean utilities, X2, and the derivatives of both in prices (`DemandPoint`). Differentiable in everything.
     """
 
-    def kernel(market: Bucket, owned: Array, *values: Array) -> Array:
+    def kernel(market: Bucket, owned: Array | Firms, *values: Array) -> Array:
         delta, X2, delta_slope, X2_slope = values
         C = parameters.of_agents(market)
         present = market.present

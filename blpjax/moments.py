@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from blpjax import gmm
-from blpjax.economy import Economy, Ownership
+from blpjax.economy import Economy
 from blpjax.exceptions import Status, succeeded
 from blpjax.gmm import LinearStep, average_moments, cross_moments, linear_step
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.kernels.supply import Firms
 from blpjax.markets import Inversion, compute_markups, invert_economy, market_tastes
 from blpjax.parameters import Coefficients, ParameterLayout, expand
 from blpjax.projection import Projection
@@ -50,7 +51,7 @@ class Supply(eqx.Module):
     """
 
     equation: Equation
-    ownership: Ownership
+    ownership: tuple[Array | Firms, ...]
     prices: Float[Array, " N"]
     X1_slope: Float[Array, "N K1"]
     X2: Float[Array, "N K2"]
@@ -84,7 +85,7 @@ class ModelData(eqx.Module):
         return [self.demand] if self.supply is None else [self.demand, self.supply.equation]
 
     @property
-    def weighted_instruments(self) -> list[Float[Array, "N M"]]:
+    def weighted_instruments(self) -> list[Float[Array, "_ _"]]:
         """Instruments of all moments, for weighting matrices."""
         more = [] if self.covariance is None else [self.covariance.instruments]
         return [equation.instruments for equation in self.equations] + more
@@ -326,7 +327,7 @@ def linear_parameters(
     return beta, gamma.at[jnp.array(layout.concentrated_gamma, int)].set(estimates[K:])
 
 
-def _concentrated_columns(specification: Specification, data: ModelData) -> list[Float[Array, "N K"]]:
+def _concentrated_columns(specification: Specification, data: ModelData) -> list[Float[Array, "_ _"]]:
     layout = specification.layout
     columns = (layout.concentrated_beta, layout.concentrated_gamma)
     return [e.X[:, list(c)] for e, c in zip(data.equations, columns, strict=False)]

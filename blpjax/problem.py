@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -23,6 +23,7 @@ from blpjax.economy import (
     firm_ownership,
     index_markets,
 )
+from blpjax.exceptions import DataError
 from blpjax.functions import ModelFunctions
 from blpjax.inputs.absorb import Absorber, build_absorber
 from blpjax.inputs.design import DesignMatrix
@@ -36,6 +37,7 @@ from blpjax.inputs.identification import (
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import AgentTable, read_products
 from blpjax.iteration import Iteration
+from blpjax.markets import pack_firms
 from blpjax.moments import CovarianceMoments, Equation, ModelData, Specification, Supply
 from blpjax.optimize import Optimization, OptimizationStatus
 from blpjax.parameters import Labels, Parameters, build_parameters
@@ -259,8 +261,7 @@ class Problem:
         data = self._read_supply_options(costs_bounds, covariance_moments_mean)
         step_options = arguments.read_step_options(
             parameters=self.read_parameters(sigma, pi, beta, gamma, bounds, supports_bounds),
-            costs_bounds=costs_bounds,
-            covariance_moments_mean=covariance_moments_mean,
+            costs_bounded=data.supply is not None and bool(jnp.isfinite(data.supply.costs_bounds).any()),
             optimization=optimization,
             iteration=iteration,
             check_optimality=check_optimality,
@@ -381,11 +382,89 @@ class Problem:
 
     def build_agents(self, agent_data: Any = None, integration: Integration | None = None) -> AgentsInEconomy:
         """The economy with these agents, for evaluating the same model with other nodes, weights or demographics."""
+        return self._build_agents(agent_data, integration, options.weights_tol)
+
+    def _build_agents(self, agent_data: Any, integration: Integration | None, weights_tol: float) -> AgentsInEconomy:
         X2 = np.zeros((self.N, 0)) if self._X2 is None else self._X2.values
         shares = self.product_table.shares
-        return build_agents(
-            self.agent_formulation, agent_data, integration, self._index, shares, X2, options.weights_tol
+        return build_agents(self.agent_formulation, agent_data, integration, self._index, shares, X2, weights_tol)
+
+    def replace_instruments(
+        self, demand_instruments: np.ndarray, supply_instruments: np.ndarray
+    ) -> "OptimalInstrumentProblem":
+        """The same problem with other excluded instruments, to which exogenous columns of X1 and X3 are added.
+
+        Parameters
+        ----------
+        demand_instruments : (N, n) excluded demand-side instruments, before absorption of fixed effects.
+        supply_instruments : (N, m) excluded supply-side instruments, or (N, 0) without a supply side.
+
+        Raises
+        ------
+        ValueError
+            When they are not finite matrices with N rows, or there are supply-side instruments without a supply side.
+
+        Warns
+        -----
+        IdentificationWarning
+            When instruments are collinear.
+        """
+        return self._derive(
+            OptimalInstrumentProblem, lambda problem: problem._set_instruments(demand_instruments, supply_instruments)
         )
+
+    def replace_agents(self, agent_data: Any) -> "ImportanceSamplingProblem":
+        """The same problem with other agents, whose weights need not sum to one.
+
+        Parameters
+        ----------
+        agent_data : as in `Problem`, with weights and nodes.
+
+        Raises
+        ------
+        DataError
+            When agents cannot be used, or a level of a categorical demographic is missing.
+        """
+
+        def change(problem: ImportanceSamplingProblem) -> None:
+            problem.integration = None
+            problem.agents_in_economy = self._build_agents(agent_data, None, np.inf)
+            missing = set(self.agents_in_economy.demographic_labels) - set(problem.agents_in_economy.demographic_labels)
+            if missing:
+                raise DataError(
+                    f"agent_data: a level of a categorical variable is missing, so there are no demographics "
+                    f"{', '.join(map(repr, sorted(missing)))}. Draw more agents."
+                )
+
+        return self._derive(ImportanceSamplingProblem, change)
+
+    def _derive(self, kind: "type[Derived]", change: Callable[["Derived"], None]) -> "Derived":
+        """A problem that shares what `change` does not replace, without reading the data again."""
+        began = time.perf_counter()
+        options.output("Re-creating the problem ...")
+        cached = {name for name, value in vars(Problem).items() if isinstance(value, cached_property)}
+        problem = object.__new__(kind)
+        vars(problem).update({name: value for name, value in vars(self).items() if name not in cached})
+        change(problem)
+        problem._tolerances = {name: getattr(options, name) for name in states.TOLERANCES}
+        problem.model_data = problem._build_model_data()
+        options.output(f"Re-created the problem after {report.format_seconds(time.perf_counter() - began)}.")
+        if options.verbose:
+            options.output(f"\n{problem}")
+        return problem
+
+    def _set_instruments(self, demand_instruments: np.ndarray, supply_instruments: np.ndarray) -> None:
+        """Replace excluded instruments of the product table. Formulas still read its columns."""
+        fields: dict[str, Any] = {}
+        for name, values in (("demand_instruments", demand_instruments), ("supply_instruments", supply_instruments)):
+            matrix = np.array(values, float)
+            if matrix.ndim != 2 or len(matrix) != self.N or not np.isfinite(matrix).all():
+                raise ValueError(f"{name} must be a matrix of finite numbers with {self.N} rows.")
+            fields |= {name: matrix, f"{name[:-1]}_labels": tuple(f"{name}{k}" for k in range(matrix.shape[1]))}
+        if self._X3 is None and fields["supply_instruments"].size:
+            raise ValueError("supply_instruments need a supply side: a third formulation, X3.")
+        self.product_table = dataclasses.replace(self.product_table, **fields)
+        self.add_exogenous = self._replaced_instruments = True
 
     def to_state(self) -> dict[str, Any]:
         """The problem as a tree of plain values, data included: what `ProblemResults.save` writes.
@@ -395,7 +474,7 @@ class Problem:
         DataError
             When a column that is used holds objects that cannot be stored.
         """
-        return states.problem_state(
+        state = states.problem_state(
             states.ProblemArguments(
                 product_formulations=self.product_formulations,
                 products=self.product_table,
@@ -407,12 +486,21 @@ class Problem:
                 tolerances=self._tolerances,
             )
         )
+        names = ("demand_instruments", "supply_instruments") if self._replaced_instruments else ()
+        return {
+            **state,
+            "kind": type(self).__name__,
+            "instruments": {name: getattr(self.product_table, name) for name in names},
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Problem":
         """Build the problem that `to_state` described, with the same agents, without messages."""
+        kinds = {kind.__name__: kind for kind in (cls, *cls.__subclasses__())}
         with states.built_again(state):
-            problem = cls(**states.read_problem(state))
+            problem = kinds[state.get("kind", cls.__name__)](**states.read_problem(state))
+            if state.get("instruments"):
+                problem = problem._derive(type(problem), lambda p: p._set_instruments(**state["instruments"]))
         if isinstance(problem.integration, states.BuiltIntegration):
             problem.integration = problem.integration.plain
         return problem
@@ -451,10 +539,14 @@ class Problem:
     @cached_property
     def ownership(self) -> Ownership | None:
         """Who owns what: matrices from the data, or else codes of firms; None without either."""
+        return self.ownership_in(self.economy)
+
+    def ownership_in(self, economy: Economy) -> Ownership | None:
+        """Who owns what in an economy with other agents, whose buckets may be others."""
         table = self.product_table
         if table.ownership is not None:
-            return self.economy.unstack(jnp.asarray(np.nan_to_num(table.ownership)))
-        return None if table.firm_ids is None else firm_ownership(self.economy, table.firm_ids)
+            return economy.unstack(jnp.asarray(np.nan_to_num(table.ownership)))
+        return None if table.firm_ids is None else firm_ownership(economy, table.firm_ids)
 
     @property
     def T(self) -> int:
@@ -522,6 +614,7 @@ class Problem:
         return 0 if self._X3 is None else self._supply_absorber.dimensions
 
     H = 0
+    _replaced_instruments = False
 
     @property
     def unique_market_ids(self) -> np.ndarray:
@@ -608,7 +701,7 @@ class Problem:
         assert self.ownership is not None
         supply = Supply(
             equation=equation,
-            ownership=self.ownership,
+            ownership=pack_firms(self.ownership),
             prices=jax.device_put(table.prices),
             X1_slope=X1_slope,
             X2=jax.device_put(np.zeros((self.N, 0)) if self._X2 is None else self._X2.values),
@@ -679,8 +772,9 @@ class Problem:
 
     def _contributions(self, data: ModelData, outcome: StepResult) -> np.ndarray:
         """(N, M) contributions of products to moments."""
-        residuals = data.residuals(outcome.xi, outcome.omega)
-        return np.hstack([np.asarray(z) * np.asarray(u)[:, None] for z, u in zip(data.weighted_instruments, residuals, strict=True)])
+        residuals = jax.device_get(data.residuals(*jax.device_put((outcome.xi, outcome.omega))))
+        pairs = zip(data.weighted_instruments, residuals, strict=True)
+        return np.hstack([np.asarray(instruments) * u[:, None] for instruments, u in pairs])
 
     @cached_property
     def _clusters(self) -> tuple[np.ndarray, int]:
@@ -724,3 +818,14 @@ class Problem:
             self.residualize_supply,
             self._logit_delta,
         )
+
+
+class OptimalInstrumentProblem(Problem):
+    """A problem with optimal excluded instruments, from `OptimalInstrumentResults.to_problem`, used like others."""
+
+
+class ImportanceSamplingProblem(Problem):
+    """A problem with sampled agents, from `ImportanceSamplingResults.to_problem`, used like others."""
+
+
+Derived = TypeVar("Derived", bound=Problem)

@@ -29,7 +29,6 @@ class StepOptions:
 
     parameters: Parameters
     costs_bounded: bool
-    covariance_moments_mean: float
     optimization: Optimization
     iteration: Iteration
     types: estimator.CovarianceTypes

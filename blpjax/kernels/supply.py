@@ -57,22 +57,42 @@ class DemandPoint(eqx.Module):
         return (self.probabilities() * self.utility_slopes()) @ self.weights
 
 
+class Firms(eqx.Module):
+    """Standard ownership: which of a market's F firms owns each product. Padding has no owner.
+
+    With few firms products with ``H = members members'`` cost less than with H.
+    """
+
+    members: Bool[Array, "*T J F"]
+
+    def apply(self, values: Float[Array, "J K"]) -> Float[Array, "J K"]:
+        """``H values``: sums over the products of each product's firm."""
+        members = self.members.astype(float)
+        return members @ (members.T @ values)
+
+
+#: Who owns what: codes of firms (-1 for padding), their products, or an ownership matrix.
+Owned = Int[Array, " J"] | Firms | Float[Array, "J J"]
+
 #: Demand at given prices, ``demand_at(prices, arguments)``. It must not close over traced values.
 DemandAt = Callable[[Array, Any], DemandPoint]
 
 
-def ownership_matrix(owned: Int[Array, " J"] | Float[Array, "J J"]) -> Float[Array, "J J"]:
+def ownership_matrix(owned: Owned) -> Float[Array, "J J"]:
     """Ownership matrix H.
 
-    From (J,) integer codes of firms it is one where two products have the same firm; rows and columns of negative
-    codes, which mark padding, are zero. A (J, J) matrix is returned as it is.
+    From (J,) integer codes of firms, or `Firms`, it is one where two products have the same firm; rows and columns of
+    padding, whose codes are negative, are zero. A (J, J) matrix is returned as it is.
     """
+    if isinstance(owned, Firms):
+        members = owned.members.astype(float)
+        return members @ members.T
     if owned.ndim == 2:
         return owned
     return ((owned[:, None] == owned[None, :]) & (owned >= 0)[None, :]).astype(float)
 
 
-def markups(point: DemandPoint, owned: Int[Array, " J"] | Float[Array, "J J"]) -> Float[Array, " J"]:
+def markups(point: DemandPoint, owned: Owned) -> Float[Array, " J"]:
     """Markups ``eta = A^{-1} s``, in units of price; marginal costs are prices less these. Zero for padding.
 
     Differentiable to any order in every array, by ``A d eta = ds - dA eta``. A singular A gives values that are not
@@ -81,13 +101,15 @@ def markups(point: DemandPoint, owned: Int[Array, " J"] | Float[Array, "J J"]) -
     Parameters
     ----------
     point : demand at the prices that are observed.
-    owned : (J,) codes of firms or (J, J) ownership matrix, see `ownership_matrix`.
+    owned : (J,) codes of firms, `Firms`, or a (J, J) ownership matrix, see `ownership_matrix`.
     """
-    return implicit(_solve_markups, _markup_gap, _solve_markup_matrix, point, ownership_matrix(owned)).value
+    known = owned if isinstance(owned, Firms) else ownership_matrix(owned)
+    return implicit(_solve_markups, _markup_gap, _solve_markup_matrix, point, known).value
 
 
-def markup_matrix(point: DemandPoint, H: Float[Array, "J J"]) -> Float[Array, "J J"]:
+def markup_matrix(point: DemandPoint, owned: Firms | Float[Array, "J J"]) -> Float[Array, "J J"]:
     """``A = -H o (ds/dp)'`` by one matrix product. Rows and columns of padding are those of the identity."""
+    H = ownership_matrix(owned)
     P = point.probabilities()
     R = P * point.utility_slopes() * point.weights[None, :]
     own = jnp.where(point.present, -R.sum(axis=1) * jnp.diagonal(H), 1.0)
@@ -95,14 +117,16 @@ def markup_matrix(point: DemandPoint, H: Float[Array, "J J"]) -> Float[Array, "J
 
 
 @jax.custom_jvp
-def markup_product(point: DemandPoint, H: Float[Array, "J J"], eta: Float[Array, " J"]) -> Float[Array, " J"]:
+def markup_product(
+    point: DemandPoint, owned: Firms | Float[Array, "J J"], eta: Float[Array, " J"]
+) -> Float[Array, " J"]:
     """``A eta`` without forming A; zero for padding.
 
     With ``R = w o P o alpha``, ``Lambda_j = sum_i R_ji`` and ``N_ji = sum_k H_jk eta_k P_ki`` it is
     ``sum_i R_ji N_ji - Lambda_j H_jj eta_j``. As for `blpjax.kernels.shares.shares`, the derivative rule is written in
     matrix products that any number of tangents share, so that it never holds a J x I array for each tangent.
     """
-    parts = _parts(point, H, eta)
+    parts = _parts(point, owned, eta)
     return (parts.R * parts.spread).sum(axis=1)
 
 
@@ -116,29 +140,42 @@ class _Parts(NamedTuple):
     spread: Float[Array, "J I"]  # N_ji - H_jj eta_j
 
 
-def _parts(point: DemandPoint, H: Array, eta: Array) -> _Parts:
+def _parts(point: DemandPoint, owned: Firms | Array, eta: Array) -> _Parts:
     P = point.probabilities()
     S = P * point.weights[None, :]
-    N = (H * eta[None, :]) @ P
-    return _Parts(P, S, S * point.utility_slopes(), N, N - (jnp.diagonal(H) * eta)[:, None])
+    N = _weighted_sums(owned, eta, P)
+    return _Parts(P, S, S * point.utility_slopes(), N, N - (_own_share(owned) * eta)[:, None])
+
+
+def _weighted_sums(owned: Firms | Array, eta: Array, values: Array) -> Array:
+    """``(H o eta') values``, of the shape of `values` (J, I)."""
+    if isinstance(owned, Firms):
+        return owned.apply(eta[:, None] * values)
+    return (owned * eta[None, :]) @ values
+
+
+def _own_share(owned: Firms | Array) -> Array:
+    """The diagonal of H."""
+    return owned.members.any(axis=1).astype(float) if isinstance(owned, Firms) else jnp.diagonal(owned)
 
 
 def _markup_product_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    point, H, eta = primals
-    d_point, d_H, d_eta = tangents
-    parts = _parts(point, H, eta)
+    point, owned, eta = primals
+    d_point, d_owned, d_eta = tangents
+    parts = _parts(point, owned, eta)
     value = (parts.R * parts.spread).sum(axis=1)
-    tangent = _through_utilities(point, d_point, H * eta[None, :], parts) + _through_slopes(point, d_point, parts)
-    if _moves(d_H) or _moves(d_eta):
+    tangent = _through_utilities(point, d_point, owned, eta, parts) + _through_slopes(point, d_point, parts)
+    matrix_moves = not isinstance(owned, Firms) and _moves(d_owned)
+    if matrix_moves or _moves(d_eta):
         dense, own = parts.R @ parts.P.T, parts.R.sum(axis=1)
-        if _moves(d_H):
-            tangent += (dense * d_H) @ eta - own * jnp.diagonal(d_H) * eta
+        if matrix_moves:
+            tangent += (dense * d_owned) @ eta - own * jnp.diagonal(d_owned) * eta
         if _moves(d_eta):
-            tangent += (dense * H) @ d_eta - own * jnp.diagonal(H) * d_eta
+            tangent += (dense * ownership_matrix(owned)) @ d_eta - own * _own_share(owned) * d_eta
     if _moves(d_point.weights):
         tangent += (parts.P * point.utility_slopes() * parts.spread) @ d_point.weights
     if _moves(d_point.availability):
-        tangent += _through_availability(point, d_point.availability, H, eta)
+        tangent += _through_availability(point, d_point.availability, owned, eta)
     return value, tangent
 
 
@@ -147,7 +184,9 @@ def _moves(tangent: Any) -> bool:
     return not isinstance(tangent, SymbolicZero)
 
 
-def _through_utilities(point: DemandPoint, d_point: Any, E: Array, parts: _Parts) -> Array:
+def _through_utilities(
+    point: DemandPoint, d_point: Any, owned: Firms | Array, eta: Array, parts: _Parts
+) -> Array:
     """``sum_i Q_ji (dV_ji - v_i) + R_ji sum_k E_jk P_ki (dV_ki - v_i)`` with ``Q = R o spread`` and ``E = H o eta'``.
 
     This is the derivative through ``dP_ki = P_ki (dV_ki - v_i)`` with ``dV_ki = d delta_k + dX2_k' C_i + X2_k' dC_i``.
@@ -155,6 +194,7 @@ def _through_utilities(point: DemandPoint, d_point: Any, E: Array, parts: _Parts
     """
     P, _, R, N, spread = parts
     Q = R * spread
+    E = ownership_matrix(owned) * eta[None, :]
     tangent, agent = jnp.zeros_like(point.delta), jnp.zeros_like(point.weights)
     if _moves(d_point.delta):
         d_delta = d_point.delta
@@ -167,7 +207,8 @@ def _through_utilities(point: DemandPoint, d_point: Any, E: Array, parts: _Parts
         agent += (point.C * (d_X2.T @ P)).sum(axis=0)
     if _moves(d_point.C):
         d_C = d_point.C
-        by_characteristic = R[None, :, :] * ((E[None, :, :] * point.X2.T[:, None, :]) @ P)
+        sums = jax.vmap(lambda x: _weighted_sums(owned, eta * x, P), in_axes=1)(point.X2)
+        by_characteristic = R[None, :, :] * sums
         tangent += (point.X2 * (Q @ d_C.T)).sum(axis=1) + jnp.einsum("mji,mi->j", by_characteristic, d_C)
         agent += (d_C * (point.X2.T @ P)).sum(axis=0)
     return tangent - (Q + R * N) @ agent
@@ -186,11 +227,11 @@ def _through_slopes(point: DemandPoint, d_point: Any, parts: _Parts) -> Array:
     return tangent
 
 
-def _through_availability(point: DemandPoint, d_availability: Array, H: Array, eta: Array) -> Array:
+def _through_availability(point: DemandPoint, d_availability: Array, owned: Firms | Array, eta: Array) -> Array:
     """The rare case that needs no special rule."""
 
     def product(availability: Array) -> Array:
-        parts = _parts(eqx.tree_at(lambda p: p.availability, point, availability), H, eta)
+        parts = _parts(eqx.tree_at(lambda p: p.availability, point, availability), owned, eta)
         return (parts.R * parts.spread).sum(axis=1)
 
     return jax.jvp(product, (point.availability,), (d_availability,))[1]
@@ -201,7 +242,7 @@ markup_product.defjvp(_markup_product_jvp, symbolic_zeros=True)
 
 def passthrough(
     demand_at: DemandAt,
-    owned: Int[Array, " J"] | Float[Array, "J J"],
+    owned: Owned,
     prices: Float[Array, " J"],
     arguments: Any,
 ) -> Float[Array, "J J"]:
@@ -281,15 +322,15 @@ def demand_hessian(point: DemandPoint, curvature: Curvature) -> Float[Array, "J 
     return hessian.at[j, j, j].add((S * second).sum(axis=1))
 
 
-def _markup_gap(eta: Array, point: DemandPoint, H: Array) -> Array:
-    return markup_product(point, H, eta) + jnp.where(point.present, -point.shares(), eta)
+def _markup_gap(eta: Array, point: DemandPoint, owned: Firms | Array) -> Array:
+    return markup_product(point, owned, eta) + jnp.where(point.present, -point.shares(), eta)
 
 
-def _solve_markup_matrix(eta: Array, right: Array, point: DemandPoint, H: Array) -> Array:
-    return solve(markup_matrix(point, H), right)
+def _solve_markup_matrix(eta: Array, right: Array, point: DemandPoint, owned: Firms | Array) -> Array:
+    return solve(markup_matrix(point, owned), right)
 
 
-def _solve_markups(point: DemandPoint, H: Array) -> FixedPoint:
-    eta = _solve_markup_matrix(point.delta, jnp.where(point.present, point.shares(), 0.0), point, H)
+def _solve_markups(point: DemandPoint, owned: Firms | Array) -> FixedPoint:
+    eta = _solve_markup_matrix(point.delta, jnp.where(point.present, point.shares(), 0.0), point, owned)
     one = jnp.ones((), int)
     return FixedPoint(eta, 0 * one + Status.CONVERGED, one, one, jnp.zeros(()))
