@@ -198,7 +198,8 @@ def test_autos_row_fails_elsewhere_and_without_convergence() -> None:
 def test_post_row_agrees_with_pyblp() -> None:
     row = only_row(supply.post_rows(dataclasses.replace(TINY, pyblp=True)))
     assert row.failure == "" and row.details["outputs"] == 22
-    assert row.estimates_difference is not None and row.estimates_difference < 1e-7
+    # Prices after the merger: loops stop at small profit gradients, which say less about prices of small products.
+    assert row.estimates_difference is not None and row.estimates_difference < supply.OUTPUT_TOLERANCE
     check_timing(row.first)
 
 
