@@ -1,8 +1,8 @@
 """JAX-accelerated differentiable estimation of BLP demand models.
 
 Importing this package turns on 64-bit numbers in JAX, because 32-bit ones give wrong estimates, and sets up JAX's
-persistent compilation cache unless one is configured already or the environment variable ``BLPJAX_COMPILATION_CACHE`` is
-``0``.
+persistent compilation cache, unless one is configured already or the environment variable
+``BLPJAX_COMPILATION_CACHE`` is ``0``.
 """
 
 import jax as _jax
@@ -14,7 +14,10 @@ from blpjax import compilation as _compilation  # noqa: E402
 _compilation.configure_cache()
 
 from blpjax import data, exceptions, options  # noqa: E402
+from blpjax.bootstrap import BootstrappedResults  # noqa: E402
+from blpjax.delta_method import DeltaMethodResults  # noqa: E402
 from blpjax.functions import ModelFunctions  # noqa: E402
+from blpjax.importance_sampling import ImportanceSamplingResults  # noqa: E402
 from blpjax.inputs.construction import (  # noqa: E402
     build_id_data,
     build_integration,
@@ -27,21 +30,32 @@ from blpjax.inputs.integration import Integration  # noqa: E402
 from blpjax.inputs.matrices import build_matrix  # noqa: E402
 from blpjax.iteration import Iteration  # noqa: E402
 from blpjax.loading import load  # noqa: E402
+from blpjax.optimal_instruments import OptimalInstrumentResults  # noqa: E402
 from blpjax.optimize import Optimization, OptimizationProgress  # noqa: E402
-from blpjax.problem import Problem  # noqa: E402
+from blpjax.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem  # noqa: E402
 from blpjax.results import ProblemResults  # noqa: E402
+from blpjax.simulation import Simulation  # noqa: E402
+from blpjax.simulation_results import SimulationResults  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BootstrappedResults",
+    "DeltaMethodResults",
     "Formulation",
+    "ImportanceSamplingProblem",
+    "ImportanceSamplingResults",
     "Integration",
     "Iteration",
     "ModelFunctions",
+    "OptimalInstrumentProblem",
+    "OptimalInstrumentResults",
     "Optimization",
     "OptimizationProgress",
     "Problem",
     "ProblemResults",
+    "Simulation",
+    "SimulationResults",
     "__version__",
     "build_blp_instruments",
     "build_differentiation_instruments",

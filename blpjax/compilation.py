@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 
 #: Set to ``0`` to leave JAX's configuration alone, or to a directory to keep the cache there.
@@ -41,6 +42,34 @@ def program(
         return call
 
     return decorate
+
+
+def filtered_program(effort: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a function of equinox modules, arrays and static values that is compiled where nothing is traced.
+
+    `effort` is that of `program`. Called with traced values, the function becomes part of the program that is traced.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.cache
+        def compiled() -> Callable[..., Any]:
+            options = {"xla_backend_optimization_level": effort} if jax.default_backend() == "cpu" else None
+            return eqx.filter_jit(function, compiler_options=options)
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            if is_traced((arguments, options)):
+                return function(*arguments, **options)
+            return compiled()(*arguments, **options)
+
+        return call
+
+    return decorate
+
+
+def is_traced(values: Any) -> bool:
+    """Whether any leaf of a pytree is traced, so that a program is being built and nothing has a value."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def configure_cache() -> None:

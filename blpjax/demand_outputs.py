@@ -294,6 +294,8 @@ class DemandOutputs:
     ) -> Any:
         """Mean utilities at the parameters with other agents or another iteration, starting at the known ones.
 
+        Results with draws warn in place of raising an exception, and have NaN where shares could not be inverted.
+
         `fp_type` and `shares_bounds` can only have their default values.
 
         Returns
@@ -313,7 +315,8 @@ class DemandOutputs:
             found = model.invert(chosen)
             return Checked(found.delta[:, None], found.status, found.residuals)
 
-        return asked.by_product("delta", invert, loop=Loop("The inversion of market shares", warn=False))
+        loop = Loop("The inversion of market shares", warn=self.draws is not None)
+        return asked.by_product("delta", invert, loop=loop)
 
     # matrices
 

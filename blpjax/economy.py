@@ -112,6 +112,15 @@ class Economy(eqx.Module):
         """Values by market (T, ...) in the sorted order of market IDs, from one array (T_b, ...) for each bucket."""
         return jnp.concatenate(parts)[self.market_positions]
 
+    def scatter_markets(self, values: Array) -> tuple[Array, ...]:
+        """Arrays (T_b, J), one for each bucket, that repeat values by market (T,) for all places of a market."""
+        flat = jnp.zeros_like(values).at[self.market_positions].set(values)
+        sizes = np.cumsum([bucket.size[0] for bucket in self.buckets])
+        parts = jnp.split(flat, sizes[:-1])
+        return tuple(
+            jnp.broadcast_to(part[:, None], bucket.size[:2]) for part, bucket in zip(parts, self.buckets, strict=True)
+        )
+
 
 class MarketIndex(NamedTuple):
     """Which rows belong to which market: IDs in sorted order, and for each the rows of a table in the table's order."""

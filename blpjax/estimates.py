@@ -162,8 +162,8 @@ class Estimates:
         self.pi_se = _fill(self.pi.shape, layout.pi, theta[layout.part("pi")])
         beta = np.concatenate([theta[layout.part("beta")], errors[layout.P : first]])
         gamma = np.concatenate([theta[layout.part("gamma")], errors[first:]])
-        self.beta_se = _fill_vector(len(self.beta), (*layout.beta, *((k,) for k in layout.concentrated_beta)), beta)
-        self.gamma_se = _fill_vector(len(self.gamma), (*layout.gamma, *((k,) for k in layout.concentrated_gamma)), gamma)
+        self.beta_se = _fill_vector(len(self.beta), layout.beta, layout.concentrated_beta, beta)
+        self.gamma_se = _fill_vector(len(self.gamma), layout.gamma, layout.concentrated_gamma, gamma)
         self.sigma_squared = self.sigma @ self.sigma.T
         self.sigma_squared_se = self._sigma_squared_errors(len(layout.sigma))
 
@@ -260,7 +260,7 @@ class Estimates:
 
     @property
     def message(self) -> str:
-        """How optimisation ended, in words, with the markets where the model could not be evaluated at the estimates."""
+        """How optimisation ended, in words, with markets where the model could not be evaluated at the estimates."""
         text = self._result.outcome.message
         if self._result.failed_markets:
             text += f" {self._result.failed_markets}"
@@ -447,9 +447,9 @@ def _condition_number(matrix: Array) -> float:
     return float(np.linalg.cond(matrix)) if np.isfinite(matrix).all() and matrix.size else float("nan")
 
 
-def _fill_vector(size: int, index: Sequence[tuple[int, ...]], values: Array) -> Array:
-    """A column (size, 1) with values at an index and NaN elsewhere."""
-    return _fill((size,), index, values)[:, None]
+def _fill_vector(size: int, free: Sequence[tuple[int, ...]], concentrated: Sequence[int], values: Array) -> Array:
+    """A column (size, 1) with values of free and then of concentrated elements, and NaN elsewhere."""
+    return _fill((size,), (*free, *((k,) for k in concentrated)), values)[:, None]
 
 
 def _fill(shape: tuple[int, ...], index: Sequence[tuple[int, ...]], values: Array) -> Array:

@@ -35,7 +35,7 @@ class CovarianceTypes(NamedTuple):
 
 
 class LinearParameters(eqx.Module):
-    """All elements of beta (K1,) and gamma (K3,), and what they explain: ``X1 beta`` and ``X3 gamma`` (N,), residualised.
+    """All elements of beta (K1,) and gamma (K3,), and the residualised ``X1 beta`` and ``X3 gamma`` (N,).
 
     `explained_costs` is None without a supply side.
     """
@@ -150,7 +150,7 @@ def summarise(
     W: Float[Array, "M M"],
     cluster_ids: Int[Array, " N"],
 ) -> StepSummary:
-    """Moments, their Jacobian and covariances, and inference about all parameters, at residualised xi and omega (N,)."""
+    """Moments, their Jacobian and covariances, and inference about all parameters, at residualised xi and omega."""
     data, layout = inputs.data, specification.layout
     residuals = data.residuals(xi, omega)
     Z = [equation.Z for equation in data.equations]

@@ -14,7 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from blpjax import outputs
+from blpjax.compilation import filtered_program, is_traced
 from blpjax.economy import Economy, Ownership
+from blpjax.exceptions import succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod, Iteration
 from blpjax.kernels.supply import ownership_matrix
 from blpjax.markets import Inversion
@@ -132,8 +134,21 @@ class Model(Demand):
         return everyone if keep_all else total[:, None]
 
     def invert(self, iteration: Iteration) -> Inversion:
-        """Mean utilities that reproduce the economy's observed shares, from `delta`, at these parameters."""
+        """Mean utilities that reproduce `shares`, from `delta`, at these parameters; NaN in markets where it fails."""
         return _call(outputs.mean_utilities, self, *_options(iteration))
+
+    # matrices
+
+    def extract_diagonals(self, matrices: Array) -> Float[Array, "N 1"]:
+        """Diagonals of stacked matrices (N, max J), for example own elasticities."""
+        parts = self.economy.unstack(matrices)
+        return self.economy.gather([jnp.diagonal(part, axis1=1, axis2=2) for part in parts])[:, None]
+
+    def extract_diagonal_means(self, matrices: Array) -> Float[Array, "T 1"]:
+        """Means of the diagonals of stacked matrices (N, max J) by market."""
+        diagonals = self.economy.scatter(self.extract_diagonals(matrices)[:, 0])
+        means = [d.sum(axis=1) / b.present.sum(axis=1) for d, b in zip(diagonals, self.economy.buckets, strict=True)]
+        return self.economy.gather_markets(means)[:, None]
 
     # supply
 
@@ -175,15 +190,20 @@ class Model(Demand):
     ) -> Prices:
         """Equilibrium prices with statuses and counters. Arguments are those of `compute_prices`."""
         self.check_variable("prices")
-        start = _long(prices)
-        chosen = PRICE_ITERATION if iteration is None else iteration
+        start = self._prices(prices)
+        limits, method = _options(PRICE_ITERATION if iteration is None else iteration)
+        moving = None if constant_costs or not self._costs_move else self.costs_type
+        known = self.owned(firm_ids, ownership), self._costs(costs), start, limits
+        if method.safeguard and not is_traced((self, known)):
+            # most markets do not need the safeguard, and a program without it compiles in less time
+            found = _equilibrium(self, *known, method._replace(safeguard=False), moving)
+            if succeeded(np.asarray(found.status)).all():
+                return found
         return _equilibrium(
             self,
-            self.owned(firm_ids, ownership),
-            self._costs(costs),
-            self.prices if start is None else start,
-            *_options(chosen),
-            None if constant_costs or not self._costs_move else self.costs_type,
+            *known,
+            method,
+            moving,
         )
 
     def compute_hhi(self, firm_ids: Any = None, shares: Values = None) -> Float[Array, "T 1"]:
@@ -223,6 +243,14 @@ class Model(Demand):
         self.check_variable("prices")
         p, c = self._prices(prices), self._costs(costs)
         return _call(outputs.profit_gradients, self, self.owned(firm_ids, ownership), p, c)
+
+    def firm_profit_hessians(
+        self, prices: Values = None, costs: Values = None, firm_ids: Any = None, ownership: Values = None
+    ) -> Float[Array, "N J"]:
+        """Derivatives of `profit_gradients` in prices: between products of one firm, the Hessian of its profits."""
+        self.check_variable("prices")
+        p, c = self._prices(prices), self._costs(costs)
+        return _stacked(outputs.firm_profit_hessians, self, self.owned(firm_ids, ownership), p, c)
 
     def markups(self, firm_ids: Any = None, ownership: Values = None) -> Float[Array, " N"]:
         """Markups ``p - c`` (N,) that make prices optimal, in units of prices."""
@@ -352,18 +380,18 @@ def _options(iteration: Iteration) -> tuple[FixedPointLimits, FixedPointMethod]:
     return jax.tree.map(jnp.asarray, iteration.limits), iteration.fixed_point
 
 
-@eqx.filter_jit
+@filtered_program(effort=1)
 def _call(function: Callable[..., Any], model: Model, *arguments: Any) -> Any:
     return function(model, *arguments)
 
 
-@eqx.filter_jit
+@filtered_program(effort=1)
 def _stacked(function: Callable[..., Any], model: Model, *arguments: Any) -> Array:
     """Rows (N, max J) of matrices."""
     return model.economy.stack(function(model, *arguments))
 
 
-@eqx.filter_jit
+@filtered_program(effort=1)
 def _cubes(function: Callable[..., Any], model: Model, *arguments: Any) -> Array:
     """Rows (N, max J, max J) of arrays (J, J, J), NaN at padded products."""
     economy = model.economy
@@ -378,7 +406,7 @@ def _cubes(function: Callable[..., Any], model: Model, *arguments: Any) -> Array
     return economy.gather(rows)
 
 
-@eqx.filter_jit
+@filtered_program(effort=1)
 def _probabilities(model: Model, delta: Array | None, changes: dict[str, Array]) -> Array:
     parts = outputs.choice_probabilities(model, delta, changes)
     widest = max(part.shape[2] for part in parts)
@@ -386,7 +414,7 @@ def _probabilities(model: Model, delta: Array | None, changes: dict[str, Array])
     return model.economy.gather(padded)
 
 
-@eqx.filter_jit
+@filtered_program(effort=1)
 def _surpluses(model: Model, eliminated: Array, changes: dict[str, Array]) -> tuple[Array, Array]:
     parts, total = outputs.consumer_surpluses(model, eliminated, changes)
     widest = max(part.shape[1] for part in parts)
@@ -394,7 +422,7 @@ def _surpluses(model: Model, eliminated: Array, changes: dict[str, Array]) -> tu
     return model.economy.gather_markets(padded), total
 
 
-@eqx.filter_jit
+@filtered_program(effort=1)
 def _equilibrium(
     model: Model,
     owned: Ownership,
@@ -415,7 +443,7 @@ def _equilibrium(
     )
 
 
-@eqx.filter_jit
+@filtered_program(effort=1)
 def _cut(model: Model, bucket: int, place: Array, rows: Array, positions: Array) -> Model:
     def one(values: Array) -> Array:
         return jax.lax.dynamic_index_in_dim(values, place, keepdims=True)

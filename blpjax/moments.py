@@ -92,8 +92,9 @@ class ModelData(eqx.Module):
 
     def residuals(self, xi: Float[Array, " N"], omega: Float[Array, " N"] | None) -> list[Float[Array, " N"]]:
         """What is orthogonal to each of the instruments."""
-        found = [xi] if omega is None else [xi, omega]
-        return found if self.covariance is None else [*found, xi * omega - self.covariance.mean]
+        if omega is None:
+            return [xi]
+        return [xi, omega] if self.covariance is None else [xi, omega, xi * omega - self.covariance.mean]
 
 
 class MomentInputs(eqx.Module):

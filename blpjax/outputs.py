@@ -14,7 +14,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from blpjax.characteristics import Characteristics
+from blpjax.compilation import filtered_program
 from blpjax.economy import Bucket, Economy, Ownership
+from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels import equilibrium, outputs, shares, supply
 from blpjax.kernels.fixed_point import FixedPoint
@@ -121,7 +123,7 @@ def over_markets(demand: Demand, kernel: Callable[..., Any], *parts: Any) -> tup
     return tuple(results)
 
 
-@eqx.filter_jit
+@filtered_program(effort=1)
 def choice_probabilities(
     demand: Demand, delta: Float[Array, " N"] | None, changes: Changes
 ) -> tuple[Float[Array, "T J I"], ...]:
@@ -138,7 +140,7 @@ def choice_probabilities(
     return over_markets(demand, kernel, mean, _spread_changes(demand, changes))
 
 
-@eqx.filter_jit
+@filtered_program(effort=1)
 def market_shares(demand: Demand, delta: Float[Array, " N"] | None, changes: Changes) -> Float[Array, " N"]:
     """Market shares after changes of variables; arguments are those of `choice_probabilities`."""
     mean = demand.economy.scatter(demand.utilities(changes) if delta is None else delta)
@@ -150,7 +152,7 @@ def market_shares(demand: Demand, delta: Float[Array, " N"] | None, changes: Cha
     return demand.economy.gather(over_markets(demand, kernel, mean, _spread_changes(demand, changes)))
 
 
-@eqx.filter_jit
+@filtered_program(effort=1)
 def demand_jacobians(demand: Demand, name: str | None) -> tuple[Float[Array, "T J J"], ...]:
     """Derivatives ``ds_j / dx_k``, one array for each bucket, in a variable, or in delta when `name` is None."""
     return over_markets(demand, lambda local: _jacobian(local.point(name, {})))
@@ -208,7 +210,7 @@ def aggregate_elasticities(demand: Demand, factor: Array, name: str | None) -> F
 
 def consumer_surpluses(
     demand: Demand, eliminated: Bool[Array, " N"], changes: Changes
-) -> tuple[tuple[Float[Array, "T I"], ...], Float[Array, " T"]]:
+) -> tuple[tuple[Float[Array, "markets I"], ...], Float[Array, " T"]]:
     """Consumer surplus of each agent, one array for each bucket, and by market, after changes of variables.
 
     Marginal utility of income is that of a market's first product before the changes. `eliminated` products cannot be
@@ -229,9 +231,18 @@ def consumer_surpluses(
 
 
 def mean_utilities(demand: Demand, limits: FixedPointLimits, method: FixedPointMethod) -> Inversion:
-    """Mean utilities that reproduce the economy's observed shares, from those of `demand`."""
-    tastes = market_tastes(demand.coefficients, demand.layout)
-    return invert_economy(demand.economy, tastes, demand.delta, limits, method)
+    """Mean utilities that reproduce the shares of `demand`, from its own; NaN in markets where there are none."""
+    economy, tastes = demand.economy, market_tastes(demand.coefficients, demand.layout)
+    X2 = demand.characteristics.evaluate({})[1]
+    known = zip(economy.buckets, economy.scatter(demand.shares), economy.scatter(X2), strict=True)
+    buckets = tuple(eqx.tree_at(lambda b: (b.shares, b.X2), bucket, values) for bucket, *values in known)
+    current = eqx.tree_at(lambda e: e.buckets, economy, buckets)
+    found = invert_economy(current, tastes, demand.delta, limits, method)
+    # an unknown share would pass for padding
+    unknown = economy.gather_markets([jnp.isnan(bucket.shares).any(axis=1) for bucket in buckets])
+    status = jnp.where(unknown, int(Status.NOT_FINITE), found.status)
+    delta = jnp.where(economy.gather(economy.scatter_markets(succeeded(status))), found.delta, jnp.nan)
+    return eqx.tree_at(lambda f: (f.delta, f.status), found, (delta, status))
 
 
 def herfindahl_hirschman_indices(demand: Demand, firms: Ownership, shares: Float[Array, " N"]) -> Float[Array, " T"]:
@@ -267,6 +278,19 @@ def profit_gradients(
 
     economy = demand.economy
     return economy.gather(over_markets(demand, kernel, owned, economy.spread(prices), economy.spread(costs)))
+
+
+def firm_profit_hessians(
+    demand: Demand, owned: Ownership, prices: Float[Array, " N"], costs: Float[Array, " N"]
+) -> tuple[Float[Array, "T J J"], ...]:
+    """Derivatives of `profit_gradients` in prices, rows by condition, one array for each bucket."""
+
+    def kernel(local: MarketDemand, owned: Array, prices: Array, costs: Array) -> Array:
+        H = supply.ownership_matrix(owned)
+        return equilibrium.first_order_jacobian(_demand_at, H, prices, costs, local)
+
+    economy = demand.economy
+    return over_markets(demand, kernel, owned, economy.spread(prices), economy.spread(costs))
 
 
 def profit_hessians(

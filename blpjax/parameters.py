@@ -6,7 +6,7 @@ linear IV-GMM at every theta.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx

@@ -53,8 +53,8 @@ class Problem:
     ----------
     product_formulations : Formulation or sequence of up to three Formulations
         X1, linear characteristics (with any absorbed fixed effects), X2, characteristics with random coefficients, and
-        X3, characteristics that explain marginal costs (with any absorbed fixed effects). Without X2 demand is the plain
-        logit. X3 may contain shares, not prices.
+        X3, characteristics that explain marginal costs (with any absorbed fixed effects). Without X2 demand is the
+        plain logit. X3 may contain shares, not prices.
     product_data : DataFrame, dict of arrays, or structured array
         N rows. Required: `market_ids`, `shares` (in (0, 1), summing to less than one in every market) and `prices`.
         With X3 also `firm_ids`, or `ownership` matrices stacked by market (`build_ownership`), which come first.
@@ -84,7 +84,7 @@ class Problem:
     ED, ES : numbers of dimensions of fixed effects absorbed from demand and supply.
     H : zero: there are no nests.
     unique_market_ids, unique_firm_ids, unique_product_ids, unique_agent_ids, unique_nesting_ids : sorted IDs.
-    products, agents : structured arrays of the data, with fields such as `X1`, `X2`, `X3`, `ZD`, `ZS`, `shares`, `nodes`.
+    products, agents : structured arrays of the data, with fields such as `X1`, `X2`, `X3`, `ZD`, `ZS`, `nodes`.
 
     Raises
     ------
@@ -325,7 +325,8 @@ class Problem:
     ) -> ModelFunctions:
         """The model as compiled, differentiable functions of theta, for other optimisers and samplers.
 
-        Parameters are those of `solve`: zeros fix elements of the parameters, W (M, M) is the weighting matrix (by default that of 2SLS) and `delta` (N,) is where inversions start (by default the logit solution).
+        Parameters are those of `solve`: zeros fix elements of the parameters, W (M, M) is the weighting matrix (by
+        default that of 2SLS) and `delta` (N,) is where inversions start (by default the logit solution).
         """
         parameters = self.read_parameters(sigma, pi, beta, gamma, {}, bounded=False)
         data = self._read_supply_options(costs_bounds, covariance_moments_mean)
@@ -460,7 +461,7 @@ class Problem:
             matrix = np.array(values, float)
             if matrix.ndim != 2 or len(matrix) != self.N or not np.isfinite(matrix).all():
                 raise ValueError(f"{name} must be a matrix of finite numbers with {self.N} rows.")
-            fields |= {name: matrix, f"{name[:-1]}_labels": tuple(f"{name}{k}" for k in range(matrix.shape[1]))}
+            fields |= {name: matrix, f"{name[:-1]}_labels": tuple(f"{name}[{k}]" for k in range(matrix.shape[1]))}
         if self._X3 is None and fields["supply_instruments"].size:
             raise ValueError("supply_instruments need a supply side: a third formulation, X3.")
         self.product_table = dataclasses.replace(self.product_table, **fields)
@@ -724,7 +725,7 @@ class Problem:
         return ModelData(demand, supply, covariance)
 
     @property
-    def _rank_tolerances(self) -> dict[str, float]:
+    def _rank_tolerances(self) -> dict[str, Any]:
         return {"atol": options.collinear_atol, "rtol": options.collinear_rtol}
 
     def _build_equation(

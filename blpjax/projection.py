@@ -31,19 +31,19 @@ class Projection(eqx.Module):
         """Residuals of each column."""
         if self.first is None:
             return values
-        demeaned = self._demean(values)
+        demeaned = self._demean(self.first, values)
         if self.others.shape[1] == 0:
             return demeaned
         size = self.inverse.shape[0]
         sums = sum(jax.ops.segment_sum(demeaned, self.others[:, e], size) for e in range(self.others.shape[1]))
         effects = self.inverse @ sums
         fitted = sum(effects[self.others[:, e]] for e in range(self.others.shape[1]))
-        return demeaned - self._demean(jnp.asarray(fitted))
+        return demeaned - self._demean(self.first, jnp.asarray(fitted))
 
-    def _demean(self, values: Array) -> Array:
-        totals = jax.ops.segment_sum(values, self.first, self.counts.size)
+    def _demean(self, levels: Array, values: Array) -> Array:
+        totals = jax.ops.segment_sum(values, levels, self.counts.size)
         counts = self.counts.reshape(-1, *[1] * (values.ndim - 1))
-        return values - (totals / counts)[self.first]
+        return values - (totals / counts)[levels]
 
 
 def build_projection(ids: np.ndarray) -> Projection:

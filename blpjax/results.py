@@ -1,13 +1,19 @@
 """ProblemResults: estimates, covariances and diagnostics, and what they imply."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from blpjax import storage
+from blpjax.bootstrap import BootstrappedResults, bootstrap_results
+from blpjax.delta_method import DeltaMethodResults, apply_delta_method
 from blpjax.economy import AgentsInEconomy
 from blpjax.estimates import Estimates, ProblemLike
+from blpjax.importance_sampling import ImportanceSamplingResults, importance_sampling
 from blpjax.inputs.integration import Integration
+from blpjax.iteration import Iteration
+from blpjax.model import Model
+from blpjax.optimal_instruments import OptimalInstrumentResults, compute_optimal_instruments
 from blpjax.postestimation import PostEstimation
 from blpjax.queries import OutputTables
 from blpjax.states import Step, read_step, step_state
@@ -73,6 +79,196 @@ class ProblemResults(Estimates, PostEstimation):
         if results is None:
             raise ValueError("There are no GMM steps.")
         return results
+
+    def delta_method(
+        self,
+        function: Callable[[Model], Any],
+        hold: str = "shares",
+        iteration: Iteration | None = None,
+        constant_costs: bool = True,
+    ) -> DeltaMethodResults:
+        r"""Standard errors of any differentiable function of the model.
+
+        With ``V = parameter_covariances / N`` and the derivatives J of the function in all Q `parameters` (theta and
+        the concentrated elements of beta and gamma), covariances of what it returns are ``J V J'``. Derivatives are
+        exact, also through equilibrium prices that the function solves for. What else moves with the parameters
+        decides what is estimated:
+
+        ``hold='shares'``
+            the observed shares S and prices p stay as they are. Mean utilities are inverted again, ``s(delta(theta),
+            p; theta) = S``, so that ``d delta / d theta = -(ds / d delta)^{-1} ds / d theta``, and costs follow from
+            firms' first-order conditions, ``c(theta) = p - eta(delta(theta), p; theta)``. This is the uncertainty of
+            what parameters imply for the markets that were observed. Xi and omega are different at other parameters.
+        ``hold='xi'``
+            xi, omega and fixed effects stay as they are, ``delta(theta) = X1(p) beta + xi + fe`` and, with a supply
+            side, ``c(theta) = X3 gamma + omega + fe`` (log c with log costs). The model has equilibrium prices at these
+            costs (observed prices without a supply side) and shares at these prices. This is what `bootstrap` does, to
+            first order: its standard deviations agree with these standard errors when parameters are precise enough.
+
+        The two have the same value at the estimates, unless some costs are clipped, but not the same standard errors.
+
+        Parameters
+        ----------
+        function : maps a `Model` to an array or a pytree of arrays, in operations that JAX can differentiate: methods
+            of the model, which have the names of those of these results and return columns such as (N, 1), its
+            attributes `prices`, `shares` and `delta` (N,), and `jax.numpy`. For example ``lambda m:
+            m.extract_diagonals(m.compute_elasticities()).mean()``, or the price changes of a merger, ``lambda m:
+            m.compute_prices(firm_ids=merged, costs=m.compute_costs())[:, 0] - m.prices``.
+        hold : see above.
+        iteration, constant_costs : how to solve for prices with ``hold='xi'``, as in `compute_prices`.
+
+        Returns
+        -------
+        DeltaMethodResults with `value`, `standard_errors`, `covariances`, `jacobian`, and confidence intervals.
+
+        Covariances of parameters at a bound are used as they are reported, as if there were no bound; intervals are
+        then not to be trusted. NaN in the value, such as padding, has standard errors of NaN.
+
+        Raises
+        ------
+        TypeError
+            When the function is none of operations of JAX, or returns integers.
+        ValueError
+            When covariances are unknown, or derivatives would take too much memory.
+
+        Warns
+        -----
+        ConvergenceWarning
+            With ``hold='xi'``, naming markets in which no equilibrium was found at the estimates.
+        """
+        return apply_delta_method(self, function, hold, iteration, constant_costs)
+
+    def bootstrap(
+        self,
+        draws: int = 1000,
+        seed: int | None = None,
+        iteration: Iteration | None = None,
+        constant_costs: bool = True,
+    ) -> BootstrappedResults:
+        """Parametric bootstrap: results at parameters drawn from their asymptotic distribution.
+
+        All `parameters` are drawn from the normal distribution with covariances ``parameter_covariances / N`` and
+        clipped to their bounds. Mean utilities and costs follow them, with xi, omega and fixed effects as estimated.
+        With a supply side, prices are solved for; then shares are computed. Draws are those of PyBLP with the same
+        seed.
+
+        Parameters
+        ----------
+        draws : number of draws. Prices, shares and delta of all of them are kept.
+        seed : of `numpy.random.RandomState`.
+        iteration : how to solve for prices, by default ``Iteration('anderson', {'atol': 1e-12})``. Not used without a
+            supply side.
+        constant_costs : whether costs stay as they are when shares change; if not, they move with shares in X3.
+
+        Returns
+        -------
+        BootstrappedResults, whose compute methods return arrays with a first axis of draws.
+
+        Raises
+        ------
+        ValueError
+            When there are no draws, or covariances are unknown.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Naming draws and markets for which no equilibrium was found. Results are NaN there.
+        """
+        return bootstrap_results(self, draws, seed, iteration, constant_costs)
+
+    def compute_optimal_instruments(
+        self,
+        method: str = "approximate",
+        draws: int = 1,
+        seed: int | None = None,
+        expected_prices: Any = None,
+        iteration: Iteration | None = None,
+        constant_costs: bool = True,
+    ) -> OptimalInstrumentResults:
+        r"""Feasible optimal instruments for theta (Amemiya 1977, Chamberlain 1987).
+
+        These are expected Jacobians of structural errors, given exogenous variables, times the inverse of the errors'
+        sample covariance matrix:
+
+        .. math:: \begin{bmatrix} Z_{D,jt} \\ Z_{S,jt} \end{bmatrix} = \Sigma_{\xi\omega}^{-1}
+            E\left[\frac{\partial (\xi_{jt}, \omega_{jt})'}{\partial \theta} \mid Z\right].
+
+        Expectations are averages over draws of xi and omega. At each draw prices and shares are those of the
+        equilibrium, and Jacobians are evaluated there. Linear parameters that are concentrated out need no such
+        instruments: `OptimalInstrumentResults.to_problem` adds characteristics for them.
+
+        Parameters
+        ----------
+        method : ``'approximate'`` evaluates Jacobians once, at errors of zero; ``'normal'`` draws errors from a normal
+            distribution with their sample covariances, ``'empirical'`` from the errors themselves, with replacement.
+        draws : number of draws of all errors. With ``'approximate'`` there is one.
+        seed : of `numpy.random.RandomState`, with PyBLP's draws for the same one. Without it they differ each time.
+        expected_prices : (N,) expected prices given exogenous variables, at which all draws are evaluated. By default
+            they are equilibrium prices of each draw if there is a supply side whose X3 does not contain shares, and
+            otherwise fitted values of a regression of prices on demand-side instruments and fixed effects.
+        iteration : how to solve for equilibrium prices, by default ``Iteration('anderson', {'atol': 1e-12})``. If it is
+            given, prices are equilibrium prices even if X3 contains shares.
+        constant_costs : whether marginal costs stay as they are when shares change; if not, they move with shares in
+            X3. It matters for equilibrium prices where X3 contains shares.
+
+        Returns
+        -------
+        OptimalInstrumentResults
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arguments of the wrong shape or value, or an `iteration` that would not be used.
+        ConvergenceError
+            When structural errors of these results are not finite.
+
+        Warns
+        -----
+        ConvergenceWarning
+            When equilibrium prices were not found in some market for some draw, which the market's averages leave out.
+            (PyBLP averages whatever prices its loop has reached.)
+        IdentificationWarning
+            When there are covariance instruments, which are not optimised.
+        """
+        return compute_optimal_instruments(self, method, draws, seed, expected_prices, iteration, constant_costs)
+
+    def importance_sampling(
+        self,
+        draws: int,
+        ar_constant: float = 1.0,
+        seed: int | None = None,
+        agent_data: Any = None,
+        integration: Integration | None = None,
+        delta: Any = None,
+    ) -> ImportanceSamplingResults:
+        r"""Draw agents who are likely to buy, with weights that undo this (Berry, Levinsohn and Pakes 1995).
+
+        A candidate i in market t is accepted with probability :math:`(1 - s_{i0t}) / M`, where :math:`1 - s_{i0t}` is
+        the probability of buying anything at the estimates. Of those accepted, :math:`I_t` are drawn without
+        replacement, with weights :math:`w_{it} = (1 - s_{0t}) / (1 - s_{i0t}) / I_t`. A market needs more than about
+        :math:`M I_t / (1 - s_{0t})` candidates.
+
+        Parameters
+        ----------
+        draws : number of agents to draw in each market.
+        ar_constant : M, at least one.
+        seed : of `numpy.random.RandomState`, with PyBLP's draws for the same one. Without it they differ each time.
+        agent_data, integration : candidates, as in `Problem`; weights are not needed and play no role. By default the
+            problem's agents.
+        delta : (N,) mean utilities, by default those of these results; `compute_delta` finds more precise ones.
+
+        Returns
+        -------
+        ImportanceSamplingResults
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arguments of the wrong shape or value, and without X2.
+        DataError
+            When candidates cannot be used, or fewer than `draws` are accepted in a market, which the message names.
+        """
+        return importance_sampling(self, draws, ar_constant, seed, agent_data, integration, delta)
 
     @property
     def output_tables(self) -> OutputTables:

@@ -72,9 +72,9 @@ class InnerLoops:
 class StepResult:
     """Arrays at the end of a GMM step, all in NumPy.
 
-    `theta` (P,), `beta` (K1,), `gamma` (K3,), `delta`, `xi` and `omega` (N,), or None without a supply side, `objective`,
-    `gradient` (P,), `hessian` (P, P) or NaN, `summary` with host arrays of `estimator.StepSummary`, and what the loops
-    did. `outcome.evaluation` has costs and derivatives.
+    `theta` (P,), `beta` (K1,), `gamma` (K3,), `delta`, `xi` and `omega` (N,), the last None without a supply side,
+    `objective`, `gradient` (P,), `hessian` (P, P) or NaN, `summary` with host arrays of `estimator.StepSummary`, and
+    what the loops did. `outcome.evaluation` has costs and derivatives.
     """
 
     step: int

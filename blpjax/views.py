@@ -53,8 +53,8 @@ def product_records(table: ProductTable, matrices: ProductMatrices, columns: Seq
         "prices": table.prices,
     }
     used = {name for column in columns for name in column.names}
-    fields |= {name: _variable(table.data[name]) for name in sorted(used - set(fields))}
-    return _records(fields, N)
+    fields |= {name: as_variable(table.data[name]) for name in sorted(used - set(fields))}
+    return structure(fields, N)
 
 
 def agent_records(table: AgentTable, demographics: np.ndarray) -> np.recarray:
@@ -67,7 +67,7 @@ def agent_records(table: AgentTable, demographics: np.ndarray) -> np.recarray:
         "demographics": demographics,
         "availability": np.zeros((table.weights.size, 0)),
     }
-    return _records(fields, table.weights.size)
+    return structure(fields, table.weights.size)
 
 
 def unique_ids(ids: np.ndarray | None) -> np.ndarray:
@@ -82,11 +82,12 @@ def as_objects(ids: np.ndarray) -> np.ndarray:
     return ids if ids.dtype.kind == "M" else ids.astype(object)
 
 
-def _variable(values: np.ndarray) -> np.ndarray:
+def as_variable(values: np.ndarray) -> np.ndarray:
+    """A column of a table as structured arrays hold it: all numbers are 64-bit floats."""
     return values.astype(float) if values.dtype.kind in "iuf" else values
 
 
-def _records(fields: Mapping[str, np.ndarray | None], rows: int) -> np.recarray:
+def structure(fields: Mapping[str, np.ndarray | None], rows: int) -> np.recarray:
     """A structured array whose fields are matrices; those that are None have no columns."""
     matrices = {}
     for name, values in fields.items():

@@ -350,3 +350,11 @@ def test_only_values_have_derivatives() -> None:
         return found.residual + found.evaluations
 
     assert jax.jacfwd(residual_of)(jnp.array([2.0])).tolist() == [0.0]
+
+
+@every_loop
+def test_missing_values_are_no_fixed_point_in_however_many_markets(method: FixedPointMethod) -> None:
+    """So many that XLA vectorises maxima over products."""
+    starts = jnp.full((2000, 8), jnp.nan)
+    found = jax.jit(jax.vmap(lambda start: iterate(method, lambda x: 0.5 * x, start, LIMITS)))(starts)
+    assert not np.isin(found.status, (Status.CONVERGED, Status.ROUNDING_FLOOR)).any()

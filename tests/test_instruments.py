@@ -12,7 +12,8 @@ from blpjax.exceptions import DataError
 from blpjax.inputs.construction import build_id_data
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.instruments import build_blp_instruments, build_differentiation_instruments
-from tests.tolerances import ROUNDING
+from blpjax.inputs.matrices import build_matrix
+from tests.tolerances import ABSORPTION, ROUNDING
 
 FORMULAS = ["1", "0 + x", "1 + x", "x + y + I(x * y)", "0 + C(kind)", "x * C(kind)", "prices + shares", "0 + integer"]
 VERSIONS = [(version, interact) for version in ("local", "quadratic") for interact in (False, True)]
@@ -165,10 +166,21 @@ def test_unusable_tables_are_refused(build: Any) -> None:
         build(x, bad)
 
 
-@pytest.mark.parametrize("build", [build_blp_instruments, build_differentiation_instruments])
-def test_fixed_effects_are_not_absorbed(build: Any) -> None:
-    with pytest.raises(NotImplementedError, match=rf"{build.__name__} .*absorb='C\(kind\)'.*build_matrix"):
-        build(Formulation("0 + x", absorb="C(kind)"), products())
+@pytest.mark.parametrize("absorb", ["C(kind)", "C(kind) + C(integer)"])
+def test_fixed_effects_are_absorbed_from_characteristics_first(absorb: str) -> None:
+    pyblp = pytest.importorskip("pyblp")
+    data, formulas = products(), ("0 + x + y", absorb)
+    X = build_matrix(Formulation(*formulas), data)
+    residuals = data.assign(u=X[:, 0], v=X[:, 1])
+    options = {"tol": 1e-14} if "+" in absorb else None
+    pyblp_formulation = pyblp.Formulation(*formulas, absorb_method="map" if options else None, absorb_options=options)
+    for build, theirs in (
+        (build_blp_instruments, pyblp.build_blp_instruments),
+        (build_differentiation_instruments, pyblp.build_differentiation_instruments),
+    ):
+        built = build(Formulation(*formulas), data)
+        np.testing.assert_array_equal(built, build(Formulation("0 + u + v"), residuals))
+        ABSORPTION.check(built, theirs(pyblp_formulation, data), absorb)
 
 
 @pytest.mark.usefixtures("unchecked_types")

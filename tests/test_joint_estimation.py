@@ -497,11 +497,6 @@ def test_what_belongs_to_the_supply_side_needs_one(arguments: dict[str, Any]) ->
         DEMAND.solve(blpjax, **arguments)
 
 
-def test_covariance_instruments_need_a_supply_side() -> None:
-    """PyBLP ignores them."""
-    with pytest.raises(ValueError, match="covariance_instruments"):
-        dataclasses.replace(DEMAND, change=covariance_instruments).build(blpjax)
-
 
 def test_a_mean_of_covariances_needs_covariance_instruments() -> None:
     with pytest.raises(ValueError, match="covariance_moments_mean"):

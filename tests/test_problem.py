@@ -251,7 +251,7 @@ def test_defaults_of_models_may_be_given() -> None:
         ([Formulation("prices"), Formulation("1")], "income", TypeError, "must be Formulation instances or None"),
         ([Formulation("prices")] * 4, None, TypeError, "one to three Formulations"),
         ([Formulation("prices"), None, Formulation("prices")], None, IdentificationError, "X3"),
-        ([Formulation("prices"), Formulation("0 + x", "C(firm_ids)")], None, ValueError, "from X1 and X3, but not from X2"),
+        ([Formulation("prices"), Formulation("0 + x", "C(firm_ids)")], None, ValueError, "X1 and X3, but not from X2"),
         (
             [Formulation("prices"), Formulation("x")],
             Formulation("income", "C(agent_ids)"),

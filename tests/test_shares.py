@@ -210,3 +210,13 @@ def test_share_jacobian_with_values_is_the_derivative_in_a_characteristic() -> N
     actual = share_jacobian(P, weights, jnp.broadcast_to(C[1], P.shape))
     expected = jax.jacfwd(lambda x: plain_shares(delta, X2.at[:, 1].set(x), C, weights, availability))(X2[:, 1])
     ROUNDING.check(actual, expected)
+
+
+@pytest.mark.parametrize("markets", [1, 1000])
+def test_missing_utilities_have_missing_shares(markets: int) -> None:
+    """In as many markets as make XLA vectorise loops, too."""
+    m = market(1)
+    _, X2, C, weights, availability = arguments(m)
+    delta = jnp.full((markets, J), jnp.nan)
+    found = jax.jit(jax.vmap(lambda delta: shares(delta, X2, C, weights, availability)))(delta)
+    assert np.isnan(found).all()

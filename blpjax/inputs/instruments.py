@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .absorb import build_absorber
 from .columns import read_market_ids, read_required_ids
 from .formulation import Formulation
 from .table_format import read_table
@@ -26,7 +27,7 @@ def build_blp_instruments(formulation: Formulation, product_data: object) -> np.
 
     Parameters
     ----------
-    formulation : what is in X: K columns. Fixed effects cannot be absorbed.
+    formulation : what is in X: K columns, which are residuals if the formulation absorbs fixed effects.
     product_data : DataFrame, mapping from names to arrays, or structured array with N rows. Columns `market_ids` and
         `firm_ids` are required, and those that the formula uses.
 
@@ -41,8 +42,8 @@ def build_blp_instruments(formulation: Formulation, product_data: object) -> np.
         When an argument is of the wrong type.
     DataError
         When a column is missing or has missing or unusable values. The message names column, market and row.
-    NotImplementedError
-        When the formulation absorbs fixed effects.
+    ConvergenceError
+        When fixed effects cannot be absorbed to the method's tolerance.
 
     Notes
     -----
@@ -82,8 +83,8 @@ def build_differentiation_instruments(
 
     Parameters
     ----------
-    formulation : what is in X: K columns. Fixed effects cannot be absorbed. A constant has no differences, and adds
-        columns of zeros.
+    formulation : what is in X: K columns, which are residuals if the formulation absorbs fixed effects. A constant has
+        no differences, and adds columns of zeros.
     product_data : DataFrame, mapping from names to arrays, or structured array with N rows. Columns `market_ids` and
         `firm_ids` are required, and those that the formula uses.
     version : `"local"` or `"quadratic"`.
@@ -104,8 +105,8 @@ def build_differentiation_instruments(
         When the version is unknown.
     DataError
         When a column is missing or has missing or unusable values. The message names column, market and row.
-    NotImplementedError
-        When the formulation absorbs fixed effects.
+    ConvergenceError
+        When fixed effects cannot be absorbed to the method's tolerance.
 
     Notes
     -----
@@ -154,17 +155,12 @@ def _read_characteristics(formulation: Formulation, product_data: object, user: 
     table = "product_data"
     if not isinstance(formulation, Formulation):
         raise TypeError(f"formulation must be a Formulation, not {type(formulation).__name__}.")
-    if formulation.absorb is not None:
-        raise NotImplementedError(
-            f"{user} does not absorb fixed effects, but the formulation has absorb={formulation.absorb!r}. Leave it "
-            "out: a Problem that absorbs fixed effects does so for its instruments. For characteristics without their "
-            "fixed effects, give the columns of build_matrix as new columns of product_data."
-        )
     columns = read_table(product_data, table)
     market_ids = read_market_ids(columns, table, user)
     firm_ids = read_required_ids(columns, "firm_ids", table, market_ids, user)
     codes = [np.unique(ids, return_inverse=True)[1].ravel() for ids in (market_ids, firm_ids)]
-    return _Characteristics(formulation.build(columns, table).values, *codes)
+    X = build_absorber(formulation, columns, table).residualize(formulation.build(columns, table).values)
+    return _Characteristics(X, *codes)
 
 
 def _group_sums(X: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ market and row. Rows are counted from zero in the order of the user's table, and
 import dataclasses
 import warnings
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
     table = "product_data"
     columns = read_table(data, table)
     market_ids = read_market_ids(columns, table)
-    nests = find_columns(columns, "nesting_ids", table)
+    nests = [name for name in find_columns(columns, "nesting_ids", table) if columns[name].size]
     if nests:
         raise NotImplementedError(
             f"{table}: column '{nests[0]}' asks for a nested logit model, which is not implemented yet. Drop or rename "
@@ -141,10 +142,10 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
             "which prices. There is neither."
         )
     names = ("demand_instruments", "supply_instruments", "covariance_instruments")
-    matrices = {}
+    matrices: dict[str, Any] = {}
     for name in names:
-        used = supply or name == "demand_instruments"
-        instruments, labels = read_matrix(columns, name, table, market_ids) if used else (np.zeros((shares.size, 0)), ())
+        read = {} if name != "demand_instruments" and not supply else columns
+        instruments, labels = read_matrix(read, name, table, market_ids)
         matrices |= {name: instruments, f"{name[:-1]}_labels": labels}
     return ProductTable(
         market_ids=market_ids,
@@ -380,7 +381,7 @@ def _match_rows(market_ids: np.ndarray, built_market_ids: np.ndarray, table: str
 
 def _refuse_product_specific(columns: Mapping[str, np.ndarray], names: Collection[str], table: str) -> None:
     """Refuse what varies over agents and products."""
-    availability = find_columns(columns, "availability", table)
+    availability = [name for name in find_columns(columns, "availability", table) if columns[name].size]
     if availability:
         raise NotImplementedError(
             f"{table}: column '{availability[0]}' asks for agent-specific availability, which is not implemented yet. "

@@ -110,6 +110,17 @@ def zeta(
     return jnp.where(point.present, prices - costs + _conditions(point, H, prices, costs).step, 0.0)
 
 
+def first_order_jacobian(
+    demand_at: DemandAt, H: Float[Array, "J J"], prices: Float[Array, " J"], costs: Float[Array, " J"], arguments: Any
+) -> Float[Array, "J J"]:
+    """Derivatives of the profit gradient in prices, costs constant: (k, l) is that of the condition of k in price l.
+
+    Between products of one firm it is the Hessian of the firm's profits: second-order conditions ask that this block be
+    negative definite.
+    """
+    return _linearise(demand_at, lambda shares, arguments: costs, H, arguments, prices).gradient
+
+
 def profit_hessian(
     demand_at: DemandAt, prices: Float[Array, " J"], costs: Float[Array, " J"], arguments: Any
 ) -> Float[Array, "J J J"]:
@@ -162,16 +173,14 @@ def _solve(
         return Image(image, jnp.where(jnp.abs(relative) > jnp.abs(found.gradient), relative, found.gradient))
 
     by_newton = partial(_newton, demand_at, costs_at, H, arguments)
-    if method.name in ("anderson", "newton"):
+    if method.name == "newton":
         few = jnp.minimum(_PLAIN_STEPS, limits.max_evaluations)
         plain = limits._replace(max_evaluations=few)  # type: ignore[arg-type]  # traced, as all limits are here
         found = iterate(FixedPointMethod("simple", norm=method.norm), contraction, start, plain)
-        if method.name == "anderson":
-            found = safeguarded(found, partial(iterate, method, contraction), start, limits)
-        if method.name == "newton" or method.safeguard:
-            found = safeguarded(found, by_newton, start, limits)
     else:
-        found = iterate(method, contraction, start, limits)
+        found = iterate(method, contraction, start, limits, plain=_PLAIN_STEPS)
+    if method.name == "newton" or (method.name == "anderson" and method.safeguard):
+        found = safeguarded(found, by_newton, start, limits)
     return _checked(found, demand_at(found.value, arguments), conditions(found.value), start)
 
 

@@ -49,7 +49,7 @@ class FixedPoint(eqx.Module):
 
 
 def iterate(
-    method: FixedPointMethod, contraction: Map, start: Float[Array, " J"], limits: FixedPointLimits
+    method: FixedPointMethod, contraction: Map, start: Float[Array, " J"], limits: FixedPointLimits, plain: int = 0
 ) -> FixedPoint:
     """Iterate ``x <- contraction(x)`` from `start` until the norm of the change is at most ``atol + rtol |x|``.
 
@@ -57,12 +57,14 @@ def iterate(
 
     `method.name` is ``'simple'``, ``'squarem'`` (Varadhan and Roland 2008), ``'anderson'`` (Anderson 1965, type II) or
     ``'return'``. A loop that stops short of its tolerance says so in `FixedPoint.status`; its value is then the best
-    one that was seen.
+    one that was seen. Anderson acceleration sets in after that many `plain` steps.
     """
     if method.name == "return":
         zero = jnp.zeros((), int)
         return FixedPoint(start, zero + Status.CONVERGED, zero, zero, jnp.zeros(()))
-    body = {"simple": _simple, "squarem": _squarem, "anderson": _anderson}[method.name]
+    if method.name == "anderson":
+        return _anderson(method, contraction, start, limits, plain)
+    body = {"simple": _simple, "squarem": _squarem}[method.name]
     return body(method, contraction, start, limits)
 
 
@@ -85,7 +87,8 @@ def _no_progress(start: Array) -> _Progress:
 
 def _norm(method: FixedPointMethod, x: Array) -> Array:
     if method.norm is None:
-        return jnp.abs(x).max(initial=0.0)
+        # XLA may leave NaN out of maxima on CPUs
+        return jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x)).max(initial=0.0)
     return jnp.linalg.norm(x) if method.norm is np.linalg.norm else method.norm(x)
 
 
@@ -209,7 +212,9 @@ def _squarem(method: FixedPointMethod, contraction: Map, start: Array, limits: F
     return _finish(last.progress, method, limits)
 
 
-def _anderson(method: FixedPointMethod, contraction: Map, start: Array, limits: FixedPointLimits) -> FixedPoint:
+def _anderson(
+    method: FixedPointMethod, contraction: Map, start: Array, limits: FixedPointLimits, plain: int
+) -> FixedPoint:
     memory = method.memory
 
     class History(NamedTuple):
@@ -228,13 +233,14 @@ def _anderson(method: FixedPointMethod, contraction: Map, start: Array, limits: 
         mapped = _apply(contraction, history.x)
         progress, size = _record(history.progress, method, limits, mapped)
         image, change = mapped.value, mapped.value - history.x
-        accept = jnp.isfinite(size) & (size <= 2.0 * history.size)
+        early = history.progress.evaluations < plain
+        accept = jnp.isfinite(size) & ((size <= 2.0 * history.size) | early)
         slot = (jnp.arange(memory) == history.recorded % memory)[:, None]
         usable = accept & (history.recorded >= 0)
         changes = jnp.where(usable & slot, (change - history.change)[None, :], history.changes)
         images = jnp.where(usable & slot, (image - history.image)[None, :], history.images)
         mixed = image - _least_squares(changes, change) @ images
-        mixed = jnp.where(jnp.isfinite(mixed).all(), mixed, image)
+        mixed = jnp.where(jnp.isfinite(mixed).all() & ~early, mixed, image)
         # a step that makes the change grow is undone: the history is emptied and a plain step taken
         restart = jnp.zeros_like(changes)
         return History(
@@ -245,7 +251,7 @@ def _anderson(method: FixedPointMethod, contraction: Map, start: Array, limits: 
             jnp.where(accept, size, jnp.inf),
             jnp.where(accept, changes, restart),
             jnp.where(accept, images, restart),
-            jnp.where(accept, history.recorded + 1, -1),
+            jnp.where(accept & ~early, history.recorded + 1, -1),
             jnp.where(accept, 0, history.failures + 1),
             progress._replace(iterations=progress.iterations + 1),
         )

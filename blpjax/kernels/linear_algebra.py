@@ -1,9 +1,9 @@
 """Linear systems of one market, safe to solve for many markets and in several places of a program at a time.
 
-On CPUs JAX hands batches of matrices to LAPACK in parts that run on XLA's threads, and the thread that does so waits for
-the others. As many such calls at the same time as there are threads wait for each other forever (seen with jaxlib 0.8 to
-0.10 on two cores). Here markets are factorised one after the other on CPUs, which costs little: matrices are small, and
-a call of LAPACK for one matrix needs no other thread. Other backends factorise batches.
+On CPUs JAX hands batches of matrices to LAPACK in parts that run on XLA's threads, and the thread that does so waits
+for the others. As many such calls at the same time as there are threads wait for each other forever (seen with jaxlib
+0.8 to 0.10 on two cores). Here markets are factorised one after the other on CPUs, which costs little: matrices are
+small, and a call of LAPACK for one matrix needs no other thread. Other backends factorise batches.
 """
 
 from functools import partial

@@ -55,8 +55,10 @@ def scaled_exponentials(
     They are divided by the exponential of each agent's largest utility of an available product or the outside good.
     """
     largest = jax.lax.stop_gradient(jnp.where(availability > 0, utilities, 0.0).max(axis=0, initial=0.0))
-    # only the utility of an unavailable product can be that large: it must not overflow before it is multiplied by zero
-    return availability * jnp.exp(jnp.minimum(utilities - largest[None, :], _LARGEST_EXPONENT)), jnp.exp(-largest)
+    below = utilities - largest[None, :]
+    # Only the utility of an unavailable product can be that large: it must not overflow before it is multiplied by
+    # zero. Not jnp.minimum: on CPUs XLA may make it 700 where one argument is NaN.
+    return availability * jnp.exp(jnp.where(below > _LARGEST_EXPONENT, _LARGEST_EXPONENT, below)), jnp.exp(-largest)
 
 
 @jax.custom_jvp

@@ -1,0 +1,468 @@
+"""Figures of results: substitution, price changes, markups and the objective. Needs matplotlib, the extra ``plots``.
+
+Import it by name, ``from blpjax import plots``: nothing else in blpjax does. Each function draws into one axis of
+matplotlib, a new one by default, and returns it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from blpjax.functions import ModelFunctions
+from blpjax.postestimation import PostEstimation
+from blpjax.problem import Problem
+from blpjax.results import ProblemResults
+
+try:
+    from matplotlib import pyplot
+    from matplotlib.axes import Axes
+except ImportError as error:
+    raise ImportError('blpjax.plots needs matplotlib. Install it with pip install "blpjax[plots]".') from error
+
+#: Cells of heatmaps with at most this many rows show their numbers, unless asked otherwise.
+ANNOTATED_SIZE = 12
+
+
+def plot_elasticities(
+    results: PostEstimation,
+    market_id: Any,
+    name: str | None = "prices",
+    products: Sequence[int] | None = None,
+    labels: Sequence[Any] | None = None,
+    annotate: bool | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Heatmap of one market's elasticities, of the share of the row's product in the variable of the column's.
+
+    Colours are those of cross elasticities. Own elasticities, usually larger by orders of magnitude, are on the grey
+    diagonal, as numbers.
+
+    Parameters
+    ----------
+    results : results of estimation or simulation.
+    market_id : the market.
+    name : the variable, or None for delta, as in `compute_elasticities`.
+    products : positions in the market of the products to show, counted from zero; by default all.
+    labels : names of the products shown; by default their product IDs, or else positions.
+    annotate : whether to write numbers into all cells; by default, for up to 12 products.
+    ax : where to draw.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        When there is no such market, positions are not those of products, or there is not one label for each product.
+    TypeError
+        When results hold draws rather than one set of parameters.
+    """
+    _refuse_draws(results)
+    matrix = results.compute_elasticities(name, market_id)
+    label = "cross elasticity" if name is None else f"elasticity in {name} of other products"
+    ax = _draw_matrix(_Market(results, market_id, products, labels), matrix, label, annotate, ax)
+    ax.set_title(f"Elasticities, market {market_id}")
+    return ax
+
+
+def plot_diversion_ratios(
+    results: PostEstimation,
+    market_id: Any,
+    name: str | None = "prices",
+    products: Sequence[int] | None = None,
+    labels: Sequence[Any] | None = None,
+    annotate: bool | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Heatmap of one market's diversion ratios from the product of the row to that of the column.
+
+    Diversion to the outside good is on the grey diagonal. Arguments and errors are those of `plot_elasticities`.
+    """
+    _refuse_draws(results)
+    matrix = results.compute_diversion_ratios(name, market_id)
+    ax = _draw_matrix(_Market(results, market_id, products, labels), matrix, "diversion ratio", annotate, ax)
+    ax.set_title(f"Diversion ratios, market {market_id} (to the outside good: diagonal)")
+    return ax
+
+
+def plot_price_changes(
+    results: PostEstimation,
+    changed_prices: Any,
+    prices: Any = None,
+    firm_ids: Any = None,
+    labels: Mapping[Any, str] | None = None,
+    highlight: Iterable[Any] = (),
+    ax: Axes | None = None,
+) -> Axes:
+    """Changes of prices in per cent, a box for each firm: median, quartiles, and whiskers from 5% to 95%.
+
+    Parameters
+    ----------
+    results : results of estimation or simulation.
+    changed_prices : (N,) prices after a merger or another change, as from `compute_prices`.
+    prices : (N,) prices before; by default those of the product table.
+    firm_ids : (N,) firms by which to group; by default those of the product table.
+    labels : names of firms by firm ID. Others are called by their IDs.
+    highlight : IDs of firms to draw in another colour, for example those that merge.
+    ax : where to draw.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        When there is not one number or ID for each product, prices are missing (as where no equilibrium was found), or
+        firms to highlight or to label do not exist.
+    """
+    table = results.output_tables.products
+    N = table.shares.size
+    before = _read_numbers("prices", table.prices if prices is None else prices, N)
+    changes = 100 * (_read_numbers("changed_prices", changed_prices, N) / before - 1)
+    groups = _by_firm(changes, _read_firms(results, firm_ids))
+    marked = set(highlight)
+    _check_known("highlight", marked, groups)
+    _check_known("labels", labels or {}, groups)
+    ordered = sorted(groups, key=lambda firm: float(np.median(groups[firm])))
+    ax = _axis(ax, (6.4, max(2.4, 0.3 * len(ordered) + 1)))
+    boxes = ax.boxplot(
+        [groups[firm] for firm in ordered],
+        orientation="horizontal",
+        widths=0.6,
+        whis=(5, 95),
+        showfliers=False,
+        patch_artist=True,
+        medianprops={"color": "black"},
+    )
+    for firm, box in zip(ordered, boxes["boxes"], strict=True):
+        box.set_facecolor("tab:orange" if firm in marked else "lightsteelblue")
+    ax.axvline(0, color="black", linewidth=0.8, zorder=0)
+    ax.set_yticks(range(1, len(ordered) + 1), labels=[_firm_label(firm, labels) for firm in ordered])
+    ax.set(xlabel="change of price (%)", ylabel="firm", title="Price changes by firm")
+    return ax
+
+
+def plot_markups(
+    results: PostEstimation,
+    markups: Any = None,
+    by_firm: bool = False,
+    firm_ids: Any = None,
+    labels: Mapping[Any, str] | None = None,
+    bins: int = 40,
+    ax: Axes | None = None,
+) -> Axes:
+    """Histogram of markups as fractions of prices, with their median.
+
+    Parameters
+    ----------
+    results : results of estimation or simulation.
+    markups : (N,) markups; by default those of `compute_markups`.
+    by_firm : whether to stack the histograms of firms.
+    firm_ids : (N,) firms by which to group; by default those of the product table.
+    labels : names of firms by firm ID. Others are called by their IDs.
+    bins : number of bins.
+    ax : where to draw.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        When there is not one number or ID for each product, or firms that are labelled do not exist.
+    TypeError
+        When results hold draws rather than one set of parameters.
+    """
+    if markups is None:
+        _refuse_draws(results)
+        markups = results.compute_markups()
+    values = _read_numbers("markups", markups, results.output_tables.products.shares.size)
+    ax = _axis(ax)
+    if by_firm:
+        groups = _by_firm(values, _read_firms(results, firm_ids))
+        _check_known("labels", labels or {}, groups)
+        names = [_firm_label(firm, labels) for firm in groups]
+        colors = pyplot.get_cmap("viridis")(np.linspace(0, 1, len(groups)))
+        ax.hist(list(groups.values()), bins, stacked=True, color=colors, label=names)
+    else:
+        ax.hist(values, bins, color="lightsteelblue", edgecolor="white", linewidth=0.3)
+    median = float(np.median(values))
+    ax.axvline(median, color="black", linewidth=1, label=f"median {median:.3f}")
+    ax.legend(title="firm" if by_firm else None, ncols=1 if not by_firm else 1 + len(names) // 12, fontsize="small")
+    ax.set(xlabel="markup, (p - c) / p", ylabel="products", title="Markups")
+    return ax
+
+
+def plot_objective_profile(
+    results: ProblemResults,
+    elements: str | int | Sequence[str | int] | None = None,
+    spans: float | Sequence[float] | None = None,
+    points: int = 21,
+    functions: ModelFunctions | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """The GMM objective along elements of theta, one at a time, all others at their estimates.
+
+    The objective is evaluated anew at each point, with the weighting matrix of the results' step. At a minimum all
+    curves are lowest in the middle; a flat one belongs to a parameter about which the data say little. Points at which
+    the model cannot be evaluated leave gaps.
+
+    Parameters
+    ----------
+    results : results of estimation.
+    elements : labels among `theta_labels`, or positions in theta; by default all elements.
+    spans : how far to go to both sides, for each element or for all; by default two standard errors.
+    points : number of points of each curve, at least three.
+    functions : the model as `Problem.functions` makes it, needed when `solve` had `costs_bounds` or
+        `covariance_moments_mean`: give these, the estimates as starting values, and ``W=results.W``.
+    ax : where to draw.
+
+    Returns
+    -------
+    Axes
+        One element has the parameter itself on the horizontal axis, several the distance from the estimate in spans,
+        which are standard errors by default.
+
+    Raises
+    ------
+    ValueError
+        When there is no such element, a standard error is missing that is needed, or the functions do not have the
+        objective of the results at the estimates.
+    """
+    chosen = _read_elements(results, elements)
+    if points < 3:
+        raise ValueError(f"points must be at least 3, not {points!r}.")
+    widths = _read_spans(results, chosen, spans)
+    model = _functions(results) if functions is None else functions
+    at = _positions(results, model)
+    scale = _scale(results, model, at)
+    steps = np.linspace(-1, 1, points)
+    ax = _axis(ax)
+    for p, width in zip(chosen, widths, strict=True):
+        curve = [scale * _evaluate(model, at, results.theta, p, width * step) for step in steps]
+        if len(chosen) == 1:
+            horizontal = results.theta[p] + width * steps
+        else:
+            horizontal = steps * (2 if spans is None else 1)
+        ax.plot(horizontal, curve, marker=".", label=results.theta_labels[p])
+    one, label = len(chosen) == 1, results.theta_labels[chosen[0]]
+    ax.axvline(results.theta[chosen[0]] if one else 0, color="black", linewidth=0.8, linestyle=":")
+    unit = "standard errors" if spans is None else "spans"
+    ax.set(xlabel=label if one else f"distance from the estimate in {unit}", ylabel="objective")
+    ax.set_title("Objective around the estimate, one element at a time")
+    if not one:
+        ax.legend(fontsize="small")
+    return ax
+
+
+# heatmaps
+
+
+class _Market:
+    """Which products of a market are shown (positions), and under which names."""
+
+    def __init__(
+        self, results: PostEstimation, market_id: Any, products: Sequence[int] | None, labels: Sequence[Any] | None
+    ) -> None:
+        table, markets = results.output_tables.products, results.output_tables.markets
+        rows = markets.rows[int(np.flatnonzero(markets.ids == market_id)[0])]
+        self.products = np.arange(rows.size) if products is None else np.asarray(products)
+        if self.products.ndim != 1 or not np.isin(self.products, np.arange(rows.size)).all() or not self.products.size:
+            raise ValueError(f"products must be positions between 0 and {rows.size - 1} in market {market_id!r}.")
+        if labels is not None:
+            if len(labels) != self.products.size:
+                raise ValueError(f"labels must name {self.products.size} products, not {len(labels)}.")
+            self.labels = [str(label) for label in labels]
+        elif table.product_ids is not None:
+            ids = table.product_ids.reshape(table.shares.size, -1)[:, 0]
+            self.labels = [str(label) for label in ids[rows[self.products]]]
+        else:
+            self.labels = [str(position) for position in self.products]
+
+
+def _draw_matrix(market: _Market, matrix: Any, label: str, annotate: bool | None, ax: Axes | None) -> Axes:
+    values = np.asarray(matrix)[np.ix_(market.products, market.products)]
+    size = len(values)
+    ax = _axis(ax, (2.2 + 0.45 * min(size, 20), 1.4 + 0.45 * min(size, 20)))
+    diagonal = market.products[:, None] == market.products
+    ax.set_facecolor("0.9")  # shows through where cells are masked
+    image = ax.imshow(np.ma.array(values, mask=diagonal), cmap="viridis")
+    ax.figure.colorbar(image, ax=ax, label=label)
+    ticks = range(size)
+    ax.set_xticks(ticks, labels=market.labels, rotation=90)
+    ax.set_yticks(ticks, labels=market.labels)
+    if size <= ANNOTATED_SIZE if annotate is None else annotate:
+        cells = zip(*np.nonzero(np.isfinite(values)), strict=True)
+        for j, k in cells:
+            dark = not diagonal[j, k] and image.norm(values[j, k]) < 0.6
+            text = f"{values[j, k]:.3g}"
+            ax.text(k, j, text, ha="center", va="center", color="white" if dark else "black", fontsize="x-small")
+    return ax
+
+
+# arguments
+
+
+def _axis(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
+    return pyplot.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def _refuse_draws(results: PostEstimation) -> None:
+    if results.draws is not None:
+        raise TypeError(
+            f"{type(results).__name__} holds {results.draws} draws: plot results with one set of parameters."
+        )
+
+
+def _read_numbers(name: str, values: Any, size: int) -> np.ndarray:
+    try:
+        array = np.asarray(values, dtype=float).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must hold {size} numbers, one for each product.") from error
+    if array.size != size:
+        raise ValueError(f"{name} must hold {size} numbers, one for each product, not {array.size}.")
+    bad = np.flatnonzero(~np.isfinite(array))
+    if bad.size:
+        raise ValueError(f"{name} must be finite, but {bad.size} of them are not: row {bad[0]} is {array[bad[0]]}.")
+    return array
+
+
+def _read_firms(results: PostEstimation, firm_ids: Any) -> np.ndarray:
+    table = results.output_tables.products
+    ids = table.firm_ids if firm_ids is None else firm_ids
+    if ids is None:
+        raise ValueError("firm_ids must be given, because there is no column 'firm_ids' in product_data.")
+    array = np.asarray(ids).reshape(-1)
+    if array.size != table.shares.size:
+        raise ValueError(f"firm_ids must hold {table.shares.size} IDs, one for each product, not {array.size}.")
+    return array
+
+
+def _by_firm(values: np.ndarray, firms: np.ndarray) -> dict[Any, np.ndarray]:
+    return {firm: values[firms == firm] for firm in np.unique(firms).tolist()}
+
+
+def _check_known(name: str, ids: Iterable[Any], groups: Mapping[Any, np.ndarray]) -> None:
+    unknown = [firm for firm in ids if firm not in groups]
+    if unknown:
+        raise ValueError(f"{name} has {unknown[0]!r}, which is not the ID of a firm.")
+
+
+def _firm_label(firm: Any, labels: Mapping[Any, str] | None) -> str:
+    return str((labels or {}).get(firm, firm))
+
+
+# the objective
+
+
+def _read_elements(results: ProblemResults, elements: Any) -> list[int]:
+    P, labels = len(results.theta), results.theta_labels
+    if elements is None:
+        elements = range(P)
+    chosen = []
+    for element in [elements] if isinstance(elements, str | int | np.integer) else elements:
+        if isinstance(element, str):
+            if labels.count(element) != 1:
+                times = "no element" if element not in labels else f"{labels.count(element)} elements"
+                raise ValueError(f"theta has {times} {element!r}. Its elements are {', '.join(labels)}.")
+            chosen.append(labels.index(element))
+        elif 0 <= element < P:
+            chosen.append(int(element))
+        else:
+            raise ValueError(f"elements must be labels, or positions between 0 and {P - 1}, not {element!r}.")
+    if not chosen:
+        raise ValueError("There are no elements of theta along which to evaluate the objective.")
+    return chosen
+
+
+def _read_spans(results: ProblemResults, chosen: Sequence[int], spans: Any) -> np.ndarray:
+    if spans is None:
+        variances = np.diag(results.parameter_covariances)[list(chosen)] / results.problem.N
+        if not (variances > 0).all():
+            raise ValueError("spans must be given, because there are no standard errors.")
+        return np.asarray(2 * np.sqrt(variances))
+    given = np.asarray(spans, dtype=float)
+    if given.shape not in ((), (len(chosen),)) or not (np.isfinite(given) & (given > 0)).all():
+        raise ValueError(f"spans must be one positive number, or {len(chosen)} of them, one for each element.")
+    return np.broadcast_to(given, (len(chosen),))
+
+
+def _functions(results: ProblemResults) -> ModelFunctions:
+    """The model with the estimates as starting values, free where results have free elements."""
+    assert isinstance(results.problem, Problem)
+    blocks: dict[str, np.ndarray | None] = {}
+    for name in ("sigma", "pi"):
+        values = np.array(getattr(results, name))
+        lower, upper = getattr(results, f"{name}_bounds")
+        # a start of zero would fix an element that ended there at its bound
+        blocks[name] = np.where((values == 0) & (lower < upper), 1e-6, values) if values.size else None
+    beta, gamma = _concentrated(results)
+    return results.problem.functions(
+        sigma=blocks["sigma"],
+        pi=blocks["pi"],
+        beta=np.where(beta, np.nan, results.beta[:, 0]),
+        gamma=np.where(gamma, np.nan, results.gamma[:, 0]) if gamma.size else None,
+        W=results.W,
+        delta=results.delta,
+    )
+
+
+def _concentrated(results: ProblemResults) -> tuple[np.ndarray, np.ndarray]:
+    """(K1,) and (K3,) which linear parameters are concentrated out: those that labels list after theta."""
+    sides = [
+        [i for i, (lower, upper) in enumerate(zip(*bounds, strict=True)) if lower < upper]
+        for bounds in (results.beta_bounds, results.gamma_bounds)
+    ]
+    labels = [results.beta_labels, results.gamma_labels]
+    known = [[labels[side][i] for i in free] for side, free in enumerate(sides)]
+    tail = results.parameter_labels[len(results.theta) :]
+    total = len(known[0]) + len(known[1]) - len(tail)
+    in_theta = results.theta_labels[len(results.theta) - total :]
+    for n in range(total + 1):
+        # elements of beta come before those of gamma, in theta and after it
+        split = len(known[0]) - n
+        parts = (in_theta[:n], tail[:split]), (in_theta[n:], tail[split:])
+        if split >= 0 and all(sorted(a + b) == sorted(c) for (a, b), c in zip(parts, known, strict=True)):
+            return tuple(  # type: ignore[return-value]
+                np.array([label in part[1] and i in side for i, label in enumerate(names)], dtype=bool)
+                for part, side, names in zip(parts, sides, labels, strict=True)
+            )
+    raise AssertionError("labels of parameters are inconsistent")
+
+
+def _positions(results: ProblemResults, model: ModelFunctions) -> list[int]:
+    """Where the elements of theta are among those of the functions, which may have more of them."""
+    positions: list[int] = []
+    labels = list(model.theta_labels)
+    for label in results.theta_labels:
+        first = positions[-1] + 1 if positions else 0
+        if label not in labels[first:]:
+            raise ValueError(f"functions must have the elements of theta that results have, but {label!r} is missing.")
+        positions.append(labels.index(label, first))
+    return positions
+
+
+def _scale(results: ProblemResults, model: ModelFunctions, at: Sequence[int]) -> float:
+    """What makes the functions' objective that of the results: one, or 1 / N when they were not scaled by N."""
+    here = _evaluate(model, at, results.theta, 0, 0.0)
+    known = float(results.objective)
+    for scale in (1.0, 1 / results.problem.N, float(results.problem.N)):
+        if np.isclose(scale * here, known, rtol=1e-5, atol=1e-8):
+            return scale
+    raise ValueError(
+        f"At the estimates the objective is {known:.6g}, but that of the functions is {here:.6g}. Give functions made "
+        "by Problem.functions with the estimates, W=results.W, and options of solve such as costs_bounds."
+    )
+
+
+def _evaluate(model: ModelFunctions, at: Sequence[int], theta: np.ndarray, p: int, step: float) -> float:
+    moved = np.array(theta)
+    moved[p] += step
+    full = np.array(model.theta)
+    full[list(at)] = moved
+    return float(model.objective(jnp.asarray(full)))

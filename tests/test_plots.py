@@ -1,0 +1,306 @@
+"""Figures show the numbers of the compute methods, with the right labels, and refuse what they cannot draw."""
+
+import functools
+import importlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+import blpjax
+from blpjax import plots
+from tests import joint
+from tests.tolerances import CENTRAL_DIFFERENCE, ROUNDING
+
+BETA = [None, -2.0, None, None]
+MARKETS = 20
+N = 142
+
+
+@pytest.fixture(autouse=True)
+def closed_figures() -> Iterator[None]:
+    yield
+    pyplot.close("all")
+
+
+@functools.cache
+def solved(supply: bool = True, **changes: Any) -> blpjax.ProblemResults:
+    """One-step estimates of an economy with firms 0, 1 and 2."""
+    products, agents = joint.tables(markets=changes.pop("markets", MARKETS))
+    model = joint.Model(X3="1 + w + x" if supply else None)
+    problem = model.build(blpjax, products, agents)
+    given: dict[str, Any] = {"method": "1s"} | ({"beta": BETA} if supply else {})
+    with joint.quiet():
+        return problem.solve(joint.SIGMA, joint.PI, **given | changes)
+
+
+@functools.cache
+def nevo() -> blpjax.ProblemResults:
+    """Plain logit estimates of the cereals, which have no supply side; IDs of firms are there."""
+    products, _ = blpjax.data.load_nevo()
+    with joint.quiet():
+        return blpjax.Problem(blpjax.Formulation("0 + prices", absorb="C(product_ids)"), products).solve()
+
+
+def tick_labels(axis: Any) -> list[str]:
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+# --- heatmaps -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quantity", ["elasticities", "diversion_ratios"])
+def test_heatmaps_show_one_market(quantity: str) -> None:
+    results = solved()
+    ax = getattr(plots, f"plot_{quantity}")(results, "m002")
+    matrix = getattr(results, f"compute_{quantity}")(market_id="m002")
+    shown = ax.images[0].get_array()
+    np.testing.assert_array_equal(shown.data, matrix)
+    np.testing.assert_array_equal(shown.mask, np.eye(len(matrix), dtype=bool))
+    products = joint.tables(markets=MARKETS)[0]
+    assert (
+        tick_labels(ax.xaxis) == tick_labels(ax.yaxis) == products.product_ids[products.market_ids == "m002"].tolist()
+    )
+    assert [text.get_text() for text in ax.texts] == [f"{value:.3g}" for value in matrix.ravel()]
+    assert "m002" in ax.get_title()
+
+
+def test_heatmaps_of_some_products_have_given_labels() -> None:
+    _, ax = pyplot.subplots()
+    results = solved()
+    assert plots.plot_elasticities(results, "m000", "x", [3, 1], ["third", "first"], annotate=False, ax=ax) is ax
+    np.testing.assert_array_equal(
+        ax.images[0].get_array().data, results.compute_elasticities("x", "m000")[np.ix_([3, 1], [3, 1])]
+    )
+    assert tick_labels(ax.yaxis) == ["third", "first"] and not ax.texts
+
+
+def test_large_heatmaps_are_not_annotated() -> None:
+    assert not plots.plot_elasticities(nevo(), "C01Q1").texts
+
+
+def test_products_without_ids_are_numbered() -> None:
+    products, agents = joint.tables(markets=2)
+    problem = joint.Model(X2=None, X3=None, demographics=None).build(blpjax, products.drop(columns="product_ids"), None)
+    with joint.quiet():
+        results = problem.solve(method="1s")
+    assert tick_labels(plots.plot_diversion_ratios(results, "m001").yaxis) == [str(j) for j in range(7)]
+
+
+def test_unknown_market() -> None:
+    with pytest.raises(ValueError, match="There is no market 'm9'. Markets are 'm000', "):
+        plots.plot_diversion_ratios(solved(), "m9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": ["a"]}, "labels must name 6 products, not 1."),
+        ({"products": [0, 6]}, "products must be positions between 0 and 5 in market 'm002'."),
+        ({"products": []}, "products must be positions"),
+    ],
+)
+def test_bad_products_of_heatmaps(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plots.plot_elasticities(solved(), "m002", **arguments)
+
+
+# --- prices and markups ---------------------------------------------------------------------------------------------
+
+
+def medians(ax: Axes) -> list[float]:
+    """Medians of horizontal boxes, from below."""
+    # after two whiskers and two caps of each box; the last line of all is zero
+    return [float(line.get_xdata()[0]) for line in ax.lines[4:-1:5]]
+
+
+def test_price_changes_by_firm() -> None:
+    results = solved()
+    products = joint.tables(markets=MARKETS)[0]
+    changed = products.prices * (1 + products.firm_ids.map({0: 0.03, 1: 0.01, 2: 0.02}))
+    ax = plots.plot_price_changes(results, changed, labels={1: "one"}, highlight=[1, 2])
+    assert tick_labels(ax.yaxis) == ["one", "2", "0"]  # by median
+    ROUNDING.check(medians(ax), [1.0, 2.0, 3.0])
+    faces = [tuple(patch.get_facecolor()) for patch in ax.patches]
+    assert faces[0] == faces[1] != faces[2]
+
+
+def test_price_changes_from_other_prices() -> None:
+    products = joint.tables(markets=MARKETS)[0]
+    ax = plots.plot_price_changes(
+        solved(), 2 * products.prices, prices=4 * products.prices, firm_ids=products.market_ids
+    )
+    ROUNDING.check(medians(ax), [-50.0] * MARKETS)
+
+
+def test_markups() -> None:
+    results = solved()
+    markups = results.compute_markups()
+    whole, by_firm = plots.plot_markups(results), plots.plot_markups(results, by_firm=True, labels={2: "two"})
+    assert sum(patch.get_height() for patch in whole.patches) == markups.size
+    legend = [text.get_text() for text in by_firm.get_legend().get_texts()]
+    assert set(legend) == {"0", "1", "two", f"median {np.median(markups):.3f}"}
+    given = plots.plot_markups(results, np.full(markups.size, 0.25), bins=4)
+    ROUNDING.check(given.lines[0].get_xdata(), [0.25, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (
+            "price_changes",
+            {"changed_prices": [1.0]},
+            f"changed_prices must hold {N} numbers, one for each product, not 1.",
+        ),
+        ("price_changes", {"changed_prices": ["a"]}, f"changed_prices must hold {N} numbers"),
+        ("price_changes", {"changed_prices": np.ones(N), "firm_ids": [1]}, f"firm_ids must hold {N} IDs"),
+        ("price_changes", {"changed_prices": np.ones(N), "highlight": [7]}, "highlight has 7, which is not the ID"),
+        ("price_changes", {"changed_prices": np.ones(N), "labels": {7: "a"}}, "labels has 7, which is not the ID"),
+        ("markups", {"markups": [1.0]}, f"markups must hold {N} numbers, one for each product, not 1."),
+        ("markups", {"by_firm": True, "labels": {7: "a"}}, "labels has 7"),
+    ],
+)
+def test_bad_numbers_and_firms(function: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        getattr(plots, f"plot_{function}")(solved(), **arguments)
+
+
+def test_markets_without_equilibrium_are_not_drawn_as_if_nothing_were_missing() -> None:
+    changed = np.ones(N)
+    changed[[5, 7]] = np.nan
+    with pytest.raises(ValueError, match="changed_prices must be finite, but 2 of them are not: row 5 is nan."):
+        plots.plot_price_changes(solved(), changed)
+
+
+def test_firms_are_needed() -> None:
+    products, agents = joint.tables(markets=2)
+    problem = joint.Model(X2=None, X3=None, demographics=None).build(blpjax, products.drop(columns="firm_ids"), None)
+    with joint.quiet():
+        results = problem.solve(method="1s")
+    with pytest.raises(ValueError, match="firm_ids must be given, because there is no column 'firm_ids'"):
+        plots.plot_price_changes(results, products.prices)
+
+
+# --- the objective --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("supply", [True, False])
+def test_profiles_are_lowest_at_the_estimates(supply: bool) -> None:
+    results = solved(supply)
+    ax = plots.plot_objective_profile(results, points=5)
+    curves = [line for line in ax.lines if len(line.get_xdata()) == 5]
+    assert [line.get_label() for line in curves] == results.theta_labels
+    for line in curves:
+        height = np.asarray(line.get_ydata())
+        ROUNDING.check(line.get_xdata(), [-2, -1, 0, 1, 2])
+        CENTRAL_DIFFERENCE.check(height[2], results.objective)
+        assert (height >= height[2]).all()
+
+
+def test_profile_of_one_element_has_its_own_axis() -> None:
+    results = solved(False)
+    ax = plots.plot_objective_profile(results, "x x x", spans=0.1, points=3)
+    p = results.theta_labels.index("x x x")
+    ROUNDING.check(ax.lines[0].get_xdata(), results.theta[p] + np.array([-0.1, 0, 0.1]))
+    # the second difference is nearly the second derivative
+    low, middle, high = ax.lines[0].get_ydata()
+    assert (low - 2 * middle + high) / 0.01 == pytest.approx(results.hessian[p, p], rel=0.1)
+    assert ax.get_xlabel() == "x x x" and ax.get_legend() is None
+
+
+def test_profile_of_an_element_at_its_bound() -> None:
+    results = solved(False, markets=10)
+    assert results.at_bound == ["x x x"]
+    ax = plots.plot_objective_profile(results, "x x x", spans=0.1, points=3)
+    _, middle, high = ax.lines[0].get_ydata()
+    CENTRAL_DIFFERENCE.check(middle, results.objective)
+    assert high > middle
+
+
+def test_profile_of_an_unscaled_objective() -> None:
+    results = solved(False, scale_objective=False)
+    ax = plots.plot_objective_profile(results, 0, points=3)
+    CENTRAL_DIFFERENCE.check(ax.lines[0].get_ydata()[1], results.objective)
+
+
+def test_profile_with_bounded_costs_needs_functions() -> None:
+    products = joint.tables(markets=MARKETS)[0]
+    bounds = (float(np.quantile(products.costs, 0.3)), None)
+    results = solved(costs_bounds=bounds)
+    assert results.clipped_costs.any()
+    with pytest.raises(
+        ValueError, match="Give functions made by Problem.functions .* options of solve such as costs_b"
+    ):
+        plots.plot_objective_profile(results, 0, points=3)
+    assert isinstance(results.problem, blpjax.Problem)
+    beta = [None, results.beta[1, 0], None, None]
+    assert not results.at_bound
+    functions = results.problem.functions(results.sigma, results.pi, beta, W=results.W, costs_bounds=bounds)
+    ax = plots.plot_objective_profile(results, 0, points=3, functions=functions)
+    CENTRAL_DIFFERENCE.check(ax.lines[0].get_ydata()[1], results.objective)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sigma_bounds": (np.diag([0.4, -np.inf]), np.diag([0.4, np.inf]))},
+        {"beta": [None, -2.0, 1.0, None], "gamma": [None, 0.5, None]},
+        {"beta": [-0.5, -2.0, 1.0, None], "gamma": [None, 0.5, 0.3]},
+    ],
+)
+def test_profiles_of_other_free_elements(given: dict[str, Any]) -> None:
+    products, agents = joint.tables(markets=MARKETS)
+    problem = joint.Model().build(blpjax, products, agents)
+    with joint.quiet():
+        results = problem.solve(
+            joint.SIGMA,
+            joint.PI,
+            method="1s",
+            optimization=blpjax.Optimization("return"),
+            check_optimality="gradient",
+            **{"beta": BETA} | given,
+        )
+    ax = plots.plot_objective_profile(results, spans=0.01, points=3)
+    assert [line.get_label() for line in ax.lines[: len(results.theta)]] == results.theta_labels
+    for line in ax.lines[: len(results.theta)]:
+        CENTRAL_DIFFERENCE.check(line.get_ydata()[1], results.objective)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"elements": "y"}, r"theta has no element 'y'. Its elements are 1 x 1, x x x, 1 x income."),
+        ({"elements": [3]}, "positions between 0 and 2, not 3."),
+        ({"elements": []}, "There are no elements of theta"),
+        ({"points": 2}, "points must be at least 3, not 2."),
+        ({"spans": [0.1, 0.1]}, "spans must be one positive number, or 3 of them"),
+        ({"spans": -1.0}, "spans must be one positive number"),
+    ],
+)
+def test_bad_arguments_of_profiles(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plots.plot_objective_profile(solved(False), **arguments)
+
+
+def test_profiles_without_standard_errors_need_spans() -> None:
+    first = solved(False, method="2s").last_results
+    assert isinstance(first, blpjax.ProblemResults)
+    with pytest.raises(ValueError, match="spans must be given, because there are no standard errors."):
+        plots.plot_objective_profile(first)
+
+
+# --- matplotlib -----------------------------------------------------------------------------------------------------
+
+
+def test_blpjax_alone_does_not_import_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "blpjax.plots")
+    with pytest.raises(ImportError, match=r'blpjax.plots needs matplotlib. .*"blpjax\[plots\]"'):
+        importlib.import_module("blpjax.plots")
