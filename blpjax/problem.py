@@ -130,7 +130,7 @@ class Problem:
         self._X2 = None if X2 is None else X2.build(data)
         self._X3 = None if X3 is None else X3.build(data)
         self.rc_types = ["linear"] * self.K2
-        check_endogenous(self._X1, self._X2, self._X3)
+        check_endogenous(self._X1, self._X2, self._X3, agent_formulation is not None)
         self._demand_absorber = build_absorber(X1, data)
         self._supply_absorber = self._demand_absorber if X3 is None else build_absorber(X3, data)
         self._index = index_markets(self.product_table.market_ids)

@@ -31,8 +31,7 @@ def problem(costs_type: str = "log") -> blpjax.Problem:
     """Random coefficients on five characteristics, and prices over income."""
     products, agents = tables()
     with warnings.catch_warnings():
-        # Prices matter through income alone, and weights are those of importance sampling.
-        warnings.filterwarnings("ignore", message="'prices' are in X2 but not in X1")
+        # weights are those of importance sampling
         warnings.filterwarnings("ignore", message=".*weights_tol")
         return blpjax.Problem(
             (

@@ -58,6 +58,7 @@ def test_prices_in_neither_X1_nor_X2_are_refused(data: dict[str, np.ndarray]) ->
 def test_prices_only_in_X2_warn(data: dict[str, np.ndarray]) -> None:
     with pytest.warns(IdentificationWarning, match="'prices' are in X2 but not in X1"):
         check_endogenous(build("1 + x", data), build("1 + I(-prices)", data))
+    check_endogenous(build("1 + x", data), build("1 + I(-prices)", data), demographics=True)
 
 
 def test_shares_on_the_demand_side_and_prices_in_costs_are_refused(data: dict[str, np.ndarray]) -> None:

@@ -40,8 +40,12 @@ class Collinearity:
     groups: tuple[tuple[int, ...], ...]
 
 
-def check_endogenous(X1: DesignMatrix, X2: DesignMatrix | None = None, X3: DesignMatrix | None = None) -> None:
+def check_endogenous(
+    X1: DesignMatrix, X2: DesignMatrix | None = None, X3: DesignMatrix | None = None, demographics: bool = False
+) -> None:
     """Check that prices and shares are where they can be.
+
+    `demographics` says whether there are any: these may give prices in X2 alone a mean coefficient.
 
     Raises
     ------
@@ -51,7 +55,7 @@ def check_endogenous(X1: DesignMatrix, X2: DesignMatrix | None = None, X3: Desig
     Warns
     -----
     IdentificationWarning
-        Prices are only in X2.
+        Prices are only in X2, and there are no demographics.
     """
     for name, matrix in [("X1", X1), ("X2", X2), ("X3", X3)]:
         _refuse_categories(name, matrix)
@@ -66,9 +70,11 @@ def check_endogenous(X1: DesignMatrix, X2: DesignMatrix | None = None, X3: Desig
             "have to call prices by this name, for example '1 + prices', 'log(prices)' or 'I(prices**2)'. A column "
             "computed from prices beforehand would be treated as exogenous."
         )
+    if demographics:
+        return
     warnings.warn(
-        "'prices' are in X2 but not in X1, so the mean price coefficient is zero unless demographics change it. Add "
-        "'prices' to the formulation of X1 unless this is intended.",
+        "'prices' are in X2 but not in X1, so the mean price coefficient is zero. Add 'prices' to the formulation of X1 "
+        "unless this is intended.",
         IdentificationWarning,
         stacklevel=3,
     )
