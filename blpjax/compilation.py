@@ -45,12 +45,16 @@ def program(
 
 
 def filtered_program(effort: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a function of equinox modules, arrays and static values that is compiled where nothing is traced.
+    """Decorate a function of equinox modules, arrays and static values that is compiled.
 
-    `effort` is that of `program`. Called with traced values, the function becomes part of the program that is traced.
+    `effort` is that of `program`. Called with traced values, the function is compiled without it: options may not be
+    given inside of another program. Derivatives and maps of functions that are not compiled as a whole then still
+    consist of few programs, and these are found again.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        nested = eqx.filter_jit(function)
+
         @functools.cache
         def compiled() -> Callable[..., Any]:
             options = {"xla_backend_optimization_level": effort} if jax.default_backend() == "cpu" else None
@@ -59,7 +63,7 @@ def filtered_program(effort: int) -> Callable[[Callable[..., Any]], Callable[...
         @functools.wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
             if is_traced((arguments, options)):
-                return function(*arguments, **options)
+                return nested(*arguments, **options)
             return compiled()(*arguments, **options)
 
         return call

@@ -62,9 +62,8 @@ def plot_elasticities(
     """
     _refuse_draws(results)
     matrix = results.compute_elasticities(name, market_id)
-    label = "cross elasticity" if name is None else f"elasticity in {name} of other products"
-    ax = _draw_matrix(_Market(results, market_id, products, labels), matrix, label, annotate, ax)
-    ax.set_title(f"Elasticities, market {market_id}")
+    ax = _draw_matrix(_Market(results, market_id, products, labels), matrix, "cross elasticity", annotate, ax)
+    ax.set(title=f"Elasticities, market {market_id}", ylabel="share of", xlabel=f"{name or 'delta'} of")
     return ax
 
 
@@ -84,7 +83,7 @@ def plot_diversion_ratios(
     _refuse_draws(results)
     matrix = results.compute_diversion_ratios(name, market_id)
     ax = _draw_matrix(_Market(results, market_id, products, labels), matrix, "diversion ratio", annotate, ax)
-    ax.set_title(f"Diversion ratios, market {market_id} (to the outside good: diagonal)")
+    ax.set(title=f"Diversion ratios, market {market_id}", ylabel="from", xlabel="to (diagonal: to the outside good)")
     return ax
 
 

@@ -204,7 +204,7 @@ class Problem:
         scale_objective : bool
             Whether the objective is multiplied by N, so that it is Hansen's J statistic after two steps.
         check_optimality : {'both', 'gradient'}
-            Whether to compute the (exact) Hessian too.
+            Whether to compute the (exact) Hessian too, other than at an initial update.
         error_behavior : {None, 'raise'}
             A failed evaluation is by default NaN and never accepted; ``'raise'`` raises `ConvergenceError` at once.
         delta_behavior : {None, 'predicted', 'first', 'logit', 'last'}
@@ -285,7 +285,9 @@ class Problem:
             began = time.perf_counter()
             current = step_options
             if kind == "return":
-                current = dataclasses.replace(step_options, optimization=Optimization("return"))
+                current = dataclasses.replace(
+                    step_options, optimization=Optimization("return"), check_optimality="gradient"
+                )
             context = self._step_context(current, data, weights)
             options.output("")
             options.output(f"Starting GMM step {step} ...")

@@ -152,7 +152,7 @@ class Simulation:
         products = read_products(completed.columns, supply=supply)
         X1, X2, X3 = (None if f is None else f.build(products.data) for f in self.product_formulations)
         assert X1 is not None
-        check_endogenous(X1, X2, X3, agent_formulation is not None)
+        check_endogenous(X1, X2, X3, self.agent_formulation is not None)
         index = index_markets(products.market_ids)
         K2 = 0 if X2 is None else X2.values.shape[1]
         columns = simulation_data.complete_agents(

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,3 +53,13 @@ def unchecked_types(monkeypatch: pytest.MonkeyPatch) -> None:
     Used as `@pytest.mark.usefixtures("unchecked_types")`.
     """
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    """Forget compiled programs after each module.
+
+    Each takes some of the memory maps that Linux allows a process (65,530), and a process without any left is aborted.
+    """
+    yield
+    jax.clear_caches()

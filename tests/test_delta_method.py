@@ -373,6 +373,7 @@ def test_absurd_sizes_are_refused_before_anything_is_computed() -> None:
         print(many.covariances)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_levels_of_confidence_are_between_zero_and_one() -> None:
     found = solved("linear costs").delta_method(lambda m: m.compute_costs())
     with pytest.raises(ValueError, match=r"level must be between zero and one, such as 0.95, not 95"):
