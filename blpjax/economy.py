@@ -21,8 +21,11 @@ from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import AgentTable, read_agents
 
 MAX_BUCKETS = 4
-#: Another bucket, and so another part in every compiled program, has to save this share of the padded work.
+#: Another bucket, and so another part in every compiled program, has to save this share of the padded work,
 _WORTHWHILE = 0.1
+#: and at least that many pairs of products and agents: what they cost in a hundred evaluations is less than a second,
+#: about what compilation of another part takes.
+WORTHWHILE_PAIRS = 2**16
 
 
 class Bucket(eqx.Module):
@@ -316,7 +319,7 @@ def _best_cuts(sizes: np.ndarray, most: int) -> tuple[float, list[int]]:
         chosen = options.argmin(axis=0)
         cuts = [[*cuts[chosen[b]], int(starts[chosen[b] + 1])] for b in range(n)]
         cost = options[chosen, np.arange(n)]
-        penalised = cost[-1] + (k - 1) * _WORTHWHILE * total
+        penalised = cost[-1] + (k - 1) * max(_WORTHWHILE * total, WORTHWHILE_PAIRS)
         if penalised < best[0]:
             best = (float(penalised), cuts[-1])
     return best

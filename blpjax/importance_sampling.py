@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax import options, report, views
 from blpjax.arguments import read_delta
+from blpjax.compilation import filtered_program
 from blpjax.economy import AgentsInEconomy, Economy, MarketIndex, index_markets
 from blpjax.exceptions import DataError
 from blpjax.inputs.integration import Integration
@@ -214,7 +214,7 @@ def _inside_probabilities(model: Model, delta: np.ndarray, candidates: AgentsInE
     return [rows[position][:count] for position, count in zip(positions, candidates.counts, strict=True)]
 
 
-@eqx.filter_jit
+@filtered_program(effort=1)
 def _probabilities(model: Model, delta: tuple[Float[Array, "T J"], ...]) -> tuple[Float[Array, "T I"], ...]:
     def kernel(local: MarketDemand, mean: Array) -> Array:
         V = mean[:, None] + local.characteristics.evaluate({})[1] @ local.C

@@ -12,6 +12,7 @@ import tqdm
 from jaxtyping import Array, Bool, Float, Int
 
 from blpjax import options, variation
+from blpjax.compilation import filtered_program
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import Iteration
 from blpjax.model import Model
@@ -93,7 +94,7 @@ class _Realization(eqx.Module):
     residuals: Float[Array, " T"]
 
 
-@eqx.filter_jit
+@filtered_program(effort=1)
 def _realize_many(
     setting: Setting, bases: Float[Array, "draws N sides"], wanted: Bool[Array, " draws"]
 ) -> tuple[Any, Any]:

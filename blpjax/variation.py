@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from blpjax.compilation import filtered_program
 from blpjax.economy import Economy, MarketIndex
 from blpjax.iteration import Iteration
 from blpjax.markets import CHUNK_ELEMENTS
@@ -113,7 +114,7 @@ def hold_shares(model: Model, parameters: Float[Array, " Q"]) -> Model:
     return eqx.tree_at(lambda m: m.delta, moved, moved.invert(_NO_LOOP).delta)
 
 
-@eqx.filter_jit
+@filtered_program(effort=1)
 def hold_errors(
     model: Model,
     tilde_costs: Float[Array, " N"] | None,

@@ -17,6 +17,8 @@ from blpjax.functions import ModelFunctions
 from tests.economies import tables
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, FIXED_PARAMETERS, SECOND_CENTRAL_DIFFERENCE, UNROLLED
 
+pytestmark = pytest.mark.usefixtures("several_buckets")
+
 PRODUCTS, AGENTS = [4, 12, 4, 11, 4, 12], [15, 15, 14, 15, 15, 15]
 SIGMA, PI, BETA = np.diag([0.4, 0.6]), np.array([[0.3], [-0.4]]), [None, -1.4, None]
 

@@ -16,6 +16,8 @@ from blpjax.markets import MarketTastes, invert_economy, map_markets
 from tests.economies import loop_shares, tables
 from tests.tolerances import DELTA, ROUNDING
 
+pytestmark = pytest.mark.usefixtures("several_buckets")
+
 PRODUCTS, AGENTS = [3, 7, 4, 7, 3, 5], [20, 6, 20, 8, 21, 11]
 LIMITS = FixedPointLimits()
 SIGMA, PI = jnp.array([[0.5, 0.0], [0.0, 0.7]]), jnp.array([[0.3], [-0.4]])

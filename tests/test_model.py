@@ -15,7 +15,10 @@ from blpjax.model import Model, find_market, firm_codes
 from tests import joint
 from tests.tolerances import CENTRAL_DIFFERENCE, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
 
-pytestmark = pytest.mark.filterwarnings("ignore:agent_data. column 'weights':blpjax.exceptions.DataWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:agent_data. column 'weights':blpjax.exceptions.DataWarning"),
+    pytest.mark.usefixtures("several_buckets"),
+]
 
 FORMULAS = {
     "linear": ("1 + w + log(shares)", {}),

@@ -16,6 +16,8 @@ from blpjax.kernels.outputs import (
 from tests.economies import MARKETS, J, Market, loop_shares, market, pad
 from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING
 
+pytestmark = pytest.mark.usefixtures("several_buckets")
+
 every_market = pytest.mark.parametrize("m", MARKETS.values(), ids=MARKETS)
 
 #: Utility falls in the variable x, on average by this much, and moves with tastes for the second characteristic.

@@ -18,6 +18,7 @@ from tests import joint
 from tests.tolerances import FIXED_PARAMETERS, ROUNDING
 
 pytestmark = [
+    pytest.mark.usefixtures("several_buckets"),
     pytest.mark.filterwarnings("ignore:agent_data. column 'weights':blpjax.exceptions.DataWarning"),
 ]
 

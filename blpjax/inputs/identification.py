@@ -73,7 +73,7 @@ def check_endogenous(
     if demographics:
         return
     warnings.warn(
-        "'prices' are in X2 but not in X1, so the mean price coefficient is zero. Add 'prices' to the formulation of X1 "
+        "'prices' are in X2 but not in X1, so the mean price coefficient is zero. Add 'prices' to X1 "
         "unless this is intended.",
         IdentificationWarning,
         stacklevel=3,
