@@ -1,8 +1,9 @@
 """JAX-accelerated differentiable estimation of BLP demand models.
 
-Importing this package turns on 64-bit numbers in JAX, because 32-bit ones give wrong estimates, and sets up JAX's
+Importing this package turns on 64-bit numbers in JAX, because 32-bit ones give wrong estimates, sets up JAX's
 persistent compilation cache, unless one is configured already or the environment variable
-``BLPJAX_COMPILATION_CACHE`` is ``0``.
+``BLPJAX_COMPILATION_CACHE`` is ``0``, and has SciPy's LAPACK, which JAX calls on CPUs, use one thread, unless
+``BLPJAX_LAPACK_THREADS`` is ``0``.
 """
 
 import jax as _jax
@@ -10,8 +11,10 @@ import jax as _jax
 _jax.config.update("jax_enable_x64", True)
 
 from blpjax import compilation as _compilation  # noqa: E402
+from blpjax import lapack as _lapack  # noqa: E402
 
 _compilation.configure_cache()
+_lapack.limit_lapack_threads()
 
 from blpjax import data, exceptions, options  # noqa: E402
 from blpjax.bootstrap import BootstrappedResults  # noqa: E402

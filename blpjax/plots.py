@@ -18,6 +18,7 @@ from blpjax.results import ProblemResults
 try:
     from matplotlib import pyplot
     from matplotlib.axes import Axes
+    from matplotlib.colors import to_hex
 except ImportError as error:
     raise ImportError('blpjax.plots needs matplotlib. Install it with pip install "blpjax[plots]".') from error
 
@@ -186,8 +187,8 @@ def plot_markups(
         groups = _by_firm(values, _read_firms(results, firm_ids))
         _check_known("labels", labels or {}, groups)
         names = [_firm_label(firm, labels) for firm in groups]
-        colors = pyplot.get_cmap("viridis")(np.linspace(0, 1, len(groups)))
-        ax.hist(list(groups.values()), bins, stacked=True, color=colors, label=names)
+        shades = [to_hex(color) for color in pyplot.get_cmap("viridis")(np.linspace(0, 1, len(groups)))]
+        ax.hist(list(groups.values()), bins, stacked=True, color=shades, label=names)
     else:
         ax.hist(values, bins, color="lightsteelblue", edgecolor="white", linewidth=0.3)
     median = float(np.median(values))
@@ -298,7 +299,7 @@ def _draw_matrix(market: _Market, matrix: Any, label: str, annotate: bool | None
     if size <= ANNOTATED_SIZE if annotate is None else annotate:
         cells = zip(*np.nonzero(np.isfinite(values)), strict=True)
         for j, k in cells:
-            dark = not diagonal[j, k] and image.norm(values[j, k]) < 0.6
+            dark = not diagonal[j, k] and bool(np.asarray(image.norm(values[j, k])) < 0.6)
             text = f"{values[j, k]:.3g}"
             ax.text(k, j, text, ha="center", va="center", color="white" if dark else "black", fontsize="x-small")
     return ax

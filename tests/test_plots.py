@@ -251,7 +251,6 @@ def test_profile_with_bounded_costs_needs_functions() -> None:
     "given",
     [
         {"sigma_bounds": (np.diag([0.4, -np.inf]), np.diag([0.4, np.inf]))},
-        {"beta": [None, -2.0, 1.0, None], "gamma": [None, 0.5, None]},
         {"beta": [-0.5, -2.0, 1.0, None], "gamma": [None, 0.5, 0.3]},
     ],
 )
