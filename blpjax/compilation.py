@@ -58,7 +58,8 @@ def filtered_program(effort: int) -> Callable[[Callable[..., Any]], Callable[...
         @functools.cache
         def compiled() -> Callable[..., Any]:
             options = {"xla_backend_optimization_level": effort} if jax.default_backend() == "cpu" else None
-            return eqx.filter_jit(function, compiler_options=options)
+            # passed on to jax.jit, though the annotations do not say so
+            return eqx.filter_jit(function, compiler_options=options)  # type: ignore[call-overload]
 
         @functools.wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
