@@ -15,6 +15,7 @@ from blpjax.economy import AgentsInEconomy, Economy
 from blpjax.exceptions import ConvergenceWarning, describe_status, succeeded
 from blpjax.inputs.integration import Integration
 from blpjax.iteration import Iteration
+from blpjax.markets import loop_elements
 from blpjax.model import Model
 from blpjax.parameters import BLOCKS, Coefficients
 from blpjax.postestimation import PostEstimation
@@ -206,7 +207,7 @@ def bootstrap_results(
         return hold_errors(base, tilde_costs, coefficients, chosen, constant_costs)
 
     arrays = jax.tree.map(jnp.asarray, coefficients)
-    found = map_lanes(jax.vmap(solve), arrays, lanes(base.economy))
+    found = map_lanes(jax.vmap(solve), arrays, lanes(base.economy, elements=loop_elements()))
     searches = _searches(found.prices, int(draws), len(results.problem.market_index.ids))
     drawn = eqx.tree_at(lambda d: d.coefficients, found.draw, coefficients)
     _warn_of_failures(searches, results.problem.market_index.ids)

@@ -54,13 +54,22 @@ def market_tastes(coefficients: Coefficients, layout: ParameterLayout) -> Market
     return MarketTastes(sigma, jnp.asarray(coefficients.pi), layout.node_columns)
 
 
-def map_markets(kernel: Callable[..., Any], bucket: Bucket, *arguments: Any) -> Any:
+def loop_elements() -> int:
+    """How many product-agent pairs go into a chunk of loops that may take very different numbers of steps.
+
+    A chunk takes as many steps as its slowest market. On CPUs large chunks save nothing that would make up for it.
+    """
+    return 2**16 if jax.default_backend() == "cpu" else CHUNK_ELEMENTS
+
+
+def map_markets(kernel: Callable[..., Any], bucket: Bucket, *arguments: Any, elements: int | None = None) -> Any:
     """Apply ``kernel(bucket_of_one_market, *arguments_of_one_market)`` to all markets of a bucket.
 
-    Markets are vectorised in chunks, so that memory stays bounded whatever their number.
+    Markets are vectorised in chunks of at most so many product-agent pairs, by default `CHUNK_ELEMENTS`, so that memory
+    stays bounded whatever their number.
     """
     T, J, width = bucket.size
-    chunk = max(1, CHUNK_ELEMENTS // max(J * width, 1))
+    chunk = max(1, (CHUNK_ELEMENTS if elements is None else elements) // max(J * width, 1))
     if chunk >= T:
         return jax.vmap(kernel)(bucket, *arguments)
     return jax.lax.map(lambda stacked: kernel(*stacked), (bucket, *arguments), batch_size=chunk)

@@ -14,9 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from blpjax import outputs
-from blpjax.compilation import filtered_program, is_traced
+from blpjax.compilation import filtered_program
 from blpjax.economy import Economy, Ownership
-from blpjax.exceptions import succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod, Iteration
 from blpjax.kernels.supply import ownership_matrix
 from blpjax.markets import Inversion
@@ -193,18 +192,7 @@ class Model(Demand):
         start = self._prices(prices)
         limits, method = _options(PRICE_ITERATION if iteration is None else iteration)
         moving = None if constant_costs or not self._costs_move else self.costs_type
-        known = self.owned(firm_ids, ownership), self._costs(costs), start, limits
-        if method.safeguard and not is_traced((self, known)):
-            # most markets do not need the safeguard, and a program without it compiles in less time
-            found = _equilibrium(self, *known, method._replace(safeguard=False), moving)
-            if succeeded(np.asarray(found.status)).all():
-                return found
-        return _equilibrium(
-            self,
-            *known,
-            method,
-            moving,
-        )
+        return _equilibrium(self, self.owned(firm_ids, ownership), self._costs(costs), start, limits, method, moving)
 
     def compute_hhi(self, firm_ids: Any = None, shares: Values = None) -> Float[Array, "T 1"]:
         """Herfindahl-Hirschman indices of concentration."""
@@ -351,8 +339,8 @@ class Model(Demand):
         return self.prices - self.markups() if given is None else given
 
 
-#: How equilibrium prices are found by default.
-PRICE_ITERATION = Iteration("anderson", {"atol": 1e-12})
+#: How equilibrium prices are found by default: where Anderson and Newton fail, after large mergers, SQUAREM does not.
+PRICE_ITERATION = Iteration("squarem", {"atol": 1e-12})
 
 
 def firm_codes(economy: Economy, firm_ids: Any) -> Ownership:

@@ -21,7 +21,7 @@ from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels import equilibrium, outputs, shares, supply
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.supply import DemandPoint
-from blpjax.markets import Inversion, invert_economy, map_markets, market_tastes
+from blpjax.markets import Inversion, invert_economy, loop_elements, map_markets, market_tastes
 from blpjax.parameters import Coefficients, ParameterLayout
 
 Changes = dict[str, Array]
@@ -101,10 +101,12 @@ class MarketDemand(eqx.Module):
         )
 
 
-def over_markets(demand: Demand, kernel: Callable[..., Any], *parts: Any) -> tuple[Any, ...]:
+def over_markets(
+    demand: Demand, kernel: Callable[..., Any], *parts: Any, elements: int | None = None
+) -> tuple[Any, ...]:
     """Results of ``kernel(demand_of_one_market, *values_of_one_market)``, stacked by market, for each bucket.
 
-    `parts` have one pytree of arrays (T, ...) for each bucket.
+    `parts` have one pytree of arrays (T, ...) for each bucket. `elements` are those of `map_markets`.
     """
     economy = demand.economy
     tastes = market_tastes(demand.coefficients, demand.layout)
@@ -119,7 +121,8 @@ def over_markets(demand: Demand, kernel: Callable[..., Any], *parts: Any) -> tup
     results = []
     for b, bucket in enumerate(economy.buckets):
         known = {name: padded[b] for name, padded in variables.items()}
-        results.append(map_markets(in_market, bucket, known, deltas[b], *(part[b] for part in parts)))
+        values = (part[b] for part in parts)
+        results.append(map_markets(in_market, bucket, known, deltas[b], *values, elements=elements))
     return tuple(results)
 
 
@@ -338,7 +341,8 @@ def equilibrium_prices(
         return equilibrium.solve_prices(_priced_demand_at, costs_at, owned, start, pricing, method, limits)
 
     economy = demand.economy
-    return over_markets(demand, kernel, owned, economy.spread(costs), economy.spread(start))
+    known = economy.spread(costs), economy.spread(start)
+    return over_markets(demand, kernel, owned, *known, elements=loop_elements())
 
 
 def _jacobian(point: DemandPoint) -> Array:

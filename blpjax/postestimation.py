@@ -96,7 +96,7 @@ class PostEstimation(DemandOutputs):
         firm_ids, ownership : as in `compute_costs`.
         costs : (N,) marginal costs; by default those of `compute_costs` under unchanged ownership.
         prices : (N,) prices to start at.
-        iteration : how to solve for prices, by default ``Iteration('anderson', {'atol': 1e-12})``.
+        iteration : how to solve for prices, by default ``Iteration('squarem', {'atol': 1e-12})``.
         constant_costs : whether costs stay as they are when shares change; if not, they move with shares in X3.
         market_id, as_frame, standard_errors, hold : see `DemandOutputs`.
         error_behavior : ``'warn'`` or ``'raise'`` when no equilibrium is found in some market.

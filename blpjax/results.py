@@ -156,7 +156,7 @@ class ProblemResults(Estimates, PostEstimation):
         ----------
         draws : number of draws. Prices, shares and delta of all of them are kept.
         seed : of `numpy.random.RandomState`.
-        iteration : how to solve for prices, by default ``Iteration('anderson', {'atol': 1e-12})``. Not used without a
+        iteration : how to solve for prices, by default ``Iteration('squarem', {'atol': 1e-12})``. Not used without a
             supply side.
         constant_costs : whether costs stay as they are when shares change; if not, they move with shares in X3.
 
@@ -206,7 +206,7 @@ class ProblemResults(Estimates, PostEstimation):
         expected_prices : (N,) expected prices given exogenous variables, at which all draws are evaluated. By default
             they are equilibrium prices of each draw if there is a supply side whose X3 does not contain shares, and
             otherwise fitted values of a regression of prices on demand-side instruments and fixed effects.
-        iteration : how to solve for equilibrium prices, by default ``Iteration('anderson', {'atol': 1e-12})``. If it is
+        iteration : how to solve for equilibrium prices, by default ``Iteration('squarem', {'atol': 1e-12})``. If it is
             given, prices are equilibrium prices even if X3 contains shares.
         constant_costs : whether marginal costs stay as they are when shares change; if not, they move with shares in
             X3. It matters for equilibrium prices where X3 contains shares.

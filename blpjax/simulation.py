@@ -243,7 +243,7 @@ class Simulation:
             Prices to start at, by default marginal costs. With ``Iteration('return')`` they are the solution: prices
             that are chosen, or those of perfect competition.
         iteration : Iteration, optional
-            By default ``Iteration('anderson', {'atol': 1e-12})``.
+            By default ``Iteration('squarem', {'atol': 1e-12})``.
         constant_costs : bool
             Whether costs stay at those of the simulation's shares. If false, they move with shares in X3, which is what
             one wants where shares have been drawn.

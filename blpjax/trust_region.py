@@ -386,8 +386,9 @@ def _assess(state: TrustRegionState) -> TrustRegionState:
     stuck = collapsed | (state.rejections >= _FLOOR_REJECTIONS)
     converged = (norm <= options.gtol) & (decrease <= options.decrease_tol * (1 + state.objective))
     # Where J itself vanishes Gauss-Newton promises a decrease that is not there: trials have shown that, so one model
-    # suffices.
-    floor = stuck & quiet & (promises.min() <= options.floor_tol * (1 + state.objective))
+    # suffices where the gradient is quiet. Where it is not, for it depends on units, both models have to agree.
+    promised = jnp.where(quiet, promises.min(), decrease)
+    floor = stuck & (promised <= options.floor_tol * (1 + state.objective))
     limit = state.evaluations >= options.max_evaluations
     ended = jnp.select(
         [state.started & converged, state.started & floor, state.started & collapsed, limit],

@@ -148,10 +148,13 @@ def _draw(model: Model) -> Draw:
     return Draw(model.coefficients, model.delta, model.prices, model.shares)
 
 
-def lanes(economy: Economy, outputs: int = 0) -> int:
-    """How many models can be evaluated side by side in bounded memory, when each has so many numbers as outputs."""
+def lanes(economy: Economy, outputs: int = 0, elements: int | None = None) -> int:
+    """How many models can be evaluated side by side in bounded memory, when each has so many numbers as outputs.
+
+    The bound is on `elements` of arrays, by default `CHUNK_ELEMENTS`.
+    """
     pairs = sum(T * J * max(J, width) for T, J, width in (bucket.size for bucket in economy.buckets))
-    return max(1, CHUNK_ELEMENTS // max(pairs, outputs, 1))
+    return max(1, (CHUNK_ELEMENTS if elements is None else elements) // max(pairs, outputs, 1))
 
 
 def map_lanes(function: Callable[..., Any], arrays: Any, size: int) -> Any:

@@ -169,6 +169,7 @@ def test_chunks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     whole, results = bootstrapped("linear costs"), precise(solved("linear costs"), 0.01)
     costs = whole.compute_costs()
     monkeypatch.setattr(variation, "CHUNK_ELEMENTS", 2 * 4 * 8 * 30)
+    monkeypatch.setattr("blpjax.bootstrap.loop_elements", lambda: 3 * 4 * 8 * 30)
     assert variation.lanes(results.problem.economy) == 2
     parts = results.bootstrap(DRAWS, seed=3)
     FIXED_PARAMETERS.check(parts.bootstrapped_prices, whole.bootstrapped_prices)

@@ -427,6 +427,7 @@ def test_configurations_are_values() -> None:
 
 
 def test_statuses_extend_those_of_loops() -> None:
-    assert [(s.name, s.value) for s in Status] == [(s.name, s.value) for s in OptimizationStatus][: len(Status)]
+    shared = [(s.name, s.value) for s in Status if s is not Status.UPWARD_SLOPING]
+    assert shared == [(s.name, s.value) for s in OptimizationStatus][: len(shared)]
     assert all(status.sentence for status in OptimizationStatus)
     assert {f.name for f in dataclasses.fields(OptimizationOutcome)} >= {"theta", "converged", "status", "message"}

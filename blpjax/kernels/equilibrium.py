@@ -40,6 +40,10 @@ _RELATIVE = 1e-2
 #: Anderson and Newton begin with this many plain steps: far from the equilibrium they are no match for them.
 _PLAIN_STEPS = 3
 
+#: Anderson steps that find no equilibrium are followed by plain ones, which are slow but hardly ever fail: in large
+#: markets acceleration may wander about without end.
+_ACCELERATED_STEPS = 100
+
 
 def solve_prices(
     demand_at: DemandAt,
@@ -178,7 +182,7 @@ def _solve(
         plain = limits._replace(max_evaluations=few)  # type: ignore[arg-type]  # traced, as all limits are here
         found = iterate(FixedPointMethod("simple", norm=method.norm), contraction, start, plain)
     else:
-        found = iterate(method, contraction, start, limits, plain=_PLAIN_STEPS)
+        found = iterate(method, contraction, start, limits, _PLAIN_STEPS, _ACCELERATED_STEPS)
     if method.name == "newton" or (method.name == "anderson" and method.safeguard):
         found = safeguarded(found, by_newton, start, limits)
     return _checked(found, demand_at(found.value, arguments), conditions(found.value), start)

@@ -49,7 +49,12 @@ class FixedPoint(eqx.Module):
 
 
 def iterate(
-    method: FixedPointMethod, contraction: Map, start: Float[Array, " J"], limits: FixedPointLimits, plain: int = 0
+    method: FixedPointMethod,
+    contraction: Map,
+    start: Float[Array, " J"],
+    limits: FixedPointLimits,
+    plain: int = 0,
+    accelerated: int | None = None,
 ) -> FixedPoint:
     """Iterate ``x <- contraction(x)`` from `start` until the norm of the change is at most ``atol + rtol |x|``.
 
@@ -57,13 +62,14 @@ def iterate(
 
     `method.name` is ``'simple'``, ``'squarem'`` (Varadhan and Roland 2008), ``'anderson'`` (Anderson 1965, type II) or
     ``'return'``. A loop that stops short of its tolerance says so in `FixedPoint.status`; its value is then the best
-    one that was seen. Anderson acceleration sets in after that many `plain` steps.
+    one that was seen. Anderson acceleration sets in after that many `plain` steps, and gives way to plain steps again
+    where `accelerated` steps did not get there.
     """
     if method.name == "return":
         zero = jnp.zeros((), int)
         return FixedPoint(start, zero + Status.CONVERGED, zero, zero, jnp.zeros(()))
     if method.name == "anderson":
-        return _anderson(method, contraction, start, limits, plain)
+        return _anderson(method, contraction, start, limits, plain, accelerated)
     body = {"simple": _simple, "squarem": _squarem}[method.name]
     return body(method, contraction, start, limits)
 
@@ -213,7 +219,12 @@ def _squarem(method: FixedPointMethod, contraction: Map, start: Array, limits: F
 
 
 def _anderson(
-    method: FixedPointMethod, contraction: Map, start: Array, limits: FixedPointLimits, plain: int
+    method: FixedPointMethod,
+    contraction: Map,
+    start: Array,
+    limits: FixedPointLimits,
+    plain: int,
+    accelerated: int | None,
 ) -> FixedPoint:
     memory = method.memory
 
@@ -233,14 +244,16 @@ def _anderson(
         mapped = _apply(contraction, history.x)
         progress, size = _record(history.progress, method, limits, mapped)
         image, change = mapped.value, mapped.value - history.x
-        early = history.progress.evaluations < plain
-        accept = jnp.isfinite(size) & ((size <= 2.0 * history.size) | early)
+        steady = history.progress.evaluations < plain
+        if accelerated is not None:
+            steady |= history.progress.evaluations >= plain + accelerated
+        accept = jnp.isfinite(size) & ((size <= 2.0 * history.size) | steady)
         slot = (jnp.arange(memory) == history.recorded % memory)[:, None]
         usable = accept & (history.recorded >= 0)
         changes = jnp.where(usable & slot, (change - history.change)[None, :], history.changes)
         images = jnp.where(usable & slot, (image - history.image)[None, :], history.images)
         mixed = image - _least_squares(changes, change) @ images
-        mixed = jnp.where(jnp.isfinite(mixed).all() & ~early, mixed, image)
+        mixed = jnp.where(jnp.isfinite(mixed).all() & ~steady, mixed, image)
         # a step that makes the change grow is undone: the history is emptied and a plain step taken
         restart = jnp.zeros_like(changes)
         return History(
@@ -251,7 +264,7 @@ def _anderson(
             jnp.where(accept, size, jnp.inf),
             jnp.where(accept, changes, restart),
             jnp.where(accept, images, restart),
-            jnp.where(accept & ~early, history.recorded + 1, -1),
+            jnp.where(accept & ~steady, history.recorded + 1, -1),
             jnp.where(accept, 0, history.failures + 1),
             progress._replace(iterations=progress.iterations + 1),
         )
