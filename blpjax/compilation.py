@@ -12,6 +12,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 #: Set to ``0`` to leave JAX's configuration alone, or to a directory to keep the cache there.
 VARIABLE = "BLPJAX_COMPILATION_CACHE"
@@ -47,9 +48,9 @@ def program(
 def filtered_program(effort: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a function of equinox modules, arrays and static values that is compiled.
 
-    `effort` is that of `program`. Called with traced values, the function is compiled without it: options may not be
-    given inside of another program. Derivatives and maps of functions that are not compiled as a whole then still
-    consist of few programs, and these are found again.
+    `effort` is that of `program`. Called with traced values, or where a program is being built, the function is
+    compiled without it: options may not be given inside of another program. Derivatives and maps of functions that are
+    not compiled as a whole then still consist of few programs, and these are found again.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,8 +74,8 @@ def filtered_program(effort: int) -> Callable[[Callable[..., Any]], Callable[...
 
 
 def is_traced(values: Any) -> bool:
-    """Whether any leaf of a pytree is traced, so that a program is being built and nothing has a value."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+    """Whether any leaf of a pytree is traced, or what is made of them would be, because a program is being built."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(values), jnp.zeros(())))
 
 
 def configure_cache() -> None:

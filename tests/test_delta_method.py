@@ -265,6 +265,15 @@ def test_chunks_of_parameters_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
     FIXED_PARAMETERS.check(parts.jacobian, whole.jacobian)
 
 
+def test_functions_may_use_the_model_at_the_estimates_as_well() -> None:
+    """What does not depend on the function's argument is a constant."""
+    results = solved("linear costs")
+    found = results.delta_method(
+        lambda m: m.compute_costs() - results.model.compute_costs() + results.model.compute_prices()
+    )
+    FIXED_PARAMETERS.check(found.standard_errors, results.compute_costs(standard_errors=True).standard_errors)
+
+
 def test_other_functions_of_the_same_outputs_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
     results = solved("linear costs")
     for hold in ("shares", "xi"):
