@@ -194,12 +194,19 @@ def read_weights(W: Any, size: int) -> np.ndarray:
     return (array + array.T) / 2
 
 
-def read_delta(delta: Any, size: int) -> np.ndarray:
-    """Mean utilities (size,), or `ValueError`."""
-    array = _read_numbers("delta", delta).reshape(-1)
+def read_vector(name: str, values: Any, size: int) -> np.ndarray:
+    """Finite numbers (size,), one for each product, or `ValueError`."""
+    array = _read_numbers(name, values).reshape(-1)
     if array.size != size or not np.isfinite(array).all():
-        raise ValueError(f"delta must hold {size} finite numbers, one for each product.")
+        raise ValueError(f"{name} must hold {size} finite numbers, one for each product.")
     return array
+
+
+def read_draws(draws: Any) -> int:
+    """A number of draws, or `ValueError`."""
+    if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
+        raise ValueError(f"draws must be a positive integer, not {draws!r}.")
+    return int(draws)
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options, report
+from blpjax.arguments import read_draws
 from blpjax.economy import AgentsInEconomy, Economy
 from blpjax.exceptions import ConvergenceWarning, describe_status, succeeded
 from blpjax.inputs.integration import Integration
@@ -194,21 +195,20 @@ def bootstrap_results(
     constant_costs: bool = True,
 ) -> BootstrappedResults:
     """Draw parameters, and evaluate the model at each draw; see `ProblemResults.bootstrap`."""
-    if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
-        raise ValueError(f"draws must be a positive integer, not {draws!r}.")
+    count = read_draws(draws)
     chosen = None if iteration is None else read_iteration(iteration)
     options.output("Bootstrapping results ...")
     began = time.perf_counter()
     base = results.model
     tilde_costs = jnp.asarray(results.tilde_costs[:, 0]) if results.tilde_costs.size else None
-    coefficients = draw_coefficients(results, int(draws), seed)
+    coefficients = draw_coefficients(results, count, seed)
 
     def solve(coefficients: Coefficients) -> Any:
         return hold_errors(base, tilde_costs, coefficients, chosen, constant_costs)
 
     arrays = jax.tree.map(jnp.asarray, coefficients)
     found = map_lanes(jax.vmap(solve), arrays, lanes(base.economy, elements=loop_elements()))
-    searches = _searches(found.prices, int(draws), len(results.problem.market_index.ids))
+    searches = _searches(found.prices, count, len(results.problem.market_index.ids))
     drawn = eqx.tree_at(lambda d: d.coefficients, found.draw, coefficients)
     _warn_of_failures(searches, results.problem.market_index.ids)
     bootstrapped = BootstrappedResults(results, drawn, searches, time.perf_counter() - began)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
-from blpjax.inputs.tables import AgentTable, read_agents
+from blpjax.inputs.tables import AgentTable, ProductTable, read_agents
 
 MAX_BUCKETS = 4
 #: Another bucket, and so another part in every compiled program, has to save this share of the padded work,
@@ -209,9 +209,7 @@ def build_economy(
             )
         )
     market_positions = np.argsort(np.concatenate(groups))
-    return Economy(
-        tuple(buckets), jax.device_put(positions), jax.device_put(sources), jax.device_put(market_positions)
-    )
+    return Economy(tuple(buckets), jax.device_put(positions), jax.device_put(sources), jax.device_put(market_positions))
 
 
 def _pad(values: np.ndarray, rows: Sequence[np.ndarray], width: int) -> Array:
@@ -236,6 +234,13 @@ def firm_ownership(economy: Economy, firm_ids: np.ndarray) -> Ownership:
         parts.append(jax.device_put(padded[at : at + T * J].reshape(T, J)))
         at += T * J
     return tuple(parts)
+
+
+def table_ownership(economy: Economy, table: ProductTable) -> Ownership | None:
+    """Who owns what: matrices from the data, or else codes of firms; None without either."""
+    if table.ownership is not None:
+        return economy.unstack(jnp.asarray(np.nan_to_num(table.ownership)))
+    return None if table.firm_ids is None else firm_ownership(economy, table.firm_ids)
 
 
 def build_agents(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax import options, report, views
-from blpjax.arguments import read_delta
+from blpjax.arguments import read_draws, read_vector
 from blpjax.compilation import filtered_program
 from blpjax.economy import AgentsInEconomy, Economy, MarketIndex, index_markets
 from blpjax.exceptions import DataError
@@ -146,15 +146,16 @@ def importance_sampling(
     began = time.perf_counter()
     problem: ProblemLike = results.problem
     options.output("Importance sampling ...")
-    _check_arguments(problem, draws, ar_constant)
+    count = read_draws(draws)
+    _check_arguments(problem, ar_constant)
     if agent_data is None and integration is None:
         candidates = problem.agents_in_economy
     else:
         table = agent_data if agent_data is None or integration is not None else _with_equal_weights(agent_data)
         candidates = problem.build_agents(table, integration)
-    mean = results.delta[:, 0] if delta is None else read_delta(delta, len(results.delta))
+    mean = results.delta[:, 0] if delta is None else read_vector("delta", delta, len(results.delta))
     inside = _inside_probabilities(results.model_in(candidates.economy), mean, candidates)
-    weights = _sample(problem, candidates, inside, int(draws), ar_constant, seed)
+    weights = _sample(problem, candidates, inside, count, ar_constant, seed)
 
     chosen = np.flatnonzero(weights > 0)
     known = candidates.table
@@ -175,7 +176,7 @@ def importance_sampling(
         sampled_agents=views.agent_records(sampled, candidates.demographics[chosen]),
         agent_data={**kept, "market_ids": sampled.market_ids, "weights": sampled.weights, "nodes": sampled.nodes},
         computation_time=time.perf_counter() - began,
-        draws=int(draws),
+        draws=count,
         diagnostic_market_ids=views.as_objects(index.ids),
         weight_sums=moments[1],
         effective_draws=moments[1] ** 2 / moments[2],
@@ -188,11 +189,9 @@ def importance_sampling(
     return found
 
 
-def _check_arguments(problem: ProblemLike, draws: Any, ar_constant: Any) -> None:
+def _check_arguments(problem: ProblemLike, ar_constant: Any) -> None:
     if problem.K2 == 0:
         raise ValueError("Without X2 there are no agents to sample.")
-    if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
-        raise ValueError(f"draws must be a positive integer, not {draws!r}.")
     if isinstance(ar_constant, bool) or not isinstance(ar_constant, int | float | np.number) or not ar_constant >= 1:
         raise ValueError(f"ar_constant must be a number that is at least one, not {ar_constant!r}.")
 

@@ -288,9 +288,7 @@ def evaluate(
     if theta.size:
         jacobian, by_theta, delta_by_theta = jax.vmap(push, out_axes=1)(jnp.eye(theta.size))
     else:
-        jacobian, by_theta, delta_by_theta = jax.tree.map(
-            lambda leaf: jnp.zeros((leaf.size, 0)), (r, residuals, delta)
-        )
+        jacobian, by_theta, delta_by_theta = jax.tree.map(lambda leaf: jnp.zeros((leaf.size, 0)), (r, residuals, delta))
     finite = jnp.isfinite(r).all() & jnp.isfinite(jacobian).all()
     ok = finite & _succeeded(found)
     return Evaluation(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options, report
-from blpjax.arguments import check_choice
+from blpjax.arguments import check_choice, read_draws, read_vector
 from blpjax.exceptions import ConvergenceError, IdentificationWarning, Status, raise_for_status, succeeded
 from blpjax.inputs.expressions import variable_names
 from blpjax.inputs.formulation import Formulation
@@ -264,12 +264,11 @@ def compute_optimal_instruments(
     began = time.perf_counter()
     options.output("Computing optimal instruments for theta ...")
     check_choice("method", method, ("approximate", "normal", "empirical"))
-    if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
-        raise ValueError(f"draws must be a positive integer, not {draws!r}.")
+    count = read_draws(draws)
     errors = _read_errors(results)
     _warn_of_covariance_moments(results.problem)
     prices, chosen = _read_prices(results, expected_prices, iteration)
-    total = 1 if method == "approximate" else int(draws)
+    total = 1 if method == "approximate" else count
     bases = np.hstack([results.delta, results.tilde_costs]) - errors
     sample = (bases + drawn for drawn in _draw_errors(errors, method, total, seed))
     known = None if prices is None else jnp.asarray(prices)
@@ -347,7 +346,7 @@ def _read_prices(
     if expected_prices is not None:
         if chosen is not None:
             raise ValueError("Give either expected_prices or iteration, which computes them, not both.")
-        return _read_vector("expected_prices", expected_prices, model.delta.size), None
+        return read_vector("expected_prices", expected_prices, model.delta.size), None
     shares_matter = any(column.depends_on("shares") for column in model.characteristics.X3_columns)
     if supply and (chosen is not None or not shares_matter):
         return None, chosen
@@ -362,17 +361,6 @@ def _fitted_prices(problem: ProblemLike) -> np.ndarray:
     lengths = np.linalg.norm(Z, axis=0)
     Z = Z / np.where(lengths > 0, lengths, 1.0)
     return Z @ np.linalg.lstsq(Z, residuals)[0] + prices - residuals
-
-
-def _read_vector(name: str, values: Any, size: int) -> np.ndarray:
-    message = f"{name} must hold {size} finite numbers, one for each product."
-    try:
-        array = np.array(values, dtype=float).reshape(-1)
-    except (TypeError, ValueError) as error:
-        raise ValueError(message) from error
-    if array.size != size or not np.isfinite(array).all():
-        raise ValueError(message)
-    return array
 
 
 def _warn_of_covariance_moments(problem: ProblemLike) -> None:

@@ -11,42 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blpjax import arguments, estimator, options, report, states, views
-from blpjax.characteristics import Characteristics, build_characteristics
+from blpjax import arguments, estimator, options, report, states
 from blpjax.diagnostics import report_outcome, warn_of_singularity
-from blpjax.economy import (
-    AgentsInEconomy,
-    Economy,
-    MarketIndex,
-    Ownership,
-    build_agents,
-    firm_ownership,
-    index_markets,
-)
 from blpjax.exceptions import DataError
 from blpjax.functions import ModelFunctions
-from blpjax.inputs.absorb import Absorber, build_absorber
-from blpjax.inputs.design import DesignMatrix
-from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.identification import (
-    check_endogenous,
-    check_instruments,
     check_order_condition,
-    check_rank,
 )
-from blpjax.inputs.integration import Integration
-from blpjax.inputs.tables import AgentTable, read_products
 from blpjax.iteration import Iteration
-from blpjax.markets import pack_firms
-from blpjax.moments import CovarianceMoments, Equation, ModelData, Specification, Supply
+from blpjax.moments import ModelData, Specification
 from blpjax.optimize import Optimization, OptimizationStatus
 from blpjax.parameters import Labels, Parameters, build_parameters
-from blpjax.projection import build_projection
+from blpjax.problem_data import ProblemData
 from blpjax.results import ProblemResults
 from blpjax.solver import StepContext, StepOptions, StepResult, solve_step
 
 
-class Problem:
+class Problem(ProblemData):
     """A BLP problem: demand and, with a third formulation, the marginal costs of firms that set prices.
 
     Parameters
@@ -96,49 +77,7 @@ class Problem:
         For nests, and options that are not supported yet.
     """
 
-    def __init__(
-        self,
-        product_formulations: Formulation | Sequence[Formulation | None],
-        product_data: Any,
-        agent_formulation: Formulation | None = None,
-        agent_data: Any = None,
-        integration: Integration | None = None,
-        rc_types: Sequence[str] | None = None,
-        epsilon_scale: float = 1.0,
-        costs_type: str = "linear",
-        add_exogenous: bool = True,
-    ) -> None:
-        began = time.perf_counter()
-        options.output("Initializing the problem ...")
-        self.product_formulations = arguments.read_formulations(product_formulations, agent_formulation)
-        arguments.refuse_model_options(rc_types, epsilon_scale)
-        arguments.check_choice("costs_type", costs_type, ("linear", "log"))
-        self.agent_formulation = agent_formulation
-        self.integration = integration
-        self.add_exogenous = bool(add_exogenous)
-        self.epsilon_scale = 1.0
-        self.costs_type = costs_type
-        self._tolerances = {name: getattr(options, name) for name in states.TOLERANCES}
-
-        X1, X2, X3 = self.product_formulations
-        assert X1 is not None
-        if X3 is None and costs_type != "linear":
-            raise ValueError("costs_type='log' needs a supply side: a third formulation, X3.")
-        self.product_table = read_products(product_data, supply=X3 is not None)
-        data = self.product_table.data
-        self._X1 = X1.build(data)
-        self._X2 = None if X2 is None else X2.build(data)
-        self._X3 = None if X3 is None else X3.build(data)
-        self.rc_types = ["linear"] * self.K2
-        check_endogenous(self._X1, self._X2, self._X3, agent_formulation is not None)
-        self._demand_absorber = build_absorber(X1, data)
-        self._supply_absorber = self._demand_absorber if X3 is None else build_absorber(X3, data)
-        self._index = index_markets(self.product_table.market_ids)
-        self.agents_in_economy = self.build_agents(agent_data, integration)
-        self.model_data = self._build_model_data()
-        options.output(f"Initialized the problem after {report.format_seconds(time.perf_counter() - began)}.")
-        if options.verbose:
-            options.output(f"\n{self}")
+    _replaced_instruments = False
 
     def solve(
         self,
@@ -271,7 +210,7 @@ class Problem:
             W_type=W_type,
             se_type=se_type,
             center_moments=center_moments,
-            n_clusters=None if self.product_table.clustering_ids is None else self._clusters[1],
+            n_clusters=None if self.product_table.clustering_ids is None else self.clusters[1],
         )
         names, returned = step_options.parameters.parameter_labels, step_options.optimization.method == "return"
         check_order_condition(self.instrument_rank, len(names), names, warn=returned)
@@ -336,9 +275,7 @@ class Problem:
         specification = Specification(parameters.layout, chosen.fixed_point)
         factor = jnp.asarray(1.0 if scale_objective else 1.0 / self.N)
         weights = jnp.asarray(self._read_weights(W))
-        inputs = estimator.prepare(
-            specification, self.economy, data, parameters.start, weights, factor, chosen.limits
-        )
+        inputs = estimator.prepare(specification, self.economy, data, parameters.start, weights, factor, chosen.limits)
         return ModelFunctions(
             specification=specification,
             inputs=inputs,
@@ -374,23 +311,6 @@ class Problem:
         if X3 is not None:
             arguments.check_price_coefficients(parameters.layout.concentrated_beta, self._X1)
         return parameters
-
-    def residualize_demand(self, matrix: np.ndarray) -> np.ndarray:
-        """Residuals (N, K) of the columns of a matrix on the fixed effects of X1; the matrix itself without any."""
-        return self._demand_absorber.residualize(matrix)
-
-    def residualize_supply(self, matrix: np.ndarray) -> np.ndarray:
-        """Residuals (N, K) of the columns of a matrix on the fixed effects of X3; the matrix itself without any."""
-        return matrix if self._X3 is None else self._supply_absorber.residualize(matrix)
-
-    def build_agents(self, agent_data: Any = None, integration: Integration | None = None) -> AgentsInEconomy:
-        """The economy with these agents, for evaluating the same model with other nodes, weights or demographics."""
-        return self._build_agents(agent_data, integration, options.weights_tol)
-
-    def _build_agents(self, agent_data: Any, integration: Integration | None, weights_tol: float) -> AgentsInEconomy:
-        X2 = np.zeros((self.N, 0)) if self._X2 is None else self._X2.values
-        shares = self.product_table.shares
-        return build_agents(self.agent_formulation, agent_data, integration, self._index, shares, X2, weights_tol)
 
     def replace_instruments(
         self, demand_instruments: np.ndarray, supply_instruments: np.ndarray
@@ -445,12 +365,13 @@ class Problem:
         """A problem that shares what `change` does not replace, without reading the data again."""
         began = time.perf_counter()
         options.output("Re-creating the problem ...")
-        cached = {name for name, value in vars(Problem).items() if isinstance(value, cached_property)}
+        attributes = {name: value for base in kind.__mro__ for name, value in vars(base).items()}
+        cached = {name for name, value in attributes.items() if isinstance(value, cached_property)}
         problem = object.__new__(kind)
         vars(problem).update({name: value for name, value in vars(self).items() if name not in cached})
         change(problem)
         problem._tolerances = {name: getattr(options, name) for name in states.TOLERANCES}
-        problem.model_data = problem._build_model_data()
+        problem._set_equations()
         options.output(f"Re-created the problem after {report.format_seconds(time.perf_counter() - began)}.")
         if options.verbose:
             options.output(f"\n{problem}")
@@ -508,259 +429,6 @@ class Problem:
             problem.integration = problem.integration.plain
         return problem
 
-    @property
-    def economy(self) -> Economy:
-        """All markets, padded into buckets, as compiled programs read them."""
-        return self.agents_in_economy.economy
-
-    @property
-    def agent_table(self) -> AgentTable:
-        """Checked agent data."""
-        return self.agents_in_economy.table
-
-    @property
-    def X1(self) -> np.ndarray:
-        """(N, K1) linear characteristics before absorption of fixed effects."""
-        return self._X1.values
-
-    @property
-    def X3(self) -> np.ndarray:
-        """(N, K3) characteristics that explain marginal costs, before absorption of fixed effects."""
-        return np.zeros((self.N, 0)) if self._X3 is None else self._X3.values
-
-    @property
-    def market_index(self) -> MarketIndex:
-        """Sorted market IDs, and the rows of each market in the product table."""
-        return self._index
-
-    @cached_property
-    def characteristics(self) -> Characteristics:
-        """X1, X2 and X3 as functions of the variables in their formulas."""
-        table = self.product_table
-        return build_characteristics((self._X1, self._X2, self._X3), table.prices, table.shares)
-
-    @cached_property
-    def ownership(self) -> Ownership | None:
-        """Who owns what: matrices from the data, or else codes of firms; None without either."""
-        return self.ownership_in(self.economy)
-
-    def ownership_in(self, economy: Economy) -> Ownership | None:
-        """Who owns what in an economy with other agents, whose buckets may be others."""
-        table = self.product_table
-        if table.ownership is not None:
-            return economy.unstack(jnp.asarray(np.nan_to_num(table.ownership)))
-        return None if table.firm_ids is None else firm_ownership(economy, table.firm_ids)
-
-    @property
-    def T(self) -> int:
-        """Number of markets."""
-        return len(self._index.ids)
-
-    @property
-    def N(self) -> int:
-        """Number of products in all markets."""
-        return self.product_table.shares.size
-
-    @property
-    def F(self) -> int:
-        """Number of firms."""
-        return self.unique_firm_ids.size
-
-    @property
-    def I(self) -> int:  # noqa: E743
-        """Number of agents in all markets."""
-        return self.agent_table.weights.size if self.K2 else 0
-
-    @property
-    def K1(self) -> int:
-        """Number of linear characteristics."""
-        return self._X1.values.shape[1]
-
-    @property
-    def K2(self) -> int:
-        """Number of characteristics with random coefficients."""
-        return 0 if self._X2 is None else self._X2.values.shape[1]
-
-    @property
-    def D(self) -> int:
-        """Number of demographics."""
-        return len(self.agents_in_economy.demographic_labels)
-
-    @property
-    def K3(self) -> int:
-        """Number of characteristics that explain marginal costs."""
-        return 0 if self._X3 is None else self._X3.values.shape[1]
-
-    @property
-    def MD(self) -> int:
-        """Number of demand instruments."""
-        return self.model_data.demand.Z.shape[1]
-
-    @property
-    def MS(self) -> int:
-        """Number of supply instruments."""
-        return 0 if self.model_data.supply is None else self.model_data.supply.equation.Z.shape[1]
-
-    @property
-    def MC(self) -> int:
-        """Number of covariance instruments."""
-        return 0 if self.model_data.covariance is None else self.model_data.covariance.instruments.shape[1]
-
-    @property
-    def ED(self) -> int:
-        """Number of dimensions of fixed effects absorbed from demand."""
-        return self._demand_absorber.dimensions
-
-    @property
-    def ES(self) -> int:
-        """Number of dimensions of fixed effects absorbed from supply."""
-        return 0 if self._X3 is None else self._supply_absorber.dimensions
-
-    H = 0
-    _replaced_instruments = False
-
-    @property
-    def unique_market_ids(self) -> np.ndarray:
-        """Sorted market IDs."""
-        return views.as_objects(self._index.ids)
-
-    @cached_property
-    def unique_firm_ids(self) -> np.ndarray:
-        """Sorted firm IDs."""
-        return views.unique_ids(self.product_table.firm_ids)
-
-    @cached_property
-    def unique_product_ids(self) -> np.ndarray:
-        """Sorted product IDs (of the first column, if there are several)."""
-        return views.unique_ids(self.product_table.product_ids)
-
-    @cached_property
-    def unique_agent_ids(self) -> np.ndarray:
-        """Sorted agent IDs."""
-        return views.unique_ids(self.agent_table.agent_ids)
-
-    @property
-    def unique_nesting_ids(self) -> np.ndarray:
-        """Empty: there are no nests."""
-        return np.array([], dtype=object)
-
-    @cached_property
-    def products(self) -> np.recarray:
-        """Product data as a structured array of N rows, with residualised `X1` and `ZD`."""
-        supply, covariance = self.model_data.supply, self.model_data.covariance
-        none = np.zeros((self.N, 0))
-        matrices = views.ProductMatrices(
-            X1=np.asarray(self.model_data.demand.X),
-            X2=none if self._X2 is None else self._X2.values,
-            X3=none if supply is None else np.asarray(supply.equation.X),
-            ZD=np.asarray(self.model_data.demand.instruments),
-            ZS=none if supply is None else np.asarray(supply.equation.instruments),
-            ZC=none if covariance is None else np.asarray(covariance.instruments),
-            demand_ids=self._demand_absorber.ids,
-            supply_ids=self._supply_absorber.ids[:, : self.ES],
-        )
-        designs = [design for design in (self._X1, self._X2, self._X3) if design is not None]
-        columns = [column for design in designs for column in design.columns]
-        return views.product_records(self.product_table, matrices, columns)
-
-    @cached_property
-    def agents(self) -> np.recarray:
-        """Agent data as a structured array of I rows."""
-        return views.agent_records(self.agent_table, self.agents_in_economy.demographics)
-
-    def __str__(self) -> str:
-        names = ["T", "N", "F", "I", "K1", "K2", "K3", "D", "MD", "MS", "MC", "ED", "ES"]
-        kept = [name for name in names if self.K3 or name not in ("K3", "MS", "MC", "ES")]
-        formulations = {
-            "X1: Linear Characteristics": self._X1.labels,
-            "X2: Nonlinear Characteristics": () if self._X2 is None else self._X2.labels,
-            f"X3: {'Log ' if self.costs_type == 'log' else ''}Cost Characteristics": ()
-            if self._X3 is None
-            else self._X3.labels,
-            "d: Demographics": self.agents_in_economy.demographic_labels,
-        }
-        return report.describe_problem({name: getattr(self, name) for name in kept}, formulations)
-
-    __repr__ = __str__
-
-    def _build_model_data(self) -> ModelData:
-        """Equations of demand and supply, with costs unbounded and a mean of zero of the covariance moments."""
-        table = self.product_table
-        if self._X2 is not None:
-            check_rank(self._X2.values, self._X2.labels, "X2", **self._rank_tolerances)
-        demand_instruments = table.demand_instruments, table.demand_instrument_labels
-        demand, labels, rank = self._build_equation(
-            self._X1, "prices", ("X1", "ZD"), demand_instruments, self._demand_absorber
-        )
-        self.instrument_labels, self.instrument_rank = labels, rank
-        if self._X3 is None:
-            return ModelData(demand)
-        supply_instruments = table.supply_instruments, table.supply_instrument_labels
-        equation, labels, rank = self._build_equation(
-            self._X3, "shares", ("X3", "ZS"), supply_instruments, self._supply_absorber
-        )
-        self.instrument_labels, self.instrument_rank = self.instrument_labels + labels, self.instrument_rank + rank
-        X1_slope, X2_slope = self.characteristics.slopes("prices")
-        assert self.ownership is not None
-        supply = Supply(
-            equation=equation,
-            ownership=pack_firms(self.ownership),
-            prices=jax.device_put(table.prices),
-            X1_slope=X1_slope,
-            X2=jax.device_put(np.zeros((self.N, 0)) if self._X2 is None else self._X2.values),
-            X2_slope=X2_slope,
-            costs_bounds=jax.device_put(np.array([-np.inf, np.inf])),
-            logarithmic=self.costs_type == "log",
-        )
-        instruments = table.covariance_instruments
-        if instruments.shape[1] == 0:
-            return ModelData(demand, supply)
-        labels = list(table.covariance_instrument_labels)
-        self.instrument_labels = self.instrument_labels + labels
-        self.instrument_rank += check_instruments(instruments, labels, "ZC", None, **self._rank_tolerances)
-        covariance = CovarianceMoments(
-            instruments=jax.device_put(instruments),
-            mean=jax.device_put(np.array(0.0)),
-            demand=build_projection(self._demand_absorber.ids),
-            supply=build_projection(self._supply_absorber.ids),
-        )
-        return ModelData(demand, supply, covariance)
-
-    @property
-    def _rank_tolerances(self) -> dict[str, Any]:
-        return {"atol": options.collinear_atol, "rtol": options.collinear_rtol}
-
-    def _build_equation(
-        self,
-        X: DesignMatrix,
-        endogenous: str,
-        names: tuple[str, str],
-        excluded: tuple[np.ndarray, Sequence[str]],
-        absorber: Absorber,
-    ) -> tuple[Equation, list[str], int]:
-        """An equation with instruments [excluded, exogenous X], their labels, and how many are independent.
-
-        Fixed effects are absorbed, and conditions on ranks are checked. `names` are those of X and of the instruments.
-        """
-        exogenous = [k for k, column in enumerate(X.columns) if not column.depends_on(endogenous)]
-        added = exogenous if self.add_exogenous else []
-        Z = np.c_[excluded[0], X.values[:, added]]
-        labels = [*excluded[1], *(X.labels[k] for k in added)]
-        unabsorbed = absorber.dimensions > 0
-        residuals, Z_residuals = absorber.residualize(X.values), absorber.residualize(Z)
-        check_rank(residuals, X.labels, names[0], X.values if unabsorbed else None, **self._rank_tolerances)
-        instruments = Z_residuals if self.add_exogenous else Z
-        original = Z if unabsorbed and self.add_exogenous else None
-        rank = check_instruments(instruments, labels, names[1], original, **self._rank_tolerances)
-        Z_device = jax.device_put(Z_residuals)
-        equation = Equation(
-            X=jax.device_put(residuals),
-            X_unabsorbed=jax.device_put(X.values),
-            Z=Z_device,
-            instruments=Z_device if self.add_exogenous else jax.device_put(Z),
-        )
-        return equation, labels, rank
-
     def _read_supply_options(self, costs_bounds: Any, covariance_moments_mean: Any) -> ModelData:
         """Data of all moments with options of `solve` in place."""
         supply, covariance = self.model_data.supply, self.model_data.covariance
@@ -779,28 +447,13 @@ class Problem:
         pairs = zip(data.weighted_instruments, residuals, strict=True)
         return np.hstack([np.asarray(instruments) * u[:, None] for instruments, u in pairs])
 
-    @cached_property
-    def _clusters(self) -> tuple[np.ndarray, int]:
-        ids = self.product_table.clustering_ids
-        if ids is None:
-            return np.zeros(self.N, int), 1
-        unique, codes = np.unique(ids.reshape(-1), return_inverse=True)
-        return codes, unique.size
-
-    @cached_property
-    def _logit_delta(self) -> np.ndarray:
-        """(N,) mean utilities of the plain logit, ``log S_j - log S_0`` (Berry 1994)."""
-        shares, codes = self.product_table.shares, np.searchsorted(self._index.ids, self.product_table.market_ids)
-        inside = np.bincount(codes, weights=shares)
-        return np.log(shares) - np.log1p(-inside[codes])
-
     def _read_weights(self, W: Any) -> np.ndarray:
         if W is None:
             return np.asarray(estimator.initial_weights(self.model_data.weighted_instruments))
         return arguments.read_weights(W, self.MD + self.MS + self.MC)
 
     def _read_delta(self, delta: Any) -> np.ndarray:
-        return self._logit_delta if delta is None else arguments.read_delta(delta, self.N)
+        return self.logit_delta if delta is None else arguments.read_vector("delta", delta, self.N)
 
     def _step_context(self, step_options: StepOptions, data: ModelData, weights: np.ndarray) -> StepContext:
         factor = jnp.asarray(1.0 if step_options.scale_objective else 1.0 / self.N)
@@ -816,10 +469,10 @@ class Problem:
         return StepContext(
             inputs,
             self._index.ids,
-            self._clusters[0],
+            self.clusters[0],
             self.residualize_demand,
             self.residualize_supply,
-            self._logit_delta,
+            self.logit_delta,
         )
 
 

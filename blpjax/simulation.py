@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blpjax import arguments, options, report, simulation_data, views
+from blpjax.arguments import read_vector
 from blpjax.economy import build_agents, index_markets
 from blpjax.exceptions import Status, raise_for_status, succeeded
 from blpjax.inputs.formulation import Formulation
@@ -20,7 +21,7 @@ from blpjax.iteration import Iteration
 from blpjax.parameters import Labels
 from blpjax.profit_conditions import FirmConditions
 from blpjax.queries import read_iteration
-from blpjax.simulation_data import Primitives, read_vector
+from blpjax.simulation_data import Primitives
 from blpjax.simulation_report import describe_true_values
 from blpjax.simulation_results import SimulationResults, Solution
 

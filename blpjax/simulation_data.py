@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options, views
+from blpjax.arguments import read_vector
 from blpjax.characteristics import Characteristics, build_characteristics
-from blpjax.economy import AgentsInEconomy, Economy, MarketIndex, Ownership, build_agents, firm_ownership
+from blpjax.economy import AgentsInEconomy, Economy, MarketIndex, Ownership, build_agents, table_ownership
 from blpjax.exceptions import DataError
 from blpjax.inputs.columns import find_columns, read_market_ids
 from blpjax.inputs.design import DesignMatrix
@@ -92,10 +93,7 @@ class Primitives:
     @cached_property
     def ownership(self) -> Ownership | None:
         """Who owns what: matrices from the data, or else codes of firms; None without either."""
-        table = self.products
-        if table.ownership is not None:
-            return self.agents.economy.unstack(jnp.asarray(np.nan_to_num(table.ownership)))
-        return None if table.firm_ids is None else firm_ownership(self.agents.economy, table.firm_ids)
+        return table_ownership(self.agents.economy, self.products)
 
     def layout_in(self, economy: Economy) -> ParameterLayout:
         """Which node columns go with which columns of sigma. Theta has no elements: all parameters are known."""
@@ -305,17 +303,6 @@ def read_errors(
 
 
 _MOMENTS = {"xi_variance": 1, "omega_variance": 1, "correlation": 0.9}
-
-
-def read_vector(name: str, values: Any, N: int) -> np.ndarray:
-    """Finite numbers (N,), one for each product, or `ValueError`."""
-    try:
-        array = np.array(values, dtype=float).reshape(-1)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be an array of numbers.") from error
-    if array.size != N or not np.isfinite(array).all():
-        raise ValueError(f"{name} must hold {N} finite numbers, one for each product.")
-    return array
 
 
 def basic_instruments(primitives: Primitives, columns: Columns) -> Columns:

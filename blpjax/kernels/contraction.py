@@ -12,9 +12,8 @@ from functools import partial
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from blpjax.exceptions import succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.kernels.fixed_point import FixedPoint, NewtonPoint, implicit, iterate, newton
+from blpjax.kernels.fixed_point import FixedPoint, NewtonPoint, implicit, iterate, newton, safeguarded
 from blpjax.kernels.linear_algebra import solve
 from blpjax.kernels.shares import probabilities, scaled_exponentials, share_jacobian, shares
 
@@ -81,19 +80,7 @@ def _solve(
     found = iterate(method, _corrected_contraction(observed, mu, weights, availability, start), start, limits)
     if not method.safeguard:
         return found
-    # markets that are done make no Newton step: their limit on evaluations is zero
-    failed = ~succeeded(found.status)
-    rest = jnp.where(failed, limits.max_evaluations - found.evaluations, 0)
-    more = limits._replace(max_evaluations=rest)  # type: ignore[arg-type]  # traced, as all limits are here
-    again = _newton(observed, mu, weights, availability, jnp.where(jnp.isfinite(found.value), found.value, start), more)
-    failed &= again.evaluations > 0
-    return FixedPoint(
-        jnp.where(failed, again.value, found.value),
-        jnp.where(failed, again.status, found.status),
-        found.iterations + again.iterations,
-        found.evaluations + jnp.where(failed, again.evaluations, 0),
-        jnp.where(failed, again.residual, found.residual),
-    )
+    return safeguarded(found, partial(_newton, observed, mu, weights, availability), start, limits)
 
 
 def _log_gap(observed: Array, simulated: Array) -> Array:

@@ -184,9 +184,7 @@ def _moves(tangent: Any) -> bool:
     return not isinstance(tangent, SymbolicZero)
 
 
-def _through_utilities(
-    point: DemandPoint, d_point: Any, owned: Firms | Array, eta: Array, parts: _Parts
-) -> Array:
+def _through_utilities(point: DemandPoint, d_point: Any, owned: Firms | Array, eta: Array, parts: _Parts) -> Array:
     """``sum_i Q_ji (dV_ji - v_i) + R_ji sum_k E_jk P_ki (dV_ki - v_i)`` with ``Q = R o spread`` and ``E = H o eta'``.
 
     This is the derivative through ``dP_ki = P_ki (dV_ki - v_i)`` with ``dV_ki = d delta_k + dX2_k' C_i + X2_k' dC_i``.

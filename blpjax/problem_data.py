@@ -1,0 +1,289 @@
+"""The data of a problem: checked tables, designs, agents and equations, and their dimensions."""
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from blpjax import arguments, options, report, states, views
+from blpjax.characteristics import Characteristics, build_characteristics
+from blpjax.economy import (
+    AgentsInEconomy,
+    Economy,
+    MarketIndex,
+    Ownership,
+    build_agents,
+    index_markets,
+    table_ownership,
+)
+from blpjax.equations import Designs, build_equations
+from blpjax.inputs.absorb import build_absorber
+from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.identification import check_endogenous
+from blpjax.inputs.integration import Integration
+from blpjax.inputs.tables import AgentTable, read_products
+
+
+class ProblemData:
+    """What a problem is made of; `Problem` documents arguments and attributes, and solves it."""
+
+    def __init__(
+        self,
+        product_formulations: Formulation | Sequence[Formulation | None],
+        product_data: Any,
+        agent_formulation: Formulation | None = None,
+        agent_data: Any = None,
+        integration: Integration | None = None,
+        rc_types: Sequence[str] | None = None,
+        epsilon_scale: float = 1.0,
+        costs_type: str = "linear",
+        add_exogenous: bool = True,
+    ) -> None:
+        began = time.perf_counter()
+        options.output("Initializing the problem ...")
+        self.product_formulations = arguments.read_formulations(product_formulations, agent_formulation)
+        arguments.refuse_model_options(rc_types, epsilon_scale)
+        arguments.check_choice("costs_type", costs_type, ("linear", "log"))
+        self.agent_formulation = agent_formulation
+        self.integration = integration
+        self.add_exogenous = bool(add_exogenous)
+        self.epsilon_scale = 1.0
+        self.costs_type = costs_type
+        self._tolerances = {name: getattr(options, name) for name in states.TOLERANCES}
+
+        X1, X2, X3 = self.product_formulations
+        assert X1 is not None
+        if X3 is None and costs_type != "linear":
+            raise ValueError("costs_type='log' needs a supply side: a third formulation, X3.")
+        self.product_table = read_products(product_data, supply=X3 is not None)
+        data = self.product_table.data
+        self._X1 = X1.build(data)
+        self._X2 = None if X2 is None else X2.build(data)
+        self._X3 = None if X3 is None else X3.build(data)
+        self.rc_types = ["linear"] * self.K2
+        check_endogenous(self._X1, self._X2, self._X3, agent_formulation is not None)
+        self._demand_absorber = build_absorber(X1, data)
+        self._supply_absorber = self._demand_absorber if X3 is None else build_absorber(X3, data)
+        self._index = index_markets(self.product_table.market_ids)
+        self.agents_in_economy = self.build_agents(agent_data, integration)
+        self._set_equations()
+        options.output(f"Initialized the problem after {report.format_seconds(time.perf_counter() - began)}.")
+        if options.verbose:
+            options.output(f"\n{self}")
+
+    def _set_equations(self) -> None:
+        found = build_equations(
+            Designs(self._X1, self._X2, self._X3, self._demand_absorber, self._supply_absorber),
+            self.product_table,
+            self.characteristics,
+            self.ownership,
+            logarithmic=self.costs_type == "log",
+            add_exogenous=self.add_exogenous,
+        )
+        self.model_data, self.instrument_labels, self.instrument_rank = found
+
+    def residualize_demand(self, matrix: np.ndarray) -> np.ndarray:
+        """Residuals (N, K) of the columns of a matrix on the fixed effects of X1; the matrix itself without any."""
+        return self._demand_absorber.residualize(matrix)
+
+    def residualize_supply(self, matrix: np.ndarray) -> np.ndarray:
+        """Residuals (N, K) of the columns of a matrix on the fixed effects of X3; the matrix itself without any."""
+        return matrix if self._X3 is None else self._supply_absorber.residualize(matrix)
+
+    def build_agents(self, agent_data: Any = None, integration: Integration | None = None) -> AgentsInEconomy:
+        """The economy with these agents, for evaluating the same model with other nodes, weights or demographics."""
+        return self._build_agents(agent_data, integration, options.weights_tol)
+
+    def _build_agents(self, agent_data: Any, integration: Integration | None, weights_tol: float) -> AgentsInEconomy:
+        X2 = np.zeros((self.N, 0)) if self._X2 is None else self._X2.values
+        shares = self.product_table.shares
+        return build_agents(self.agent_formulation, agent_data, integration, self._index, shares, X2, weights_tol)
+
+    @property
+    def economy(self) -> Economy:
+        """All markets, padded into buckets, as compiled programs read them."""
+        return self.agents_in_economy.economy
+
+    @property
+    def agent_table(self) -> AgentTable:
+        """Checked agent data."""
+        return self.agents_in_economy.table
+
+    @property
+    def X1(self) -> np.ndarray:
+        """(N, K1) linear characteristics before absorption of fixed effects."""
+        return self._X1.values
+
+    @property
+    def X3(self) -> np.ndarray:
+        """(N, K3) characteristics that explain marginal costs, before absorption of fixed effects."""
+        return np.zeros((self.N, 0)) if self._X3 is None else self._X3.values
+
+    @property
+    def market_index(self) -> MarketIndex:
+        """Sorted market IDs, and the rows of each market in the product table."""
+        return self._index
+
+    @cached_property
+    def characteristics(self) -> Characteristics:
+        """X1, X2 and X3 as functions of the variables in their formulas."""
+        table = self.product_table
+        return build_characteristics((self._X1, self._X2, self._X3), table.prices, table.shares)
+
+    @cached_property
+    def ownership(self) -> Ownership | None:
+        """Who owns what: matrices from the data, or else codes of firms; None without either."""
+        return self.ownership_in(self.economy)
+
+    def ownership_in(self, economy: Economy) -> Ownership | None:
+        """Who owns what in an economy with other agents, whose buckets may be others."""
+        return table_ownership(economy, self.product_table)
+
+    @property
+    def T(self) -> int:
+        """Number of markets."""
+        return len(self._index.ids)
+
+    @property
+    def N(self) -> int:
+        """Number of products in all markets."""
+        return self.product_table.shares.size
+
+    @property
+    def F(self) -> int:
+        """Number of firms."""
+        return self.unique_firm_ids.size
+
+    @property
+    def I(self) -> int:  # noqa: E743
+        """Number of agents in all markets."""
+        return self.agent_table.weights.size if self.K2 else 0
+
+    @property
+    def K1(self) -> int:
+        """Number of linear characteristics."""
+        return self._X1.values.shape[1]
+
+    @property
+    def K2(self) -> int:
+        """Number of characteristics with random coefficients."""
+        return 0 if self._X2 is None else self._X2.values.shape[1]
+
+    @property
+    def D(self) -> int:
+        """Number of demographics."""
+        return len(self.agents_in_economy.demographic_labels)
+
+    @property
+    def K3(self) -> int:
+        """Number of characteristics that explain marginal costs."""
+        return 0 if self._X3 is None else self._X3.values.shape[1]
+
+    @property
+    def MD(self) -> int:
+        """Number of demand instruments."""
+        return self.model_data.demand.Z.shape[1]
+
+    @property
+    def MS(self) -> int:
+        """Number of supply instruments."""
+        return 0 if self.model_data.supply is None else self.model_data.supply.equation.Z.shape[1]
+
+    @property
+    def MC(self) -> int:
+        """Number of covariance instruments."""
+        return 0 if self.model_data.covariance is None else self.model_data.covariance.instruments.shape[1]
+
+    @property
+    def ED(self) -> int:
+        """Number of dimensions of fixed effects absorbed from demand."""
+        return self._demand_absorber.dimensions
+
+    @property
+    def ES(self) -> int:
+        """Number of dimensions of fixed effects absorbed from supply."""
+        return 0 if self._X3 is None else self._supply_absorber.dimensions
+
+    H = 0
+
+    @property
+    def unique_market_ids(self) -> np.ndarray:
+        """Sorted market IDs."""
+        return views.as_objects(self._index.ids)
+
+    @cached_property
+    def unique_firm_ids(self) -> np.ndarray:
+        """Sorted firm IDs."""
+        return views.unique_ids(self.product_table.firm_ids)
+
+    @cached_property
+    def unique_product_ids(self) -> np.ndarray:
+        """Sorted product IDs (of the first column, if there are several)."""
+        return views.unique_ids(self.product_table.product_ids)
+
+    @cached_property
+    def unique_agent_ids(self) -> np.ndarray:
+        """Sorted agent IDs."""
+        return views.unique_ids(self.agent_table.agent_ids)
+
+    @property
+    def unique_nesting_ids(self) -> np.ndarray:
+        """Empty: there are no nests."""
+        return np.array([], dtype=object)
+
+    @cached_property
+    def products(self) -> np.recarray:
+        """Product data as a structured array of N rows, with residualised `X1` and `ZD`."""
+        supply, covariance = self.model_data.supply, self.model_data.covariance
+        none = np.zeros((self.N, 0))
+        matrices = views.ProductMatrices(
+            X1=np.asarray(self.model_data.demand.X),
+            X2=none if self._X2 is None else self._X2.values,
+            X3=none if supply is None else np.asarray(supply.equation.X),
+            ZD=np.asarray(self.model_data.demand.instruments),
+            ZS=none if supply is None else np.asarray(supply.equation.instruments),
+            ZC=none if covariance is None else np.asarray(covariance.instruments),
+            demand_ids=self._demand_absorber.ids,
+            supply_ids=self._supply_absorber.ids[:, : self.ES],
+        )
+        designs = [design for design in (self._X1, self._X2, self._X3) if design is not None]
+        columns = [column for design in designs for column in design.columns]
+        return views.product_records(self.product_table, matrices, columns)
+
+    @cached_property
+    def agents(self) -> np.recarray:
+        """Agent data as a structured array of I rows."""
+        return views.agent_records(self.agent_table, self.agents_in_economy.demographics)
+
+    def __str__(self) -> str:
+        names = ["T", "N", "F", "I", "K1", "K2", "K3", "D", "MD", "MS", "MC", "ED", "ES"]
+        kept = [name for name in names if self.K3 or name not in ("K3", "MS", "MC", "ES")]
+        formulations = {
+            "X1: Linear Characteristics": self._X1.labels,
+            "X2: Nonlinear Characteristics": () if self._X2 is None else self._X2.labels,
+            f"X3: {'Log ' if self.costs_type == 'log' else ''}Cost Characteristics": ()
+            if self._X3 is None
+            else self._X3.labels,
+            "d: Demographics": self.agents_in_economy.demographic_labels,
+        }
+        return report.describe_problem({name: getattr(self, name) for name in kept}, formulations)
+
+    __repr__ = __str__
+
+    @cached_property
+    def clusters(self) -> tuple[np.ndarray, int]:
+        """Clusters of products (N,), counted from zero, and their number; one without clustering IDs."""
+        ids = self.product_table.clustering_ids
+        if ids is None:
+            return np.zeros(self.N, int), 1
+        unique, codes = np.unique(ids.reshape(-1), return_inverse=True)
+        return codes, unique.size
+
+    @cached_property
+    def logit_delta(self) -> np.ndarray:
+        """(N,) mean utilities of the plain logit, ``log S_j - log S_0`` (Berry 1994)."""
+        shares, codes = self.product_table.shares, np.searchsorted(self._index.ids, self.product_table.market_ids)
+        inside = np.bincount(codes, weights=shares)
+        return np.log(shares) - np.log1p(-inside[codes])
