@@ -1,4 +1,7 @@
-"""The supply side beside PyBLP: estimating the automobiles, what follows, simulated equilibria, and their memory."""
+"""The supply side beside PyBLP: estimating the automobiles, what follows, simulated equilibria, and their memory.
+
+PyBLP is timed with the threads of LAPACK that there are without blpjax (`benchmarks.estimation.measure_pyblp`).
+"""
 
 import dataclasses
 import importlib
@@ -11,7 +14,7 @@ import numpy as np
 import blpjax
 from benchmarks import models
 from benchmarks.comparison import compare, compare_outputs, outcome_of
-from benchmarks.estimation import quiet
+from benchmarks.estimation import measure_pyblp, quiet
 from benchmarks.processes import gibibytes, goal_reached, run_process
 from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
@@ -39,12 +42,12 @@ def autos_rows(settings: Settings) -> Iterator[Row]:
         other = models.autos_problem(pyblp)
         if settings.pyblp:
             slow = Repeated(lambda: models.autos_solve(pyblp, other))
-            theirs = measure(slow)
+            theirs = measure_pyblp(slow)
             outcomes.append(outcome_of(slow.value, models.AUTOS_SIGMA, models.AUTOS_PI))
             difference = compare(*outcomes)
         else:
             models.autos_evaluate(pyblp, other)
-            one = measure(lambda: models.autos_evaluate(pyblp, other), 3)
+            one = measure_pyblp(lambda: models.autos_evaluate(pyblp, other), 3)
             theirs = Timing(tuple(AUTOS_EVALUATIONS * seconds for seconds in one.seconds))
             details["PyBLP's seconds"] = f"scaled: {AUTOS_EVALUATIONS} times one evaluation of {one} s"
     row = Row(
@@ -143,7 +146,7 @@ def output_row(
     for _ in range(settings.repeat):
         warm += measure(mine, settings.warm).seconds
         if other is not None:
-            pyblp += measure(other).seconds
+            pyblp += measure_pyblp(other).seconds
     failure, details, difference = _output_failure(mine.value), {"outputs": len(mine.value)}, None
     if other is not None:
         worst, difference = compare_outputs(mine.value, other.value)

@@ -19,6 +19,8 @@ _lapack.limit_lapack_threads()
 from blpjax import data, exceptions, options  # noqa: E402
 from blpjax.bootstrap import BootstrappedResults  # noqa: E402
 from blpjax.delta_method import DeltaMethodResults  # noqa: E402
+from blpjax.formulas import estimation_summary, problem_from_formula  # noqa: E402
+from blpjax.frac import FracStarts  # noqa: E402
 from blpjax.functions import ModelFunctions  # noqa: E402
 from blpjax.importance_sampling import ImportanceSamplingResults  # noqa: E402
 from blpjax.inputs.construction import (  # noqa: E402
@@ -33,9 +35,13 @@ from blpjax.inputs.integration import Integration  # noqa: E402
 from blpjax.inputs.matrices import build_matrix  # noqa: E402
 from blpjax.iteration import Iteration  # noqa: E402
 from blpjax.loading import load  # noqa: E402
+from blpjax.minimum_distance import FixedEffectProjection  # noqa: E402
 from blpjax.optimal_instruments import OptimalInstrumentResults  # noqa: E402
-from blpjax.optimize import Optimization, OptimizationProgress  # noqa: E402
+from blpjax.optimize import Optimization  # noqa: E402
+from blpjax.pickling import read_pickle, save_pickle  # noqa: E402
 from blpjax.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem  # noqa: E402
+from blpjax.processes import parallel  # noqa: E402
+from blpjax.progress import OptimizationProgress  # noqa: E402
 from blpjax.results import ProblemResults  # noqa: E402
 from blpjax.simulation import Simulation  # noqa: E402
 from blpjax.simulation_results import SimulationResults  # noqa: E402
@@ -45,7 +51,9 @@ __version__ = "0.1.0"
 __all__ = [
     "BootstrappedResults",
     "DeltaMethodResults",
+    "FixedEffectProjection",
     "Formulation",
+    "FracStarts",
     "ImportanceSamplingProblem",
     "ImportanceSamplingResults",
     "Integration",
@@ -68,7 +76,12 @@ __all__ = [
     "build_ownership",
     "data",
     "data_to_dict",
+    "estimation_summary",
     "exceptions",
     "load",
     "options",
+    "parallel",
+    "problem_from_formula",
+    "read_pickle",
+    "save_pickle",
 ]

@@ -1,34 +1,35 @@
 """Arguments of `Problem` and `Problem.solve`: what they may be, and what to do about those that are not supported."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from blpjax import gmm, options
 from blpjax.estimator import CovarianceTypes
+from blpjax.exceptions import IdentificationError
 from blpjax.inputs.design import DesignMatrix
 from blpjax.inputs.formulation import Formulation
 from blpjax.iteration import Iteration
 from blpjax.optimize import Optimization
-from blpjax.parameters import Parameters
+from blpjax.parameters import Parameters, UtilityForm
 from blpjax.solver import StepOptions
 
 _UNSUPPORTED: dict[str, tuple[object, str]] = {
-    "rho": (None, "nested logit is not implemented yet"),
-    "rho_bounds": (None, "nested logit is not implemented yet"),
     "phi": (None, "dynamic moments are not implemented"),
     "phi_bounds": (None, "dynamic moments are not implemented"),
     "demand_moment_types": ("levels", "only moments in levels are implemented"),
     "supply_moment_types": ("levels", "only moments in levels are implemented"),
-    "finite_differences": (False, "derivatives are always exact"),
-    "error_punishment": (1, "failed evaluations are never accepted"),
-    "fp_type": ("safe_linear", "the contraction is always protected against overflow"),
-    "shares_bounds": ((1e-300, None), "simulated shares are always bounded from below by 1e-300"),
     "micro_moments": ((), "micro moments are not implemented yet"),
     "micro_sample_covariances": (None, "micro moments are not implemented yet"),
-    "resample_agent_data": (None, "simulation error in covariances is not implemented yet"),
 }
+
+
+#: Decrease of the objective, relative to its size, that errors of finite differences pretend is possible.
+_DIFFERENCES_FLOOR = 1e-8
 
 
 def read_formulations(
@@ -58,12 +59,33 @@ def read_formulations(
     return X1, X2, X3
 
 
-def refuse_model_options(rc_types: Any, epsilon_scale: Any) -> None:
-    """Raise `NotImplementedError` for options of `Problem` that are not the defaults."""
-    if rc_types is not None and any(kind != "linear" for kind in rc_types):
-        raise NotImplementedError("rc_types other than 'linear' are not implemented yet. Leave rc_types out.")
-    if epsilon_scale != 1:
-        raise NotImplementedError("epsilon_scale other than 1 is not implemented yet. Leave it out.")
+#: Types of random coefficients by PyBLP's names. None is for those that enter as they are.
+_RC_TYPES: dict[str, Callable[[Any], Any] | None] = {"linear": None, "log": jnp.exp, "logit": jax.nn.sigmoid}
+
+
+def read_utility_form(rc_types: Any, epsilon_scale: Any, K2: int) -> UtilityForm:
+    """Transformations of random coefficients and the scale of epsilon from arguments of `Problem`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When there is not one type for each column of X2, a type is neither a name nor a function, or the scale is not a
+        positive number.
+    """
+    number = isinstance(epsilon_scale, int | float | np.number) and not isinstance(epsilon_scale, bool)
+    if not number or not 0 < epsilon_scale < np.inf:
+        raise ValueError(f"epsilon_scale must be a positive number, not {epsilon_scale!r}.")
+    if rc_types is None:
+        return UtilityForm((), float(epsilon_scale))
+    if isinstance(rc_types, str) or not isinstance(rc_types, Sequence) or len(rc_types) != K2:
+        raise ValueError(f"rc_types must be a list with a type for each of the {K2} columns of X2, not {rc_types!r}.")
+    for kind in rc_types:
+        if not callable(kind) and kind not in _RC_TYPES:
+            raise ValueError(
+                f"rc_types must be {', '.join(map(repr, _RC_TYPES))} or functions of JAX arrays, not {kind!r}."
+            )
+    found = tuple(kind if callable(kind) else _RC_TYPES[kind] for kind in rc_types)
+    return UtilityForm(found if any(f is not None for f in found) else (), float(epsilon_scale))
 
 
 def check_price_coefficients(concentrated: Sequence[int], X1: DesignMatrix) -> None:
@@ -89,9 +111,14 @@ def read_costs_bounds(costs_bounds: Any, supply: bool) -> np.ndarray:
         return np.array([-np.inf, np.inf])
     if not supply:
         raise ValueError("costs_bounds need a supply side: a third formulation, X3.")
-    message = f"costs_bounds must be a pair (lower, upper) of numbers or None, not {costs_bounds!r}."
+    return read_bounds("costs_bounds", costs_bounds)
+
+
+def read_bounds(name: str, given: Any) -> np.ndarray:
+    """Lower and upper bound (2,), infinite where there is none; `ValueError` when they are not in ascending order."""
+    message = f"{name} must be a pair (lower, upper) of numbers or None, not {given!r}."
     try:
-        lower, upper = costs_bounds
+        lower, upper = given
         bounds = np.array([-np.inf if lower is None else lower, np.inf if upper is None else upper], dtype=float)
     except (TypeError, ValueError) as error:
         raise ValueError(message) from error
@@ -123,9 +150,11 @@ def read_step_options(
     parameters: Parameters,
     costs_bounded: bool,
     optimization: Optimization | None,
-    iteration: Iteration | None,
+    iteration: Iteration,
     check_optimality: Any,
     error_behavior: Any,
+    error_punishment: Any,
+    finite_differences: Any,
     delta_behavior: Any,
     scale_objective: bool,
     W_type: str,
@@ -144,33 +173,56 @@ def read_step_options(
     """
     check_choice("check_optimality", check_optimality, ("gradient", "both"))
     check_choice("delta_behavior", delta_behavior, (None, "predicted", "first", "logit", "last"))
-    if error_behavior in ("revert", "punish"):
-        raise NotImplementedError(
-            f"error_behavior='{error_behavior}' is not supported: a failed evaluation is never accepted. Use None, the "
-            "default, or 'raise'."
-        )
-    check_choice("error_behavior", error_behavior, (None, "raise"))
-    for name, value, kind in (("optimization", optimization, Optimization), ("iteration", iteration, Iteration)):
-        if value is not None and not isinstance(value, kind):
-            raise TypeError(f"{name} must be {kind.__name__} or None, not {type(value).__name__}.")
+    check_choice("error_behavior", error_behavior, (None, "revert", "punish", "raise"))
+    if not isinstance(finite_differences, bool | np.bool_):
+        raise TypeError(f"finite_differences must be true or false, not {finite_differences!r}.")
+    if optimization is not None and not isinstance(optimization, Optimization):
+        raise TypeError(f"optimization must be Optimization or None, not {type(optimization).__name__}.")
     for name, covariances in (("W_type", W_type), ("se_type", se_type)):
         gmm.check_kind(covariances, name)
         if covariances == "clustered" and n_clusters is None:
             raise ValueError(f"{name}='clustered' needs a column 'clustering_ids' in product_data.")
     chosen = Optimization("trust-region") if optimization is None else optimization
+    if finite_differences and chosen.method == "trust-region":
+        found = {"floor_tol": _DIFFERENCES_FLOOR, **(chosen.method_options or {})}
+        chosen = dataclasses.replace(chosen, method_options=found)
+    punishment = _read_punishment(error_punishment, error_behavior, chosen)
+    if delta_behavior == "predicted" and not chosen.compute_gradient:
+        raise ValueError("delta_behavior='predicted' needs derivatives: an Optimization with compute_gradient=True.")
     if delta_behavior is None:
         delta_behavior = "predicted" if chosen.method == "trust-region" else "first"
     return StepOptions(
         parameters=parameters,
         costs_bounded=costs_bounded,
         optimization=chosen,
-        iteration=Iteration() if iteration is None else iteration,
+        iteration=iteration,
         types=CovarianceTypes(W_type, se_type, bool(center_moments), 1 if n_clusters is None else n_clusters),
         check_optimality=check_optimality,
         error_behavior=error_behavior,
+        error_punishment=punishment,
         delta_behavior=delta_behavior,
         scale_objective=bool(scale_objective),
+        differences=options.finite_differences_epsilon if finite_differences else None,
     )
+
+
+def _read_punishment(punishment: Any, behavior: str | None, optimization: Optimization) -> float:
+    number = isinstance(punishment, int | float | np.integer | np.floating) and not isinstance(punishment, bool)
+    if not number or not 0 <= punishment < np.inf:
+        raise ValueError(f"error_punishment must be a number of at least zero, not {punishment!r}.")
+    if behavior not in ("revert", "punish"):
+        if punishment != 1:
+            raise ValueError(
+                f"error_punishment does nothing with error_behavior={behavior!r}. Use it with 'revert', which is "
+                "PyBLP's default, or with 'punish'."
+            )
+    elif optimization.method == "trust-region":
+        raise ValueError(
+            f"error_behavior='{behavior}' needs an optimization routine that is led by values of the objective, for "
+            "example Optimization('l-bfgs-b'). Optimization('trust-region'), the default, steps back from evaluations "
+            "that fail: leave error_behavior and error_punishment out."
+        )
+    return float(punishment)
 
 
 def read_weights(W: Any, size: int) -> np.ndarray:
@@ -192,6 +244,44 @@ def read_weights(W: Any, size: int) -> np.ndarray:
     if np.linalg.eigvalsh(array / np.outer(scale, scale)).min(initial=0.0) < -1e-6:
         raise ValueError("W must be positive semidefinite.")
     return (array + array.T) / 2
+
+
+def refuse_pseudo_inverse(weights: np.ndarray, instrument_labels: Sequence[str]) -> None:
+    """Raise `IdentificationError` when a weighting matrix (M, M) is a pseudo-inverse and these are not wanted."""
+    M = len(weights)
+    if options.pseudo_inverses or (rank := int(gmm.numerical_rank(jnp.asarray(weights)))) == M:
+        return
+    raise IdentificationError(
+        f"The {M} instruments {', '.join(map(repr, instrument_labels))} have rank {rank}, so the initial weighting "
+        "matrix has to be a pseudo-inverse. Remove collinear instruments, or set options.pseudo_inverses = True."
+    )
+
+
+def read_inversion(iteration: Any, fp_type: Any, shares_bounds: Any) -> Iteration:
+    """How shares are inverted: an iteration (or the default one), a type of contraction and bounds on simulated shares.
+
+    Contractions are always protected against overflow, so that ``'linear'`` is ``'safe_linear'`` and ``'nonlinear'`` is
+    ``'safe_nonlinear'``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When one of them is none of what there is, or a nonlinear contraction is asked of a method without any.
+    """
+    if iteration is not None and not isinstance(iteration, Iteration):
+        raise TypeError(f"iteration must be Iteration or None, not {type(iteration).__name__}.")
+    check_choice("fp_type", fp_type, ("safe_linear", "linear", "safe_nonlinear", "nonlinear"))
+    nonlinear = fp_type.endswith("nonlinear")
+    chosen = iteration or Iteration("squarem" if nonlinear else "anderson")
+    if nonlinear and chosen.method in ("anderson", "newton"):
+        raise ValueError(
+            f"fp_type='{fp_type}' needs a method that iterates on the plain contraction, such as Iteration('squarem') "
+            f"or Iteration('simple'). Iteration('{chosen.method}') solves for delta itself."
+        )
+    bounds = read_bounds("shares_bounds", (None, None) if shares_bounds is None else shares_bounds)
+    if not bounds[0] < 1 or not bounds[1] > 0:
+        raise ValueError(f"shares_bounds must leave room for shares, but are {shares_bounds!r}.")
+    return chosen.on_shares(fp_type, (max(float(bounds[0]), 0.0), float(bounds[1])))
 
 
 def read_vector(name: str, values: Any, size: int) -> np.ndarray:

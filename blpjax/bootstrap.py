@@ -19,6 +19,7 @@ from blpjax.iteration import Iteration
 from blpjax.markets import loop_elements
 from blpjax.model import Model
 from blpjax.parameters import BLOCKS, Coefficients
+from blpjax.pickling import Picklable
 from blpjax.postestimation import PostEstimation
 from blpjax.queries import Given, Output, OutputTables, read_iteration
 from blpjax.variation import (
@@ -65,7 +66,7 @@ class PriceSearches(NamedTuple):
     residuals: Array
 
 
-class BootstrappedResults(PostEstimation):
+class BootstrappedResults(PostEstimation, Picklable):
     """Results at parameters drawn from their asymptotic distribution, with xi and omega as estimated.
 
     Has the compute methods of `ProblemResults`. What they return has a first axis of draws; arrays that they are given
@@ -97,7 +98,7 @@ class BootstrappedResults(PostEstimation):
         self.draws = len(drawn.delta)
         self.bootstrapped_sigma = coefficients.sigma
         self.bootstrapped_pi = coefficients.pi
-        self.bootstrapped_rho = np.zeros((self.draws, *problem_results.rho.shape))
+        self.bootstrapped_rho = coefficients.rho[:, :, None]
         self.bootstrapped_phi = np.zeros((self.draws, *problem_results.phi.shape))
         self.bootstrapped_beta = coefficients.beta[:, :, None]
         self.bootstrapped_gamma = coefficients.gamma[:, :, None]
@@ -118,8 +119,7 @@ class BootstrappedResults(PostEstimation):
         if self.contraction_evaluations.any():
             columns["Fixed Point", "Iterations"] = str(self.fp_iterations.sum())
             columns["Contraction", "Evaluations"] = str(self.contraction_evaluations.sum())
-        header = [list(line) for line in zip(*columns, strict=True)]
-        return report.table(header, [list(columns.values())], "Bootstrapped Results Summary")
+        return report.one_row_table(columns, "Bootstrapped Results Summary")
 
     __repr__ = __str__
 

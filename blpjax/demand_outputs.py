@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from blpjax.arguments import refuse_unsupported
+from blpjax.arguments import read_inversion
 from blpjax.economy import AgentsInEconomy, Economy, MarketIndex
+from blpjax.exceptions import DeltaConvergenceError
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import ProductTable
 from blpjax.iteration import Iteration
 from blpjax.model import Model, find_market
-from blpjax.queries import Checked, Given, Loop, Output, OutputTables, Query, read_iteration
+from blpjax.queries import Checked, Given, Loop, Output, OutputTables, Query
 
 
 class DemandOutputs:
@@ -296,7 +297,7 @@ class DemandOutputs:
 
         Results with draws warn in place of raising an exception, and have NaN where shares could not be inverted.
 
-        `fp_type` and `shares_bounds` can only have their default values.
+        `iteration`, `fp_type` and `shares_bounds` are those of `Problem.solve`.
 
         Returns
         -------
@@ -304,18 +305,17 @@ class DemandOutputs:
 
         Raises
         ------
-        ConvergenceError
+        DeltaConvergenceError
             Naming the markets that could not be inverted.
         """
-        refuse_unsupported(fp_type=fp_type, shares_bounds=shares_bounds)
-        chosen = Iteration() if iteration is None else read_iteration(iteration)
+        chosen = read_inversion(iteration, fp_type, shares_bounds)
         asked = self.ask(market_id, as_frame, standard_errors, hold, agent_data, integration)
 
         def invert(model: Model, given: Given) -> Checked:
             found = model.invert(chosen)
             return Checked(found.delta[:, None], found.status, found.residuals)
 
-        loop = Loop("The inversion of market shares", warn=self.draws is not None)
+        loop = Loop("The inversion of market shares", self.draws is not None, DeltaConvergenceError)
         return asked.by_product("delta", invert, loop=loop)
 
     # matrices

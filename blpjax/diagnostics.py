@@ -7,7 +7,7 @@ import numpy as np
 
 from blpjax import options, report
 from blpjax.estimator import CovarianceTypes
-from blpjax.exceptions import ConvergenceWarning, IdentificationWarning
+from blpjax.exceptions import ConvergenceWarning, IdentificationError, IdentificationWarning
 from blpjax.inputs.identification import find_collinearity
 from blpjax.solver import StepResult
 
@@ -45,11 +45,17 @@ def warn_of_singularity(
     types : how covariances were estimated.
     contributions : (N, M) contributions of products to moments, which are named by the M `labels`.
     theta_labels : names of the P elements of theta.
+
+    Raises
+    ------
+    IdentificationError
+        When one of these matrices is singular and `options.pseudo_inverses` is off.
     """
     summary, M = result.summary, contributions.shape[1]
     if not np.isfinite(summary.moments_covariances).all():
         return
     condition = _scaled_condition_number(np.asarray(summary.moments_covariances))
+    _refuse_pseudo_inverses(result, M)
     if np.isfinite(options.singular_tol) and (summary.covariances_rank < M or condition > options.singular_tol):
         found = find_collinearity(contributions)
         named = ", ".join(repr(labels[group[0]]) for group in found.groups)
@@ -81,6 +87,20 @@ def warn_of_singularity(
             IdentificationWarning,
             stacklevel=3,
         )
+
+
+def _refuse_pseudo_inverses(result: StepResult, moments: int) -> None:
+    inference, size = result.summary.inference, result.summary.parameters.size
+    for what, rank, full, advice in (
+        ("covariances of the moments", result.summary.covariances_rank, moments, "fewer instruments"),
+        ("Jacobian of the moments", inference.rank, size, "more instruments or fewer parameters"),
+    ):
+        if rank < full and not options.pseudo_inverses:
+            raise IdentificationError(
+                f"The rank of the {what} in GMM step {result.step} is {rank} and not {full}: the inverse that the "
+                f"updated weighting matrix or standard errors need does not exist. Consider {advice}, or allow "
+                "pseudo-inverses: options.pseudo_inverses = True."
+            )
 
 
 def _scaled_condition_number(S: np.ndarray) -> float:

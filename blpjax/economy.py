@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from blpjax.inputs.demographics import build_demographics
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import AgentTable, ProductTable, read_agents
@@ -29,14 +30,20 @@ WORTHWHILE_PAIRS = 2**16
 
 
 class Bucket(eqx.Module):
-    """Markets of similar size: T markets of at most J products and I agents."""
+    """Markets of similar size: T markets of at most J products and I agents.
+
+    With nests, `groups` are codes of the groups in each market, and `nests` which of these a product belongs to, -1 for
+    padding. Demographics are (T, I, D, J) where they are specific to products.
+    """
 
     shares: Float[Array, "T J"]
     X2: Float[Array, "T J K2"]
     availability: Float[Array, "T J #I"]
     weights: Float[Array, "T I"]
     nodes: Float[Array, "T I R"]
-    demographics: Float[Array, "T I D"]
+    demographics: Float[Array, "T I D"] | Float[Array, "T I D J"]
+    nests: Int[Array, "T J"] | None = None
+    groups: Int[Array, "T H"] | None = None
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -147,7 +154,7 @@ class MarketIndex(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AgentsInEconomy:
-    """Checked agent data, their demographics (I, D) with labels, and the economy they live in.
+    """Checked agent data, their demographics (I, D), or (I, D, max J), with labels, and the economy they live in.
 
     `counts` are numbers of agents by market, in the sorted order of market IDs.
     """
@@ -176,6 +183,8 @@ def build_economy(
     weights: np.ndarray,
     nodes: np.ndarray,
     demographics: np.ndarray,
+    availability: np.ndarray | None = None,
+    nests: np.ndarray | None = None,
 ) -> Economy:
     """Pad the long arrays of a problem into buckets.
 
@@ -183,7 +192,9 @@ def build_economy(
     ----------
     products, agents : rows of each market in the two tables, over the same IDs.
     shares : (N,) market shares; X2 : (N, K2) characteristics.
-    weights, nodes, demographics : (I,), (I, R) and (I, D) rows of the agent table.
+    weights, nodes, demographics : (I,), (I, R) and (I, D), or (I, D, max J), rows of the agent table.
+    availability : (I, max J) agents' availability of the products of their market, or None where all can be chosen.
+    nests : (N,) codes of products' groups, or None.
     """
     sizes = np.array([(p.size, a.size) for p, a in zip(products.rows, agents.rows, strict=True)])
     groups = bucket_markets(sizes)
@@ -202,14 +213,31 @@ def build_economy(
             Bucket(
                 shares=_pad(shares, rows, J),
                 X2=_pad(X2, rows, J),
-                availability=_pad(np.ones((shares.size, 1)), rows, J),
+                availability=_pad_availability(availability, rows, people, J, width),
                 weights=_pad(weights, people, width),
                 nodes=_pad(nodes, people, width),
-                demographics=_pad(demographics, people, width),
+                demographics=_pad(demographics[..., :J] if demographics.ndim == 3 else demographics, people, width),
+                **_pad_nests(nests, rows, J),
             )
         )
     market_positions = np.argsort(np.concatenate(groups))
     return Economy(tuple(buckets), jax.device_put(positions), jax.device_put(sources), jax.device_put(market_positions))
+
+
+def closed_form_delta(
+    shares: np.ndarray, markets: np.ndarray, nesting_ids: np.ndarray | None = None, rho: np.ndarray | None = None
+) -> np.ndarray:
+    """(N,) mean utilities of the logit, ``log S_j - log S_0``, less ``rho log(S_j / S_h)`` with nests (Berry 1994).
+
+    `markets` (N,) are codes of markets, and `rho` is (1,), or (H,) in the sorted order of `nesting_ids`.
+    """
+    delta: np.ndarray = np.log(shares) - np.log1p(-np.bincount(markets, weights=shares)[markets])
+    if nesting_ids is None or rho is None:
+        return delta
+    nests = np.unique(nesting_ids, return_inverse=True)[1].reshape(-1)
+    groups = np.unique(np.column_stack([markets, nests]), axis=0, return_inverse=True)[1].reshape(-1)
+    within = np.log(shares) - np.log(np.bincount(groups, weights=shares)[groups])
+    return delta - (rho if rho.size == 1 else rho[nests]) * within
 
 
 def _pad(values: np.ndarray, rows: Sequence[np.ndarray], width: int) -> Array:
@@ -217,6 +245,31 @@ def _pad(values: np.ndarray, rows: Sequence[np.ndarray], width: int) -> Array:
     for i, r in enumerate(rows):
         padded[i, : r.size] = values[r]
     return jax.device_put(padded)
+
+
+def _pad_availability(
+    values: np.ndarray | None, rows: Sequence[np.ndarray], people: Sequence[np.ndarray], J: int, width: int
+) -> Array:
+    """Availability (T, J, 1), or (T, J, I) where it is specific to agents."""
+    padded = np.zeros((len(rows), J, 1 if values is None else width))
+    for t, (products, agents) in enumerate(zip(rows, people, strict=True)):
+        if values is None:
+            padded[t, : products.size] = 1.0
+        else:
+            padded[t, : products.size, : agents.size] = values[agents, : products.size].T
+    return jax.device_put(padded)
+
+
+def _pad_nests(codes: np.ndarray | None, rows: Sequence[np.ndarray], J: int) -> dict[str, Array]:
+    """Groups of each market (T, H), and the place of each product's group among them (T, J), -1 for padding."""
+    if codes is None:
+        return {}
+    found = [np.unique(codes[r], return_inverse=True) for r in rows]
+    groups, nests = np.zeros((len(rows), max(g.size for g, _ in found)), int), np.full((len(rows), J), -1)
+    for t, (known, places) in enumerate(found):
+        groups[t, : known.size] = known
+        nests[t, : places.size] = places.reshape(-1)
+    return {"nests": jax.device_put(nests), "groups": jax.device_put(groups)}
 
 
 #: Who owns what, one array for each bucket of markets: codes of firms (T, J), or ownership matrices (T, J, J).
@@ -251,6 +304,7 @@ def build_agents(
     shares: np.ndarray,
     X2: np.ndarray,
     weights_tol: float,
+    nesting_ids: np.ndarray | None = None,
 ) -> AgentsInEconomy:
     """Check agent data, or build agents, and put them into an economy with the products.
 
@@ -261,6 +315,7 @@ def build_agents(
     products : rows of each market in the product table.
     shares, X2 : (N,) market shares and (N, K2) characteristics.
     weights_tol : by how much weights may differ from summing to one without a warning.
+    nesting_ids : (N,) groups of products, or None.
 
     Raises
     ------
@@ -272,8 +327,8 @@ def build_agents(
     labels: tuple[str, ...] = ()
     demographics = np.zeros((agents.weights.size, 0))
     if formulation is not None:
-        design = formulation.build(agents.data, "agent_data")
-        demographics, labels = design.values if agents.rows is None else design.values[agents.rows], design.labels
+        values, labels = build_demographics(formulation, agents.data, products.long_ids)
+        demographics = values if agents.rows is None else values[agents.rows]
     index = index_markets(agents.market_ids)
     economy = build_economy(
         products,
@@ -283,6 +338,8 @@ def build_agents(
         weights=agents.weights,
         nodes=agents.nodes,
         demographics=demographics,
+        availability=agents.availability,
+        nests=None if nesting_ids is None else np.unique(nesting_ids, return_inverse=True)[1].reshape(-1),
     )
     return AgentsInEconomy(agents, demographics, labels, economy, tuple(rows.size for rows in index.rows))
 

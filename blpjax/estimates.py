@@ -8,19 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from blpjax import gmm, report
+from blpjax import frames, gmm, report
 from blpjax.characteristics import Characteristics
 from blpjax.economy import AgentsInEconomy, Economy, MarketIndex, Ownership
 from blpjax.exceptions import succeeded
+from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import ProductTable, assign_node_columns
 from blpjax.model import Model
-from blpjax.parameters import Coefficients, ParameterLayout
+from blpjax.moments import ModelData
+from blpjax.parameters import Coefficients, ParameterLayout, UtilityForm
+from blpjax.progress import project_gradient
 from blpjax.solver import (
     StepOptions,
     StepResult,
     has_finite_bounds,
-    project_gradient,
     usable_bounds,
     usable_parameters,
 )
@@ -35,6 +37,16 @@ class ProblemLike(Protocol):
     product_table: ProductTable
     agents_in_economy: AgentsInEconomy
     costs_type: str
+    form: UtilityForm
+    model_data: ModelData
+
+    @property
+    def product_formulations(self) -> tuple[Formulation | None, Formulation | None, Formulation | None]:
+        """Formulations of X1, X2 and X3."""
+
+    @property
+    def clusters(self) -> tuple[np.ndarray, int]:
+        """Clusters of products, counted from zero, and their number."""
 
     @property
     def N(self) -> int:
@@ -121,16 +133,19 @@ class Estimates:
         coefficients = parameters.at(result.theta)
         self.sigma = np.asarray(coefficients.sigma)
         self.pi = np.asarray(coefficients.pi)
+        self.rho = np.asarray(coefficients.rho)[:, None]
         self.beta = result.beta[:, None]
         self.gamma = result.gamma[:, None]
         self.sigma_labels = list(parameters.labels.X2)
         self.pi_labels = list(parameters.labels.demographics)
+        self.rho_labels = list(parameters.labels.nests)
         self.beta_labels = list(parameters.labels.X1)
         self.gamma_labels = list(parameters.labels.X3)
         self.theta_labels = parameters.theta_labels
         self.parameter_labels = parameters.parameter_labels
         limits = usable_parameters(options).limits
         self.sigma_bounds, self.pi_bounds = tuple(limits.sigma), tuple(limits.pi)
+        self.rho_bounds = tuple(bound[:, None] for bound in limits.rho)
         self.beta_bounds = tuple(bound[:, None] for bound in limits.beta)
         self.gamma_bounds = tuple(bound[:, None] for bound in limits.gamma)
         self.delta = result.delta[:, None]
@@ -160,6 +175,7 @@ class Estimates:
         theta, first = errors[: layout.P], layout.P + len(layout.concentrated_beta)
         self.sigma_se = _fill(self.sigma.shape, layout.sigma, theta[layout.part("sigma")])
         self.pi_se = _fill(self.pi.shape, layout.pi, theta[layout.part("pi")])
+        self.rho_se = _fill(self.rho.shape[:1], layout.rho, theta[layout.part("rho")])[:, None]
         beta = np.concatenate([theta[layout.part("beta")], errors[layout.P : first]])
         gamma = np.concatenate([theta[layout.part("gamma")], errors[first:]])
         self.beta_se = _fill_vector(len(self.beta), layout.beta, layout.concentrated_beta, beta)
@@ -184,16 +200,15 @@ class Estimates:
             self.omega_fe = self.tilde_costs - self.problem.X3 @ self.gamma - self.omega
 
     def _set_absent(self) -> None:
-        """Attributes of PyBLP's results for what is not there: nests, dynamic and micro moments."""
+        """Attributes of PyBLP's results for what is not there: dynamic and micro moments."""
         P, M = len(self.theta), len(self.W)
-        self.rho = self.rho_se = self.micro = self.micro_values = np.zeros((0, 1))
+        self.micro = self.micro_values = np.zeros((0, 1))
         self.phi = self.phi_se = np.zeros((1, 0))
-        self.rho_bounds = (np.zeros((0, 1)), np.zeros((0, 1)))
         self.phi_bounds = (np.zeros((1, 0)), np.zeros((1, 0)))
-        self.rho_labels: list[str] = []
         self.phi_labels = ["Xi"]
         self.micro_covariances, self.micro_by_theta_jacobian = np.zeros((0, 0)), np.zeros((0, P))
-        self.simulation_covariances = np.zeros((M, M))
+        simulation = self._result.summary.simulation_covariances
+        self.simulation_covariances = np.zeros((M, M)) if simulation is None else np.asarray(simulation)
 
     def _sigma_squared_errors(self, size: int) -> Array:
         """Standard errors of sigma sigma' by the delta method."""
@@ -211,6 +226,16 @@ class Estimates:
         return np.sqrt(np.maximum(variances, 0.0) / self.problem.N).reshape(K2, K2)
 
     @property
+    def layout(self) -> ParameterLayout:
+        """Which elements of the parameters are estimated, and in which order."""
+        return self._options.parameters.layout
+
+    @property
+    def se_type(self) -> str:
+        """Type of standard errors: robust, clustered or unadjusted."""
+        return self._options.types.se_type
+
+    @property
     def xi_fe(self) -> Array:
         """(N, 1) fixed effects, ``delta - X1 beta - xi`` with X1 before absorption; zero without fixed effects."""
         if self.problem.ED == 0:
@@ -219,7 +244,9 @@ class Estimates:
 
     @property
     def clipped_shares(self) -> Array:
-        """(N, 1) whether a simulated share is below the bound of 1e-300 at the estimates."""
+        """(N, 1) whether a simulated share is beyond `shares_bounds` at the estimates."""
+        if self._options.iteration.fixed_point.clips:
+            return np.asarray(self._result.outcome.evaluation.inversion.clipped)[:, None]
         if succeeded(np.asarray(self._result.outcome.evaluation.inversion.status)).all():
             return np.zeros((self.problem.N, 1), bool)  # simulated shares equal the observed ones
         return ~(np.asarray(self.model.compute_shares()) >= 1e-300)
@@ -322,7 +349,7 @@ class Estimates:
 
     def estimates(self) -> pd.DataFrame:
         """One row for each parameter: estimate, standard error, t statistic, p value and 95% confidence interval."""
-        return report.estimates_frame(self.parameter_labels, self.parameters[:, 0], self._standard_errors)
+        return frames.estimates_frame(self.parameter_labels, self.parameters[:, 0], self._standard_errors)
 
     def run_hansen_test(self) -> float:
         """Hansen's (1982) J statistic, N gbar'W gbar. Chi-squared with MD - Q degrees of freedom after two steps."""
@@ -371,7 +398,7 @@ class Estimates:
 
     def model_in(self, economy: Economy) -> Model:
         """The model at the estimates in an economy with other agents."""
-        blocks = (self.sigma, self.pi, self.beta[:, 0], self.gamma[:, 0])
+        blocks = (self.sigma, self.pi, self.rho[:, 0], self.beta[:, 0], self.gamma[:, 0])
         return Model(
             economy=economy,
             characteristics=self.problem.characteristics,
@@ -421,6 +448,7 @@ class Estimates:
             ),
             pi=_coefficients(self.sigma_labels, self.pi_labels, self.pi, self.pi_se, layout.pi),
             linear={
+                "Rho": report.Coefficients(self._options.parameters.rho_labels, self.rho, self.rho_se),
                 "Beta": report.Coefficients(self.beta_labels, self.beta, self.beta_se),
                 "Gamma": report.Coefficients(self.gamma_labels, self.gamma, self.gamma_se),
             },

@@ -51,7 +51,8 @@ class StepSummary(eqx.Module):
 
     Parameters are stacked as theta and then the concentrated elements of beta and gamma, P + K of them. `moments` (M,),
     `moments_jacobian` (M, P + K), `moments_covariances` (M, M), `updated_W` (M, M), `inference` with covariances
-    (P + K, P + K), and `covariances_rank`, the numerical rank of the moments' covariances.
+    (P + K, P + K), `covariances_rank`, the numerical rank of the moments' covariances, and the part of these (M, M)
+    that is simulation error, None unless agents were drawn again.
     """
 
     parameters: Float[Array, " P"]
@@ -61,6 +62,7 @@ class StepSummary(eqx.Module):
     updated_W: Float[Array, "M M"]
     inference: gmm.Inference
     covariances_rank: Int[Array, ""]
+    simulation_covariances: Float[Array, "M M"] | None = None
 
 
 evaluate = program(effort=1, static_argnums=0)(moments.evaluate)
@@ -149,8 +151,12 @@ def summarise(
     omega: Float[Array, " N"] | None,
     W: Float[Array, "M M"],
     cluster_ids: Int[Array, " N"],
+    simulation_covariances: Float[Array, "M M"] | None = None,
 ) -> StepSummary:
-    """Moments, their Jacobian and covariances, and inference about all parameters, at residualised xi and omega."""
+    """Moments, their Jacobian and covariances, and inference about all parameters, at residualised xi and omega.
+
+    `simulation_covariances` are added to the covariances of moments.
+    """
     data, layout = inputs.data, specification.layout
     residuals = data.residuals(xi, omega)
     Z = [equation.Z for equation in data.equations]
@@ -160,7 +166,7 @@ def summarise(
     G = gmm.average_moments(Z, _derivatives(specification, data, evaluation, xi, omega))
 
     def covariances(kind: str) -> Array:
-        return gmm.moment_covariances(
+        S = gmm.moment_covariances(
             data.weighted_instruments,
             residuals,
             kind=kind,
@@ -168,6 +174,7 @@ def summarise(
             cluster_ids=cluster_ids,
             n_clusters=types.n_clusters,
         )
+        return S if simulation_covariances is None else S + simulation_covariances
 
     S = covariances(types.se_type)
     S_for_W = S if types.W_type == types.se_type else covariances(types.W_type)
@@ -175,7 +182,16 @@ def summarise(
     beta = linear.beta[jnp.array(layout.concentrated_beta, int)]
     gamma = linear.gamma[jnp.array(layout.concentrated_gamma, int)]
     parameters = jnp.concatenate([theta, beta, gamma])
-    return StepSummary(parameters, averaged, G, S, gmm.updated_weights(S_for_W), inference, gmm.numerical_rank(S_for_W))
+    return StepSummary(
+        parameters,
+        averaged,
+        G,
+        S,
+        gmm.updated_weights(S_for_W),
+        inference,
+        gmm.numerical_rank(S_for_W),
+        simulation_covariances,
+    )
 
 
 def _derivatives(

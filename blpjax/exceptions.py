@@ -2,6 +2,24 @@
 
 Every loop returns a `Status` code beside its value. Codes are plain integers inside compiled programs;
 `raise_for_status` and `describe_status` turn them into sentences that name markets, at the edge of the library.
+
+PyBLP's names
+-------------
+PyBLP raises `MultipleErrors` for whatever went wrong in numerical work; here that is another name of
+`ConvergenceError`. These subclasses of it have the names of PyBLP's parts, and are raised themselves:
+`DeltaConvergenceError`, `EquilibriumPricesConvergenceError`, `SyntheticPricesConvergenceError`,
+`SyntheticDeltaConvergenceError`, `ThetaConvergenceError`, `NonpositiveCostsError`, `NonpositiveSyntheticCostsError`,
+`AbsorptionError` and `GenericNumericalError`.
+
+PyBLP's other names are absent, because they could never be raised:
+
+- ``ClippedSharesError``: clipped shares are `ProblemResults.clipped_shares`.
+- ``...NumericalError`` other than the generic one: overflow and missing values are the status `Status.NOT_FINITE` of
+  the loop in which they occur, with the exception of that loop.
+- ``...ReversionError``: what is reverted or punished is reported with the evaluation of the objective.
+- ``...InversionError``, ``...EigenvaluesError``, ``Invalid...CovariancesError``: singular matrices have pseudo-inverses
+  with an `IdentificationWarning`, or results of NaN.
+- ``MicroMoments...``, ``MicroScores...``, ``SyntheticMicro...``: there are no micro moments.
 """
 
 import enum
@@ -26,6 +44,46 @@ class IdentificationError(BLPError, ValueError):
 
 class ConvergenceError(BLPError, RuntimeError):
     """A loop failed in at least one market. The message names the markets."""
+
+
+#: PyBLP's name of what is caught where numerical work fails.
+MultipleErrors = ConvergenceError
+
+
+class ThetaConvergenceError(ConvergenceError):
+    """An optimisation did not converge, and ``error_behavior='raise'``; otherwise that is a `ConvergenceWarning`."""
+
+
+class DeltaConvergenceError(ConvergenceError):
+    """Mean utilities at which simulated shares are the observed ones were not found."""
+
+
+class EquilibriumPricesConvergenceError(ConvergenceError):
+    """Equilibrium prices were not found."""
+
+
+class SyntheticPricesConvergenceError(ConvergenceError):
+    """Equilibrium prices of a simulation were not found."""
+
+
+class SyntheticDeltaConvergenceError(ConvergenceError):
+    """Mean utilities of a simulation with given prices and shares were not found."""
+
+
+class NonpositiveCostsError(ConvergenceError):
+    """Marginal costs whose logarithms are needed are not positive in estimation."""
+
+
+class NonpositiveSyntheticCostsError(ConvergenceError):
+    """Marginal costs whose logarithms are needed are not positive in a simulation."""
+
+
+class AbsorptionError(ConvergenceError):
+    """Fixed effects could not be absorbed to the method's tolerance."""
+
+
+class GenericNumericalError(ConvergenceError):
+    """Results are not finite although no loop failed."""
 
 
 class StorageError(BLPError, ValueError):
@@ -115,8 +173,9 @@ def raise_for_status(
     action: str,
     residuals: np.ndarray | None = None,
     warn: bool = False,
+    kind: type[ConvergenceError] = ConvergenceError,
 ) -> None:
-    """Turn failed status codes into one `ConvergenceError`, or one `ConvergenceWarning` when `warn` is true."""
+    """Turn failed status codes into one error of a `kind`, or one `ConvergenceWarning` when `warn` is true."""
     message = describe_status(codes, market_ids, residuals)
     if not message:
         return
@@ -124,7 +183,7 @@ def raise_for_status(
     if warn:
         warnings.warn(text, ConvergenceWarning, stacklevel=3)
     else:
-        raise ConvergenceError(text)
+        raise kind(text)
 
 
 def _plain(value: object) -> object:

@@ -18,9 +18,9 @@ from blpjax.exceptions import DataError
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.table_format import plain_value, read_table
 from blpjax.inputs.tables import ProductTable
-from blpjax.kernels import shares
 from blpjax.model import Model
 from blpjax.outputs import MarketDemand, over_markets
+from blpjax.pickling import Picklable
 
 
 @runtime_checkable
@@ -60,7 +60,7 @@ class ResultsLike(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ImportanceSamplingResults:
+class ImportanceSamplingResults(Picklable):
     """Agents drawn by importance sampling, from `ProblemResults.importance_sampling`, with diagnostics (Owen 2013).
 
     Attributes
@@ -120,8 +120,7 @@ class ImportanceSamplingResults:
             ("", "Min", "Weight Sum"): report.format_number(float(sums.min())),
             ("", "Max", "Weight Sum"): report.format_number(float(sums.max())),
         }
-        header = [list(line) for line in zip(*columns, strict=True)]
-        return report.table(header, [list(columns.values())], "Importance Sampling Results Summary")
+        return report.one_row_table(columns, "Importance Sampling Results Summary")
 
     __repr__ = __str__
 
@@ -165,6 +164,7 @@ def importance_sampling(
         agent_ids=None if known.agent_ids is None else known.agent_ids[chosen],
         weights=weights[chosen],
         nodes=known.nodes[chosen],
+        availability=None if known.availability is None else known.availability[chosen],
         rows=None if known.rows is None else known.rows[chosen],
     )
     index = index_markets(sampled.market_ids)
@@ -216,8 +216,7 @@ def _inside_probabilities(model: Model, delta: np.ndarray, candidates: AgentsInE
 @filtered_program(effort=1)
 def _probabilities(model: Model, delta: tuple[Float[Array, "T J"], ...]) -> tuple[Float[Array, "T I"], ...]:
     def kernel(local: MarketDemand, mean: Array) -> Array:
-        V = mean[:, None] + local.characteristics.evaluate({})[1] @ local.C
-        return shares.probabilities(V, local.market.availability)[0].sum(axis=0)
+        return local.point_at(mean, {}).choices().inside.sum(axis=0)
 
     return over_markets(model, kernel, delta)
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from blpjax.host_iteration import MINPACK, SCIPY_METHODS, HostRoutine
+
 Norm = Callable[[Any], Any]
 
 #: Methods that run inside compiled programs, with the sentence that describes each.
@@ -18,6 +20,9 @@ METHODS = {
     "return": "returning the initial values",
 }
 
+#: Simulated shares are bounded from below by this, unless `shares_bounds` say otherwise, before logarithms are taken.
+SMALLEST_SHARE = 1e-300
+
 _OPTIONS = {
     "anderson": ("max_evaluations", "atol", "rtol", "norm", "memory", "safeguard"),
     "newton": ("max_evaluations", "atol"),
@@ -25,8 +30,6 @@ _OPTIONS = {
     "simple": ("max_evaluations", "atol", "rtol", "norm"),
     "return": (),
 }
-
-_HOST_METHODS = ("broyden1", "broyden2", "krylov", "diagbroyden", "df-sane", "hybr", "lm")
 
 
 class FixedPointMethod(NamedTuple):
@@ -37,6 +40,9 @@ class FixedPointMethod(NamedTuple):
     memory: int = 5
     safeguard: bool = True
     norm: Norm | None = None
+    nonlinear: bool = False  # whether loops are over exp(delta)
+    clips: bool = False  # whether simulated shares have other bounds than the default
+    host: HostRoutine | None = None  # what runs instead of a loop of ours
 
 
 class FixedPointLimits(NamedTuple):
@@ -48,6 +54,8 @@ class FixedPointLimits(NamedTuple):
     step_min: float = 1.0
     step_max: float = 1.0
     step_factor: float = 4.0
+    smallest_share: float = SMALLEST_SHARE
+    largest_share: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
@@ -56,43 +64,58 @@ class Iteration:
 
     Parameters
     ----------
-    method : str
+    method : str or callable
         One of ``'anderson'`` (the default of `Problem.solve`: Anderson acceleration of the contraction with Fukasawa's
         outside-share correction, and damped Newton steps in markets where it stalls), ``'newton'``, ``'squarem'``
         (Varadhan and Roland 2008), ``'simple'`` (the contraction of Berry, Levinsohn and Pakes 1995) and ``'return'``
-        (take the initial values as the solution).
+        (take the initial values as the solution). These run for all markets at once, inside compiled programs.
+
+        SciPy's ``'broyden1'``, ``'broyden2'``, ``'krylov'``, ``'diagbroyden'``, ``'df-sane'``, ``'hybr'`` and ``'lm'``,
+        and functions ``method(initial, contraction, callback, **options) -> (final, converged)`` with
+        ``contraction(x) -> (image, weights, jacobian)``, run on the host, market by market. They are slow, and are for
+        inversions of shares only.
     method_options : mapping, optional
         None for ``'return'``. ``max_evaluations`` (5000) and ``atol`` (1e-13 for ``'anderson'`` and ``'newton'``,
         1e-14 otherwise); for all but ``'newton'`` also ``rtol`` (0) and ``norm`` (infinity norm; a function of an array
         that JAX can trace, or ``numpy.linalg.norm``); for ``'squarem'`` also ``scheme`` (1, 2 or 3), ``step_min`` (1),
         ``step_max`` (1) and ``step_factor`` (4); for ``'anderson'`` also ``memory`` (5) and ``safeguard`` (true: Newton
-        steps in markets where acceleration fails).
+        steps in markets where acceleration fails). Those of SciPy's methods are SciPy's, and those of a function are
+        its own.
     compute_jacobian : bool, optional
-        Accepted for ``'newton'`` only, which always computes an analytic Jacobian.
+        Whether ``'hybr'``, ``'lm'`` or a function get an analytic Jacobian; ``'newton'`` always does.
     universal_display : bool, optional
-        Must be false: the loops run inside compiled programs, which print nothing.
+        Whether to print evaluations, iterations and the norm of the change at every evaluation. Only for methods that
+        run on the host: compiled programs print nothing.
 
     Raises
     ------
     NotImplementedError
-        For SciPy's root-finding methods and custom callables, which cannot run inside a compiled program.
+        For `universal_display` where loops run inside a compiled program.
     ValueError, TypeError
         For unknown methods or options, or options out of range.
     """
 
-    method: str
+    method: str | Callable[..., tuple[Any, Any]]
     fixed_point: FixedPointMethod
     limits: FixedPointLimits
 
     def __init__(
         self,
-        method: str = "anderson",
+        method: str | Callable[..., tuple[Any, Any]] = "anderson",
         method_options: Mapping[str, Any] | None = None,
         compute_jacobian: bool = False,
         universal_display: bool = False,
     ) -> None:
         _check_method(method, compute_jacobian, universal_display)
         options = dict(method_options or {})
+        if callable(method) or method in SCIPY_METHODS:
+            routine = HostRoutine(
+                method, tuple(options.items()), bool(compute_jacobian), bool(universal_display), False
+            )
+            object.__setattr__(self, "method", method)
+            object.__setattr__(self, "fixed_point", FixedPointMethod("host", host=routine))
+            object.__setattr__(self, "limits", FixedPointLimits())
+            return
         known = _OPTIONS[method]
         if unknown := sorted(set(options) - set(known)):
             raise ValueError(f"Iteration('{method}') does not have the options {unknown}. It has {sorted(known)}.")
@@ -124,37 +147,65 @@ class Iteration:
     @property
     def method_options(self) -> dict[str, Any]:
         """Options in effect, defaults included, as a new dictionary."""
+        if self.fixed_point.host is not None:
+            return dict(self.fixed_point.host.options)
         values = {**self.limits._asdict(), **self.fixed_point._asdict()}
-        return {name: values[name] for name in _OPTIONS[self.method]}
+        return {name: values[name] for name in _OPTIONS[str(self.method)]}
+
+    def on_shares(self, fp_type: str, shares_bounds: tuple[float, float]) -> "Iteration":
+        """The same options for inversions of shares of this type, and with these bounds on simulated shares."""
+        nonlinear, host = fp_type.endswith("nonlinear"), self.fixed_point.host
+        if host is not None:
+            host = dataclasses.replace(host, nonlinear=nonlinear)
+        lower, upper = shares_bounds
+        clips = (lower, upper) != (SMALLEST_SHARE, math.inf)
+        changed = object.__new__(Iteration)
+        object.__setattr__(changed, "method", self.method)
+        object.__setattr__(
+            changed, "fixed_point", self.fixed_point._replace(nonlinear=nonlinear, clips=clips, host=host)
+        )
+        object.__setattr__(
+            changed, "limits", self.limits._replace(smallest_share=float(lower), largest_share=float(upper))
+        )
+        return changed
 
     def __repr__(self) -> str:
+        host = self.fixed_point.host
+        if host is not None:
+            name = "a custom method" if callable(host.method) else SCIPY_METHODS[host.method]
+            jacobian = "with" if host.compute_jacobian else "without"
+            return (
+                f"Configured to iterate using {name} {jacobian} analytic Jacobians with options {dict(host.options)}."
+            )
         options = {
-            k: v for k, v in self.limits._asdict().items() if self.method == "squarem" or not k.startswith("step")
+            k: v
+            for k, v in self.limits._asdict().items()
+            if (self.method == "squarem" or not k.startswith("step")) and not k.endswith("share")
         }
         listed = ", ".join(f"{name}: {value:g}" for name, value in options.items())
-        return f"Configured to iterate using {METHODS[self.method]} with options {{{listed}}}."
+        return f"Configured to iterate using {METHODS[str(self.method)]} with options {{{listed}}}."
 
 
 def _check_method(method: object, compute_jacobian: bool, universal_display: bool) -> None:
     if callable(method):
-        raise NotImplementedError(
-            "Custom fixed-point methods are not supported: shares are inverted inside a compiled program over all "
-            f"markets. Use one of {sorted(METHODS)}."
-        )
-    if method in _HOST_METHODS:
-        raise NotImplementedError(
-            f"Iteration('{method}') is not supported. Use Iteration('newton') or the default instead."
-        )
+        return
+    if method in SCIPY_METHODS:
+        if compute_jacobian and method not in MINPACK:
+            raise ValueError(f"Iteration('{method}') does not use a Jacobian. Use 'hybr', 'lm' or 'newton' for that.")
+        return
     if method not in METHODS:
-        raise ValueError(f"Iteration method must be one of {sorted(METHODS)}, not {method!r}.")
+        raise ValueError(
+            f"Iteration method must be a function or one of {sorted({*METHODS, *SCIPY_METHODS})}, not {method!r}."
+        )
     if compute_jacobian and method != "newton":
         raise ValueError(
             f"Iteration('{method}') does not use a Jacobian. Use Iteration('newton') or compute_jacobian=False."
         )
     if universal_display:
         raise NotImplementedError(
-            "universal_display is not supported for Iteration: loops run inside compiled programs. Counters and "
-            "residuals of every market are attributes of the results."
+            f"universal_display is not supported for Iteration('{method}'): its loops run inside compiled programs. "
+            "Counters and residuals of every market are attributes of the results. Methods that run on the host, such "
+            "as Iteration('lm'), can display their progress."
         )
 
 

@@ -1,6 +1,8 @@
 """One thread for LAPACK's routines, which JAX calls from threads of its own on CPUs."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +31,15 @@ def limit_lapack_threads() -> None:
     packaged = [name for name in names if Path(name).is_relative_to(home) or Path(name).parent.name == "scipy.libs"]
     for name in packaged or names:
         _limits.append(controller.select(filepath=name).limit(limits=1))
+
+
+@contextlib.contextmanager
+def original_lapack_threads() -> Iterator[None]:
+    """Context in which SciPy's OpenBLAS has as many threads as before `limit_lapack_threads`, for other libraries."""
+    for limit in _limits:
+        limit.restore_original_limits()
+    try:
+        yield
+    finally:
+        _limits.clear()
+        limit_lapack_threads()

@@ -7,16 +7,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.economy import Bucket, Economy, Ownership
 from blpjax.exceptions import Status
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.contraction import invert_shares, logit_delta
 from blpjax.kernels.fixed_point import FixedPoint
-from blpjax.kernels.shares import tastes
+from blpjax.kernels.shares import Nests, Tastes, nests_of, shares, tastes
 from blpjax.kernels.supply import DemandPoint, Firms, markups
-from blpjax.parameters import Coefficients, ParameterLayout
+from blpjax.parameters import Coefficients, ParameterLayout, UtilityForm
 
 #: Markets are processed in chunks of at most this many product-agent pairs (32 MiB for each such array).
 CHUNK_ELEMENTS = 2**22
@@ -26,7 +26,8 @@ class Inversion(eqx.Module):
     """Mean utilities and how each market's loop ended.
 
     `delta` is long (N,); `status`, `iterations`, `evaluations` and `residuals` are (T,) in the sorted order of market
-    IDs.
+    IDs. `clipped` (N,) says which simulated shares are beyond the bounds of the `FixedPointLimits`; it is false
+    everywhere where these are the default ones.
     """
 
     delta: Float[Array, " N"]
@@ -34,24 +35,45 @@ class Inversion(eqx.Module):
     iterations: Int[Array, " T"]
     evaluations: Int[Array, " T"]
     residuals: Float[Array, " T"]
+    clipped: Bool[Array, " N"]
 
 
 class MarketTastes(eqx.Module):
-    """Parameters as kernels need them: the columns of Sigma that are not all zero, and Pi."""
+    """Parameters as kernels need them: the columns of Sigma that are not all zero, Pi and rho."""
 
     sigma: Float[Array, "K2 R"]
     pi: Float[Array, "K2 D"]
+    rho: Float[Array, " H"]
     node_columns: tuple[int, ...] = eqx.field(static=True)
+    form: UtilityForm = eqx.field(static=True)
 
-    def of_agents(self, market: Bucket) -> Float[Array, "K2 I"]:
+    @property
+    def scale(self) -> float:
+        """What utilities are divided by."""
+        return self.form.epsilon_scale
+
+    def of_agents(self, market: Bucket) -> Tastes:
         """Tastes C of one market's agents."""
-        return tastes(self.sigma, self.pi, market.nodes[:, list(self.node_columns)], market.demographics)
+        C = tastes(self.sigma, self.pi, market.nodes[:, list(self.node_columns)], market.demographics)
+        if not self.form.transformations:
+            return C
+        rows = [C[..., k, :] for k in range(C.shape[-2])]
+        moved = [row if f is None else f(row) for row, f in zip(rows, self.form.transformations, strict=True)]
+        return jnp.stack(moved, axis=-2)
+
+    def of_groups(self, market: Bucket) -> Nests | None:
+        """Groups of one market's products with their nesting parameters."""
+        if market.nests is None or market.groups is None:
+            return None
+        rho = jnp.broadcast_to(self.rho, market.groups.shape) if self.rho.size == 1 else self.rho[market.groups]
+        return nests_of(market.nests, rho)
 
 
 def market_tastes(coefficients: Coefficients, layout: ParameterLayout) -> MarketTastes:
     """Pair columns of nodes with the columns of Sigma that are not all zero."""
     sigma = jnp.asarray(coefficients.sigma)[:, list(layout.sigma_columns)]
-    return MarketTastes(sigma, jnp.asarray(coefficients.pi), layout.node_columns)
+    rho = jnp.asarray(coefficients.rho)
+    return MarketTastes(sigma, jnp.asarray(coefficients.pi), rho, layout.node_columns, layout.form)
 
 
 def loop_elements() -> int:
@@ -84,26 +106,60 @@ def invert_economy(
 ) -> Inversion:
     """Mean utilities of all markets at given tastes, from `start` (N,).
 
-    Without random coefficients this is the closed form of the logit. Differentiable in everything but `start` and
-    `limits`.
+    Without random coefficients this is the closed form of the (nested) logit. Differentiable in everything but `start`
+    and `limits`.
     """
     if economy.buckets[0].X2.shape[2] == 0:
-        parts = [jax.vmap(logit_delta)(bucket.shares) for bucket in economy.buckets]
+        closed = jax.vmap(lambda market: parameters.scale * logit_delta(market.shares, parameters.of_groups(market)))
+        parts = [closed(bucket) for bucket in economy.buckets]
         zeros = jnp.zeros(economy.market_positions.shape, int)
-        return Inversion(economy.gather(parts), zeros + int(Status.CONVERGED), zeros, zeros, zeros.astype(float))
+        nowhere = jnp.zeros(economy.positions.shape, bool)
+        status = zeros + int(Status.CONVERGED)
+        return Inversion(economy.gather(parts), status, zeros, zeros, zeros.astype(float), nowhere)
 
-    def kernel(market: Bucket, begin: Array) -> FixedPoint:
-        C = parameters.of_agents(market)
-        return invert_shares(market.shares, market.X2, C, market.weights, market.availability, begin, limits, method)
+    def kernel(market: Bucket, begin: Array) -> tuple[FixedPoint, Array]:
+        C, nests, scale = parameters.of_agents(market), parameters.of_groups(market), parameters.scale
+        known = market.shares, market.X2 / scale, C, market.weights, market.availability
+        found = invert_shares(*known, begin / scale, limits, method, nests)
+        clipped = jnp.zeros(begin.shape, bool)
+        if method.clips:
+            s = shares(found.value, *known[1:], nests)
+            clipped = (market.shares > 0) & ((s < limits.smallest_share) | (s > limits.largest_share))
+        return eqx.tree_at(lambda f: f.value, found, found.value * scale), clipped
 
     begins = economy.scatter(start)
-    found = [map_markets(kernel, bucket, begin) for bucket, begin in zip(economy.buckets, begins, strict=True)]
+    pairs = [map_markets(kernel, bucket, begin) for bucket, begin in zip(economy.buckets, begins, strict=True)]
+    found = [fixed_point for fixed_point, _ in pairs]
     return Inversion(
         delta=economy.gather([f.value for f in found]),
         status=economy.gather_markets([f.status for f in found]),
         iterations=economy.gather_markets([f.iterations for f in found]),
         evaluations=economy.gather_markets([f.evaluations for f in found]),
         residuals=economy.gather_markets([f.residual for f in found]),
+        clipped=economy.gather([clipped for _, clipped in pairs]),
+    )
+
+
+def demand_point(
+    parameters: MarketTastes,
+    market: Bucket,
+    delta: Float[Array, " J"],
+    X2: Float[Array, "J K2"],
+    delta_slope: Float[Array, " J"],
+    X2_slope: Float[Array, "J K2"],
+) -> DemandPoint:
+    """Demand of one market at given tastes, mean utilities and X2, with the slopes of both in some variable."""
+    scale = parameters.scale
+    return DemandPoint(
+        delta / scale,
+        X2 / scale,
+        parameters.of_agents(market),
+        market.weights,
+        market.availability,
+        delta_slope / scale,
+        X2_slope / scale,
+        market.present,
+        parameters.of_groups(market),
     )
 
 
@@ -134,13 +190,8 @@ def compute_markups(
     """
 
     def kernel(market: Bucket, owned: Array | Firms, *values: Array) -> Array:
-        delta, X2, delta_slope, X2_slope = values
-        C = parameters.of_agents(market)
-        present = market.present
-        found = markups(
-            DemandPoint(delta, X2, C, market.weights, market.availability, delta_slope, X2_slope, present), owned
-        )
-        return jnp.where(present, found, 0.0)
+        found = markups(demand_point(parameters, market, *values), owned)
+        return jnp.where(market.present, found, 0.0)
 
     scattered = zip(economy.buckets, ownership, *map(economy.scatter, point), strict=True)
     return economy.gather([map_markets(kernel, *arrays) for arrays in scattered])

@@ -14,7 +14,7 @@ import numpy as np
 
 from blpjax import options, report
 from blpjax.arguments import check_choice, read_draws, read_vector
-from blpjax.exceptions import ConvergenceError, IdentificationWarning, Status, raise_for_status, succeeded
+from blpjax.exceptions import GenericNumericalError, IdentificationWarning, Status, raise_for_status, succeeded
 from blpjax.inputs.expressions import variable_names
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.table_format import read_table
@@ -23,6 +23,7 @@ from blpjax.inputs.terms import INTERCEPT, Term
 from blpjax.iteration import Iteration
 from blpjax.model import Model
 from blpjax.moments import ModelData
+from blpjax.pickling import Picklable
 from blpjax.queries import read_iteration
 from blpjax.realizations import Averages, Setting, average_realizations
 
@@ -70,7 +71,7 @@ class ResultsLike(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class OptimalInstrumentResults:
+class OptimalInstrumentResults(Picklable):
     """Optimal instruments for theta, from `ProblemResults.compute_optimal_instruments`.
 
     P is the number of elements of theta. Rows of a market are NaN where no draw of structural errors had equilibrium
@@ -202,8 +203,7 @@ class OptimalInstrumentResults:
         if self.fp_iterations.any() or self.contraction_evaluations.any():
             columns["Fixed Point", "Iterations"] = str(self.fp_iterations.sum())
             columns["Contraction", "Evaluations"] = str(self.contraction_evaluations.sum())
-        header = [list(line) for line in zip(*columns, strict=True)]
-        return report.table(header, [list(columns.values())], "Optimal Instrument Results Summary")
+        return report.one_row_table(columns, "Optimal Instrument Results Summary")
 
     __repr__ = __str__
 
@@ -328,7 +328,7 @@ def _read_errors(results: ResultsLike) -> np.ndarray:
     """Xi and, with a supply side, omega in the columns of an (N, 1 or 2) matrix."""
     errors = np.hstack([results.xi, results.omega])
     if not np.isfinite(errors).all():
-        raise ConvergenceError(
+        raise GenericNumericalError(
             "Structural errors of these results are not finite, so there are no optimal instruments: the results' "
             "`message` says which markets failed."
         )

@@ -29,8 +29,15 @@ collinear_atol, collinear_rtol : float
 psd_atol, psd_rtol : float
     Tolerances for matrices that should be positive semidefinite, for example a weighting matrix. `numpy.inf` disables
     the check.
-verbose_tracebacks, finite_differences_epsilon, pseudo_inverses, stable_atol, stable_rtol, detect_micro_collinearity, \
-micro_computation_chunks, drop_product_fields
+verbose_tracebacks : bool
+    Whether tracebacks show the inner frames of JAX too, which it otherwise leaves out.
+finite_differences_epsilon : float
+    Step of central differences where `Problem.solve` is told to use ``finite_differences``: each element of theta is
+    moved by half of it in both directions.
+pseudo_inverses : bool
+    Whether singular matrices (of instruments, of covariances of moments, of their derivatives in the parameters) get
+    pseudo-inverses. If false, `Problem.solve` raises `IdentificationError` for them.
+stable_atol, stable_rtol, detect_micro_collinearity, micro_computation_chunks, drop_product_fields
     Known from PyBLP. They can be read, and set to their defaults only.
 """
 
@@ -94,6 +101,36 @@ def _check_tolerance(name: str, value: Any) -> float:
     return float(value)
 
 
+def _check_step(name: str, value: Any) -> float:
+    step = _check_tolerance(name, value)
+    if not 0 < step < np.inf:
+        raise ValueError(f"options.{name} must be a positive number, not {value!r}.")
+    return step
+
+
+def _check_tracebacks(name: str, value: Any) -> bool:
+    checked = _check_bool(name, value)
+    if checked != verbose_tracebacks:
+        _filter_tracebacks(not checked)
+    return checked
+
+
+def _filter_tracebacks(wanted: bool) -> None:
+    """Let JAX leave its inner frames out of tracebacks, as it was told before, or not."""
+    import jax  # here, because options are read where nothing else needs JAX
+
+    name = "jax_traceback_filtering"
+    if wanted:
+        jax.config.update(name, _FILTERING.pop(name, "auto"))
+    else:
+        _FILTERING[name] = getattr(jax.config, name)
+        jax.config.update(name, "off")
+
+
+#: JAX's setting before `verbose_tracebacks` was turned on.
+_FILTERING: dict[str, Any] = {}
+
+
 def _check_callable(name: str, value: Any) -> Callable[[str], object]:
     if not callable(value):
         raise TypeError(f"options.{name} must be a function of one string, not {value!r}.")
@@ -120,6 +157,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "verbose_output": _check_callable,
     "flush_output": _check_bool,
     "dtype": _check_dtype,
+    "verbose_tracebacks": _check_tracebacks,
+    "finite_differences_epsilon": _check_step,
+    "pseudo_inverses": _check_bool,
     "weights_tol": _check_tolerance,
     "singular_tol": _check_tolerance,
     "collinear_atol": _check_tolerance,
@@ -130,9 +170,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 # Options that can be set to their default only: the default, and what a user who wants something else should know.
 _FIXED: dict[str, tuple[object, str]] = {
-    "verbose_tracebacks": (verbose_tracebacks, "Exceptions always carry their traceback."),
-    "finite_differences_epsilon": (finite_differences_epsilon, "Derivatives are exact: nothing is differenced."),
-    "pseudo_inverses": (pseudo_inverses, "Near-singular matrices are always treated with pseudo-inverses."),
     "stable_atol": (stable_atol, "Autoregressive unobservables are not implemented."),
     "stable_rtol": (stable_rtol, "Autoregressive unobservables are not implemented."),
     "detect_micro_collinearity": (detect_micro_collinearity, "Micro moments are not implemented."),

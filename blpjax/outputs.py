@@ -18,10 +18,18 @@ from blpjax.compilation import filtered_program
 from blpjax.economy import Bucket, Economy, Ownership
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.kernels import equilibrium, outputs, shares, supply
+from blpjax.kernels import equilibrium, outputs, supply
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.supply import DemandPoint
-from blpjax.markets import Inversion, invert_economy, loop_elements, map_markets, market_tastes
+from blpjax.markets import (
+    Inversion,
+    MarketTastes,
+    demand_point,
+    invert_economy,
+    loop_elements,
+    map_markets,
+    market_tastes,
+)
 from blpjax.parameters import Coefficients, ParameterLayout
 
 Changes = dict[str, Array]
@@ -69,18 +77,13 @@ def linear_change(
 
 
 class MarketDemand(eqx.Module):
-    """Demand in one market, as kernels need it: variables and `delta` (J,), tastes C (K2, I) of its agents."""
+    """Demand in one market, as kernels need it: variables, `delta` (J,) and parameters."""
 
     market: Bucket
     characteristics: Characteristics
     delta: Float[Array, " J"]
-    C: Float[Array, "K2 I"]
+    tastes: MarketTastes
     beta: Float[Array, " K1"]
-
-    def utilities(self, changes: Changes) -> Float[Array, "J I"]:
-        """Utilities V after some variables have changed."""
-        X2 = self.characteristics.evaluate(changes)[1]
-        return self.mean_utilities(changes)[:, None] + X2 @ self.C
 
     def mean_utilities(self, changes: Changes) -> Float[Array, " J"]:
         """``delta + (X1(x') - X1(x)) beta``."""
@@ -94,11 +97,13 @@ class MarketDemand(eqx.Module):
         else:
             X1_slope, X2_slope = self.characteristics.slopes(name, changes)
             delta_slope = X1_slope @ self.beta
-        market = self.market
         delta = self.mean_utilities(changes)
-        return DemandPoint(
-            delta, X2, self.C, market.weights, market.availability, delta_slope, X2_slope, market.present
-        )
+        return demand_point(self.tastes, self.market, delta, X2, delta_slope, X2_slope)
+
+    def point_at(self, delta: Float[Array, " J"], changes: Changes) -> DemandPoint:
+        """Demand at given mean utilities after changes, without slopes."""
+        X2 = self.characteristics.evaluate(changes)[1]
+        return demand_point(self.tastes, self.market, delta, X2, jnp.zeros_like(delta), jnp.zeros_like(X2))
 
 
 def over_markets(
@@ -116,7 +121,7 @@ def over_markets(
 
     def in_market(market: Bucket, known: Changes, delta: Array, *values: Any) -> Any:
         characteristics = demand.characteristics.replace(known)
-        return kernel(MarketDemand(market, characteristics, delta, tastes.of_agents(market), beta), *values)
+        return kernel(MarketDemand(market, characteristics, delta, tastes, beta), *values)
 
     results = []
     for b, bucket in enumerate(economy.buckets):
@@ -137,8 +142,7 @@ def choice_probabilities(
     mean = demand.economy.scatter(demand.utilities(changes) if delta is None else delta)
 
     def kernel(local: MarketDemand, mean: Array, changes: Changes) -> Array:
-        V = mean[:, None] + local.characteristics.evaluate(changes)[1] @ local.C
-        return shares.probabilities(V, local.market.availability)[0]
+        return local.point_at(mean, changes).choices().inside
 
     return over_markets(demand, kernel, mean, _spread_changes(demand, changes))
 
@@ -149,8 +153,7 @@ def market_shares(demand: Demand, delta: Float[Array, " N"] | None, changes: Cha
     mean = demand.economy.scatter(demand.utilities(changes) if delta is None else delta)
 
     def kernel(local: MarketDemand, mean: Array, changes: Changes) -> Array:
-        X2 = local.characteristics.evaluate(changes)[1]
-        return shares.shares(mean, X2, local.C, local.market.weights, local.market.availability)
+        return local.point_at(mean, changes).shares()
 
     return demand.economy.gather(over_markets(demand, kernel, mean, _spread_changes(demand, changes)))
 
@@ -158,7 +161,7 @@ def market_shares(demand: Demand, delta: Float[Array, " N"] | None, changes: Cha
 @filtered_program(effort=1)
 def demand_jacobians(demand: Demand, name: str | None) -> tuple[Float[Array, "T J J"], ...]:
     """Derivatives ``ds_j / dx_k``, one array for each bucket, in a variable, or in delta when `name` is None."""
-    return over_markets(demand, lambda local: _jacobian(local.point(name, {})))
+    return over_markets(demand, lambda local: local.point(name, {}).jacobian())
 
 
 def elasticities(demand: Demand, name: str | None) -> tuple[Float[Array, "T J J"], ...]:
@@ -167,22 +170,22 @@ def elasticities(demand: Demand, name: str | None) -> tuple[Float[Array, "T J J"
     def kernel(local: MarketDemand) -> Array:
         point = local.point(name, {})
         x = local.delta if name is None else local.characteristics.variables[name]
-        return outputs.elasticities(_jacobian(point), x, point.shares())
+        return outputs.elasticities(point.jacobian(), x, point.shares())
 
     return over_markets(demand, kernel)
 
 
 def diversion_ratios(demand: Demand, name: str | None) -> tuple[Float[Array, "T J J"], ...]:
     """Diversion ratios, one array for each bucket; the outside good stands on the diagonal."""
-    return over_markets(demand, lambda local: outputs.diversion_ratios(_jacobian(local.point(name, {}))))
+    return over_markets(demand, lambda local: outputs.diversion_ratios(local.point(name, {}).jacobian()))
 
 
 def long_run_diversion_ratios(demand: Demand) -> tuple[Float[Array, "T J J"], ...]:
     """Diversion when the row's product is removed, one array for each bucket; the outside good is on the diagonal."""
 
     def kernel(local: MarketDemand) -> Array:
-        market = local.market
-        return outputs.long_run_diversion_ratios(local.utilities({}), market.weights, market.availability)
+        point = local.point_at(local.delta, {})
+        return outputs.long_run_diversion_ratios(point.utilities(), point.weights, point.availability, point.nests)
 
     return over_markets(demand, kernel)
 
@@ -226,7 +229,8 @@ def consumer_surpluses(
         # padded agents have average tastes, by which prices may not matter
         slopes = jnp.where((market.weights == 0) & (slopes == 0), -1.0, slopes)
         availability = jnp.where(eliminated[:, None], 0.0, market.availability)
-        surpluses = outputs.consumer_surpluses(local.utilities(changes), slopes, availability)
+        point = local.point_at(local.mean_utilities(changes), changes)
+        surpluses = outputs.consumer_surpluses(point.utilities(), slopes, availability, point.nests)
         return surpluses, surpluses @ market.weights
 
     found = over_markets(demand, kernel, demand.economy.scatter(eliminated), _spread_changes(demand, changes))
@@ -343,10 +347,6 @@ def equilibrium_prices(
     economy = demand.economy
     known = economy.spread(costs), economy.spread(start)
     return over_markets(demand, kernel, owned, *known, elements=loop_elements())
-
-
-def _jacobian(point: DemandPoint) -> Array:
-    return shares.share_jacobian(point.probabilities(), point.weights, point.utility_slopes())
 
 
 def _spread_changes(demand: Demand, changes: Changes) -> tuple[Changes, ...]:

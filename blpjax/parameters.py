@@ -1,12 +1,13 @@
 """Which parameters are free, fixed or concentrated out, their bounds and labels, and theta <-> matrices.
 
-Theta stacks the free elements of Sigma (lower triangle by rows), Pi (by rows), beta and gamma. Zeros are fixed at zero,
+Theta stacks the free elements of Sigma (lower triangle by rows), Pi (by rows), rho, beta and gamma.
+Zeros are fixed at zero,
 equal bounds fix an element at its value, and missing elements of beta and gamma are concentrated out: estimated by
 linear IV-GMM at every theta.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -19,25 +20,41 @@ from blpjax.inputs.tables import assign_node_columns
 Index = tuple[tuple[int, ...], ...]
 
 #: Blocks of parameters in the order in which theta stacks them.
-BLOCKS = ("sigma", "pi", "beta", "gamma")
+BLOCKS = ("sigma", "pi", "rho", "beta", "gamma")
+
+#: Nesting parameters are below one: at most this by default, in routines that can use bounds.
+LARGEST_RHO = 0.99
+
+
+class UtilityForm(NamedTuple):
+    """What utilities look like, beyond their parameters (static).
+
+    `transformations` has a function of one random coefficient, ``Sigma nu + Pi d``, for each column of X2, or None
+    where it enters as it is; it is empty where all do. Utilities are divided by `epsilon_scale`.
+    """
+
+    transformations: tuple[Callable[[Array], Array] | None, ...] = ()
+    epsilon_scale: float = 1.0
 
 
 class ParameterLayout(NamedTuple):
     """Where the elements of theta belong (static: it decides which program is compiled).
 
-    `sigma`, `pi`, `beta` and `gamma` are indices of free elements, `concentrated_beta` and `concentrated_gamma` those
-    of elements that are concentrated out. `sigma_columns` are the columns of Sigma that are not all zero,
+    `sigma`, `pi`, `rho`, `beta` and `gamma` are indices of free elements, `concentrated_beta` and `concentrated_gamma`
+    those of elements that are concentrated out. `sigma_columns` are the columns of Sigma that are not all zero,
     `node_columns` the columns of nodes that go with them.
     """
 
     sigma: Index
     pi: Index
+    rho: Index
     beta: Index
     gamma: Index
     concentrated_beta: tuple[int, ...]
     concentrated_gamma: tuple[int, ...]
     sigma_columns: tuple[int, ...]
     node_columns: tuple[int, ...]
+    form: UtilityForm = UtilityForm()
 
     @property
     def P(self) -> int:
@@ -46,8 +63,8 @@ class ParameterLayout(NamedTuple):
 
     @property
     def nonlinear(self) -> int:
-        """Number of leading elements of theta on which mean utilities depend: those of sigma and pi."""
-        return len(self.sigma) + len(self.pi)
+        """Number of leading elements of theta on which mean utilities depend: those of sigma, pi and rho."""
+        return len(self.sigma) + len(self.pi) + len(self.rho)
 
     def part(self, name: str) -> slice:
         """Where theta has the elements of a block."""
@@ -56,13 +73,14 @@ class ParameterLayout(NamedTuple):
 
 
 class Coefficients(eqx.Module):
-    """Parameter matrices: `sigma` (K2, K2), `pi` (K2, D), `beta` (K1,) and `gamma` (K3,).
+    """Parameter matrices: `sigma` (K2, K2), `pi` (K2, D), `rho` (1,) or (H,), `beta` (K1,) and `gamma` (K3,).
 
     Concentrated elements of `beta` and `gamma` are zero until they are filled in.
     """
 
     sigma: Float[Array | np.ndarray, "K2 K2"]
     pi: Float[Array | np.ndarray, "K2 D"]
+    rho: Float[Array | np.ndarray, " R"]
     beta: Float[Array | np.ndarray, " K1"]
     gamma: Float[Array | np.ndarray, " K3"]
 
@@ -79,17 +97,19 @@ class BlockBounds(NamedTuple):
 
     sigma: Bounds
     pi: Bounds
+    rho: Bounds
     beta: Bounds
     gamma: Bounds
 
 
 class Labels(NamedTuple):
-    """Names of the characteristics in X1 (beta), X2 (sigma, rows of pi) and X3 (gamma), and of the demographics."""
+    """Names of characteristics in X1 (beta), X2 (sigma, rows of pi) and X3 (gamma), of demographics and of nests."""
 
     X1: tuple[str, ...]
     X2: tuple[str, ...]
     X3: tuple[str, ...]
     demographics: tuple[str, ...]
+    nests: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +151,14 @@ class Parameters:
         X2, layout = self.labels.X2, self.layout
         rows = [f"{X2[k]} x {X2[m]}" for k, m in layout.sigma]
         rows += [f"{X2[k]} x {self.labels.demographics[d]}" for k, d in layout.pi]
+        rows += [self.rho_labels[h] for (h,) in layout.rho]
         rows += [self.labels.X1[k] for (k,) in layout.beta]
         return rows + [self.labels.X3[k] for (k,) in layout.gamma]
+
+    @property
+    def rho_labels(self) -> list[str]:
+        """A group for each element of rho, or all of them."""
+        return ["All Groups"] if self.start.rho.size == 1 else list(self.labels.nests)
 
     @property
     def parameter_labels(self) -> list[str]:
@@ -174,17 +200,19 @@ def build_parameters(
     *,
     sigma: Any,
     pi: Any,
+    rho: Any = None,
     beta: Any,
     gamma: Any,
     bounds: Mapping[str, Any],
     labels: Labels,
     n_node_columns: int,
     bounded: bool = True,
+    form: UtilityForm = UtilityForm(),  # noqa: B008 (an immutable tuple)
 ) -> Parameters:
     """Read the parameter arguments of `Problem.solve`.
 
     `bounds` has pairs of bounds, or None, by block. Without `bounded`, for optimisation routines that ignore bounds,
-    sigma has no default bounds.
+    sigma and rho have no default bounds. `form` becomes part of the layout.
 
     Raises
     ------
@@ -197,6 +225,7 @@ def build_parameters(
     values = {
         "sigma": np.tril(_read("sigma", sigma, (K2, K2), "X2 was not formulated", required=K2 > 0)),
         "pi": _read("pi", pi, (K2, D), "demographics were not formulated", required=D > 0),
+        "rho": _read_rho(rho, len(labels.nests)),
         "beta": _read_linear("beta", beta, len(labels.X1), "X1 has no columns"),
         "gamma": _read_linear("gamma", gamma, len(labels.X3), "X3 was not formulated"),
     }
@@ -205,6 +234,8 @@ def build_parameters(
         lower, upper = np.full(value.shape, -np.inf), np.full(value.shape, np.inf)
         if bounded and name == "sigma":
             np.fill_diagonal(lower, 0.0)
+        if bounded and name == "rho":
+            lower, upper = np.minimum(value, 0.0), np.maximum(value, LARGEST_RHO)
         limits.append(_read_bounds(name, bounds.get(name), value, Bounds(lower, upper)))
     free = {name: _free(value, bound) for (name, value), bound in zip(values.items(), limits, strict=True)}
     concentrated = {name: tuple(np.flatnonzero(np.isnan(values[name])).tolist()) for name in ("beta", "gamma")}
@@ -216,6 +247,7 @@ def build_parameters(
             concentrated_gamma=concentrated["gamma"],
             sigma_columns=tuple(np.flatnonzero(nonzero).tolist()),
             node_columns=tuple(assign_node_columns(n_node_columns, nonzero).tolist()),
+            form=form,
         ),
         start=Coefficients(**{name: np.nan_to_num(value) for name, value in values.items()}),
         limits=BlockBounds(*limits),
@@ -225,6 +257,16 @@ def build_parameters(
             for name, limit in zip(BLOCKS, limits, strict=True)
         ),
     )
+
+
+def _read_rho(rho: Any, H: int) -> np.ndarray:
+    """One nesting parameter for all groups, or one for each of the H groups."""
+    absent = "there are no nesting_ids in product_data"
+    single = rho is not None and np.size(rho) == 1
+    values = _read("rho", rho, (min(H, 1) if single else H,), absent, required=H > 0)
+    if (values >= 1).any():
+        raise ValueError(f"rho must be below one, not {values.max():g}.")
+    return values
 
 
 def _read_linear(name: str, values: Any, size: int, absent: str) -> np.ndarray:

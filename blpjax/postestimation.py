@@ -3,6 +3,7 @@
 from typing import Any
 
 from blpjax.demand_outputs import DemandOutputs
+from blpjax.exceptions import EquilibriumPricesConvergenceError
 from blpjax.iteration import Iteration
 from blpjax.model import Model
 from blpjax.queries import Checked, Given, Loop, read_iteration
@@ -107,7 +108,7 @@ class PostEstimation(DemandOutputs):
 
         Raises
         ------
-        ConvergenceError
+        EquilibriumPricesConvergenceError
             With ``error_behavior='raise'``, naming the markets in which no equilibrium was found.
 
         Warns
@@ -126,7 +127,7 @@ class PostEstimation(DemandOutputs):
             found = model.solve_prices(firms, iteration=chosen, constant_costs=constant_costs, **given)
             return Checked(found.prices[:, None], found.status, found.residuals)
 
-        loop = Loop("The search for equilibrium prices", warn=error_behavior == "warn")
+        loop = Loop("The search for equilibrium prices", error_behavior == "warn", EquilibriumPricesConvergenceError)
         return asked.by_product("price", solve, given, loop)
 
     def compute_hhi(

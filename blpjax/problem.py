@@ -1,7 +1,9 @@
 """Problem: data and formulations in, results out. Orchestration only."""
 
 import dataclasses
+import re
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
@@ -11,23 +13,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blpjax import arguments, estimator, options, report, states
+from blpjax import arguments, estimator, frac, options, report, states
 from blpjax.diagnostics import report_outcome, warn_of_singularity
-from blpjax.exceptions import DataError
+from blpjax.exceptions import DataError, DataWarning
 from blpjax.functions import ModelFunctions
 from blpjax.inputs.identification import (
     check_order_condition,
 )
+from blpjax.inputs.updating import replace_values
 from blpjax.iteration import Iteration
 from blpjax.moments import ModelData, Specification
 from blpjax.optimize import Optimization, OptimizationStatus
 from blpjax.parameters import Labels, Parameters, build_parameters
+from blpjax.pickling import Picklable
 from blpjax.problem_data import ProblemData
 from blpjax.results import ProblemResults
+from blpjax.simulation_error import AgentSamples
 from blpjax.solver import StepContext, StepOptions, StepResult, solve_step
 
 
-class Problem(ProblemData):
+class Problem(ProblemData, Picklable):
     """A BLP problem: demand and, with a third formulation, the marginal costs of firms that set prices.
 
     Parameters
@@ -74,7 +79,7 @@ class Problem(ProblemData):
     IdentificationError
         When X1, X2 or X3 is rank-deficient, or prices are in neither X1 nor X2, or in X3.
     NotImplementedError
-        For nests, and options that are not supported yet.
+        For options that are not supported.
     """
 
     _replaced_instruments = False
@@ -124,15 +129,21 @@ class Problem(ProblemData):
         ----------
         sigma : (K2, K2) array
             Starting values of the lower-triangular Cholesky root of the covariance matrix of tastes. Zeros stay zero.
+            ``'auto'`` frees the diagonal and starts at the values of `compute_frac_starts`.
         pi : (K2, D) array
-            Starting values of the interactions with demographics. Zeros stay zero.
+            Starting values of the interactions with demographics. Zeros stay zero. ``'auto'`` frees all of them and
+            starts at the values of `compute_frac_starts`.
+        rho : float or (H,) array
+            Starting values of the nesting parameter of all groups, or of each group's in the order of
+            `unique_nesting_ids`. Zeros stay zero. Required with `nesting_ids`.
         beta : (K1,) array, optional
             NaN or None concentrates an element out (the default for all); zeros stay zero; others become part of theta.
             With a supply side elements on prices cannot be concentrated out, because costs depend on them.
         gamma : (K3,) array, optional
             The same for the parameters of marginal costs.
-        sigma_bounds, pi_bounds, beta_bounds, gamma_bounds : pairs of arrays, optional
-            Lower and upper bounds. Equal bounds fix an element. By default the diagonal of sigma is at least zero.
+        sigma_bounds, pi_bounds, rho_bounds, beta_bounds, gamma_bounds : pairs of arrays, optional
+            Lower and upper bounds. Equal bounds fix an element. By default the diagonal of sigma is at least zero and
+            rho is between zero and 0.99.
         delta : (N,) array, optional
             Where inversions of shares start, by default the logit solution.
         method : {'2s', '1s'}
@@ -144,14 +155,30 @@ class Problem(ProblemData):
             Whether the objective is multiplied by N, so that it is Hansen's J statistic after two steps.
         check_optimality : {'both', 'gradient'}
             Whether to compute the (exact) Hessian too, other than at an initial update.
-        error_behavior : {None, 'raise'}
-            A failed evaluation is by default NaN and never accepted; ``'raise'`` raises `ConvergenceError` at once.
+        finite_differences : bool
+            Whether derivatives are central differences, with steps of `options.finite_differences_epsilon`, other than
+            in the Hessian. They need less memory, and more time. Their errors keep gradients from vanishing: the
+            default optimiser's ``floor_tol`` is then 1e-8 unless `optimization` says something else.
+        error_behavior : {None, 'revert', 'punish', 'raise'}
+            What optimisation routines see where an evaluation fails. By default, whatever makes them step back.
+            ``'revert'``: the objective of the last evaluation that succeeded, times `error_punishment`, and its
+            gradient (before any, 1e10 and zero). ``'punish'``: `error_punishment` and a gradient of zero. Failed values
+            are never estimates. ``'raise'`` raises `ConvergenceError` at once, and when optimisation does not converge.
+        error_punishment : float
+            See `error_behavior`.
         delta_behavior : {None, 'predicted', 'first', 'logit', 'last'}
             Where inversions start: at the first-order prediction from the best evaluation so far, at `delta` (or the
             last GMM step's solution), at the logit solution, or at the last solution. None is ``'predicted'`` for the
             default optimiser and ``'first'`` for others. Solutions are the same up to the tolerance of `iteration`.
         iteration : Iteration, optional
             By default ``Iteration('anderson', {'atol': 1e-13})``.
+        fp_type : {'safe_linear', 'linear', 'safe_nonlinear', 'nonlinear'}
+            Whether ``'simple'``, ``'squarem'`` and methods that run on the host iterate on delta or, if nonlinear, on
+            its exponential; then `iteration` is by default ``Iteration('squarem')``. All types are protected against
+            overflow.
+        shares_bounds : pair of floats, optional
+            Bounds at which simulated shares are clipped before their logarithms are taken in an inversion. Results have
+            `clipped_shares`.
         costs_bounds : pair of floats, optional
             Bounds at which marginal costs are clipped; by default there are none. Log costs need a positive lower bound
             where some costs may be negative.
@@ -159,11 +186,17 @@ class Problem(ProblemData):
             Initial weighting matrix, by default that of 2SLS, for M = MD + MS + MC moments.
         covariance_moments_mean : float
             Mean m of ``(xi omega - m) Z`` in the moments of covariance instruments.
+        resample_agent_data : callable, optional
+            Adds simulation error to the covariances of moments, for standard errors and for the weighting matrix. It
+            maps an index, counted from zero, to agent data drawn again, with nodes and weights as in `Problem`, and
+            returns None when there are no more, after at least two. Moments are evaluated at the step's estimates of
+            theta for each set of agents, and the sample covariances of averaged moments are added to S, as in PyBLP.
+            (S are covariances of moments times sqrt(N), so this is an N-th of what the variance of averaged moments
+            adds to it. Results have it as `simulation_covariances`.) The callable is called anew in each GMM step.
         center_moments, W_type, se_type
             Whether moments are centred, and the type of W and of standard errors: ``'robust'``, ``'clustered'`` or
             ``'unadjusted'``.
-        rho, rho_bounds, finite_differences, error_punishment, fp_type, shares_bounds, micro_moments, \
-        micro_sample_covariances, resample_agent_data, phi, phi_bounds, demand_moment_types, supply_moment_types
+        micro_moments, micro_sample_covariances, phi, phi_bounds, demand_moment_types, supply_moment_types
             Only their defaults are supported.
 
         Returns
@@ -175,36 +208,37 @@ class Problem(ProblemData):
         ValueError, TypeError
             For arguments of the wrong shape or value.
         IdentificationError
-            When there are fewer moments than parameters (a warning with ``Optimization('return')``).
+            When there are fewer moments than parameters (a warning with ``Optimization('return')``), or something is
+            singular and `options.pseudo_inverses` is off.
+        ConvergenceError
+            Only with ``error_behavior='raise'``.
         NotImplementedError
             For arguments that are not supported; the message names them.
         """
         arguments.refuse_unsupported(
-            rho=rho,
-            rho_bounds=rho_bounds,
             phi=phi,
             phi_bounds=phi_bounds,
-            finite_differences=finite_differences,
-            error_punishment=error_punishment,
-            fp_type=fp_type,
-            shares_bounds=shares_bounds,
             micro_moments=micro_moments,
             micro_sample_covariances=micro_sample_covariances,
-            resample_agent_data=resample_agent_data,
             demand_moment_types=demand_moment_types,
             supply_moment_types=supply_moment_types,
         )
         arguments.check_choice("method", method, ("1s", "2s"))
-        bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "beta": beta_bounds, "gamma": gamma_bounds}
+        bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "rho": rho_bounds, "beta": beta_bounds, "gamma": gamma_bounds}
         supports_bounds = getattr(optimization, "supports_bounds", True)
-        data = self._read_supply_options(costs_bounds, covariance_moments_mean)
+        samples = None if resample_agent_data is None else AgentSamples(resample_agent_data, self)
+        sigma, pi = frac.fill_starts(self, sigma, pi, bounds)
+        bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
+        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean)
         step_options = arguments.read_step_options(
-            parameters=self.read_parameters(sigma, pi, beta, gamma, bounds, supports_bounds),
-            costs_bounded=data.supply is not None and bool(jnp.isfinite(data.supply.costs_bounds).any()),
+            parameters=self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds),
+            costs_bounded=bool(np.isfinite(bounds_on_costs).any()),
             optimization=optimization,
-            iteration=iteration,
+            iteration=arguments.read_inversion(iteration, fp_type, shares_bounds),
             check_optimality=check_optimality,
             error_behavior=error_behavior,
+            error_punishment=error_punishment,
+            finite_differences=finite_differences,
             delta_behavior=delta_behavior,
             scale_objective=scale_objective,
             W_type=W_type,
@@ -216,7 +250,7 @@ class Problem(ProblemData):
         check_order_condition(self.instrument_rank, len(names), names, warn=returned)
         steps = [(0, "return")] if initial_update else []
         steps += [(1, "")] + ([(2, "")] if method == "2s" else [])
-        start_delta = self._read_delta(delta)
+        start_delta = self._read_delta(delta, step_options.parameters)
         weights = self._read_weights(W)
         theta = step_options.parameters.theta
         results: ProblemResults | None = None
@@ -227,7 +261,7 @@ class Problem(ProblemData):
                 current = dataclasses.replace(
                     step_options, optimization=Optimization("return"), check_optimality="gradient"
                 )
-            context = self._step_context(current, data, weights)
+            context = dataclasses.replace(self._step_context(current, data, weights), samples=samples)
             options.output("")
             options.output(f"Starting GMM step {step} ...")
             outcome = solve_step(step, current, context, weights, theta, start_delta)
@@ -250,10 +284,45 @@ class Problem(ProblemData):
         assert results is not None
         return results
 
+    def compute_frac_starts(self, sigma: Any = None, pi: Any = None, floor: float = frac.FLOOR) -> frac.FracStarts:
+        r"""Starting values of sigma and pi from a linear regression: the FRAC estimator of Salanié and Wolak (2022).
+
+        To second order in the random coefficients, ``log(s_j / s_0)`` is linear in X1, in artificial regressors whose
+        coefficients are the variances and covariances of tastes, ``x_k (x_k / 2 - sum_l s_l x_lk)`` for a variance, and
+        in X2 times the means of demographics. Two-stage least squares with the demand-side instruments estimates the
+        coefficients. How much demographics vary within markets is taken into account by repeating it. Estimates are
+        biased towards zero where tastes vary much, but start the optimisation of the GMM objective in a good place.
+
+        Nodes have to have means of zero and variances of one. Elements of pi that cannot be told from means of
+        demographics, because these are the same in all markets, start at small positive values.
+
+        Parameters
+        ----------
+        sigma : (K2, K2) array whose nonzero elements are free, by default the diagonal.
+        pi : (K2, D) array whose nonzero elements are free, by default all.
+        floor : least standard deviation of a random coefficient times the root mean square of its characteristic, so
+            that elements whose estimated variance is negative are free as well.
+
+        Returns
+        -------
+        FracStarts with `sigma` (K2, K2) and `pi` (K2, D) for `solve`, `beta` (K1,), and `covariances` (K2, K2).
+
+        Raises
+        ------
+        ValueError
+            Without X2, or for arrays of the wrong shape.
+        IdentificationError
+            When there are fewer instruments than coefficients, or they do not identify them.
+        NotImplementedError
+            With nests, random coefficients of other types, or agents' own availability of products.
+        """
+        return frac.compute_frac_starts(self, sigma, pi, floor)
+
     def functions(
         self,
         sigma: Any = None,
         pi: Any = None,
+        rho: Any = None,
         beta: Any = None,
         gamma: Any = None,
         *,
@@ -269,8 +338,9 @@ class Problem(ProblemData):
         Parameters are those of `solve`: zeros fix elements of the parameters, W (M, M) is the weighting matrix (by
         default that of 2SLS) and `delta` (N,) is where inversions start (by default the logit solution).
         """
-        parameters = self.read_parameters(sigma, pi, beta, gamma, {}, bounded=False)
-        data = self._read_supply_options(costs_bounds, covariance_moments_mean)
+        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False)
+        bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
+        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean)
         chosen = Iteration() if iteration is None else iteration
         specification = Specification(parameters.layout, chosen.fixed_point)
         factor = jnp.asarray(1.0 if scale_objective else 1.0 / self.N)
@@ -280,13 +350,13 @@ class Problem(ProblemData):
             specification=specification,
             inputs=inputs,
             characteristics=self.characteristics,
-            start=jnp.asarray(self._read_delta(delta)),
+            start=jnp.asarray(self._read_delta(delta, parameters)),
             theta=jnp.asarray(parameters.theta),
             theta_labels=tuple(parameters.theta_labels),
         )
 
     def read_parameters(
-        self, sigma: Any, pi: Any, beta: Any, gamma: Any, bounds: Mapping[str, Any], bounded: bool = True
+        self, sigma: Any, pi: Any, rho: Any, beta: Any, gamma: Any, bounds: Mapping[str, Any], bounded: bool = True
     ) -> Parameters:
         """Starting values, bounds (by block) and layout of the parameters from arguments of `solve`.
 
@@ -296,14 +366,17 @@ class Problem(ProblemData):
         parameters = build_parameters(
             sigma=sigma,
             pi=pi,
+            rho=rho,
             beta=beta,
             gamma=gamma,
             bounds=bounds,
+            form=self.form,
             labels=Labels(
                 X1=self._X1.labels,
                 X2=() if X2 is None else X2.labels,
                 X3=() if X3 is None else X3.labels,
                 demographics=self.agents_in_economy.demographic_labels,
+                nests=tuple(map(str, self.unique_nesting_ids)),
             ),
             n_node_columns=self.agent_table.nodes.shape[1],
             bounded=bounded,
@@ -390,6 +463,67 @@ class Problem(ProblemData):
         self.product_table = dataclasses.replace(self.product_table, **fields)
         self.add_exogenous = self._replaced_instruments = True
 
+    def update(self, data: Any, columns: Sequence[str] | None = None, partial: bool = False) -> "Problem":
+        """The same problem with other values of some variables, matched by market and product.
+
+        Everything that depends on the variables is computed again: formulas, instruments that are in the table, shares.
+        Agents, with nodes and weights that were drawn, stay the same. This problem does not change.
+
+        Parameters
+        ----------
+        data : DataFrame, dict of arrays, or structured array
+            `market_ids`, `product_ids` and new values, in any order of rows.
+        columns : sequence of str, optional
+            Variables to replace, by default all columns of `data` other than the IDs. `product_data` has them already.
+        partial : bool, optional
+            Whether `data` may lack products, which keep their values. By default this is an error.
+
+        Returns
+        -------
+        Problem
+
+        Raises
+        ------
+        DataError
+            When IDs in `data` are repeated or unknown, or lack products; when products are not identified by their
+            `product_ids`; when a variable is in one table only; and when the problem cannot use the new values.
+        ValueError
+            When nothing or an ID is to be replaced, or instruments that optimal ones have replaced.
+        """
+        arguments = states.built_arguments(self._arguments)
+        known = arguments["product_data"]
+        arguments["product_data"] = changed = replace_values(known, data, columns, partial)
+        replaced = [name for name in changed if changed[name] is not known[name]]
+        unused = [name for name in replaced if re.fullmatch(r"(demand|supply)_instruments[0-9]*", name)]
+        if self._replaced_instruments and unused:
+            raise ValueError(f"{', '.join(unused)} cannot be replaced: the problem's instruments are not its table's.")
+        with warnings.catch_warnings():
+            # agents are what they were, and so is what was said about them
+            warnings.filterwarnings("ignore", "agent_data: ", DataWarning)
+            problem = type(self)(**arguments)
+        if isinstance(problem.integration, states.BuiltIntegration):
+            problem.integration = problem.integration.plain
+        if self._replaced_instruments:
+            table = self.product_table
+            return problem.replace_instruments(table.demand_instruments, table.supply_instruments)
+        return problem
+
+    @property
+    def _arguments(self) -> states.ProblemArguments:
+        """What the problem was built from."""
+        return states.ProblemArguments(
+            product_formulations=self.product_formulations,
+            products=self.product_table,
+            agent_formulation=self.agent_formulation,
+            agents=self.agent_table,
+            integration=self.integration,
+            rc_types=self.rc_types,
+            epsilon_scale=self.epsilon_scale,
+            costs_type=self.costs_type,
+            add_exogenous=self.add_exogenous,
+            tolerances=self._tolerances,
+        )
+
     def to_state(self) -> dict[str, Any]:
         """The problem as a tree of plain values, data included: what `ProblemResults.save` writes.
 
@@ -398,18 +532,7 @@ class Problem(ProblemData):
         DataError
             When a column that is used holds objects that cannot be stored.
         """
-        state = states.problem_state(
-            states.ProblemArguments(
-                product_formulations=self.product_formulations,
-                products=self.product_table,
-                agent_formulation=self.agent_formulation,
-                agents=self.agent_table,
-                integration=self.integration,
-                costs_type=self.costs_type,
-                add_exogenous=self.add_exogenous,
-                tolerances=self._tolerances,
-            )
-        )
+        state = states.problem_state(self._arguments)
         names = ("demand_instruments", "supply_instruments") if self._replaced_instruments else ()
         return {
             **state,
@@ -429,15 +552,13 @@ class Problem(ProblemData):
             problem.integration = problem.integration.plain
         return problem
 
-    def _read_supply_options(self, costs_bounds: Any, covariance_moments_mean: Any) -> ModelData:
-        """Data of all moments with options of `solve` in place."""
-        supply, covariance = self.model_data.supply, self.model_data.covariance
-        bounds = arguments.read_costs_bounds(costs_bounds, supply is not None)
-        mean = arguments.read_covariance_mean(covariance_moments_mean, covariance is not None)
+    def _data_of_moments(self, costs_bounds: np.ndarray, covariance_moments_mean: Any) -> ModelData:
+        """Data of all moments with bounds on costs (2,) and the mean of covariance moments in place."""
         data = self.model_data
-        if supply is not None:
-            data = eqx.tree_at(lambda d: d.supply.costs_bounds, data, jax.device_put(bounds))
-        if covariance is not None:
+        mean = arguments.read_covariance_mean(covariance_moments_mean, data.covariance is not None)
+        if data.supply is not None:
+            data = eqx.tree_at(lambda d: d.supply.costs_bounds, data, jax.device_put(costs_bounds))
+        if data.covariance is not None:
             data = eqx.tree_at(lambda d: d.covariance.mean, data, jax.device_put(np.array(mean)))
         return data
 
@@ -449,11 +570,15 @@ class Problem(ProblemData):
 
     def _read_weights(self, W: Any) -> np.ndarray:
         if W is None:
-            return np.asarray(estimator.initial_weights(self.model_data.weighted_instruments))
+            weights = np.asarray(estimator.initial_weights(self.model_data.weighted_instruments))
+            arguments.refuse_pseudo_inverse(weights, self.instrument_labels)
+            return weights
         return arguments.read_weights(W, self.MD + self.MS + self.MC)
 
-    def _read_delta(self, delta: Any) -> np.ndarray:
-        return self.logit_delta if delta is None else arguments.read_vector("delta", delta, self.N)
+    def _read_delta(self, delta: Any, parameters: Parameters) -> np.ndarray:
+        if delta is None:
+            return self.closed_form_delta(np.asarray(parameters.start.rho))
+        return arguments.read_vector("delta", delta, self.N)
 
     def _step_context(self, step_options: StepOptions, data: ModelData, weights: np.ndarray) -> StepContext:
         factor = jnp.asarray(1.0 if step_options.scale_objective else 1.0 / self.N)
@@ -472,7 +597,9 @@ class Problem(ProblemData):
             self.clusters[0],
             self.residualize_demand,
             self.residualize_supply,
-            self.logit_delta,
+            self.closed_form_delta(np.asarray(step_options.parameters.start.rho)),
+            self,
+            weights,
         )
 
 

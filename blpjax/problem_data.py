@@ -15,6 +15,7 @@ from blpjax.economy import (
     MarketIndex,
     Ownership,
     build_agents,
+    closed_form_delta,
     index_markets,
     table_ownership,
 )
@@ -44,12 +45,10 @@ class ProblemData:
         began = time.perf_counter()
         options.output("Initializing the problem ...")
         self.product_formulations = arguments.read_formulations(product_formulations, agent_formulation)
-        arguments.refuse_model_options(rc_types, epsilon_scale)
         arguments.check_choice("costs_type", costs_type, ("linear", "log"))
         self.agent_formulation = agent_formulation
         self.integration = integration
         self.add_exogenous = bool(add_exogenous)
-        self.epsilon_scale = 1.0
         self.costs_type = costs_type
         self._tolerances = {name: getattr(options, name) for name in states.TOLERANCES}
 
@@ -62,7 +61,9 @@ class ProblemData:
         self._X1 = X1.build(data)
         self._X2 = None if X2 is None else X2.build(data)
         self._X3 = None if X3 is None else X3.build(data)
-        self.rc_types = ["linear"] * self.K2
+        self.form = arguments.read_utility_form(rc_types, epsilon_scale, self.K2)
+        self.epsilon_scale = self.form.epsilon_scale
+        self.rc_types = ["linear"] * self.K2 if rc_types is None else list(rc_types)
         check_endogenous(self._X1, self._X2, self._X3, agent_formulation is not None)
         self._demand_absorber = build_absorber(X1, data)
         self._supply_absorber = self._demand_absorber if X3 is None else build_absorber(X3, data)
@@ -99,7 +100,10 @@ class ProblemData:
     def _build_agents(self, agent_data: Any, integration: Integration | None, weights_tol: float) -> AgentsInEconomy:
         X2 = np.zeros((self.N, 0)) if self._X2 is None else self._X2.values
         shares = self.product_table.shares
-        return build_agents(self.agent_formulation, agent_data, integration, self._index, shares, X2, weights_tol)
+        nests = self.product_table.nesting_ids
+        return build_agents(
+            self.agent_formulation, agent_data, integration, self._index, shares, X2, weights_tol, nests
+        )
 
     @property
     def economy(self) -> Economy:
@@ -206,7 +210,10 @@ class ProblemData:
         """Number of dimensions of fixed effects absorbed from supply."""
         return 0 if self._X3 is None else self._supply_absorber.dimensions
 
-    H = 0
+    @property
+    def H(self) -> int:
+        """Number of nesting groups."""
+        return self.unique_nesting_ids.size
 
     @property
     def unique_market_ids(self) -> np.ndarray:
@@ -228,10 +235,10 @@ class ProblemData:
         """Sorted agent IDs."""
         return views.unique_ids(self.agent_table.agent_ids)
 
-    @property
+    @cached_property
     def unique_nesting_ids(self) -> np.ndarray:
-        """Empty: there are no nests."""
-        return np.array([], dtype=object)
+        """Sorted IDs of nests."""
+        return views.unique_ids(self.product_table.nesting_ids)
 
     @cached_property
     def products(self) -> np.recarray:
@@ -281,9 +288,7 @@ class ProblemData:
         unique, codes = np.unique(ids.reshape(-1), return_inverse=True)
         return codes, unique.size
 
-    @cached_property
-    def logit_delta(self) -> np.ndarray:
-        """(N,) mean utilities of the plain logit, ``log S_j - log S_0`` (Berry 1994)."""
-        shares, codes = self.product_table.shares, np.searchsorted(self._index.ids, self.product_table.market_ids)
-        inside = np.bincount(codes, weights=shares)
-        return np.log(shares) - np.log1p(-inside[codes])
+    def closed_form_delta(self, rho: np.ndarray | None = None) -> np.ndarray:
+        """(N,) mean utilities of the logit, or with rho (1,) or (H,) those of the nested logit (Berry 1994)."""
+        table = self.product_table
+        return self.epsilon_scale * closed_form_delta(table.shares, self._index.codes, table.nesting_ids, rho)

@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from blpjax import report
+from blpjax import frames
 from blpjax.economy import AgentsInEconomy, MarketIndex
-from blpjax.exceptions import raise_for_status
+from blpjax.exceptions import ConvergenceError, raise_for_status
 from blpjax.inputs.tables import ProductTable
 from blpjax.iteration import Iteration
 from blpjax.model import MarketPlace, Model
@@ -39,10 +40,11 @@ class Checked(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """What the loops of an output do, in words, and whether failures raise an exception or warn."""
+    """What the loops of an output do, in words, and whether failures warn or raise an exception, of which kind."""
 
     action: str
     warn: bool
+    kind: type[ConvergenceError] = ConvergenceError
 
 
 @runtime_checkable
@@ -55,7 +57,7 @@ class Source(Protocol):
         """A pytree of NumPy arrays: the function at the results' model."""
 
     def delta_method(self, function: Callable[[Model], Any], hold: str = "shares") -> Any:
-        """Standard errors of a function of the model."""
+        """A function of the model with standard errors: `blpjax.delta_method.DeltaMethodResults`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,25 +162,25 @@ class Query:
     def by_product(self, name: str, function: Output, given: Given | None = None, loop: Loop | None = None) -> Any:
         """Answer with a vector over products, (N, 1) or (J, 1)."""
         J = self.rows.size
-        return self._answer(name, function, lambda x: x[:J], given, loop, self._label(report.vector_frame))
+        return self._answer(name, function, lambda x: x[:J], given, loop, self._label(frames.vector_frame))
 
     def by_pair(self, name: str, function: Output, given: Given | None = None) -> Any:
         """Answer with matrices over pairs of products, (N, max J) or (J, J)."""
         J = self.rows.size
         cut = (slice(None), slice(None)) if self.place is None else (slice(J), slice(J))
-        return self._answer(name, function, lambda x: x[cut], given, None, self._label(report.matrices_frame))
+        return self._answer(name, function, lambda x: x[cut], given, None, self._label(frames.matrices_frame))
 
     def by_triple(self, name: str, function: Output, given: Given | None = None) -> Any:
         """Answer with arrays over triples of products, (N, max J, max J) or (J, J, J)."""
         J = self.rows.size
         cut = (slice(None),) * 3 if self.place is None else (slice(J),) * 3
-        return self._answer(name, function, lambda x: x[cut], given, None, self._label(report.cubes_frame))
+        return self._answer(name, function, lambda x: x[cut], given, None, self._label(frames.cubes_frame))
 
     def by_market(self, name: str, function: Output, given: Given | None = None) -> Any:
         """Answer with a value for each market, (T, 1) or (1, 1)."""
 
         def frame(values: np.ndarray, name: str) -> pd.DataFrame:
-            return report.markets_frame(self.market_ids, values, name)
+            return frames.markets_frame(self.market_ids, values, name)
 
         return self._answer(name, function, lambda x: x, given, None, frame)
 
@@ -187,7 +189,7 @@ class Query:
         keep = self._agents_present
 
         def frame(values: np.ndarray, name: str) -> pd.DataFrame:
-            return report.agents_frame(self.market_ids, *self._agent_labels, values, name)
+            return frames.agents_frame(self.market_ids, *self._agent_labels, values, name)
 
         return self._answer(name, function, lambda x: _keep(x, keep), given, None, frame)
 
@@ -198,7 +200,7 @@ class Query:
         keep = self._agents_present[codes]
 
         def frame(values: np.ndarray, name: str) -> pd.DataFrame:
-            return report.probabilities_frame(*self._product_labels, *self._agent_labels, values, name)
+            return frames.probabilities_frame(*self._product_labels, *self._agent_labels, values, name)
 
         return self._answer(name, function, lambda x: _keep(x[:J], keep), given, None, frame)
 
@@ -219,23 +221,27 @@ class Query:
             return found._replace(values=cut(found.values)) if loop is not None else cut(found)
 
         arguments = {} if given is None else given
-        if not self.standard_errors or loop is not None:
+        if not self.standard_errors:
             values = self.source.evaluate_output(asked, arguments)
             if loop is not None:
                 self._check(values, loop)
                 values = values.values
-        if not self.standard_errors:
             return frame(values, name) if self.as_frame else values
 
         def of_model(model: Model) -> Any:
             found = asked(model, arguments)
-            return found.values if loop is not None else found
+            # how loops ended comes along as numbers whose derivatives are zero: nothing is solved a second time for it
+            return found if loop is None else (found.values, _constant(found.status), _constant(found.residuals))
 
         result = self.source.delta_method(of_model, hold=self.hold)
+        if loop is not None:
+            found = Checked(*result.value)
+            self._check(found, loop)
+            result = dataclasses.replace(result, value=found.values, jacobian=result.jacobian[: found.values.size])
         if not self.as_frame:
             return result
         errors = frame(np.asarray(result.standard_errors), name)[name]
-        return report.with_confidence_limits(frame(np.asarray(result.value), name), name, errors)
+        return frames.with_confidence_limits(frame(np.asarray(result.value), name), name, errors)
 
     def _restrict(self, model: Model) -> Model:
         if self.layout is not None:
@@ -245,10 +251,10 @@ class Query:
     def _check(self, found: Checked, loop: Loop) -> None:
         """Report failures by market, in whichever draw."""
         T = self.market_ids.size
-        status = np.asarray(found.status).reshape(-1, T)
+        status = np.asarray(found.status).reshape(-1, T).astype(int)
         worst = status.argmax(axis=0), np.arange(T)
         residuals = np.asarray(found.residuals).reshape(-1, T)[worst]
-        raise_for_status(status[worst], self.market_ids, loop.action, residuals, warn=loop.warn)
+        raise_for_status(status[worst], self.market_ids, loop.action, residuals, loop.warn, loop.kind)
 
     def _label(self, frame: Callable[..., pd.DataFrame]) -> Callable[[np.ndarray, str], pd.DataFrame]:
         return lambda values, name: frame(*self._product_labels, values, name)
@@ -298,9 +304,14 @@ class Query:
 
 
 def read_iteration(iteration: Any) -> Iteration:
-    """An `Iteration`, or `TypeError`."""
+    """An `Iteration` that can solve for prices, or `TypeError` or `NotImplementedError`."""
     if not isinstance(iteration, Iteration):
         raise TypeError(f"iteration must be Iteration or None, not {type(iteration).__name__}.")
+    if iteration.fixed_point.host is not None:
+        raise NotImplementedError(
+            "Equilibrium prices are solved inside compiled programs, where SciPy's root finders and custom methods "
+            "cannot run. Use Iteration('squarem'), the default, or 'simple', 'anderson' or 'newton'."
+        )
     return iteration
 
 
@@ -309,6 +320,10 @@ def _numbers(name: str, values: Any) -> np.ndarray:
         return np.array(values, dtype=float)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be an array of finite numbers.") from error
+
+
+def _constant(values: Any) -> Any:
+    return jax.lax.stop_gradient(jnp.asarray(values, float))
 
 
 def _keep(values: Any, keep: np.ndarray) -> Any:

@@ -1,7 +1,7 @@
 """The objective as optimisation routines see it: counted, remembered, and finite where it fails."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -54,6 +54,22 @@ class Box(Protocol):
         ...
 
 
+class FailurePolicy(NamedTuple):
+    """What routines see where the objective cannot be evaluated.
+
+    `behavior` is ``'revert'``, values of the last evaluation that succeeded (before any, an objective of 1e10 and a
+    gradient of zero), the objective times `punishment`, or ``'punish'``, the `punishment` as objective and a gradient
+    of zero.
+    """
+
+    behavior: Literal["revert", "punish"]
+    punishment: float = 1.0
+
+
+#: The objective that takes the place of a failed one before any evaluation has succeeded.
+_FIRST_OBJECTIVE = 1e10
+
+
 class Recorded(NamedTuple):
     """One evaluation with its numbers on the host."""
 
@@ -74,16 +90,21 @@ class Recorder:
         upper: np.ndarray,
         compute_gradient: bool,
         on_iteration: Callable[[int], object] | None,
+        complete: Callable[[np.ndarray, Any], Evaluation] | None = None,
+        policy: FailurePolicy | None = None,
     ) -> None:
         self.evaluate = evaluate
         self.lower, self.upper = lower, upper
         self.compute_gradient = compute_gradient
         self.on_iteration = on_iteration
+        self.policy = policy
+        self._complete = complete
         self.evaluations = self.failures = self.iterations = 0
         self.highest = 0.0
         self.last: Recorded | None = None
         self.best: Recorded | None = None
         self.iterate: Recorded | None = None
+        self.succeeded: Recorded | None = None
 
     def __call__(self, theta: ArrayLike) -> Recorded:
         """Evaluate, or recall, the objective at theta (P,)."""
@@ -91,15 +112,12 @@ class Recorder:
         for known in (self.last, self.best, self.iterate):
             if known is not None and np.array_equal(known.theta, theta):
                 return known
-        evaluation = self.evaluate(theta.copy())
-        wanted = (evaluation.objective, evaluation.gradient if self.compute_gradient else None, evaluation.ok)
-        objective, gradient, ok = jax.device_get(wanted)
-        gradient = None if gradient is None else np.asarray(gradient, float).ravel()
-        ok = bool(ok) and bool(np.isfinite(objective)) and (gradient is None or bool(np.isfinite(gradient).all()))
-        self.last = Recorded(theta, float(objective), gradient, ok, evaluation)
+        self.last = self._record(theta, self.evaluate(theta.copy()))
+        ok = self.last.ok
         self.evaluations += 1
         self.failures += not ok
         if ok:
+            self.succeeded = self.last
             self.highest = max(self.highest, self.last.objective)
             inside = bool(((theta >= self.lower) & (theta <= self.upper)).all())
             if inside and (self.best is None or self.last.objective < self.best.objective):
@@ -107,6 +125,19 @@ class Recorder:
             if self.iterate is None:
                 self.iterate = self.last
         return self.last
+
+    def complete(self, record: Recorded) -> Recorded:
+        """The same point with derivatives, where evaluations are without any."""
+        if self._complete is None:
+            return record
+        return self._record(record.theta, self._complete(record.theta, record.evaluation))
+
+    def _record(self, theta: np.ndarray, evaluation: Evaluation) -> Recorded:
+        wanted = (evaluation.objective, evaluation.gradient if self.compute_gradient else None, evaluation.ok)
+        objective, gradient, ok = jax.device_get(wanted)
+        gradient = None if gradient is None else np.asarray(gradient, float).ravel()
+        ok = bool(ok) and bool(np.isfinite(objective)) and (gradient is None or bool(np.isfinite(gradient).all()))
+        return Recorded(theta, float(objective), gradient, ok, evaluation)
 
     def count_iteration(self, theta: np.ndarray | None = None, *unused: Any, count: int | None = None) -> None:
         """A major iteration has ended, at theta if given."""
@@ -120,6 +151,8 @@ class Recorder:
     def value(self, theta: np.ndarray) -> float:
         """Objective, or a finite value larger than any seen: for routines that use no gradient."""
         record = self(theta)
+        if not record.ok and self.policy is not None:
+            return self._stand_in(record, self.policy)[0]
         return record.objective if record.ok else 10 * (1 + self.highest)
 
     def value_and_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -131,11 +164,22 @@ class Recorder:
         record, centre = self(theta), self.iterate
         if record.ok and record.gradient is not None:
             return record.objective, record.gradient.copy()
+        if self.policy is not None:
+            return self._stand_in(record, self.policy)
         if centre is None or centre.gradient is None:
             return 10 * (1 + self.highest), np.zeros_like(record.theta)
         step = record.theta - centre.theta
         rise = abs(float(centre.gradient @ step)) + 0.1 * (1 + abs(centre.objective))
         return centre.objective + rise, 2 * rise * step / (step @ step)
+
+    def _stand_in(self, record: Recorded, policy: FailurePolicy) -> tuple[float, np.ndarray]:
+        good = self.succeeded
+        gradient = np.zeros_like(record.theta)
+        if policy.behavior == "punish":
+            return policy.punishment, gradient
+        if good is None:
+            return _FIRST_OBJECTIVE * policy.punishment, gradient
+        return good.objective * policy.punishment, gradient if good.gradient is None else good.gradient.copy()
 
     def gauss_newton_decrease(self, record: Recorded) -> tuple[float, float]:
         """Sum of squares q of the residuals at a point, and the decrease of q that least squares promises there.

@@ -4,22 +4,27 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from blpjax import storage
 from blpjax.bootstrap import BootstrappedResults, bootstrap_results
 from blpjax.delta_method import DeltaMethodResults, apply_delta_method
 from blpjax.economy import AgentsInEconomy
 from blpjax.estimates import Estimates, ProblemLike
 from blpjax.importance_sampling import ImportanceSamplingResults, importance_sampling
+from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.iteration import Iteration
+from blpjax.minimum_distance import FixedEffectProjection, StepEstimates, Weighting, project_fixed_effects
 from blpjax.model import Model
 from blpjax.optimal_instruments import OptimalInstrumentResults, compute_optimal_instruments
+from blpjax.pickling import Picklable
 from blpjax.postestimation import PostEstimation
 from blpjax.queries import OutputTables
 from blpjax.states import Step, read_step, step_state
 
 
-class ProblemResults(Estimates, PostEstimation):
+class ProblemResults(Estimates, PostEstimation, Picklable):
     """Results of one GMM step of `Problem.solve`, the last of them with standard errors.
 
     Arrays have PyBLP's shapes and row order: vectors over products are (N, 1) in the order of the product table, P is
@@ -74,7 +79,7 @@ class ProblemResults(Estimates, PostEstimation):
         """The last of the results that `save` described, with all previous ones."""
         results: ProblemResults | None = None
         for state in steps:
-            step = read_step(state)
+            step = read_step(state, problem.form)
             results = cls(problem, results, step.result, step.options, step.estimated)
         if results is None:
             raise ValueError("There are no GMM steps.")
@@ -219,7 +224,7 @@ class ProblemResults(Estimates, PostEstimation):
         ------
         ValueError, TypeError
             For arguments of the wrong shape or value, or an `iteration` that would not be used.
-        ConvergenceError
+        GenericNumericalError
             When structural errors of these results are not finite.
 
         Warns
@@ -269,6 +274,61 @@ class ProblemResults(Estimates, PostEstimation):
             When candidates cannot be used, or fewer than `draws` are accepted in a market, which the message names.
         """
         return importance_sampling(self, draws, ar_constant, seed, agent_data, integration, delta)
+
+    def project_fixed_effects(
+        self, formulation: Formulation, product_data: Any = None, weighting: Weighting = "gls"
+    ) -> FixedEffectProjection:
+        r"""Tastes for characteristics that absorbed fixed effects contain (Nevo 2000, 2001; Chamberlain 1982).
+
+        The fixed effects d of G products, say, are projected on characteristics X that do not vary within products,
+        ``d = X b + xi``, by minimum distance:
+
+        .. math:: \hat{b} = (X' V^{-1} X)^{-1} X' V^{-1} \hat{d}, \quad \hat{Var}(\hat{b}) = (X' V^{-1} X)^{-1}.
+
+        V are the covariances of estimated effects. They account for the structural errors of a product's rows and for
+        the estimation of all parameters, theta and linear ones, in the manner of `se_type`. For a plain logit they are
+        those of a regression on product indicators. Simulation error enters through the parameters alone.
+
+        Standard errors are about what the data say of these products: they take the residuals of d for zero up to
+        estimation error, which the chi-squared test of the results examines.
+
+        Parameters
+        ----------
+        formulation : characteristics, such as ``Formulation('1 + sugar + mushy')``.
+        product_data : table with the absorbed variable, such as `product_ids`, and the characteristics; any number of
+            rows for each level. By default the problem's product data.
+        weighting : ``'gls'``, or ``'ols'`` for equal weights, ``b = (X'X)^{-1} X'd``, with covariances that V implies.
+
+        Returns
+        -------
+        FixedEffectProjection
+
+        Raises
+        ------
+        ValueError
+            When X1 absorbs no fixed effects, or covariances of parameters are unknown.
+        DataError
+            When a characteristic varies within a level, a level is missing from `product_data`, or has a single row in
+            the problem.
+        IdentificationError
+            When characteristics are collinear or more than fixed effects, or V is singular, which happens when products
+            are within clusters.
+        NotImplementedError
+            With fixed effects in several dimensions.
+        """
+        evaluation, layout = self._result.outcome.evaluation, self._options.parameters.layout
+        estimates = StepEstimates(
+            problem=self.problem,
+            layout=layout,
+            types=self._options.types,
+            xi=self.xi[:, 0],
+            xi_fe=self.xi_fe[:, 0],
+            omega=self.omega[:, 0] if self.omega.size else None,
+            delta_by_theta=np.asarray(evaluation.delta_by_theta),
+            parameter_covariances=self.parameter_covariances,
+            parameter_sensitivity=self.parameter_sensitivity,
+        )
+        return project_fixed_effects(estimates, formulation, product_data, weighting)
 
     @property
     def output_tables(self) -> OutputTables:

@@ -11,14 +11,23 @@ import numpy as np
 
 from blpjax import arguments, options, report, simulation_data, views
 from blpjax.arguments import read_vector
-from blpjax.economy import build_agents, index_markets
-from blpjax.exceptions import Status, raise_for_status, succeeded
+from blpjax.economy import build_agents, closed_form_delta, index_markets
+from blpjax.exceptions import (
+    ConvergenceError,
+    NonpositiveSyntheticCostsError,
+    Status,
+    SyntheticDeltaConvergenceError,
+    SyntheticPricesConvergenceError,
+    raise_for_status,
+    succeeded,
+)
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.identification import check_endogenous
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import read_products
 from blpjax.iteration import Iteration
 from blpjax.parameters import Labels
+from blpjax.pickling import Picklable
 from blpjax.profit_conditions import FirmConditions
 from blpjax.queries import read_iteration
 from blpjax.simulation_data import Primitives
@@ -26,7 +35,7 @@ from blpjax.simulation_report import describe_true_values
 from blpjax.simulation_results import SimulationResults, Solution
 
 
-class Simulation:
+class Simulation(Picklable):
     """A model with known parameters, in which variables that are not given are drawn.
 
     `replace_endogenous` replaces prices and shares by those of an equilibrium; `replace_exogenous` takes them as given
@@ -85,7 +94,7 @@ class Simulation:
         For nests, and options that are not supported yet.
     """
 
-    MD = MS = MC = ED = ES = H = 0
+    MD = MS = MC = ED = ES = 0
 
     def __init__(
         self,
@@ -114,20 +123,20 @@ class Simulation:
         options.output("Initializing the simulation ...")
         self.product_formulations = arguments.read_formulations(product_formulations, agent_formulation)
         _refuse_absorption(self.product_formulations)
-        arguments.refuse_unsupported(rho=rho, phi=phi)
-        arguments.refuse_model_options(rc_types, epsilon_scale)
+        arguments.refuse_unsupported(phi=phi)
         arguments.check_choice("costs_type", costs_type, ("linear", "log"))
         if self.product_formulations[2] is None and costs_type != "linear":
             raise ValueError("costs_type='log' needs a supply side: a third formulation, X3.")
         self.agent_formulation = agent_formulation
         self.integration = integration
         self.costs_type = costs_type
-        self.epsilon_scale = 1.0
+        self.rc_types: Sequence[Any] = [] if rc_types is None else rc_types
         moments = {"xi_variance": xi_variance, "omega_variance": omega_variance, "correlation": correlation}
         self.primitives = self._build(
             product_data,
             agent_data,
-            {"sigma": sigma, "pi": pi, "beta": beta, "gamma": gamma},
+            {"sigma": sigma, "pi": pi, "rho": rho, "beta": beta, "gamma": gamma},
+            (rc_types, epsilon_scale),
             (xi, omega),
             moments,
             np.random.RandomState(seed),
@@ -142,6 +151,7 @@ class Simulation:
         product_data: Any,
         agent_data: Any,
         parameters: dict[str, Any],
+        form: tuple[Any, Any],
         errors: tuple[Any, Any],
         moments: dict[str, Any],
         generator: np.random.RandomState,
@@ -162,12 +172,14 @@ class Simulation:
         values = np.zeros((products.shares.size, 0)) if X2 is None else X2.values
         # weights have been checked: there is no second warning
         formulation = self.agent_formulation
-        agents = build_agents(formulation, columns, None, index, products.shares, values, np.inf)
+        nests = products.nesting_ids
+        agents = build_agents(formulation, columns, None, index, products.shares, values, np.inf, nests)
         labels = Labels(
             X1=X1.labels,
             X2=() if X2 is None else X2.labels,
             X3=() if X3 is None else X3.labels,
             demographics=agents.demographic_labels,
+            nests=tuple(map(str, views.unique_ids(nests))),
         )
         found = simulation_data.read_coefficients(
             **parameters, labels=labels, n_node_columns=agents.table.nodes.shape[1]
@@ -185,6 +197,7 @@ class Simulation:
             xi=xi,
             omega=omega,
             costs_type=self.costs_type,
+            form=arguments.read_utility_form(*form, K2),
         )
 
     def _set_attributes(self) -> None:
@@ -193,19 +206,21 @@ class Simulation:
         self.sigma, self.pi = np.asarray(known.coefficients.sigma), np.asarray(known.coefficients.pi)
         self.beta = np.asarray(known.coefficients.beta)[:, None]
         self.gamma = np.asarray(known.coefficients.gamma)[:, None]
-        self.rho, self.phi = np.zeros((0, 1)), np.zeros((1, 0))
+        self.rho, self.phi = np.asarray(known.coefficients.rho)[:, None], np.zeros((1, 0))
         self.xi = known.xi[:, None]
         self.omega = None if known.omega is None else known.omega[:, None]
         self.T, self.N = len(known.index.ids), known.products.shares.size
         self.K1, self.K2, self.K3 = self.beta.shape[0], self.sigma.shape[0], self.gamma.shape[0]
         self.D = self.pi.shape[1]
         self.I = known.agents.table.weights.size if self.K2 else 0
-        self.rc_types = ["linear"] * self.K2
+        self.epsilon_scale = known.form.epsilon_scale
+        self.rc_types = list(self.rc_types) or ["linear"] * self.K2
         self.unique_market_ids = views.as_objects(known.index.ids)
         self.unique_firm_ids = views.unique_ids(known.products.firm_ids)
         self.unique_product_ids = views.unique_ids(known.products.product_ids)
         self.unique_agent_ids = views.unique_ids(known.agents.table.agent_ids)
-        self.unique_nesting_ids = np.array([], dtype=object)
+        self.unique_nesting_ids = views.unique_ids(known.products.nesting_ids)
+        self.H = self.unique_nesting_ids.size
         self.F = self.unique_firm_ids.size
 
     @cached_property
@@ -279,7 +294,8 @@ class Simulation:
         options.output("Replacing prices and shares ...")
         model = known.model(known.delta)
         found = model.solve_prices(costs=given, prices=start, iteration=chosen, constant_costs=constant_costs)
-        _report_failures("The search for equilibrium prices", found, self.unique_market_ids, error_behavior)
+        kind = SyntheticPricesConvergenceError
+        _report_failures("The search for equilibrium prices", found, self.unique_market_ids, error_behavior, kind)
         solved = model.at({"prices": found.prices})
         final = given if constant_costs else np.asarray(model.update_costs(given, solved.shares))
         conditions = None
@@ -357,8 +373,7 @@ class Simulation:
             With ``error_behavior='warn'``, likewise.
         """
         arguments.check_choice("error_behavior", error_behavior, ("raise", "warn"))
-        arguments.refuse_unsupported(fp_type=fp_type, shares_bounds=shares_bounds)
-        chosen = Iteration() if iteration is None else read_iteration(iteration)
+        chosen = arguments.read_inversion(iteration, fp_type, shares_bounds)
         known = self.primitives
         beta_v = self._coefficient("X1", X1_name)
         if X3_name is None and known.designs[2] is not None:
@@ -370,7 +385,8 @@ class Simulation:
         began = time.perf_counter()
         options.output("Replacing exogenous product characteristics ...")
         inversion = known.model(start).invert(chosen)
-        _report_failures("The inversion of market shares", inversion, self.unique_market_ids, error_behavior)
+        kind = SyntheticDeltaConvergenceError
+        _report_failures("The inversion of market shares", inversion, self.unique_market_ids, error_behavior, kind)
         found = np.asarray(inversion.delta)
         model = known.model(found)
         changes = {X1_name: known.products.data[X1_name] + (found - known.delta) / beta_v}
@@ -435,7 +451,8 @@ class Simulation:
         failed[self.primitives.index.codes[bad]] = True
         codes = np.where(failed & succeeded(status), int(Status.NOT_FINITE), int(Status.CONVERGED))
         what = "With costs_type='log', logarithms of marginal costs that are not positive"
-        raise_for_status(codes, self.unique_market_ids, what, warn=error_behavior == "warn")
+        warn = error_behavior == "warn"
+        raise_for_status(codes, self.unique_market_ids, what, warn=warn, kind=NonpositiveSyntheticCostsError)
         return np.log(np.where(bad, np.nan, costs))
 
     def _coefficient(self, matrix: str, name: str) -> float:
@@ -470,8 +487,9 @@ class Simulation:
 
     @property
     def _logit_delta(self) -> np.ndarray:
-        shares, codes = self.primitives.products.shares, self.primitives.index.codes
-        return np.log(shares) - np.log1p(-np.bincount(codes, weights=shares)[codes])
+        known = self.primitives
+        rho, scale = np.asarray(known.coefficients.rho), known.form.epsilon_scale
+        return scale * closed_form_delta(known.products.shares, known.index.codes, known.products.nesting_ids, rho)
 
     def __str__(self) -> str:
         names = ["T", "N", "F", "I", "K1", "K2", "K3", "D"]
@@ -497,6 +515,8 @@ def _refuse_absorption(formulations: Sequence[Formulation | None]) -> None:
         )
 
 
-def _report_failures(action: str, found: Any, market_ids: np.ndarray, error_behavior: str) -> None:
+def _report_failures(
+    action: str, found: Any, market_ids: np.ndarray, error_behavior: str, kind: type[ConvergenceError]
+) -> None:
     residuals = np.asarray(found.residuals)
-    raise_for_status(np.asarray(found.status), market_ids, action, residuals, warn=error_behavior == "warn")
+    raise_for_status(np.asarray(found.status), market_ids, action, residuals, error_behavior == "warn", kind)

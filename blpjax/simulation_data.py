@@ -21,7 +21,7 @@ from blpjax.inputs.integration import Integration
 from blpjax.inputs.table_format import read_table
 from blpjax.inputs.tables import ProductTable, assign_node_columns, read_agents
 from blpjax.model import Model
-from blpjax.parameters import Coefficients, Labels, ParameterLayout, build_parameters
+from blpjax.parameters import Coefficients, Labels, ParameterLayout, UtilityForm, build_parameters
 
 Columns = dict[str, np.ndarray]
 
@@ -44,6 +44,7 @@ class Primitives:
     coefficients, labels : true parameters and their names.
     xi : (N,) unobserved demand shocks. omega : (N,) those of costs, None without X3.
     costs_type : whether costs (``'linear'``) or their logarithms (``'log'``) are linear in X3.
+    form : transformations of random coefficients and the scale of epsilon.
     """
 
     agent_formulation: Formulation | None
@@ -57,6 +58,7 @@ class Primitives:
     xi: np.ndarray
     omega: np.ndarray | None
     costs_type: str
+    form: UtilityForm
 
     @property
     def X1(self) -> np.ndarray:
@@ -99,7 +101,7 @@ class Primitives:
         """Which node columns go with which columns of sigma. Theta has no elements: all parameters are known."""
         nonzero = (np.asarray(self.coefficients.sigma) != 0).any(axis=0)
         nodes = assign_node_columns(economy.buckets[0].nodes.shape[2], nonzero)
-        return ParameterLayout((), (), (), (), (), (), tuple(np.flatnonzero(nonzero).tolist()), tuple(nodes.tolist()))
+        return ParameterLayout(*((),) * 7, tuple(np.flatnonzero(nonzero).tolist()), tuple(nodes.tolist()), self.form)
 
     def model(self, delta: np.ndarray) -> Model:
         """The model at the simulated variables with mean utilities (N,)."""
@@ -115,15 +117,14 @@ class Primitives:
 
     def build_agents(self, agent_data: Any = None, integration: Integration | None = None) -> AgentsInEconomy:
         """The economy with other agents."""
-        shares, tol = self.products.shares, options.weights_tol
-        return build_agents(self.agent_formulation, agent_data, integration, self.index, shares, self.X2, tol)
+        table, tol = self.products, options.weights_tol
+        given = self.agent_formulation, agent_data, integration
+        return build_agents(*given, self.index, table.shares, self.X2, tol, table.nesting_ids)
 
     def product_data(self, changes: Mapping[str, np.ndarray]) -> np.recarray:
         """Product data as a structured array of N rows, with some variables replaced."""
         table = self.products
-        fields = {name: getattr(table, name) for name in _PRODUCT_FIELDS if name != "nesting_ids"}
-        fields["nesting_ids"] = None
-        fields = {name: fields[name] for name in _PRODUCT_FIELDS}
+        fields = {name: getattr(table, name) for name in _PRODUCT_FIELDS}
         if table.ownership is None:
             fields["ownership"] = np.zeros((table.shares.size, 0))
         ids = {column for name in _PRODUCT_IDS for column in _columns_of(table.data, name, "product_data")}
@@ -219,12 +220,21 @@ def complete_agents(
     columns = {"market_ids": agents.market_ids, "nodes": agents.nodes, "weights": agents.weights}
     if agents.agent_ids is not None:
         columns["agent_ids"] = agents.agent_ids
+    if agents.availability is not None:
+        columns["availability"] = agents.availability
     for name in names:
-        columns[name] = agents.data[name][agents.rows] if name in known else generator.uniform(size=agents.weights.size)
+        # demographics that are specific to products have numbered columns
+        if name in known:
+            sources = [name] if name in agents.data else find_columns(agents.data, name, "agent_data")
+            columns |= {column: agents.data[column][agents.rows] for column in sources}
+        else:
+            columns[name] = generator.uniform(size=agents.weights.size)
     return columns
 
 
-def read_coefficients(sigma: Any, pi: Any, beta: Any, gamma: Any, labels: Labels, n_node_columns: int) -> Coefficients:
+def read_coefficients(
+    sigma: Any, pi: Any, rho: Any, beta: Any, gamma: Any, labels: Labels, n_node_columns: int
+) -> Coefficients:
     """True parameters as arrays.
 
     Raises
@@ -241,6 +251,7 @@ def read_coefficients(sigma: Any, pi: Any, beta: Any, gamma: Any, labels: Labels
     parameters = build_parameters(
         sigma=sigma,
         pi=pi,
+        rho=rho,
         beta=beta,
         gamma=gamma,
         bounds={},

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from blpjax.parameters import Coefficients, Labels
-from blpjax.report import format_number, format_seconds, table
+from blpjax.report import format_number, format_seconds, one_row_table, table
 
 
 def describe_true_values(coefficients: Coefficients, labels: Labels) -> str:
@@ -21,7 +21,9 @@ def describe_true_values(coefficients: Coefficients, labels: Labels) -> str:
     if blocks:
         lines = [[cell for block in line for cell in ["|", *block]][1:] for line in zip(*blocks, strict=True)]
         parts.append(table(lines[:1], lines[1:], "Nonlinear Coefficient True Values"))
-    for name, columns, values in (("Beta", labels.X1, coefficients.beta), ("Gamma", labels.X3, coefficients.gamma)):
+    nests = ["All Groups"] if np.size(coefficients.rho) == 1 else labels.nests
+    linear = (("Beta", labels.X1, coefficients.beta), ("Gamma", labels.X3, coefficients.gamma))
+    for name, columns, values in (("Rho", nests, coefficients.rho), *linear):
         if len(columns):
             numbers = [format_number(x) for x in np.asarray(values)]
             parts.append(table([[str(label) for label in columns]], [numbers], f"{name} True Values"))
@@ -56,8 +58,7 @@ def summarise_simulation(
     if eigenvalues is not None:
         columns["Profit Hessians", "Min Eigenvalue"] = format_number(_extreme(eigenvalues, np.min))
         columns["Profit Hessians", "Max Eigenvalue"] = format_number(_extreme(eigenvalues, np.max))
-    header = [list(line) for line in zip(*columns, strict=True)]
-    return table(header, [list(columns.values())], "Simulation Results Summary")
+    return one_row_table(columns, "Simulation Results Summary")
 
 
 def _extreme(values: np.ndarray, choose: Callable[[np.ndarray], float]) -> float:

@@ -13,6 +13,7 @@ from blpjax.exceptions import succeeded
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.model import Model
+from blpjax.pickling import Picklable
 from blpjax.postestimation import PostEstimation
 from blpjax.problem import Problem
 from blpjax.profit_conditions import FirmConditions
@@ -27,6 +28,8 @@ class SimulationLike(Protocol):
 
     agent_formulation: Formulation | None
     costs_type: str
+    rc_types: Sequence[Any]
+    epsilon_scale: float
     primitives: Primitives
 
     @property
@@ -52,7 +55,7 @@ class Solution(NamedTuple):
     seconds: float
 
 
-class SimulationResults(PostEstimation):
+class SimulationResults(PostEstimation, Picklable):
     """Results of a solved simulation.
 
     The compute methods are those of `ProblemResults`, at the true parameters: there are no standard errors.
@@ -174,6 +177,8 @@ class SimulationResults(PostEstimation):
             agent_formulation = known.agent_formulation if agent_formulation is None else agent_formulation
             if agent_data is None and (integration is None or agent_formulation is not None):
                 agent_data = known.primitives.agent_columns
+            if rc_types is None and any(kind != "linear" for kind in known.rc_types):
+                rc_types = known.rc_types
         if costs_type is None:
             costs_type = known.costs_type if X3 is not None else "linear"
         return Problem(
@@ -183,7 +188,7 @@ class SimulationResults(PostEstimation):
             agent_data,
             integration,
             rc_types,
-            1.0 if epsilon_scale is None else epsilon_scale,
+            known.epsilon_scale if epsilon_scale is None else epsilon_scale,
             costs_type,
             add_exogenous,
         )

@@ -3,19 +3,22 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blpjax import estimator, report
+from blpjax import differences, estimator, report
 from blpjax import options as settings
 from blpjax.exceptions import ConvergenceError, describe_status, raise_for_status
 from blpjax.iteration import Iteration
 from blpjax.moments import Evaluation, MomentInputs, Specification
-from blpjax.optimize import Optimization, OptimizationOutcome, minimize
+from blpjax.optimize import Optimization, OptimizationOutcome, OptimizationStatus, minimize
 from blpjax.parameters import Bounds, Parameters
+from blpjax.progress import OptimizationProgress, Structural, project_gradient
+from blpjax.recorder import FailurePolicy
+from blpjax.simulation_error import AgentSamples, simulation_covariances
 
 DeltaBehavior = Literal["predicted", "first", "logit", "last"]
 
@@ -25,7 +28,10 @@ COSTS = "The recovery of marginal costs (costs_bounds keep log costs from being 
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """Options of `Problem.solve` that every GMM step needs."""
+    """Options of `Problem.solve` that every GMM step needs.
+
+    `differences` is the step of finite differences, or None for exact derivatives.
+    """
 
     parameters: Parameters
     costs_bounded: bool
@@ -33,21 +39,32 @@ class StepOptions:
     iteration: Iteration
     types: estimator.CovarianceTypes
     check_optimality: Literal["gradient", "both"]
-    error_behavior: Literal["raise"] | None
+    error_behavior: Literal["revert", "punish", "raise"] | None
     delta_behavior: DeltaBehavior
     scale_objective: bool
+    error_punishment: float = 1.0
+    differences: float | None = None
 
     @property
     def specification(self) -> Specification:
         """The static part, which decides which programs are compiled."""
         return Specification(self.parameters.layout, self.iteration.fixed_point)
 
+    @property
+    def failure_policy(self) -> FailurePolicy | None:
+        """What optimisation routines see where the objective cannot be evaluated; None is their default."""
+        if self.error_behavior is None or self.error_behavior == "raise":
+            return None
+        return FailurePolicy(self.error_behavior, self.error_punishment)
+
 
 @dataclasses.dataclass(frozen=True)
 class StepContext:
     """Data of a GMM step: `inputs` on the device, market IDs for messages, clusters, and what absorbs fixed effects.
 
-    `residualize_demand` and `residualize_supply` turn (N, K) matrices into residuals.
+    `residualize_demand` and `residualize_supply` turn (N, K) matrices into residuals. `problem` and the weighting
+    matrix `W` (M, M) are for those who ask about progress. `samples` are agents drawn again for simulation error, None
+    when there is none to account for.
     """
 
     inputs: MomentInputs
@@ -56,6 +73,9 @@ class StepContext:
     residualize_demand: Callable[[np.ndarray], np.ndarray]
     residualize_supply: Callable[[np.ndarray], np.ndarray]
     logit_delta: np.ndarray
+    problem: Any
+    W: np.ndarray
+    samples: AgentSamples | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +138,7 @@ class Evaluator:
     def __call__(self, theta: np.ndarray) -> Evaluation:
         """Evaluate the objective and its derivatives at theta (P,)."""
         options = self.options
-        evaluation = estimator.evaluate(
-            options.specification, self.context.inputs, np.asarray(theta, float), self._start_at(theta)
-        )
+        evaluation = self._evaluate(np.asarray(theta, float), self._start_at(theta), self._needs_derivatives)
         inversion = evaluation.inversion
         self._records.append((inversion.status, inversion.iterations, inversion.evaluations, inversion.residuals))
         if options.error_behavior == "raise" and not bool(evaluation.ok):
@@ -137,6 +155,36 @@ class Evaluator:
         if settings.verbose:
             self._print_progress(theta, evaluation)
         return evaluation
+
+    @property
+    def _needs_derivatives(self) -> bool:
+        optimization = self.options.optimization
+        return optimization.compute_gradient or optimization.method == "return"
+
+    def _evaluate(self, theta: np.ndarray, start: jax.Array, derivatives: bool) -> Evaluation:
+        specification, inputs, epsilon = self.options.specification, self.context.inputs, self.options.differences
+        if not derivatives:
+            return differences.evaluate_values(specification, inputs, theta, start)
+        if epsilon is None:
+            return estimator.evaluate(specification, inputs, theta, start)
+        return differences.evaluate_by_differences(specification, inputs, theta, start, epsilon)
+
+    def complete(self, theta: np.ndarray, evaluation: Evaluation) -> Evaluation:
+        """An evaluation at theta (P,) with derivatives, which routines without gradients have no use for."""
+        if self._needs_derivatives:
+            return evaluation
+        return self._evaluate(np.asarray(theta, float), evaluation.inversion.delta, derivatives=True)
+
+    def describe(self, theta: np.ndarray, evaluation: Evaluation) -> OptimizationProgress:
+        """What custom routines learn about an evaluation."""
+        return OptimizationProgress(
+            self.context.problem,
+            usable_parameters(self.options),
+            self.context.W,
+            theta,
+            evaluation,
+            lambda: jax.device_get(structural_errors(self.options, self.context, jnp.asarray(theta), evaluation)[1]),
+        )
 
     def _start_at(self, theta: np.ndarray) -> jax.Array:
         if self._anchor is None:
@@ -161,12 +209,16 @@ class Evaluator:
         return InnerLoops(*columns)
 
     def _print_progress(self, theta: np.ndarray, evaluation: Evaluation) -> None:
-        objective, ok = float(evaluation.objective), bool(evaluation.ok)
+        failed = "" if bool(evaluation.ok) else describe_failures(evaluation, self.context.market_ids)
+        if not self.options.optimization.universal_display:
+            if failed:
+                settings.output(failed)
+            return
+        objective = float(evaluation.objective)
         improvement = self._best - objective if objective < self._best < np.inf else None
         self._best = min(self._best, objective) if np.isfinite(objective) else self._best
         gradient = project_gradient(np.asarray(theta), np.asarray(evaluation.gradient), usable_bounds(self.options))
         inversion, projected = evaluation.inversion, has_finite_bounds(self.options)
-        failed = "" if ok else describe_failures(evaluation, self.context.market_ids)
         shown = report.Evaluation(
             step=self.step,
             seconds=time.perf_counter() - self._began,
@@ -174,7 +226,7 @@ class Evaluator:
             evaluations=len(self._records),
             fp_iterations=int(inversion.iterations.sum()),
             contraction_evaluations=int(inversion.evaluations.sum()),
-            clipped_shares=0,
+            clipped_shares=int(inversion.clipped.sum()),
             clipped_costs=None if evaluation.costs is None else int(evaluation.costs.clipped.sum()),
             objective=objective,
             theta=np.asarray(theta),
@@ -213,10 +265,19 @@ def has_finite_bounds(options: StepOptions) -> bool:
     return bool(np.isfinite(np.concatenate(usable_bounds(options))).any())
 
 
-def project_gradient(theta: np.ndarray, gradient: np.ndarray, bounds: Bounds) -> np.ndarray:
-    """The gradient with zeros where a bound keeps theta from following its negative."""
-    projected = np.where(theta <= bounds.lower, np.minimum(gradient, 0.0), gradient)
-    return np.where(theta >= bounds.upper, np.maximum(projected, 0.0), projected)
+def structural_errors(
+    options: StepOptions, context: StepContext, theta: jax.Array, evaluation: Evaluation
+) -> tuple[estimator.LinearParameters, Structural]:
+    """Linear parameters at theta (P,), and structural errors residualised on any fixed effects."""
+    delta, costs = evaluation.inversion.delta, evaluation.costs
+    linear = estimator.linear_parameters(
+        options.specification, context.inputs, theta, delta, None if costs is None else costs.tilde_costs
+    )
+    xi = _residuals(context.residualize_demand, delta) - linear.explained
+    omega = None
+    if costs is not None:
+        omega = _residuals(context.residualize_supply, costs.tilde_costs) - linear.explained_costs
+    return linear, Structural(linear.beta, linear.gamma, xi, omega)
 
 
 def solve_step(
@@ -237,8 +298,14 @@ def solve_step(
         usable_bounds(options),
         user_bounded=options.parameters.bounded_by_user,
         on_iteration=evaluator.count_iteration,
+        progress_factory=evaluator.describe,
         hessian=evaluator.hessian,
+        complete=evaluator.complete,
+        failures=options.failure_policy,
     )
+    failed = not outcome.converged and outcome.status is not OptimizationStatus.INTERRUPTED
+    if failed and options.error_behavior == "raise":
+        raise ConvergenceError(f"GMM step {step} did not converge: {outcome.message}")
     optimised = time.perf_counter()
     evaluation = outcome.evaluation
     specification, inputs = options.specification, context.inputs
@@ -247,14 +314,13 @@ def solve_step(
     hessian = jnp.full((P, P), jnp.nan)
     if options.check_optimality == "both" and P > 0 and bool(evaluation.ok):
         hessian = estimator.hessian(specification, inputs, estimate, evaluation.inversion.delta, settings.verbose)
-    costs = evaluation.costs
-    linear = estimator.linear_parameters(
-        specification, inputs, estimate, evaluation.inversion.delta, None if costs is None else costs.tilde_costs
-    )
-    xi = _residuals(context.residualize_demand, evaluation.inversion.delta) - linear.explained
-    omega = None
-    if costs is not None:
-        omega = _residuals(context.residualize_supply, costs.tilde_costs) - linear.explained_costs
+    linear, errors = structural_errors(options, context, estimate, evaluation)
+    simulation = None
+    if context.samples is not None and bool(evaluation.ok):
+        point = (estimate, jnp.asarray(evaluation.inversion.delta))
+        simulation = jnp.asarray(
+            simulation_covariances(context.samples, specification, inputs, *point, context.market_ids)
+        )
     summary = estimator.summarise(
         specification,
         options.types,
@@ -263,13 +329,14 @@ def solve_step(
         estimate,
         evaluation,
         linear,
-        xi,
-        omega,
+        errors.xi,
+        errors.omega,
         jnp.asarray(W),
         context.cluster_ids,
+        simulation,
     )
     outcome = dataclasses.replace(outcome, evaluation=jax.device_get(evaluation))
-    linear, xi, omega, hessian, summary = jax.device_get((linear, xi, omega, hessian, summary))
+    linear, errors, hessian, summary = jax.device_get((linear, errors, hessian, summary))
     evaluation = outcome.evaluation
     return StepResult(
         step=step,
@@ -277,8 +344,8 @@ def solve_step(
         beta=linear.beta,
         gamma=linear.gamma,
         delta=evaluation.inversion.delta,
-        xi=xi,
-        omega=omega,
+        xi=errors.xi,
+        omega=errors.omega,
         objective=float(evaluation.objective),
         gradient=evaluation.gradient,
         hessian=hessian,

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -26,7 +26,7 @@ from blpjax.iteration import Iteration
 from blpjax.markets import Inversion
 from blpjax.moments import Costs, Evaluation
 from blpjax.optimize import Optimization, OptimizationOutcome, OptimizationStatus
-from blpjax.parameters import BlockBounds, Bounds, Coefficients, Labels, ParameterLayout, Parameters
+from blpjax.parameters import BlockBounds, Bounds, Coefficients, Labels, ParameterLayout, Parameters, UtilityForm
 from blpjax.solver import InnerLoops, StepOptions, StepResult
 
 State = dict[str, Any]
@@ -39,6 +39,7 @@ TOLERANCES = ("weights_tol", "collinear_atol", "collinear_rtol")
 _PRODUCT_FIELDS = (
     "market_ids",
     "firm_ids",
+    "nesting_ids",
     "ownership",
     "product_ids",
     "clustering_ids",
@@ -48,7 +49,7 @@ _PRODUCT_FIELDS = (
     "supply_instruments",
     "covariance_instruments",
 )
-_AGENT_FIELDS = ("market_ids", "agent_ids", "weights", "nodes")
+_AGENT_FIELDS = ("market_ids", "agent_ids", "weights", "nodes", "availability")
 
 _NORMS = {"numpy.linalg.norm": np.linalg.norm}
 
@@ -91,6 +92,8 @@ class ProblemArguments:
     agent_formulation: Formulation | None
     agents: AgentTable
     integration: Integration | None
+    rc_types: Sequence[Any]
+    epsilon_scale: float
     costs_type: str
     add_exogenous: bool
     tolerances: Mapping[str, float]
@@ -120,6 +123,8 @@ def problem_state(arguments: ProblemArguments) -> State:
     ------
     DataError
         When a column that the problem uses holds objects that cannot be stored.
+    NotImplementedError
+        When a type of random coefficient is a function.
 
     Warns
     -----
@@ -138,10 +143,27 @@ def problem_state(arguments: ProblemArguments) -> State:
         "agent_data": _table_state(agents.data, "agent_data", _AGENT_FIELDS, agent_names) if agents.data else None,
         "integration": None if integration is None else _integration_state(integration),
         "built_agents": None if integration is None else _table_state(built, "agent_data", _AGENT_FIELDS, ()),
+        "rc_types": [_stored_type(kind) for kind in arguments.rc_types],
+        "epsilon_scale": arguments.epsilon_scale,
         "costs_type": arguments.costs_type,
         "add_exogenous": arguments.add_exogenous,
         "tolerances": dict(arguments.tolerances),
     }
+
+
+def built_arguments(arguments: ProblemArguments) -> State:
+    """Arguments of the constructor of `Problem` by name, with the nodes and weights that are built already."""
+    integration, agents = arguments.integration, arguments.agents
+    if integration is not None:
+        integration = BuiltIntegration(integration, AgentNodes(agents.market_ids, agents.nodes, agents.weights))
+    special = {
+        "product_data": dict(arguments.products.data),
+        "agent_data": dict(agents.data) or None,
+        "integration": integration,
+    }
+    names = {field.name for field in dataclasses.fields(arguments)} - {"products", "agents", "tolerances"}
+    plain = {name: getattr(arguments, name) for name in names}
+    return {name: None if isinstance(value, list) and not value else value for name, value in plain.items()} | special
 
 
 def read_problem(state: State) -> State:
@@ -155,9 +177,20 @@ def read_problem(state: State) -> State:
         "agent_formulation": _read_formulation(state["agent_formulation"]),
         "agent_data": state["agent_data"],
         "integration": integration,
+        "rc_types": state.get("rc_types") or None,
+        "epsilon_scale": state.get("epsilon_scale", 1.0),
         "costs_type": state["costs_type"],
         "add_exogenous": state["add_exogenous"],
     }
+
+
+def _stored_type(kind: Any) -> str:
+    if not isinstance(kind, str):
+        raise NotImplementedError(
+            f"rc_types has the function {getattr(kind, '__name__', kind)!r}, and files hold no code. Save the "
+            "estimates themselves, for example results.to_dict(), or pickle the results."
+        )
+    return kind
 
 
 @contextlib.contextmanager
@@ -192,15 +225,15 @@ def step_state(step: Step) -> State:
     }
 
 
-def read_step(state: State) -> Step:
-    """Return the GMM step of a tree."""
+def read_step(state: State, form: UtilityForm) -> Step:
+    """Return the GMM step of a tree, for a problem with utilities of this form."""
     options = state["options"]
     return Step(
         result=_read_result(state["result"]),
         options=StepOptions(
             **{
                 **options,
-                "parameters": _read_parameters(options["parameters"]),
+                "parameters": _read_parameters(options["parameters"], form),
                 "optimization": _read_optimization(options["optimization"]),
                 "iteration": _read_iteration(options["iteration"]),
                 "types": CovarianceTypes(**options["types"]),
@@ -212,6 +245,8 @@ def read_step(state: State) -> Step:
 
 def _tree(value: Any) -> Any:
     """Fields of (nested) dataclasses and named tuples by name; arrays of JAX become those of NumPy."""
+    if isinstance(value, UtilityForm):
+        return None  # problems have it
     if dataclasses.is_dataclass(value):
         return {field.name: _tree(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
@@ -245,13 +280,13 @@ def _read_result(state: State) -> StepResult:
     )
 
 
-def _read_parameters(state: State) -> Parameters:
+def _read_parameters(state: State, form: UtilityForm) -> Parameters:
     coefficients = {name: jnp.asarray(values) for name, values in state["start"].items()}
     return Parameters(
         **{
             **state,
             "labels": Labels(**_tuple_fields(state["labels"])),
-            "layout": ParameterLayout(**_tuple_fields(state["layout"])),
+            "layout": ParameterLayout(**{**_tuple_fields(state["layout"]), "form": form}),
             "start": Coefficients(**coefficients),
             "limits": BlockBounds(**{name: Bounds(**bounds) for name, bounds in state["limits"].items()}),
         }
@@ -279,7 +314,11 @@ def _optimization_state(optimization: Optimization) -> State:
 
 
 def _read_optimization(state: State) -> Optimization:
-    return Optimization(**{name: _read_option(value) for name, value in state.items()})
+    arguments = {name: _read_option(value) for name, value in state.items()}
+    try:
+        return Optimization(**arguments)
+    except OSError:  # Knitro is not installed here
+        return Optimization(**{**arguments, "method": NotStored("Optimization('knitro')")})
 
 
 def _iteration_state(iteration: Iteration) -> State:

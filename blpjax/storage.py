@@ -5,17 +5,15 @@ in which arrays are references to the other members, `arrays/0.npy` and so on: p
 opens too. Reading executes no code: arrays of objects are never pickled, and JSON has no functions.
 """
 
-import contextlib
 import datetime
 import hashlib
 import io
 import json
 import math
 import os
-import secrets
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from blpjax.exceptions import StorageError
+from blpjax.pickling import replace_file
 
 FORMAT = "blpjax"
 
@@ -61,7 +60,7 @@ def write(path: str | os.PathLike[str], kind: str, state: Mapping[str, Any]) -> 
     }
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))
     with (
-        _replace(Path(os.path.realpath(path))) as file,
+        replace_file(Path(os.path.realpath(path))) as file,
         zipfile.ZipFile(file, "w") as archive,
     ):
         _add_member(archive, _DOCUMENT, text.encode("ascii"))
@@ -303,24 +302,6 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def _add_member(archive: zipfile.ZipFile, name: str, content: bytes | memoryview) -> None:
     """Add a member without the time of writing: equal trees give equal files."""
     archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED, compresslevel=1)
-
-
-@contextlib.contextmanager
-def _replace(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside `path` that takes its place when everything has been written, and disappears when not."""
-    if path.is_dir():
-        raise IsADirectoryError(f"'{path}' is a directory.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no directory '{path.parent}'.")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _library_version() -> str:

@@ -39,7 +39,7 @@ def product_records(table: ProductTable, matrices: ProductMatrices, columns: Seq
         "firm_ids": table.firm_ids,
         "demand_ids": matrices.demand_ids,
         "supply_ids": matrices.supply_ids,
-        "nesting_ids": no_ids,
+        "nesting_ids": no_ids if table.nesting_ids is None else table.nesting_ids,
         "product_ids": table.product_ids,
         "clustering_ids": table.clustering_ids,
         "ownership": none if table.ownership is None else table.ownership,
@@ -58,14 +58,14 @@ def product_records(table: ProductTable, matrices: ProductMatrices, columns: Seq
 
 
 def agent_records(table: AgentTable, demographics: np.ndarray) -> np.recarray:
-    """Agent data with `demographics` (I, D) as a structured array of I rows."""
+    """Agent data with `demographics` (I, D), or (I, D, max J), as a structured array of I rows."""
     fields = {
         "market_ids": table.market_ids,
         "agent_ids": table.agent_ids,
         "weights": table.weights,
         "nodes": table.nodes,
         "demographics": demographics,
-        "availability": np.zeros((table.weights.size, 0)),
+        "availability": np.zeros((table.weights.size, 0)) if table.availability is None else table.availability,
     }
     return structure(fields, table.weights.size)
 
@@ -95,7 +95,7 @@ def structure(fields: Mapping[str, np.ndarray | None], rows: int) -> np.recarray
             np.zeros((rows, 0), object) if values is None else values.reshape(rows, -1) if values.ndim == 1 else values
         )
         matrices[name] = as_objects(matrix) if name.endswith("_ids") or matrix.dtype.kind != "f" else matrix
-    records = np.recarray(rows, dtype=[(name, m.dtype, (m.shape[1],)) for name, m in matrices.items()])
+    records = np.recarray(rows, dtype=[(name, m.dtype, m.shape[1:]) for name, m in matrices.items()])
     for name, matrix in matrices.items():
         records[name] = matrix
     return records

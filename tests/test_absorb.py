@@ -5,7 +5,7 @@ import pandas as pd
 import pyblp
 import pytest
 
-from blpjax.exceptions import ConvergenceError, DataError
+from blpjax.exceptions import AbsorptionError, DataError
 from blpjax.inputs.absorb import Absorber, build_absorber
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.matrices import build_matrix
@@ -109,7 +109,7 @@ def test_columns_that_are_not_finite_become_missing(absorb: str, table: pd.DataF
 
 @pytest.mark.parametrize(("method", "options"), [("map", {"iteration_limit": 1}), ("lsmr", {"condition_limit": 1})])
 def test_lack_of_convergence_is_an_error(method: str, options: dict, table: pd.DataFrame) -> None:
-    with pytest.raises(ConvergenceError, match="C\\(a\\) \\+ C\\(b\\) failed: .*absorb_method.*iteration_limit"):
+    with pytest.raises(AbsorptionError, match="C\\(a\\) \\+ C\\(b\\) failed: .*absorb_method.*iteration_limit"):
         build_matrix(Formulation("x", "C(a) + C(b)", method, options), table)
 
 

@@ -4,7 +4,8 @@ import dataclasses
 import importlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -221,6 +222,27 @@ def test_output_rows_fail_where_outputs_differ_or_are_missing() -> None:
     assert fail({"costs": [1.1]}, {"costs": [1.0]}) == "costs differ from PyBLP's by 0.1"
     assert fail({"costs": [math.nan]}, {"costs": [1.0]}) == "no finite numbers in costs"
     assert fail({"converged": [1.0, 0.0]}, {"converged": [1.0, 1.0]}) == "1 markets have no equilibrium"
+
+
+def test_only_pyblp_is_timed_with_the_original_threads_of_lapack(monkeypatch: pytest.MonkeyPatch) -> None:
+    lifted, seen = [False], {"blpjax": set[bool](), "pyblp": set[bool]()}
+
+    @contextmanager
+    def original() -> Iterator[None]:
+        lifted[0] = True
+        yield
+        lifted[0] = False
+
+    def run(library: str) -> Callable[[], dict[str, np.ndarray]]:
+        def outputs() -> dict[str, np.ndarray]:
+            seen[library].add(lifted[0])
+            return {"costs": np.ones(1)}
+
+        return outputs
+
+    monkeypatch.setattr(estimation, "original_lapack_threads", original)
+    supply.output_row("case", "", run("blpjax"), run("pyblp"), Settings(repeat=2, warm=1))
+    assert seen == {"blpjax": {False}, "pyblp": {True}}
 
 
 # --- processes ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from blpjax.exceptions import Status
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.contraction import logit_delta
 from blpjax.markets import MarketTastes, invert_economy, map_markets
+from blpjax.parameters import UtilityForm
 from tests.economies import loop_shares, tables
 from tests.tolerances import DELTA, ROUNDING
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("several_buckets")
 PRODUCTS, AGENTS = [3, 7, 4, 7, 3, 5], [20, 6, 20, 8, 21, 11]
 LIMITS = FixedPointLimits()
 SIGMA, PI = jnp.array([[0.5, 0.0], [0.0, 0.7]]), jnp.array([[0.3], [-0.4]])
+TASTES = MarketTastes(SIGMA, PI, jnp.zeros(0), (0, 1), UtilityForm())
 
 
 def economy_of(products: Any, agents: Any, X2_columns: tuple[str, ...] = ("one", "x")) -> Economy:
@@ -152,7 +154,7 @@ def start_of(products: Any) -> jax.Array:
 
 @jax.jit
 def invert_jit(economy: Economy, start: jax.Array) -> markets.Inversion:
-    return invert_economy(economy, MarketTastes(SIGMA, PI, (0, 1)), start, LIMITS, FixedPointMethod("newton"))
+    return invert_economy(economy, TASTES, start, LIMITS, FixedPointMethod("newton"))
 
 
 def invert(economy: Economy, products: Any) -> markets.Inversion:
@@ -212,7 +214,7 @@ def test_chunks_of_markets_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_random_coefficients_delta_is_the_logit_in_closed_form(shuffled: tuple[Any, Any, np.ndarray]) -> None:
     products, agents, _ = shuffled
     economy = economy_of(products, agents, X2_columns=())
-    nothing = MarketTastes(jnp.zeros((0, 0)), jnp.zeros((0, 1)), ())
+    nothing = MarketTastes(jnp.zeros((0, 0)), jnp.zeros((0, 1)), jnp.zeros(0), (), UtilityForm())
     found = invert_economy(economy, nothing, jnp.zeros(len(products)), LIMITS, FixedPointMethod())
     ROUNDING.check(found.delta, start_of(products))
     assert found.status.tolist() == found.evaluations.tolist() == [0] * len(PRODUCTS)

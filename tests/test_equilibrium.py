@@ -113,7 +113,7 @@ def test_zeta_is_that_of_its_definition(demand: Any) -> None:
     f = arrays(firms(6))
     prices, H = f.costs * 1.3 + 0.2, ownership_matrix(f.firms)
     point = demand(prices, f)
-    P = np.asarray(point.probabilities())
+    P = np.asarray(point.choices().inside)
     R = P * np.asarray(point.utility_slopes()) * np.asarray(f.weights)
     Gamma = P @ R.T  # row j, column k: sum_i w_i P_ji P_ki alpha_ki
     expected = ((np.asarray(H) * Gamma.T) @ (prices - f.costs) - plain_shares(point)) / R.sum(axis=1)

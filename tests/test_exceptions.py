@@ -4,8 +4,10 @@ import warnings
 
 import jax.numpy as jnp
 import numpy as np
+import pyblp
 import pytest
 
+from blpjax import exceptions
 from blpjax.exceptions import (
     BLPError,
     ConvergenceError,
@@ -19,6 +21,33 @@ from blpjax.exceptions import (
 )
 
 IDS = [f"C{t:02d}" for t in range(12)]
+
+#: Names of PyBLP that are raised here, each tested where it is raised.
+PYBLP_NAMES = {
+    "AbsorptionError",
+    "DeltaConvergenceError",
+    "EquilibriumPricesConvergenceError",
+    "GenericNumericalError",
+    "MultipleErrors",
+    "NonpositiveCostsError",
+    "NonpositiveSyntheticCostsError",
+    "SyntheticDeltaConvergenceError",
+    "SyntheticPricesConvergenceError",
+    "ThetaConvergenceError",
+}
+
+
+def test_exceptions_have_names_of_pyblp_only_where_documented() -> None:
+    names = [name for name in dir(pyblp.exceptions) if name.endswith(("Error", "Errors"))]
+    common = {name for name in names if hasattr(exceptions, name)}
+    assert common == PYBLP_NAMES
+    assert all(name in (exceptions.__doc__ or "") for name in PYBLP_NAMES)
+
+
+def test_scripts_that_catch_multiple_errors_catch_every_numerical_failure() -> None:
+    for name in PYBLP_NAMES:
+        with pytest.raises(exceptions.MultipleErrors, match="Inverting shares made no further progress"):
+            raise_for_status(np.array([4]), IDS[:1], "Inverting shares", kind=getattr(exceptions, name))
 
 
 def test_every_status_has_its_own_sentence() -> None:

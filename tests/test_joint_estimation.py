@@ -497,7 +497,6 @@ def test_what_belongs_to_the_supply_side_needs_one(arguments: dict[str, Any]) ->
         DEMAND.solve(blpjax, **arguments)
 
 
-
 def test_a_mean_of_covariances_needs_covariance_instruments() -> None:
     with pytest.raises(ValueError, match="covariance_moments_mean"):
         Case().solve(blpjax, covariance_moments_mean=0.1)

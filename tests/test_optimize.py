@@ -1,10 +1,14 @@
 """Every optimisation routine behind one result, with failing evaluations, bounds and interruptions."""
 
+import contextlib
 import dataclasses
 import pickle
+import sys
+import types
 import warnings
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,7 +18,8 @@ import pytest
 import scipy.optimize
 
 from blpjax.exceptions import Status
-from blpjax.optimize import Optimization, OptimizationOutcome, OptimizationProgress, OptimizationStatus, minimize
+from blpjax.optimize import ObjectiveProgress, Optimization, OptimizationOutcome, OptimizationStatus, minimize
+from blpjax.recorder import FailurePolicy
 from blpjax.trust_region import advance
 
 SCIPY_BOUNDED = ["slsqp", "trust-constr", "l-bfgs-b", "tnc"]
@@ -281,7 +286,7 @@ def test_a_custom_grid_search_runs_as_documented() -> None:
         best_values, best_objective = initial, np.inf
         for values in product(*(np.linspace(lower, upper, points) for lower, upper in bounds)):
             objective, gradient, progress = objective_function(values)
-            assert gradient is None and isinstance(progress, OptimizationProgress)
+            assert gradient is None and isinstance(progress, ObjectiveProgress)
             np.testing.assert_array_equal(progress.theta, values)
             assert progress.ok and progress.objective == objective and progress.residual_jacobian.shape == (8, 3)
             if objective < best_objective:
@@ -375,7 +380,6 @@ def test_gradients_are_required_and_refused_as_in_pyblp(method: str, compute_gra
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("knitro",), NotImplementedError, "'knitro'\\) is not supported. Use Optimization\\('trust-region'\\)"),
         (("bgfs",), ValueError, "must be one of .*'bfgs'.* or a callable, not 'bgfs'"),
         ((3,), ValueError, "or a callable, not 3"),
         (("bfgs", {"tol": 1}), ValueError, "'bfgs'\\) does not have the options \\['tol'\\]. It has .*'gtol'"),
@@ -431,3 +435,194 @@ def test_statuses_extend_those_of_loops() -> None:
     assert shared == [(s.name, s.value) for s in OptimizationStatus][: len(shared)]
     assert all(status.sentence for status in OptimizationStatus)
     assert {f.name for f in dataclasses.fields(OptimizationOutcome)} >= {"theta", "converged", "status", "message"}
+
+
+# --- Knitro ---------------------------------------------------------------------------------------------------------
+
+
+class FakeKnitro(types.ModuleType):
+    """The functions of Knitro's Python interface that are used, around SciPy's L-BFGS-B routine."""
+
+    KN_INFINITY, KN_OBJGOAL_MINIMIZE, KN_DENSE = 1e20, 0, -1
+
+    def __init__(self, code: int = 0, licensed: bool = True) -> None:
+        super().__init__("knitro")
+        self.code, self.licensed, self.freed = code, licensed, 0
+        self.options: dict[str, Any] = {}
+
+    def KN_new(self) -> dict[str, Any]:
+        if not self.licensed:
+            raise RuntimeError("no license found")
+        return {"gradient": None}
+
+    def KN_free(self, context: Any) -> None:
+        self.freed += 1
+
+    def KN_set_int_param(self, context: Any, name: str, value: int) -> None:
+        if name not in ("algorithm", "gradopt", "hessopt", "honorbnds", "outlev", "maxit"):
+            raise RuntimeError(f"{name} is no integer option")
+        self.options[name] = value
+
+    def KN_set_double_param(self, context: Any, name: str, value: float) -> None:
+        if name not in ("opttol", "maxtime_real"):
+            raise RuntimeError(f"{name} is no option")
+        assert isinstance(value, float)
+        self.options[name] = value
+
+    def KN_set_char_param(self, context: Any, name: str, value: str) -> None:
+        self.options[name] = value
+
+    def KN_add_vars(self, context: Any, number: int) -> None:
+        context["size"] = number
+
+    def KN_set_var_lobnds(self, context: Any, xLoBnds: list[float]) -> None:
+        context["lower"] = xLoBnds
+
+    def KN_set_var_upbnds(self, context: Any, xUpBnds: list[float]) -> None:
+        context["upper"] = xUpBnds
+
+    def KN_set_var_primal_init_values(self, context: Any, xInitVals: list[float]) -> None:
+        context["start"] = xInitVals
+
+    def KN_set_obj_goal(self, context: Any, goal: int) -> None:
+        assert goal == self.KN_OBJGOAL_MINIMIZE
+
+    def KN_add_eval_callback(self, context: Any, evalObj: bool, funcCallback: Callable[..., int]) -> str:
+        context["function"] = funcCallback
+        return "callback"
+
+    def KN_set_cb_grad(self, context: Any, cb: str, objGradIndexVars: int, gradCallback: Callable[..., int]) -> None:
+        assert cb == "callback" and objGradIndexVars == self.KN_DENSE
+        context["gradient"] = gradCallback
+
+    def KN_set_newpt_callback(self, context: Any, callback: Callable[..., int]) -> None:
+        context["new point"] = callback
+
+    def KN_solve(self, context: dict[str, Any]) -> None:
+        def call(name: str, x: np.ndarray) -> Any:
+            result = types.SimpleNamespace(obj=0.0, objGrad=[0.0] * context["size"])
+            if context[name](context, "callback", types.SimpleNamespace(x=x.tolist()), result, None) != 0:
+                raise StopIteration
+            return result
+
+        context["solution"] = np.array(context["start"])
+        with contextlib.suppress(StopIteration):
+            context["solution"] = scipy.optimize.minimize(
+                lambda x: call("function", x).obj,
+                context["start"],
+                jac=None if context["gradient"] is None else lambda x: np.array(call("gradient", x).objGrad),
+                bounds=list(zip(context["lower"], context["upper"], strict=True)),
+                method="l-bfgs-b",
+                callback=lambda x: context["new point"](context, x.tolist(), [], None),
+                options={"ftol": 1e-14},
+            ).x
+
+    def KN_get_solution(self, context: dict[str, Any]) -> tuple[int, float, list[float], list[float]]:
+        return self.code, 0.0, context["solution"].tolist(), []
+
+
+@pytest.fixture
+def knitro(monkeypatch: pytest.MonkeyPatch) -> FakeKnitro:
+    module = FakeKnitro()
+    monkeypatch.setitem(sys.modules, "knitro", module)
+    return module
+
+
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_an_installed_knitro_is_driven(knitro: FakeKnitro, best: np.ndarray, with_gradient: bool) -> None:
+    bounds = Box(np.array([0.0, 0.0, -np.inf]), np.full(3, 5.0))
+    options = {"maxit": 100, "opttol": 1e-9, "maxtime_real": 60}
+    optimization = Optimization("knitro", options, compute_gradient=with_gradient)
+    assert optimization.supports_bounds and "Artelys Knitro" in repr(optimization)
+    outcome = minimize(optimization, Objective(), START, bounds)
+    assert outcome.converged and outcome.iterations > 2, outcome.message
+    np.testing.assert_allclose(outcome.theta, best, rtol=1e-3)
+    defaults = {"algorithm": 1, "gradopt": 1 if with_gradient else 2, "hessopt": 2, "honorbnds": 1, "outlev": 0}
+    assert knitro.options == defaults | options
+    assert knitro.freed == 2  # when configured, and when used
+
+
+def test_what_knitro_claims_is_checked_and_its_failures_are_reported(knitro: FakeKnitro) -> None:
+    knitro.code = -400
+    outcome = minimize(Optimization("knitro"), Objective(), START, FREE)
+    assert (outcome.converged, outcome.status) == (False, OptimizationStatus.ROUTINE_FAILED)
+    assert "return code is -400" in outcome.message
+    knitro.code = 0
+    knitro.KN_solve = lambda context: context.update(solution=np.array(context["start"]))  # type: ignore[method-assign]
+    outcome = minimize(Optimization("knitro"), Objective(), START, FREE)
+    assert (outcome.converged, outcome.status) == (False, OptimizationStatus.NOT_OPTIMAL)
+
+
+def test_interruptions_pass_through_knitro(knitro: FakeKnitro) -> None:
+    outcome = minimize(Optimization("knitro"), Objective(interrupt_at=4), START, FREE)
+    assert (outcome.status, outcome.evaluations) == (OptimizationStatus.INTERRUPTED, 4)
+    assert knitro.freed == 2
+
+
+def test_a_missing_knitro_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("KNITRODIR", raising=False)
+    monkeypatch.setitem(sys.modules, "knitro", None)
+    with pytest.raises(
+        OSError, match="needs Knitro, which cannot be imported.* or use Optimization\\('trust-region'\\)"
+    ):
+        Optimization("knitro")
+    with pytest.raises(OSError, match="finds no directory 'lib' in knitro_dir"):
+        Optimization("knitro", {"knitro_dir": str(tmp_path)})
+    monkeypatch.setitem(sys.modules, "knitro", FakeKnitro(licensed=False))
+    with pytest.raises(OSError, match="does not start: no license found. Is there a licence"):
+        Optimization("knitro")
+    monkeypatch.setitem(sys.modules, "knitro", types.ModuleType("knitro"))
+    with pytest.raises(OSError, match="needs Knitro 12 or newer"):
+        Optimization("knitro")
+
+
+def test_knitro_is_found_where_it_says_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for part in ("lib", "examples/Python"):
+        (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "examples/Python/knitro.py").write_text("KN_new = dict\ndef KN_free(context): pass\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "knitro", raising=False)
+    monkeypatch.setenv("KNITRODIR", str(tmp_path))
+    Optimization("knitro")
+    assert Path(str(sys.modules["knitro"].__file__)).is_relative_to(tmp_path)
+    monkeypatch.delitem(sys.modules, "knitro")
+
+
+def test_options_that_knitro_does_not_know_are_refused(knitro: FakeKnitro) -> None:
+    with pytest.raises(ValueError, match="Knitro does not accept the option ftol = 1e-09: ftol is no option"):
+        Optimization("knitro", {"ftol": 1e-9})
+
+
+# --- failing evaluations as the user wants them ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "policy", [FailurePolicy("revert", 3.0), FailurePolicy("punish", 1e3), FailurePolicy("punish")]
+)
+@pytest.mark.parametrize("method", [method for method in [*WITH_GRADIENT, *WITHOUT_GRADIENT] if method != OURS[0]])
+def test_policies_for_failures_never_give_false_convergence(
+    method: str, policy: FailurePolicy, best: np.ndarray
+) -> None:
+    for fails in FAILING.values():
+        outcome = minimize(configure(method), Objective(fails), START, FREE, failures=policy)
+        assert not fails(outcome.theta) and bool(outcome.evaluation.ok)
+        assert not outcome.converged or np.abs(outcome.theta - best).max() < 0.04
+    outcome = minimize(configure(method), Objective(lambda theta: True), START, FREE, failures=policy)
+    assert not outcome.converged and outcome.failed_evaluations == outcome.evaluations
+
+
+def test_derivatives_that_are_left_out_are_completed_at_the_end() -> None:
+    objective, completed = Objective(), []
+
+    def complete(theta: np.ndarray, evaluation: Evaluation) -> Evaluation:
+        completed.append(theta)
+        return Objective()(theta)
+
+    def without(theta: np.ndarray) -> Evaluation:
+        found = objective(theta)
+        return dataclasses.replace(found, gradient=found.gradient * np.nan, residual_jacobian=np.nan)
+
+    outcome = minimize(configure("nelder-mead"), without, START, FREE, complete=complete)
+    assert outcome.converged and len(completed) == 1 and np.isfinite(outcome.evaluation.gradient).all()
+    short = minimize(configure("nelder-mead", maxfev=9), without, START, FREE, complete=complete)
+    assert not short.converged and np.isfinite(short.evaluation.gradient).all()

@@ -4,6 +4,7 @@ import io
 import sys
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
 
@@ -43,6 +44,9 @@ def test_names_and_defaults_are_those_of_pyblp() -> None:
         ("weights_tol", np.inf),
         ("collinear_atol", 0),
         ("psd_rtol", 1e-3),
+        ("finite_differences_epsilon", 1e-4),
+        ("pseudo_inverses", False),
+        ("verbose_tracebacks", True),
     ],
 )
 def test_assignments_take_effect(name: str, value: object) -> None:
@@ -75,10 +79,11 @@ def test_misspelled_names_raise_with_the_close_name() -> None:
         ("dtype", np.longdouble, NotImplementedError, "options.dtype.*shifted by their maximum"),
         ("dtype", np.float32, NotImplementedError, "options.dtype.*Single precision gives wrong"),
         ("dtype", None, NotImplementedError, "options.dtype = None is not supported"),
-        ("pseudo_inverses", False, NotImplementedError, "options.pseudo_inverses = False is not supported"),
-        ("pseudo_inverses", 1, NotImplementedError, "options.pseudo_inverses = 1 is not supported"),
-        ("verbose_tracebacks", True, NotImplementedError, "options.verbose_tracebacks"),
-        ("finite_differences_epsilon", 1e-4, NotImplementedError, "options.finite_differences_epsilon.*exact"),
+        ("pseudo_inverses", 1, TypeError, "options.pseudo_inverses must be True or False, not 1"),
+        ("verbose_tracebacks", "yes", TypeError, "options.verbose_tracebacks must be True or False"),
+        ("finite_differences_epsilon", 0, ValueError, "options.finite_differences_epsilon must be a positive number"),
+        ("finite_differences_epsilon", np.inf, ValueError, "options.finite_differences_epsilon must be a positive"),
+        ("finite_differences_epsilon", "small", TypeError, "options.finite_differences_epsilon must be a number"),
         ("stable_atol", 1.0, NotImplementedError, "options.stable_atol"),
         ("detect_micro_collinearity", True, NotImplementedError, "options.detect_micro_collinearity.*Micro moments"),
         (
@@ -134,3 +139,12 @@ def test_output_flushes_on_request(monkeypatch: pytest.MonkeyPatch, flush: bool)
     options.output("text")
     assert stream.getvalue() == "text"
     assert stream.flushed is flush
+
+
+def test_verbose_tracebacks_show_the_frames_of_jax() -> None:
+    before = jax.config.jax_traceback_filtering
+    options.verbose_tracebacks = True
+    assert jax.config.jax_traceback_filtering == "off"
+    options.verbose_tracebacks = True
+    options.verbose_tracebacks = False
+    assert jax.config.jax_traceback_filtering == before

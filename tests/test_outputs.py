@@ -7,12 +7,12 @@ import pytest
 
 from blpjax.kernels.outputs import (
     consumer_surpluses,
-    demand_jacobian,
     diversion_ratios,
     elasticities,
     herfindahl_hirschman_index,
     long_run_diversion_ratios,
 )
+from blpjax.kernels.supply import DemandPoint
 from tests.economies import MARKETS, J, Market, loop_shares, market, pad
 from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING
 
@@ -29,7 +29,8 @@ def jacobian_of(
     delta: jax.Array, X2: jax.Array, C: jax.Array, weights: jax.Array, availability: jax.Array, slope: jax.Array
 ) -> jax.Array:
     X2_slope = jnp.zeros_like(X2).at[:, 1].set(1.0)
-    return demand_jacobian(delta, X2, C, weights, availability, slope, X2_slope)
+    present = (availability > 0).any(axis=1)
+    return DemandPoint(delta, X2, C, weights, availability, slope, X2_slope, present).jacobian()
 
 
 def jacobian(m: Market) -> jax.Array:

@@ -120,9 +120,7 @@ def test_without_parameters_theta_is_empty() -> None:
 
 
 def test_scalars_stand_for_matrices_of_one_element() -> None:
-    parameters = build(
-        sigma=0.5, pi=None, X2=("x",), demographics=(), n_node_columns=1, beta=np.ones((4, 1))
-    )
+    parameters = build(sigma=0.5, pi=None, X2=("x",), demographics=(), n_node_columns=1, beta=np.ones((4, 1)))
     assert parameters.theta.tolist() == [0.5, 1, 1, 1, 1]
 
 

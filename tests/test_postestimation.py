@@ -5,13 +5,15 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pandas as pd
 import pyblp
 import pytest
 
 import blpjax
-from blpjax.exceptions import ConvergenceError, ConvergenceWarning
+from blpjax.delta_method import DeltaMethodResults
+from blpjax.exceptions import ConvergenceError, ConvergenceWarning, EquilibriumPricesConvergenceError
 from blpjax.postestimation import PostEstimation
 from blpjax.queries import OutputTables
 from tests import joint
@@ -258,12 +260,6 @@ def test_tables_by_market_and_agent_are_labelled() -> None:
 # standard errors and draws
 
 
-class Deltas(NamedTuple):
-    value: np.ndarray
-    standard_errors: np.ndarray
-    hold: str
-
-
 class Known(PostEstimation):
     """Outputs of a model whose parameters are known."""
 
@@ -282,9 +278,10 @@ class Known(PostEstimation):
 class Estimated(Known):
     """Standard errors are a tenth of the values."""
 
-    def delta_method(self, function: Any, hold: str = "shares") -> Deltas:
-        value = np.asarray(function(self.model))
-        return Deltas(value, 0.1 * np.abs(value), hold)
+    def delta_method(self, function: Any, hold: str = "shares") -> DeltaMethodResults:
+        value = jax.tree.map(np.asarray, function(self.model))
+        numbers = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(value)])
+        return DeltaMethodResults(value, 0.1 * numbers[:, None], np.eye(1), ["scale"], hold)
 
 
 class Drawn(Known):
@@ -313,6 +310,15 @@ def test_standard_errors_are_those_of_the_delta_method(call: str, market_id: Any
     assert list(frame.columns[-3:]) == ["standard_error", "lower", "upper"]
     ROUNDING.check(frame.standard_error, 0.1 * np.abs(frame.iloc[:, -4]))
     ROUNDING.check(frame.upper - frame.lower, 2 * 1.959963984540054 * frame.standard_error)
+
+
+@pytest.mark.parametrize("call", ["delta", "prices of a merger"])
+def test_nothing_is_solved_a_second_time_for_standard_errors(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[Any] = []
+    monkeypatch.setattr(Estimated, "evaluate_output", lambda *arguments: evaluated.append(arguments))
+    results, products = Estimated(solved("linear costs")[0]), cases()["linear costs"].tables[0]
+    found = CALLS[call].answer(blpjax, results, products, None, standard_errors=True)
+    assert found.value.shape == (len(products), 1) and not evaluated
 
 
 def test_known_parameters_have_no_standard_errors() -> None:
@@ -366,10 +372,16 @@ def test_markets_without_an_equilibrium_are_named(upward: Any) -> None:
         prices = upward.compute_prices(costs=np.full(29, 1.0))
     inside = upward.problem.product_table.market_ids == "m002"
     assert np.isnan(prices[inside]).all() and np.isfinite(prices[~inside]).all()
-    with pytest.raises(ConvergenceError, match="'m002'"):
+    with pytest.raises(EquilibriumPricesConvergenceError, match="'m002'"):
         upward.compute_prices(costs=np.full(29, 1.0), error_behavior="raise")
-    with pytest.raises(ConvergenceError, match="in 1 of 1 markets: 'm002'"):
+    with pytest.raises(EquilibriumPricesConvergenceError, match="in 1 of 1 markets: 'm002'"):
         upward.compute_prices(costs=np.full(6, 1.0), market_id="m002", error_behavior="raise")
+    with pytest.raises(ConvergenceError, match="in 1 of 4 markets: 'm002'"):
+        upward.compute_prices(costs=np.full(29, 1.0), error_behavior="raise", standard_errors=True)
+    with pytest.warns(ConvergenceWarning, match="equilibrium prices .* in 1 of 4 markets: 'm002'"):
+        uncertain = upward.compute_prices(costs=np.full(29, 1.0), standard_errors=True)
+    np.testing.assert_array_equal(np.isnan(uncertain.standard_errors[:, 0]), inside)
+    assert uncertain.jacobian.shape == (29, len(upward.parameters))
     assert np.isfinite(upward.compute_prices(costs=np.full(7, 1.0), market_id="m001")).all()
 
 

@@ -223,13 +223,17 @@ def test_tables_that_change_later_do_not_change_the_problem(problem: Problem) ->
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"rc_types": ["linear", "log"]}, NotImplementedError, "rc_types other than 'linear'"),
-        ({"epsilon_scale": 0.5}, NotImplementedError, "epsilon_scale other than 1"),
+        ({"rc_types": ["linear", "log"]}, ValueError, "a type for each of the 3 columns of X2, not .'linear', 'log'."),
+        ({"rc_types": "log"}, ValueError, "rc_types must be a list with a type for each of the 3 columns of X2"),
+        ({"rc_types": ["linear", "log", "exp"]}, ValueError, "'linear', 'log', 'logit' or functions .*, not 'exp'"),
+        ({"epsilon_scale": 0.0}, ValueError, "epsilon_scale must be a positive number, not 0.0"),
+        ({"epsilon_scale": np.inf}, ValueError, "epsilon_scale must be a positive number, not inf"),
+        ({"epsilon_scale": "1"}, ValueError, "epsilon_scale must be a positive number, not '1'"),
         ({"costs_type": "log"}, ValueError, "costs_type='log' needs a supply side"),
         ({"costs_type": "quadratic"}, ValueError, "costs_type must be one of"),
     ],
 )
-def test_options_of_models_that_are_not_supported_are_named(
+def test_wrong_options_of_models_are_named(
     options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -287,7 +291,11 @@ BAD_TABLES: dict[str, tuple[Callable[[pd.DataFrame], Any], type[Exception], str]
         "column 'x' has a missing.*row 2",
     ),
     "a regressor is text": (lambda t: t.drop(columns="x"), DataError, "'x'"),
-    "nests": (lambda t: t.assign(nesting_ids="n"), NotImplementedError, "nesting_ids"),
+    "a nest is missing": (
+        lambda t: t.assign(nesting_ids=np.where(t.index == 6, None, "n")),
+        DataError,
+        "product_data: column 'nesting_ids' has missing values in 1 row.*, row 6",
+    ),
     "instruments from one": (
         lambda t: t.rename(columns={"demand_instruments0": "demand_instruments8"}),
         DataError,
@@ -381,19 +389,14 @@ def test_duplicated_products_and_odd_weights_warn() -> None:
 # what solve refuses
 
 UNSUPPORTED = {
-    "rho": 0.5,
-    "rho_bounds": ([0.0], [0.5]),
     "phi": [0.1],
     "phi_bounds": ([0.0], [1.0]),
     "demand_moment_types": [("levels", 0)],
     "supply_moment_types": "innovations",
-    "finite_differences": True,
-    "error_punishment": 2,
     "fp_type": "linear",
     "shares_bounds": None,
     "micro_moments": ["moment"],
     "micro_sample_covariances": np.eye(1),
-    "resample_agent_data": len,
 }
 
 
@@ -409,12 +412,13 @@ def test_unsupported_arguments_are_named(problem: Problem, name: str) -> None:
     ("options", "message"),
     [
         ({"gamma": [1.0]}, "gamma must not be given, because X3 was not formulated"),
+        ({"rho": 0.5}, "rho must not be given, because there are no nesting_ids in product_data"),
         ({"costs_bounds": (0.1, None)}, "costs_bounds need a supply side"),
         ({"covariance_moments_mean": 0.1}, "covariance_moments_mean needs a supply side"),
         ({"covariance_moments_mean": "zero"}, "covariance_moments_mean must be a number"),
     ],
 )
-def test_options_of_supply_need_one(problem: Problem, options: dict[str, Any], message: str) -> None:
+def test_options_of_what_is_not_in_the_model_are_refused(problem: Problem, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         problem.solve(SIGMA, PI, **options)
 
@@ -459,8 +463,6 @@ def test_every_argument_of_pyblp_is_accepted_or_refused_by_name() -> None:
         ({"check_optimality": "hessian"}, ValueError, "check_optimality must be one of"),
         ({"delta_behavior": "best"}, ValueError, "delta_behavior must be one of"),
         ({"error_behavior": "ignore"}, ValueError, "error_behavior must be one of"),
-        ({"error_behavior": "revert"}, NotImplementedError, "error_behavior='revert' is not supported.*'raise'"),
-        ({"error_behavior": "punish"}, NotImplementedError, "error_behavior='punish' is not supported"),
         ({"W_type": "hac"}, ValueError, "W_type must be 'robust', 'clustered' or 'unadjusted', not 'hac'"),
         ({"se_type": 3}, ValueError, "se_type must be 'robust'"),
         ({"optimization": "bfgs"}, TypeError, "optimization must be Optimization or None, not str"),

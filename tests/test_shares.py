@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blpjax.kernels.shares import probabilities, share_jacobian, shares, tastes
+from blpjax.kernels.shares import choices, probabilities, share_jacobian, shares, tastes
 from tests.economies import MARKETS, I, J, Market, loop_shares, market, pad, stack
 from tests.tolerances import CENTRAL_DIFFERENCE, ROUNDING
 
@@ -197,8 +197,7 @@ def test_all_arguments_at_once_under_vmap_of_directions() -> None:
 
 def test_share_jacobian_is_the_derivative_in_delta() -> None:
     arrays = arguments(available_market())
-    P, _ = probabilities(arrays[0][:, None] + arrays[1] @ arrays[2], arrays[4])
-    H = share_jacobian(P, arrays[3])
+    H = share_jacobian(choices(arrays[0][:, None] + arrays[1] @ arrays[2], arrays[4]), arrays[3])
     ROUNDING.check(H, jax.jacfwd(plain_shares)(*arrays))
     ROUNDING.check(H, np.asarray(H).T)
 
@@ -206,8 +205,8 @@ def test_share_jacobian_is_the_derivative_in_delta() -> None:
 def test_share_jacobian_with_values_is_the_derivative_in_a_characteristic() -> None:
     """With agent-specific slopes of utility, here the tastes for the second characteristic."""
     delta, X2, C, weights, availability = arguments(available_market())
-    P, _ = probabilities(delta[:, None] + X2 @ C, availability)
-    actual = share_jacobian(P, weights, jnp.broadcast_to(C[1], P.shape))
+    found = choices(delta[:, None] + X2 @ C, availability)
+    actual = share_jacobian(found, weights, jnp.broadcast_to(C[1], found.inside.shape))
     expected = jax.jacfwd(lambda x: plain_shares(delta, X2.at[:, 1].set(x), C, weights, availability))(X2[:, 1])
     ROUNDING.check(actual, expected)
 

@@ -8,7 +8,13 @@ import pyblp
 import pytest
 
 import blpjax
-from blpjax.exceptions import ConvergenceError, ConvergenceWarning, DataError
+from blpjax.exceptions import (
+    ConvergenceWarning,
+    DataError,
+    NonpositiveSyntheticCostsError,
+    SyntheticDeltaConvergenceError,
+    SyntheticPricesConvergenceError,
+)
 from tests.problems import quiet
 from tests.tolerances import DELTA, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
 
@@ -359,10 +365,18 @@ def test_summary_is_printed_as_by_pyblp() -> None:
     assert tables[0] == tables[1]
 
 
+def test_failed_inversions_name_their_markets() -> None:
+    data, options = id_data().assign(prices=2.0), {"beta": [0.5, -2.0, 1.0, 0.7]}
+    simulation = simulate(blpjax, data, ("1 + prices + x + v", "1 + x", "1 + x + w"), **options)
+    hopeless = blpjax.Iteration("squarem", {"max_evaluations": 1})
+    with pytest.raises(SyntheticDeltaConvergenceError, match="inversion of market shares .* in 6 of 6 markets: 'm0'"):
+        simulation.replace_exogenous("v", "w", iteration=hopeless)
+
+
 def test_upward_sloping_demand_names_its_markets() -> None:
     simulation = simulate(blpjax, beta=[0.5, 2.0, 1.0])
     message = r"The search for equilibrium prices .* in 6 of 6 markets: 'm0', 'm1', 'm2', 'm3', 'm4' and 1 more"
-    with pytest.raises(ConvergenceError, match=message):
+    with pytest.raises(SyntheticPricesConvergenceError, match=message):
         simulation.replace_endogenous()
     with pytest.warns(ConvergenceWarning, match=message):
         results = simulation.replace_endogenous(error_behavior="warn")
@@ -438,7 +452,7 @@ def test_log_costs_that_are_not_positive_name_their_markets() -> None:
     options = {"beta": [0.5, -2.0, 1.0, 0.7], "costs_type": "log"}
     simulation = simulate(blpjax, data, formulas, **options)
     message = "logarithms of marginal costs that are not positive .* in 1 of 6 markets: 'm4'"
-    with pytest.raises(ConvergenceError, match=message):
+    with pytest.raises(NonpositiveSyntheticCostsError, match=message):
         simulation.replace_exogenous("v", "w")
     with pytest.warns(ConvergenceWarning, match=message):
         results = simulation.replace_exogenous("v", "w", error_behavior="warn")
@@ -518,10 +532,8 @@ def test_arguments_of_problems() -> None:
         data = {**blpjax.data_to_dict(results.product_data), "demand_instruments0": np.arange(24.0)}
         replaced = results.to_problem(blpjax.Formulation("1 + prices + x"), data)
         assert replaced.MD == 3  # the given one, 1 and x
-    with pytest.raises(NotImplementedError, match="epsilon_scale other than 1"):
-        results.to_problem(epsilon_scale=0.5)
-    with pytest.raises(NotImplementedError, match="rc_types"):
-        results.to_problem(rc_types=["log", "linear"])
+        changed = results.to_problem(rc_types=["log", "linear"], epsilon_scale=0.5)
+        assert (changed.rc_types, changed.epsilon_scale) == (["log", "linear"], 0.5)
     # what is shown can be used
     known, formulations = results.simulation, (blpjax.Formulation("1 + prices"), blpjax.Formulation("0 + x"))
     with quiet():
@@ -591,7 +603,7 @@ ZEROS = np.zeros(24)
         ({"data": id_data().drop(columns="market_ids")}, DataError, "no column 'market_ids', which every simulation"),
         ({"data": id_data().assign(x0=1.0)}, DataError, "there is a column 'x0' but none called 'x', which formulas"),
         ({"data": id_data().assign(shares=0.5)}, DataError, "column 'shares' sums to one or more in 6 markets"),
-        ({"data": id_data().assign(nesting_ids=1)}, NotImplementedError, "'nesting_ids' asks for a nested logit"),
+        ({"data": id_data().assign(nesting_ids=1)}, ValueError, "rho must be given: an array of shape (1,)"),
         ({"beta": [0.5, -2.0]}, ValueError, "beta must have the shape"),
         ({"beta": [0.5, None, 1.0]}, ValueError, "beta and gamma must have no missing elements"),
         ({"gamma": None}, ValueError, "gamma must be given: an array of 3 true parameters"),
@@ -618,10 +630,10 @@ ZEROS = np.zeros(24)
             "agent_formulation and integration would not be used",
         ),
         ({"formulas": ("1 + x", *FORMULAS[1:])}, ValueError, "Neither X1 nor X2 depends on 'prices'"),
-        ({"rho": 0.5}, NotImplementedError, "rho is not supported: nested logit"),
+        ({"rho": 0.5}, ValueError, "rho must not be given, because there are no nesting_ids"),
         ({"phi": 0.5}, NotImplementedError, "phi is not supported: dynamic"),
-        ({"rc_types": ["log", "linear"]}, NotImplementedError, "rc_types other than 'linear'"),
-        ({"epsilon_scale": 0.5}, NotImplementedError, "epsilon_scale other than 1"),
+        ({"rc_types": ["log"]}, ValueError, "rc_types must be a list with a type for each of the 2 columns of X2"),
+        ({"epsilon_scale": -1}, ValueError, "epsilon_scale must be a positive number, not -1"),
         ({"costs_type": "square", "gamma": [1, 1, 1]}, ValueError, "costs_type must be one of"),
         (
             {"formulas": (*FORMULAS[:2], None), "gamma": None, "xi": ZEROS, "costs_type": "log"},

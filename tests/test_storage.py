@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -516,7 +517,7 @@ def test_options_of_iteration_come_back(results: ProblemResults, method: str) ->
     step = step_of(results)
     for iteration in (Iteration(method), Iteration(method, options)):
         wanted = dataclasses.replace(step.options, iteration=iteration)
-        restored = read_step(step_state(dataclasses.replace(step, options=wanted))).options
+        restored = read_step(step_state(dataclasses.replace(step, options=wanted)), results.problem.form).options
         assert restored.iteration == iteration and repr(restored.iteration) == repr(iteration)
         assert restored.specification == wanted.specification
         assert hash(restored.specification) == hash(wanted.specification), "programs are found by their hash"
@@ -537,3 +538,14 @@ def test_files_that_do_not_describe_results_are_refused(results: ProblemResults,
             StorageError, match=f"'{path}' is damaged: its content does not describe results .{message}"
         ):
             blpjax.load(path)
+
+
+def test_results_of_knitro_load_where_it_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = make_problem().solve(SIGMA, PI, method="1s", optimization=Optimization("return"))
+    stored = step_state(step_of(results))
+    stored["options"]["optimization"] |= {"method": "knitro", "method_options": {"opttol": 1e-9}}
+    monkeypatch.delenv("KNITRODIR", raising=False)
+    monkeypatch.setitem(sys.modules, "knitro", None)
+    optimization = read_step(stored, results.problem.form).options.optimization
+    assert optimization.method == NotStored("Optimization('knitro')")
+    assert optimization.method_options == {"opttol": 1e-9}

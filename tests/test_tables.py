@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from blpjax.exceptions import DataError, DataWarning
+from blpjax.inputs.demographics import build_demographics
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import (
@@ -239,11 +240,12 @@ def test_malformed_tables_are_refused() -> None:
         read_products("products.csv")
 
 
-def test_nesting_ids_are_refused_for_now() -> None:
-    with pytest.raises(NotImplementedError, match="product_data: column 'nesting_ids' asks for a nested logit"):
-        read_products(make_products(nesting_ids=[1, 1, 2, 2, 2]))
-    with pytest.raises(NotImplementedError, match="product_data: column 'nesting_ids0'"):
-        read_products(make_products(nesting_ids0=[1, 1, 2, 2, 2]))
+def test_nesting_ids() -> None:
+    found = read_products(make_products(nesting_ids=[1, 1, 2, 2, 2])).nesting_ids
+    assert found is not None and found.tolist() == [1, 1, 2, 2, 2]
+    assert read_products(make_products()).nesting_ids is None
+    with pytest.raises(DataError, match="product_data: column 'nesting_ids' has missing values in 1 row.*, row 3"):
+        read_products(make_products(nesting_ids=["a", "a", "b", None, "b"]))
 
 
 def test_repeated_products_of_a_market_warn() -> None:
@@ -390,13 +392,72 @@ def test_malformed_agent_tables_are_refused() -> None:
         agents_from([1, 2, 3])
 
 
-def test_features_of_later_versions_are_refused() -> None:
-    with pytest.raises(NotImplementedError, match="agent_data: column 'availability0' asks for agent-specific avail"):
-        agents_from(make_agents(availability0=[1.0] * 5))
-    data = make_agents(distance0=[1.0] * 5, distance1=[1.0] * 5)
-    with pytest.raises(NotImplementedError, match="agent_data: column 'distance0' without a column 'distance'"):
-        agents_from(data, names={"distance"})
-    assert agents_from(data, names={"distance0"}).nodes.shape == (5, 2)
+def test_availability_is_that_of_the_products_of_a_market() -> None:
+    """Market 'a' has two products: whatever stands in the third column is not used there."""
+    columns = {
+        "availability0": [1.0, 0.5, 0.0, 1.0, 2.0],
+        "availability1": [0.0, 1.0, 1.0, 1.0, 0.0],
+        "availability2": [1.0, np.nan, 3.0, 0.0, -5.0],
+    }
+    found = agents_from(make_agents(**columns)).availability
+    assert found is not None
+    expected = [[1, 0, 1], [0.5, 1, 0], [0, 1, 3], [1, 1, 0], [2, 0, 0]]
+    assert found.tolist() == expected
+    matrix = np.column_stack(list(columns.values()))
+    given = {name: column.to_numpy() for name, column in make_agents().items()}
+    again = agents_from({**given, "availability": matrix}).availability
+    assert again is not None and again.tolist() == expected
+    assert agents_from(make_agents()).availability is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({0: [1.0] * 5}, "columns of 'availability' are 1, but the largest market has 3 products. Give .*'availability2'"),
+        ({0: [1.0] * 5, 2: [1.0] * 5}, "numbered columns must start at zero and have no gaps, but 'availability1' is"),
+        (
+            {0: [1.0] * 5, 1: [1.0, 1.0, -0.5, 1.0, 1.0], 2: [1.0] * 5},
+            r"column 'availability1' must not be negative, but is in 1 row.*'b', row 2 \(-0.5\)",
+        ),
+        (
+            {0: [1.0] * 5, 1: [1.0] * 5, 2: [1.0, 1.0, np.nan, 1.0, 1.0]},
+            "column 'availability2' has missing values in 1 row.*'b', row 2",
+        ),
+    ],
+)
+def test_availability_that_cannot_be_used_is_named(columns: dict[int, list[float]], message: str) -> None:
+    with pytest.raises(DataError, match=f"agent_data: {message}"):
+        agents_from(make_agents(**{f"availability{j}": values for j, values in columns.items()}))
+
+
+def test_availability_goes_with_built_agents() -> None:
+    """Rows of the table stand for the built agents of their market in order."""
+    columns = {f"availability{j}": np.arange(5.0) + 10 * j for j in range(3)}
+    table = agents_from(make_agents(**columns), integration=Integration("product", 1))
+    assert table.availability is not None and table.availability.tolist() == [[1.0, 11.0, 0.0], [0.0, 10.0, 20.0]]
+
+
+def test_product_specific_demographics() -> None:
+    formulation = Formulation("0 + income + income:distance")
+    distances = {
+        "distance0": [1.0, 2.0, 3.0, 4.0, 5.0],
+        "distance1": [0.0, 1.0, 0.5, 2.0, 3.0],
+        "distance2": [7.0, np.nan, 8.0, 9.0, np.nan],
+    }
+    data = {name: column.to_numpy() for name, column in make_agents(**distances).items()}
+    found = build_demographics(formulation, data, MARKETS)
+    assert found.labels == ("income", "income*distance") and found.values.shape == (5, 2, 3)
+    for j, column in enumerate(distances.values()):
+        assert found.values[:, 0, j].tolist() == data["income"].tolist()
+        used = ~np.isnan(column)
+        np.testing.assert_array_equal(found.values[used, 1, j], (data["income"] * column)[used])
+    assert np.isfinite(found.values).all()
+    del data["distance1"]
+    with pytest.raises(DataError, match="agent_data: 'distance' is specific to products.* 3 products.* no 'distance1'"):
+        build_demographics(formulation, data, MARKETS)
+    plain = build_demographics(Formulation("0 + distance0"), data, MARKETS)
+    assert plain.values.shape == (5, 1), "a column may be named by its number"
+
 
 
 def test_arguments_that_do_not_fit_together_are_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyhdfe
 
-from ..exceptions import ConvergenceError, DataError
+from ..exceptions import AbsorptionError, DataError
 from .design import is_categorical, variable_levels
 from .expressions import source_text, variable_names
 from .formulation import Formulation
@@ -72,7 +72,7 @@ class Absorber:
         ------
         ValueError
             When `matrix` does not have N rows.
-        ConvergenceError
+        AbsorptionError
             When an iterative method does not converge.
         """
         matrix = np.asarray(matrix, float)
@@ -87,7 +87,7 @@ class Absorber:
                 # iterative methods would never meet their tolerance on missing values
                 residuals[:, finite] = self._algorithm.residualize(matrix[:, finite])
             except RuntimeError as error:
-                raise ConvergenceError(
+                raise AbsorptionError(
                     f"The absorption of fixed effects {' + '.join(self.labels)} failed: {error} Use another "
                     "absorb_method, or other absorb_options such as a larger iteration_limit."
                 ) from error

@@ -36,6 +36,7 @@ class ProductTable:
     ----------
     market_ids : (N,) market of each product.
     firm_ids : (N,) firm of each product, or None.
+    nesting_ids : (N,) group of each product, or None.
     product_ids : (N,) or (N, n) names of products, or None.
     clustering_ids : (N,) clusters for clustered weighting matrices and standard errors, or None.
     shares : (N,) shares of market size, each in (0, 1), summing to less than one in every market.
@@ -50,6 +51,7 @@ class ProductTable:
 
     market_ids: np.ndarray
     firm_ids: np.ndarray | None
+    nesting_ids: np.ndarray | None
     product_ids: np.ndarray | None
     clustering_ids: np.ndarray | None
     shares: np.ndarray
@@ -76,6 +78,8 @@ class AgentTable:
     agent_ids : (I,) or (I, n) names of agents, or None.
     weights : (I,) integration weights.
     nodes : (I, n) integration nodes, n at most K2.
+    availability : (I, max J) factors of exp V for each agent and product, in the order of products within markets, zero
+        for products that a market lacks. None without such columns.
     data : all columns and rows of the table, as the agent formulation reads them. Empty without agent data.
     rows : (I,) the row of `data` that belongs to each agent: `demographics = formulated[rows]`. None when agents are
         not rows of a table.
@@ -85,6 +89,7 @@ class AgentTable:
     agent_ids: np.ndarray | None
     weights: np.ndarray
     nodes: np.ndarray
+    availability: np.ndarray | None
     data: Mapping[str, np.ndarray]
     rows: np.ndarray | None
 
@@ -108,8 +113,6 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
     DataError
         A required column or a row's value is missing or unusable, shares are not in (0, 1) or sum to one or more in a
         market, numbered columns do not start at zero or have gaps, or there is only one cluster.
-    NotImplementedError
-        There are nesting ids.
 
     Warns
     -----
@@ -119,12 +122,6 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
     table = "product_data"
     columns = read_table(data, table)
     market_ids = read_market_ids(columns, table)
-    nests = [name for name in find_columns(columns, "nesting_ids", table) if columns[name].size]
-    if nests:
-        raise NotImplementedError(
-            f"{table}: column '{nests[0]}' asks for a nested logit model, which is not implemented yet. Drop or rename "
-            "the column to estimate a model without nests."
-        )
     shares = read_vector(columns, "shares", table, market_ids)
     prices = read_vector(columns, "prices", table, market_ids)
     _check_shares(shares, market_ids, table)
@@ -150,6 +147,7 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
     return ProductTable(
         market_ids=market_ids,
         firm_ids=firm_ids,
+        nesting_ids=read_ids(columns, "nesting_ids", table, market_ids),
         ownership=ownership,
         product_ids=product_ids,
         clustering_ids=clustering_ids,
@@ -189,8 +187,6 @@ def read_agents(
         The table or the integration is of the wrong type.
     DataError
         A required column or a row's value is missing or unusable, or markets differ from those of the products.
-    NotImplementedError
-        There is agent-specific availability, or a product-specific demographic.
 
     Warns
     -----
@@ -202,28 +198,29 @@ def read_agents(
     product_markets = unique_ids(product_market_ids, "market_ids", "product_data")
     if K2 == 0:
         T = product_markets.size
-        return AgentTable(product_markets, None, np.ones(T), np.zeros((T, 0)), {}, None)
+        return AgentTable(product_markets, None, np.ones(T), np.zeros((T, 0)), None, {}, None)
     columns = {} if data is None else read_table(data, table)
-    agent_ids = None
+    agent_ids = availability = None
     if data is not None:
         market_ids = read_market_ids(columns, table)
         _check_same_markets(product_markets, unique_ids(market_ids, "market_ids", table), table)
-        _refuse_product_specific(columns, names or (), table)
+        availability = _read_availability(columns, market_ids, product_market_ids, table)
         agent_ids = read_id_columns(columns, "agent_ids", table, market_ids)
     if not isinstance(integration, Integration):
         # surplus columns are dropped before they are checked: nothing uses them
         nodes, _ = read_matrix(columns, "nodes", table, market_ids, required=True, limit=K2)
         weights = read_vector(columns, "weights", table, market_ids, "X2 (unless there is an integration)")
         _check_weights(weights, market_ids, weights_tol, table)
-        return AgentTable(market_ids, agent_ids, weights, nodes, columns, np.arange(market_ids.size))
+        return AgentTable(market_ids, agent_ids, weights, nodes, availability, columns, np.arange(market_ids.size))
 
     built = integration.build_many(K2, product_markets)
     _check_weights(built.weights, built.market_ids, weights_tol, "integration")
     rows = None
-    if names is not None or agent_ids is not None:
+    if names is not None or agent_ids is not None or availability is not None:
         rows = _match_rows(market_ids, built.market_ids, table)
     agent_ids = None if agent_ids is None else agent_ids[rows]
-    return AgentTable(built.market_ids, agent_ids, built.weights, built.nodes, columns, rows)
+    availability = None if availability is None else availability[rows]
+    return AgentTable(built.market_ids, agent_ids, built.weights, built.nodes, availability, columns, rows)
 
 
 def assign_node_columns(n_columns: int, nonzero_columns: np.ndarray) -> np.ndarray:
@@ -379,20 +376,37 @@ def _match_rows(market_ids: np.ndarray, built_market_ids: np.ndarray, table: str
     return order[starts[built_codes.ravel()] + ranks]
 
 
-def _refuse_product_specific(columns: Mapping[str, np.ndarray], names: Collection[str], table: str) -> None:
-    """Refuse what varies over agents and products."""
-    availability = [name for name in find_columns(columns, "availability", table) if columns[name].size]
-    if availability:
-        raise NotImplementedError(
-            f"{table}: column '{availability[0]}' asks for agent-specific availability, which is not implemented yet. "
-            "Drop or rename the column to give every agent the whole choice set."
+def _read_availability(
+    columns: Mapping[str, np.ndarray], market_ids: np.ndarray, product_market_ids: np.ndarray, table: str
+) -> np.ndarray | None:
+    """Availability (I, max J), zero for products that a market lacks whatever the table has there."""
+    if not [name for name in find_columns(columns, "availability", table) if columns[name].size]:
+        return None
+    lacking = lacking_products(market_ids, product_market_ids)
+    given = find_columns(columns, "availability", table)
+    matrix = np.column_stack([columns[name] for name in given])
+    if matrix.shape[1] < lacking.shape[1]:
+        raise DataError(
+            f"{table}: columns of 'availability' are {matrix.shape[1]}, but the largest market has {lacking.shape[1]} "
+            f"products. Give 'availability0' to 'availability{lacking.shape[1] - 1}'."
         )
-    for name in sorted(names):
-        if name not in columns and f"{name}0" in columns:
-            raise NotImplementedError(
-                f"{table}: column '{name}0' without a column '{name}' asks for a product-specific demographic, which "
-                f"is not implemented yet. Give one column '{name}' that does not vary over products."
-            )
+    known = {f"availability{j}": np.where(lacking[:, j], 0.0, matrix[:, j]) for j in range(lacking.shape[1])}
+    values, _ = read_matrix(known, "availability", table, market_ids)
+    negative = np.argwhere(values < 0)
+    if negative.size:
+        i, j = negative[0]
+        raise DataError(
+            f"{table}: column 'availability{j}' must not be negative, but is in "
+            f"{list_rows(negative[negative[:, 1] == j, 0], market_ids, values[:, j])}."
+        )
+    return values
+
+
+def lacking_products(market_ids: np.ndarray, product_market_ids: np.ndarray) -> np.ndarray:
+    """(I, max J) whether an agent's market has no j-th product, for markets of agents (I,) and of products (N,)."""
+    markets, sizes = np.unique(product_market_ids, return_counts=True)
+    counts = sizes[np.searchsorted(markets, market_ids)]
+    return counts[:, None] <= np.arange(sizes.max())[None, :]
 
 
 def _kind(ids: np.ndarray) -> str:

@@ -8,39 +8,55 @@ are unavailable, their mean utility stays zero.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.kernels.fixed_point import FixedPoint, NewtonPoint, implicit, iterate, newton, safeguarded
+from blpjax.kernels.fixed_point import FixedPoint, Image, NewtonPoint, implicit, iterate, newton, safeguarded
 from blpjax.kernels.linear_algebra import solve
-from blpjax.kernels.shares import probabilities, scaled_exponentials, share_jacobian, shares
+from blpjax.kernels.shares import (
+    Choices,
+    Nests,
+    Tastes,
+    choices,
+    deviations,
+    scaled_exponentials,
+    share_jacobian,
+    shares,
+)
 
 #: Products in whose mean utilities an inversion moves farther than this from where exponentials were taken underflow.
 _FARTHEST = 600.0
 
 
-#: Simulated shares are bounded from below by this before logarithms are taken.
-SMALLEST_SHARE = 1e-300
+def logit_delta(observed: Float[Array, " J"], nests: Nests | None = None) -> Float[Array, " J"]:
+    """Mean utilities without heterogeneity: ``log S_j - log S_0 - rho log(S_j / S_h)`` (Berry 1994).
 
-
-def logit_delta(observed: Float[Array, " J"]) -> Float[Array, " J"]:
-    """Mean utilities of the plain logit, ``log S_j - log S_0`` with ``S_0 = 1 - sum_j S_j`` (Berry 1994)."""
+    ``S_0 = 1 - sum_j S_j``, and ``S_h`` is the share of j's group. Without nests the last term is zero.
+    """
     present = observed > 0
-    inside = jnp.log(jnp.where(present, observed, 1.0)) - jnp.log1p(-observed.sum())
+    known = jnp.where(present, observed, 1.0)
+    inside = jnp.log(known) - jnp.log1p(-observed.sum())
+    if nests is not None:
+        groups = jnp.where(present, nests.spread(nests.sums(observed)), 1.0)
+        inside -= nests.spread(nests.rho) * (jnp.log(known) - jnp.log(groups))
     return jnp.where(present, inside, 0.0)
 
 
 def invert_shares(
     observed: Float[Array, " J"],
     X2: Float[Array, "J K2"],
-    C: Float[Array, "K2 I"],
+    C: Tastes,
     weights: Float[Array, " I"],
     availability: Float[Array, "J #I"],
     start: Float[Array, " J"],
     limits: FixedPointLimits,
     method: FixedPointMethod = FixedPointMethod(),  # noqa: B008 (an immutable tuple)
+    nests: Nests | None = None,
 ) -> FixedPoint:
     """Solve ``s(delta) = S`` for delta.
 
@@ -55,9 +71,20 @@ def invert_shares(
     availability : (J, I) or (J, 1) factors of exp V.
     start : (J,) initial values.
     limits, method : see `blpjax.Iteration`.
+    nests : groups of products and their nesting parameters, or None.
     """
     return implicit(
-        partial(_solve, method), _share_gap, _solve_jacobian, observed, X2, C, weights, availability, start, limits
+        partial(_solve, method),
+        _share_gap,
+        _solve_jacobian,
+        observed,
+        X2,
+        C,
+        weights,
+        availability,
+        nests,
+        start,
+        limits,
     )
 
 
@@ -68,33 +95,77 @@ def _solve(
     C: Array,
     weights: Array,
     availability: Array,
+    nests: Nests | None,
     start: Array,
     limits: FixedPointLimits,
 ) -> FixedPoint:
     start = jnp.where(observed > 0, start, 0.0)
-    mu = X2 @ C
+    bounds = limits.smallest_share, limits.largest_share
+    market = _Market(observed, deviations(X2, C), weights, availability, nests, bounds)
+    if method.host is not None:
+        return _on_host(method.host, market, start)
+    if method.nonlinear:
+        found = iterate(method, partial(_exponential_contraction, market), jnp.exp(start), limits)
+        return eqx.tree_at(lambda f: f.value, found, jnp.where(observed > 0, jnp.log(found.value), 0.0))
     if method.name == "newton":
-        return _newton(observed, mu, weights, availability, start, limits)
+        return _newton(market, start, limits)
     if method.name != "anderson":
-        return iterate(method, partial(_contraction, observed, mu, weights, availability), start, limits)
-    found = iterate(method, _corrected_contraction(observed, mu, weights, availability, start), start, limits)
-    if not method.safeguard:
-        return found
-    return safeguarded(found, partial(_newton, observed, mu, weights, availability), start, limits)
+        return iterate(method, partial(_contraction, market), start, limits)
+    corrected = _corrected_contraction(market, start) if nests is None else partial(_nested_contraction, market)
+    found = iterate(method, corrected, start, limits)
+    return safeguarded(found, partial(_newton, market), start, limits) if method.safeguard else found
 
 
-def _log_gap(observed: Array, simulated: Array) -> Array:
-    """``log S - log s``, zero for padding. Simulated shares are bounded below by `SMALLEST_SHARE`."""
+class _Market(NamedTuple):
+    """Observed shares (J,), deviations mu (J, I), weights (I,), availability (J, #I), and groups of products.
+
+    Simulated shares are clipped at `bounds` before logarithms are taken.
+    """
+
+    observed: Array
+    mu: Array
+    weights: Array
+    availability: Array
+    nests: Nests | None
+    bounds: tuple[Any, Any]
+
+    def choices(self, delta: Array) -> Choices:
+        return choices(delta[:, None] + self.mu, self.availability, self.nests)
+
+    def log_gap(self, simulated: Array) -> Array:
+        """``log S - log s``, zero for padding, with simulated shares clipped."""
+        lower, upper = self.bounds
+        return _log_gap(self.observed, jnp.minimum(jnp.maximum(simulated, lower), upper))
+
+
+def _log_gap(observed: Array, clipped: Array) -> Array:
     present = observed > 0
-    clipped = jnp.maximum(simulated, SMALLEST_SHARE)
     return jnp.where(
         present, jnp.log(jnp.where(present, observed, 1.0)) - jnp.log(jnp.where(present, clipped, 1.0)), 0.0
     )
 
 
-def _contraction(observed: Array, mu: Array, weights: Array, availability: Array, delta: Array) -> Array:
-    inside, _ = probabilities(delta[:, None] + mu, availability)
-    return delta + _log_gap(observed, inside @ weights)
+def _contraction(market: _Market, delta: Array) -> Array:
+    """The contraction of Berry, Levinsohn and Pakes (1995), with nests times ``1 - rho`` (Grigolon and Verboven)."""
+    gap = market.log_gap(market.choices(delta).inside @ market.weights)
+    return delta + (gap if market.nests is None else gap / market.nests.scales)
+
+
+def _exponential_contraction(market: _Market, x: Array) -> Image:
+    """The contraction for ``x = exp delta``, with changes relative to x (Brunner, Heiss, Romahn and Weiser 2017)."""
+    factors = jnp.exp(_contraction(market, jnp.log(x)) - jnp.log(x))
+    return Image(x * factors, factors - 1.0)
+
+
+def _on_host(routine: Callable[..., Any], market: _Market, start: Array) -> FixedPoint:
+    nests = market.nests
+    if nests is None:
+        nests = Nests(jnp.zeros((start.size, 0), bool), jnp.zeros(0))
+    counter, number = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
+    outcome = (jax.ShapeDtypeStruct(start.shape, float), counter, counter, counter, number)
+    arrays = (market.observed, market.mu, market.weights, market.availability, nests.members, nests.rho)
+    bounds = (jnp.asarray(bound, float) for bound in market.bounds)
+    return FixedPoint(*jax.pure_callback(routine, outcome, start, *arrays, *bounds, vmap_method="sequential"))
 
 
 def _outside_gap(observed: Array, weights: Array, outside: Array) -> Array:
@@ -104,11 +175,24 @@ def _outside_gap(observed: Array, weights: Array, outside: Array) -> Array:
     return jnp.where(usable, jnp.log(jnp.where(usable, target, 1.0)) - jnp.log(jnp.where(usable, outside, 1.0)), 0.0)
 
 
-def _corrected_contraction(
-    observed: Array, mu: Array, weights: Array, availability: Array, anchor: Array
-) -> Callable[[Array], Array]:
+def _corrected_gap(market: _Market, simulated: Array, outside: Array) -> Array:
+    """``(1 - rho) (log S_j - log s_j) + rho (log S_h - log s_h) - (log S_0 - log s_0)``, zero for padding."""
+    observed, nests = market.observed, market.nests
+    gap = market.log_gap(simulated)
+    if nests is not None:
+        groups = _log_gap(nests.sums(observed), jnp.maximum(nests.sums(simulated), market.bounds[0]))
+        gap = gap / nests.scales + nests.spread(nests.rho * groups)
+    return jnp.where(observed > 0, gap - _outside_gap(observed, market.weights, outside), 0.0)
+
+
+def _nested_contraction(market: _Market, delta: Array) -> Array:
+    found = market.choices(delta)
+    return delta + _corrected_gap(market, found.inside @ market.weights, found.outside @ market.weights)
+
+
+def _corrected_contraction(market: _Market, anchor: Array) -> Callable[[Array], Array]:
     """The corrected contraction with exponentials taken once, at `anchor`: two matrix-vector products an evaluation."""
-    exponentials, none = scaled_exponentials(anchor[:, None] + mu, availability)
+    exponentials, none = scaled_exponentials(anchor[:, None] + market.mu, market.availability)
 
     def contraction(delta: Array) -> Array:
         moved = delta - anchor
@@ -116,49 +200,48 @@ def _corrected_contraction(
         e = jnp.where(
             jnp.maximum(moved.max(), 0.0) - jnp.minimum(moved.min(), 0.0) < _FARTHEST, jnp.exp(moved), jnp.nan
         )
-        scaled = weights / (none + e @ exponentials)
-        simulated = e * (exponentials @ scaled)
-        return (
-            delta
-            + _log_gap(observed, simulated)
-            - jnp.where(observed > 0, _outside_gap(observed, weights, none @ scaled), 0.0)
-        )
+        scaled = market.weights / (none + e @ exponentials)
+        return delta + _corrected_gap(market, e * (exponentials @ scaled), none @ scaled)
 
     return contraction
 
 
-def _newton(
-    observed: Array, mu: Array, weights: Array, availability: Array, start: Array, limits: FixedPointLimits
-) -> FixedPoint:
+def _newton(market: _Market, start: Array, limits: FixedPointLimits) -> FixedPoint:
     """Newton on the outside-corrected log residual, damped by the convex function whose gradient is s - S.
 
     With negative weights that function is not convex: the norm of the residual takes its place.
     """
+    observed, weights = market.observed, market.weights
     present = observed > 0
-    total = weights.sum()
     convex = (weights >= 0).all()
 
     def evaluate(delta: Array) -> NewtonPoint:
-        utilities = delta[:, None] + mu
-        P, outside = probabilities(utilities, availability)
-        s = P @ weights
-        gap = _log_gap(observed, s)
-        s0 = outside @ weights
-        corrected = jnp.where(present, gap - _outside_gap(observed, weights, s0), 0.0)
-        # the same Jacobian for a homogeneous model maps the corrected residual into shares
-        aggregate = jnp.where(present, s * (corrected - (s @ corrected) / total), 0.0)
-        H = share_jacobian(P, weights) + jnp.diag(jnp.where(present, 0.0, 1.0))
+        found = market.choices(delta)
+        s, s0 = found.inside @ weights, found.outside @ weights
+        aggregate = jnp.where(present, _homogeneous_change(market, s, _corrected_gap(market, s, s0)), 0.0)
+        H = share_jacobian(found, weights, nests=market.nests) + jnp.diag(jnp.where(present, 0.0, 1.0))
         right = jnp.stack([aggregate, observed - s * present], axis=1)
         candidates = solve(H, right)
         slopes = (s * present - observed) @ candidates
         step = jnp.where((slopes[0] < 0) & jnp.isfinite(candidates[:, 0]).all(), candidates[:, 0], candidates[:, 1])
-        residual = jnp.abs(gap).max()
-        # sum_i w_i log(1 + sum_j a_ji exp V_ji) - S'delta, from the outside probability: -log s_i0
-        merit = jnp.where(convex, -(weights @ jnp.log(outside)) - observed @ delta, residual)
+        residual = jnp.abs(market.log_gap(s)).max()
+        # sum_i w_i log(1 + sum_j a_ji exp V_ji) - S'delta
+        merit = jnp.where(convex, weights @ found.inclusive - observed @ delta, residual)
         slope = jnp.where(convex, jnp.where(slopes[0] < 0, slopes[0], slopes[1]), -residual)
         return NewtonPoint(step, jnp.where(jnp.isfinite(residual), residual, jnp.inf), merit, slope)
 
     return newton(evaluate, start, limits)
+
+
+def _homogeneous_change(market: _Market, s: Array, change: Array) -> Array:
+    """How shares s would move with mean utilities if all agents were the same: maps corrected residuals into shares."""
+    mean = (s @ change) / market.weights.sum()
+    nests = market.nests
+    if nests is None:
+        return s * (change - mean)
+    totals = nests.sums(s)
+    means = nests.sums(s * change) / jnp.where(totals > 0, totals, 1.0)
+    return s * (nests.scales * change - nests.spread(nests.odds * means) - mean)
 
 
 def _share_gap(
@@ -168,10 +251,11 @@ def _share_gap(
     C: Array,
     weights: Array,
     availability: Array,
+    nests: Nests | None,
     start: Array,
     limits: FixedPointLimits,
 ) -> Array:
-    return shares(delta, X2, C, weights, availability) - observed
+    return shares(delta, X2, C, weights, availability, nests) - observed
 
 
 def _solve_jacobian(
@@ -182,9 +266,10 @@ def _solve_jacobian(
     C: Array,
     weights: Array,
     availability: Array,
+    nests: Nests | None,
     start: Array,
     limits: FixedPointLimits,
 ) -> Array:
-    P, _ = probabilities(delta[:, None] + X2 @ C, availability)
-    H = share_jacobian(P, weights) + jnp.diag(jnp.where(observed > 0, 0.0, 1.0))
+    found = choices(delta[:, None] + deviations(X2, C), availability, nests)
+    H = share_jacobian(found, weights, nests=nests) + jnp.diag(jnp.where(observed > 0, 0.0, 1.0))
     return solve(H, right)

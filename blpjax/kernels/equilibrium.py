@@ -244,8 +244,7 @@ def _linearise(demand_at: DemandAt, costs_at: CostsAt, H: Array, arguments: Any,
 
 def _checked(found: FixedPoint, point: DemandPoint, conditions: _Conditions, start: Array) -> FixedPoint:
     """Replace prices that are not an equilibrium by NaN, and say why."""
-    P, alpha = point.probabilities(), point.utility_slopes()
-    own = (P * (1.0 - P) * alpha) @ point.weights
+    own = jnp.diagonal(point.jacobian()) if point.nests is not None else _own_slopes(point)
     upward = (point.present & (own >= 0)).any()
     finite = jnp.isfinite(jnp.where(point.present, own + found.value, 0.0)).all()
     status = jnp.where(finite | ~succeeded(found.status), found.status, int(Status.NOT_FINITE))
@@ -259,6 +258,12 @@ def _checked(found: FixedPoint, point: DemandPoint, conditions: _Conditions, sta
         found.evaluations,
         jnp.where(jnp.isfinite(residual), residual, jnp.inf),
     )
+
+
+def _own_slopes(point: DemandPoint) -> Array:
+    """``ds_j / dp_j`` (J,) without nests."""
+    P = point.choices().inside
+    return (P * (1.0 - P) * point.utility_slopes()) @ point.weights
 
 
 def _residual(

@@ -7,24 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from blpjax.kernels.shares import probabilities, share_jacobian
-
-
-def demand_jacobian(
-    delta: Float[Array, " J"],
-    X2: Float[Array, "J K2"],
-    C: Float[Array, "K2 I"],
-    weights: Float[Array, " I"],
-    availability: Float[Array, "J #I"],
-    delta_slope: Float[Array, " J"],
-    X2_slope: Float[Array, "J K2"],
-) -> Float[Array, "J J"]:
-    """Derivatives ``ds_j / dx_k`` of shares in a variable x that is specific to products.
-
-    `delta_slope` (J,) is ``d delta_k / dx_k``, the linear part of utility, and `X2_slope` (J, K2) is ``dX2_k / dx_k``.
-    """
-    P, _ = probabilities(delta[:, None] + X2 @ C, availability)
-    return share_jacobian(P, weights, delta_slope[:, None] + X2_slope @ C)
+from blpjax.kernels.shares import Nests, inclusive_values, probabilities
 
 
 def elasticities(
@@ -48,14 +31,20 @@ def diversion_ratios(jacobian: Float[Array, "J J"]) -> Float[Array, "J J"]:
 
 
 def long_run_diversion_ratios(
-    utilities: Float[Array, "J I"], weights: Float[Array, " I"], availability: Float[Array, "J #I"]
+    utilities: Float[Array, "J I"],
+    weights: Float[Array, " I"],
+    availability: Float[Array, "J #I"],
+    nests: Nests | None = None,
 ) -> Float[Array, "J J"]:
     """``(s_k(-j) - s_k) / s_j``: where the row's product loses its customers to when it is removed.
 
     Diversion to the outside good stands on the diagonal, so that rows sum to one. Removing product j multiplies the
     other probabilities of agent i by ``1 / (1 - P_ji)``, so ``s_k(-j) - s_k = sum_i w_i P_ji P_ki / (1 - P_ji)``.
+    With nests, shares are computed again without each of the products.
     Source: Conlon and Mortimer (2021), the average treatment effect.
     """
+    if nests is not None:
+        return _removals(utilities, weights, availability, nests)
     P, outside = probabilities(utilities, availability)
     # 1 - P_j as a sum of the other probabilities, which keeps its digits where P_j is nearly one
     none = jnp.zeros_like(P[:1])
@@ -69,19 +58,32 @@ def long_run_diversion_ratios(
     return ratios.at[jnp.diag_indices(shares.size)].set((leaving @ outside) / safe)
 
 
+def _removals(utilities: Array, weights: Array, availability: Array, nests: Nests) -> Array:
+    P, outside = probabilities(utilities, availability, nests)
+
+    def without(one: Array) -> tuple[Array, Array]:
+        removed = jnp.where(one[:, None], 0.0, availability)
+        fewer, none = probabilities(utilities, removed, nests)
+        return (fewer - P) @ weights, (none - outside) @ weights
+
+    inside, none = jax.lax.map(without, jnp.eye(P.shape[0], dtype=bool))
+    shares = P @ weights
+    safe = jnp.where(shares != 0, shares, 1.0)
+    return (inside / safe[:, None]).at[jnp.diag_indices(shares.size)].set(none / safe)
+
+
 def consumer_surpluses(
-    utilities: Float[Array, "J I"], slopes: Float[Array, " I"], availability: Float[Array, "J #I"]
+    utilities: Float[Array, "J I"],
+    slopes: Float[Array, " I"],
+    availability: Float[Array, "J #I"],
+    nests: Nests | None = None,
 ) -> Float[Array, " I"]:
     """Surplus ``log(1 + sum_j a_ji exp V_ji) / (-dV_1i / dp_1)`` of each agent (Small and Rosen 1981).
 
-    `slopes` (I,) are derivatives of utility in price. The surplus has a meaning where they are the same for all
-    products.
+    With nests, inclusive values of groups take the place of utilities. `slopes` (I,) are derivatives of utility in
+    price. The surplus has a meaning where they are the same for all products.
     """
-    inside = jnp.where(availability > 0, utilities, 0.0)
-    largest = jax.lax.stop_gradient(inside.max(axis=0, initial=0.0))
-    total = (availability * jnp.exp(inside - largest[None, :])).sum(axis=0)
-    # log(1 + sum) that keeps its digits where the sum is small
-    return (largest + jnp.log1p(total + jnp.expm1(-largest))) / -slopes
+    return inclusive_values(utilities, availability, nests) / -slopes
 
 
 def herfindahl_hirschman_index(shares: Float[Array, " J"], firms: Int[Array, " J"]) -> Float[Array, ""]:

@@ -4,47 +4,153 @@ One market has J products, I agents and K2 characteristics with random coefficie
 ``V_ji = delta_j + X2_j' C_i`` with tastes ``C = Sigma nu' + Pi d'``, next to an outside good of utility zero.
 Availability ``a`` multiplies ``exp V``: zero removes a product from an agent's choice set. Padded products are
 unavailable products.
+
+With nests, agents choose a group h and a product in it (Cardell 1997):
+
+    P_ji = Q_ji P_hi,    Q_ji = a_ji exp(V_ji / (1 - rho_h)) / D_hi,
+    P_hi = D_hi^(1 - rho_h) / (1 + sum_g D_gi^(1 - rho_g)),
+
+where ``D_hi`` is the sum of ``a_ji exp(V_ji / (1 - rho_h))`` over the products of h.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 _LARGEST_EXPONENT = 700.0
+
+#: With at most this many groups, their maxima are taken by comparing every product with every group.
+_FEW_GROUPS = 8
+
+#: Tastes of agents: one column for each, or, where demographics are specific to products, one for each product too.
+Tastes = Float[Array, "K2 I"] | Float[Array, "J K2 I"]
+
+
+class Nests(eqx.Module):
+    """Which of a market's H groups each product belongs to, and their nesting parameters.
+
+    Padding has no group, and groups that are padding have no products.
+    """
+
+    members: Bool[Array, "*T J H"]
+    rho: Float[Array, "*T H"]
+
+    def spread(self, values: Float[Array, "H *n"]) -> Float[Array, "J *n"]:
+        """Values of groups for each of their products; zero for padding."""
+        return self.members.astype(float) @ values
+
+    def sums(self, values: Float[Array, "J *n"]) -> Float[Array, "H *n"]:
+        """Sums over the products of each group."""
+        return self.members.astype(float).T @ values
+
+    @property
+    def scales(self) -> Float[Array, " J"]:
+        """``1 / (1 - rho_h(j))``; one for padding."""
+        return 1.0 / (1.0 - self.spread(self.rho))
+
+    @property
+    def odds(self) -> Float[Array, " H"]:
+        """``rho_h / (1 - rho_h)``."""
+        return self.rho / (1.0 - self.rho)
+
+    def same(self, values: Float[Array, " H"]) -> Float[Array, "J J"]:
+        """Values of groups at pairs of products of the same group; zero elsewhere."""
+        members = self.members.astype(float)
+        return (members * values[None, :]) @ members.T
+
+
+def nests_of(codes: Int[Array, " J"], rho: Float[Array, " H"]) -> Nests:
+    """Nests by codes of products' groups, which are negative for padding, and parameters of these H groups."""
+    return Nests(codes[:, None] == jnp.arange(rho.size)[None, :], rho)
+
+
+class Choices(NamedTuple):
+    """Choice probabilities of inside goods, of the outside good, and, with nests, of goods within their groups.
+
+    `inclusive` is ``-log outside``, finite also where the outside probability underflows.
+    """
+
+    inside: Float[Array, "J I"]
+    outside: Float[Array, " I"]
+    within: Float[Array, "J I"] | None
+    inclusive: Float[Array, " I"]
 
 
 def tastes(
     sigma: Float[Array, "K2 R"],
     pi: Float[Array, "K2 D"],
     nodes: Float[Array, "I R"],
-    demographics: Float[Array, "I D"],
-) -> Float[Array, "K2 I"]:
-    """Agent-specific deviations from mean tastes, ``C = Sigma nu' + Pi d'``.
+    demographics: Float[Array, "I D"] | Float[Array, "I D J"],
+) -> Tastes:
+    """Agent-specific deviations from mean tastes, ``C = Sigma nu' + Pi d'``: (K2, I).
 
     `sigma` holds the columns of the Cholesky root that are not all zero, one for each column of `nodes` (R may be 0).
+    With demographics (I, D, J) that are specific to products, so are tastes: (J, K2, I).
     """
-    return sigma @ nodes.T + pi @ demographics.T
+    common = sigma @ nodes.T
+    if demographics.ndim == 2:
+        return common + pi @ demographics.T
+    return common[None, :, :] + jnp.einsum("kd,idj->jki", pi, demographics)
+
+
+def deviations(X2: Float[Array, "J K2"], C: Tastes) -> Float[Array, "J I"]:
+    """``X2_j' C_i``, or ``X2_j' C_ji``: agents' deviations from mean utilities, or those of slopes."""
+    return X2 @ C if C.ndim == 2 else jnp.einsum("jk,jki->ji", X2, C)
 
 
 def probabilities(
-    utilities: Float[Array, "J I"], availability: Float[Array, "J #I"]
+    utilities: Float[Array, "J I"], availability: Float[Array, "J #I"], nests: Nests | None = None
 ) -> tuple[Float[Array, "J I"], Float[Array, " I"]]:
-    """Choice probabilities of every product and of the outside good.
-
-    The largest utility is subtracted before exponentials are taken, so that nothing overflows. The outside probability
-    is computed directly, not as one minus a sum.
+    """Choice probabilities of every product and of the outside good, see `choices`.
 
     Returns
     -------
-    inside : (J, I) probabilities ``s_ji = a_ji exp(V_ji) / (1 + sum_k a_ki exp(V_ki))``.
+    inside : (J, I) probabilities ``s_ji = a_ji exp(V_ji) / (1 + sum_k a_ki exp(V_ki))``, or those with nests.
     outside : (I,) probabilities of the outside good.
     """
-    exponentials, none = scaled_exponentials(utilities, availability)
-    denominator = none + exponentials.sum(axis=0)
-    return exponentials / denominator[None, :], none / denominator
+    found = choices(utilities, availability, nests)
+    return found.inside, found.outside
+
+
+def choices(utilities: Float[Array, "J I"], availability: Float[Array, "J #I"], nests: Nests | None = None) -> Choices:
+    """Choice probabilities.
+
+    The largest utility is subtracted before exponentials are taken, so that nothing overflows. The outside probability
+    is computed directly, not as one minus a sum.
+    """
+    if nests is None:
+        largest = _largest_utility(utilities, availability)
+        exponentials, none = _scaled(utilities, availability, largest)
+        denominator = none + exponentials.sum(axis=0)
+        inside, within = exponentials / denominator[None, :], None
+    else:
+        groups = _groups(utilities, availability, nests)
+        largest = jax.lax.stop_gradient(groups.values.max(axis=0, initial=0.0))
+        exponentials, none = jnp.exp(groups.values - largest[None, :]), jnp.exp(-largest)
+        denominator = none + exponentials.sum(axis=0)
+        inside, within = groups.within * nests.spread(exponentials / denominator[None, :]), groups.within
+    return Choices(inside, none / denominator, within, largest + jnp.log(denominator))
+
+
+def inclusive_values(
+    utilities: Float[Array, "J I"], availability: Float[Array, "J #I"], nests: Nests | None = None
+) -> Float[Array, " I"]:
+    """Expected utility of each agent's choice, ``log(1 + sum_j a_ji exp V_ji)``, or that with nests."""
+    if nests is None:
+        values = jnp.where(availability > 0, utilities, 0.0)
+        factors = availability
+    else:
+        values = _groups(utilities, availability, nests).values
+        factors = jnp.where(values > -jnp.inf, 1.0, 0.0)
+        values = jnp.where(values > -jnp.inf, values, 0.0)
+    largest = jax.lax.stop_gradient(values.max(axis=0, initial=0.0))
+    total = (factors * jnp.exp(values - largest[None, :])).sum(axis=0)
+    # log(1 + sum) that keeps its digits where the sum is small
+    return largest + jnp.log1p(total + jnp.expm1(-largest))
 
 
 def scaled_exponentials(
@@ -54,68 +160,182 @@ def scaled_exponentials(
 
     They are divided by the exponential of each agent's largest utility of an available product or the outside good.
     """
-    largest = jax.lax.stop_gradient(jnp.where(availability > 0, utilities, 0.0).max(axis=0, initial=0.0))
-    below = utilities - largest[None, :]
+    return _scaled(utilities, availability, _largest_utility(utilities, availability))
+
+
+def _largest_utility(utilities: Array, availability: Array) -> Array:
+    return jax.lax.stop_gradient(jnp.where(availability > 0, utilities, 0.0).max(axis=0, initial=0.0))
+
+
+def _scaled(utilities: Array, availability: Array, largest: Array) -> tuple[Array, Array]:
+    return availability * _bounded_exponential(utilities - largest[None, :]), jnp.exp(-largest)
+
+
+def _bounded_exponential(below: Array) -> Array:
     # Only the utility of an unavailable product can be that large: it must not overflow before it is multiplied by
     # zero. Not jnp.minimum: on CPUs XLA may make it 700 where one argument is NaN.
-    return availability * jnp.exp(jnp.where(below > _LARGEST_EXPONENT, _LARGEST_EXPONENT, below)), jnp.exp(-largest)
+    return jnp.exp(jnp.where(below > _LARGEST_EXPONENT, _LARGEST_EXPONENT, below))
 
 
-@jax.custom_jvp
+class _Groups(NamedTuple):
+    """Probabilities within groups (J, I), and inclusive values ``(1 - rho) log D`` (H, I), -inf for empty groups."""
+
+    within: Array
+    values: Array
+
+
+def _groups(utilities: Array, availability: Array, nests: Nests) -> _Groups:
+    scaled = utilities * nests.scales[:, None]
+    largest = jax.lax.stop_gradient(_group_maxima(jnp.where(availability > 0, scaled, -jnp.inf), nests.members))
+    filled = largest > -jnp.inf
+    largest = jnp.where(filled, largest, 0.0)
+    exponentials = availability * _bounded_exponential(scaled - nests.spread(largest))
+    sums = nests.sums(exponentials)
+    filled &= ~(sums <= 0)
+    known = jnp.where(filled, sums, 1.0)
+    values = (1.0 - nests.rho)[:, None] * (largest + jnp.log(known))
+    grouped = nests.members.any(axis=1)[:, None]
+    within = jnp.where(grouped, exponentials, 0.0) / jnp.where(grouped, nests.spread(known), 1.0)
+    return _Groups(within, jnp.where(filled, values, -jnp.inf))
+
+
+def _group_maxima(values: Array, members: Array) -> Array:
+    """Largest value (H, I) among the products of each group; NaN where there is one."""
+    if members.shape[1] <= _FEW_GROUPS:
+        return jnp.where(members[:, :, None], values[:, None, :], -jnp.inf).max(axis=0, initial=-jnp.inf)
+    codes = jnp.where(members.any(axis=1), members.argmax(axis=1), members.shape[1])
+    return jax.ops.segment_max(values, codes, members.shape[1] + 1)[:-1]
+
+
 def shares(
     delta: Float[Array, " J"],
     X2: Float[Array, "J K2"],
-    C: Float[Array, "K2 I"],
+    C: Tastes,
     weights: Float[Array, " I"],
     availability: Float[Array, "J #I"],
+    nests: Nests | None = None,
 ) -> Float[Array, " J"]:
     """Market shares ``s_j = sum_i w_i s_ji``.
 
     The derivative rule is written in matrix products, ``P (w o dC_k')`` and the like, so that a derivative in any
-    number of parameters never holds a J x I array for each of them.
+    number of parameters never holds a J x I array for each of them, unless tastes are specific to products.
     """
-    inside, _ = probabilities(delta[:, None] + X2 @ C, availability)
+    return _shares(delta, X2, C, weights, availability, nests)
+
+
+@jax.custom_jvp
+def _shares(delta: Array, X2: Array, C: Array, weights: Array, availability: Array, nests: Nests | None) -> Array:
+    inside, _ = probabilities(delta[:, None] + deviations(X2, C), availability, nests)
     return inside @ weights
 
 
 def _shares_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    delta, X2, C, weights, availability = primals
-    d_delta, d_X2, d_C, d_weights, d_availability = tangents
-    utilities = delta[:, None] + X2 @ C
-    P, _ = probabilities(utilities, availability)
+    delta, X2, C, weights, availability, nests = primals
+    d_delta, d_X2, d_C, d_weights, d_availability, d_nests = tangents
+    utilities = delta[:, None] + deviations(X2, C)
+    found = choices(utilities, availability, nests)
+    P = found.inside
     s = P @ weights
-    # every part below is ds_j = sum_i w_i P_ji (dV_ji - sum_k P_ki dV_ki); the agent-level sums are added up first
-    ds = jnp.zeros_like(s)
-    agent = jnp.zeros_like(weights)
-    if not isinstance(d_delta, SymbolicZero):
-        ds += d_delta * s
-        agent += P.T @ d_delta
-    if not isinstance(d_C, SymbolicZero):
-        ds += (X2 * (P @ (weights[:, None] * d_C.T))).sum(axis=1)
-        agent += (d_C * (X2.T @ P)).sum(axis=0)
-    if not isinstance(d_X2, SymbolicZero):
-        ds += (d_X2 * (P @ (weights[:, None] * C.T))).sum(axis=1)
-        agent += (C * (d_X2.T @ P)).sum(axis=0)
+    through = _common_tangent if C.ndim == 2 else _specific_tangent
+    ds = through(found, X2, C, weights, nests, (d_delta, d_X2, d_C))
     if not isinstance(d_availability, SymbolicZero):
-        _, d_P = jax.jvp(lambda a: probabilities(utilities, a)[0], (availability,), (d_availability,))
+        _, d_P = jax.jvp(lambda a: probabilities(utilities, a, nests)[0], (availability,), (d_availability,))
+        ds += d_P @ weights
+    if nests is not None and not isinstance(d_nests.rho, SymbolicZero):
+        _, d_P = jax.jvp(
+            lambda rho: probabilities(utilities, availability, Nests(nests.members, rho))[0],
+            (nests.rho,),
+            (d_nests.rho,),
+        )
         ds += d_P @ weights
     if not isinstance(d_weights, SymbolicZero):
         ds += P @ d_weights
-    return s, ds - P @ (weights * agent)
+    return s, ds
 
 
-shares.defjvp(_shares_jvp, symbolic_zeros=True)
+def _common_tangent(
+    found: Choices, X2: Array, C: Array, weights: Array, nests: Nests | None, tangents: tuple[Any, Any, Any]
+) -> Array:
+    """``ds_j = sum_i w_i P_ji (dV_ji / (1 - rho) - rho / (1 - rho) q_hi - sum_k P_ki dV_ki)`` by matrix products.
+
+    ``q_hi = sum_k Q_ki dV_ki`` over the products of j's group. Sums over products come first, agent by agent.
+    """
+    d_delta, d_X2, d_C = tangents
+    P = found.inside
+    own = jnp.zeros(P.shape[0])
+    # sums over all products, or over the products of each group (H, I)
+    if nests is None:
+        agent = jnp.zeros_like(weights)
+        weighted = P
+    else:
+        assert found.within is not None
+        agent = jnp.zeros((nests.rho.size, weights.size))
+        weighted = found.within
+    if not isinstance(d_delta, SymbolicZero):
+        own += d_delta * (P @ weights)
+        agent += _product_sums(d_delta, weighted, nests)
+    if not isinstance(d_C, SymbolicZero):
+        own += (X2 * (P @ (weights[:, None] * d_C.T))).sum(axis=1)
+        sums = jax.vmap(lambda x: _product_sums(x, weighted, nests), in_axes=1)(X2)
+        agent += (sums * (d_C if nests is None else d_C[:, None, :])).sum(axis=0)
+    if not isinstance(d_X2, SymbolicZero):
+        own += (d_X2 * (P @ (weights[:, None] * C.T))).sum(axis=1)
+        sums = jax.vmap(lambda x: _product_sums(x, weighted, nests), in_axes=1)(d_X2)
+        agent += (sums * (C if nests is None else C[:, None, :])).sum(axis=0)
+    if nests is None:
+        return own - P @ (weights * agent)
+    everything = (nests.sums(P) * agent).sum(axis=0)
+    by_group = (P * weights[None, :]) @ (nests.odds[:, None] * agent).T
+    return nests.scales * own - (nests.members * by_group).sum(axis=1) - P @ (weights * everything)
+
+
+def _product_sums(values: Array, weighted: Array, nests: Nests | None) -> Array:
+    """Sums (I,) of values (J,) over products, or (H, I) over the products of each group."""
+    return values @ weighted if nests is None else (nests.members * values[:, None]).T @ weighted
+
+
+def _specific_tangent(
+    found: Choices, X2: Array, C: Array, weights: Array, nests: Nests | None, tangents: tuple[Any, Any, Any]
+) -> Array:
+    """The same with tastes that are specific to products, for which there are J x I changes of utilities anyway."""
+    d_delta, d_X2, d_C = tangents
+    dV = jnp.zeros_like(found.inside)
+    if not isinstance(d_delta, SymbolicZero):
+        dV += d_delta[:, None]
+    if not isinstance(d_C, SymbolicZero):
+        dV += deviations(X2, d_C)
+    if not isinstance(d_X2, SymbolicZero):
+        dV += deviations(d_X2, C)
+    P = found.inside
+    moved = dV - (P * dV).sum(axis=0)[None, :]
+    if nests is not None:
+        assert found.within is not None
+        moved += nests.spread(nests.odds[:, None] * -nests.sums(found.within * dV)) + (nests.scales - 1.0)[:, None] * dV
+    return (P * moved) @ weights
+
+
+_shares.defjvp(_shares_jvp, symbolic_zeros=True)
 
 
 def share_jacobian(
-    P: Float[Array, "J I"], weights: Float[Array, " I"], values: Float[Array, "J I"] | None = None
+    found: Choices,
+    weights: Float[Array, " I"],
+    values: Float[Array, "J I"] | None = None,
+    nests: Nests | None = None,
 ) -> Float[Array, "J J"]:
     """Derivatives of shares in utilities, ``H = diag(P w) - P diag(w) P'``, symmetric.
 
     With `values` (J, I), the derivative of each product's utility for each agent in some variable of product k, the
-    entry (j, k) is ``ds_j / dx_k = 1[j = k] sum_i w_i P_ji values_ji - sum_i w_i P_ji P_ki values_ki``.
+    entry (j, k) is ``ds_j / dx_k = 1[j = k] sum_i w_i P_ji values_ji - sum_i w_i P_ji P_ki values_ki``. With nests the
+    first sum is divided by ``1 - rho``, and ``rho / (1 - rho) sum_i w_i P_ji Q_ki values_ki`` are subtracted where j
+    and k are of the same group.
     """
+    P = found.inside
     weighted = P * weights[None, :]
-    moved = P if values is None else P * values
     own = weighted.sum(axis=1) if values is None else (weighted * values).sum(axis=1)
-    return jnp.diag(own) - weighted @ moved.T
+    cross = weighted @ (P if values is None else P * values).T
+    if nests is not None:
+        assert found.within is not None
+        own = own * nests.scales
+        cross += nests.same(nests.odds) * (weighted @ (found.within if values is None else found.within * values).T)
+    return jnp.diag(own) - cross

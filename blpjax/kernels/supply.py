@@ -5,6 +5,9 @@ With ``alpha_ji = dV_ji / dp_j``, the slope of agent i's utility in the product'
 
     ds_k / dp_j = 1[j = k] sum_i w_i P_ji alpha_ji - sum_i w_i P_ki P_ji alpha_ji.
 
+With nests the first sum is divided by ``1 - rho``, and ``rho / (1 - rho) sum_i w_i P_ki Q_ji alpha_ji`` are subtracted
+where j and k are of the same group (`blpjax.kernels.shares`).
+
 Any H will do: partial, asymmetric, with a diagonal that is not one.
 """
 
@@ -20,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from blpjax.exceptions import Status
 from blpjax.kernels.fixed_point import FixedPoint, implicit
 from blpjax.kernels.linear_algebra import solve
-from blpjax.kernels.shares import probabilities, shares
+from blpjax.kernels.shares import Choices, Nests, Tastes, choices, deviations, share_jacobian, shares
 
 
 class DemandPoint(eqx.Module):
@@ -33,28 +36,38 @@ class DemandPoint(eqx.Module):
 
     delta: Float[Array, " J"]
     X2: Float[Array, "J K2"]
-    C: Float[Array, "K2 I"]
+    C: Tastes
     weights: Float[Array, " I"]
     availability: Float[Array, "J #I"]
     delta_slope: Float[Array, " J"]
     X2_slope: Float[Array, "J K2"]
     present: Bool[Array, " J"]
+    nests: Nests | None = None
 
-    def probabilities(self) -> Float[Array, "J I"]:
-        """Choice probabilities P of the inside goods."""
-        return probabilities(self.delta[:, None] + self.X2 @ self.C, self.availability)[0]
+    def utilities(self) -> Float[Array, "J I"]:
+        """Utilities V."""
+        return self.delta[:, None] + deviations(self.X2, self.C)
+
+    def choices(self) -> Choices:
+        """Choice probabilities."""
+        return choices(self.utilities(), self.availability, self.nests)
 
     def utility_slopes(self) -> Float[Array, "J I"]:
         """``alpha_ji = delta_slope_j + X2_slope_j' C_i``, in utility per unit of price."""
-        return self.delta_slope[:, None] + self.X2_slope @ self.C
+        return self.delta_slope[:, None] + deviations(self.X2_slope, self.C)
 
     def shares(self) -> Float[Array, " J"]:
         """Market shares; zero for padding."""
-        return shares(self.delta, self.X2, self.C, self.weights, self.availability)
+        return shares(self.delta, self.X2, self.C, self.weights, self.availability, self.nests)
+
+    def jacobian(self) -> Float[Array, "J J"]:
+        """Derivatives ``ds_j / dx_k`` of shares in the variable of the slopes; zero for padding."""
+        return share_jacobian(self.choices(), self.weights, self.utility_slopes(), self.nests)
 
     def lambda_diagonal(self) -> Float[Array, " J"]:
-        """``Lambda_j = sum_i w_i P_ji alpha_ji``, a part of ``ds_j / dp_j``; zero for padding."""
-        return (self.probabilities() * self.utility_slopes()) @ self.weights
+        """``Lambda_j = sum_i w_i P_ji alpha_ji / (1 - rho)``, a part of ``ds_j / dp_j``; zero for padding."""
+        found = (self.choices().inside * self.utility_slopes()) @ self.weights
+        return found if self.nests is None else found * self.nests.scales
 
 
 class Firms(eqx.Module):
@@ -109,22 +122,32 @@ def markups(point: DemandPoint, owned: Owned) -> Float[Array, " J"]:
 
 def markup_matrix(point: DemandPoint, owned: Firms | Float[Array, "J J"]) -> Float[Array, "J J"]:
     """``A = -H o (ds/dp)'`` by one matrix product. Rows and columns of padding are those of the identity."""
-    H = ownership_matrix(owned)
-    P = point.probabilities()
-    R = P * point.utility_slopes() * point.weights[None, :]
-    own = jnp.where(point.present, -R.sum(axis=1) * jnp.diagonal(H), 1.0)
-    return H * (R @ P.T) + jnp.diag(own)
+    absent = jnp.diag(jnp.where(point.present, 0.0, 1.0))
+    return absent - ownership_matrix(owned) * point.jacobian().T
 
 
-@jax.custom_jvp
 def markup_product(
     point: DemandPoint, owned: Firms | Float[Array, "J J"], eta: Float[Array, " J"]
 ) -> Float[Array, " J"]:
     """``A eta`` without forming A; zero for padding.
 
     With ``R = w o P o alpha``, ``Lambda_j = sum_i R_ji`` and ``N_ji = sum_k H_jk eta_k P_ki`` it is
-    ``sum_i R_ji N_ji - Lambda_j H_jj eta_j``. As for `blpjax.kernels.shares.shares`, the derivative rule is written in
-    matrix products that any number of tangents share, so that it never holds a J x I array for each tangent.
+    ``sum_i R_ji N_ji - Lambda_j H_jj eta_j`` without nests, and with nests
+
+        sum_i R_ji (N_ji + rho / (1 - rho) sum_{k of j's group} H_jk eta_k Q_ki - H_jj eta_j / (1 - rho)).
+    """
+    if point.nests is None and point.C.ndim == 2:
+        return _markup_product(point, owned, eta)
+    parts = _parts(point, owned, eta)
+    return (parts.R * parts.spread).sum(axis=1)
+
+
+@jax.custom_jvp
+def _markup_product(point: DemandPoint, owned: Firms | Array, eta: Array) -> Array:
+    """The product without nests and with common tastes.
+
+    As for `blpjax.kernels.shares.shares`, the derivative rule is written in matrix products that any number of tangents
+    share, so that it never holds a J x I array for each tangent.
     """
     parts = _parts(point, owned, eta)
     return (parts.R * parts.spread).sum(axis=1)
@@ -137,14 +160,23 @@ class _Parts(NamedTuple):
     S: Float[Array, "J I"]  # w o P
     R: Float[Array, "J I"]  # w o P o alpha
     N: Float[Array, "J I"]  # (H o eta') P
-    spread: Float[Array, "J I"]  # N_ji - H_jj eta_j
+    spread: Float[Array, "J I"]  # N_ji - H_jj eta_j, or what takes its place with nests
 
 
 def _parts(point: DemandPoint, owned: Firms | Array, eta: Array) -> _Parts:
-    P = point.probabilities()
+    found = point.choices()
+    P = found.inside
     S = P * point.weights[None, :]
     N = _weighted_sums(owned, eta, P)
-    return _Parts(P, S, S * point.utility_slopes(), N, N - (_own_share(owned) * eta)[:, None])
+    own = _own_share(owned) * eta
+    if point.nests is None:
+        spread = N - own[:, None]
+    else:
+        nests = point.nests
+        assert found.within is not None
+        rivals = (ownership_matrix(owned) * nests.same(nests.odds) * eta[None, :]) @ found.within
+        spread = N + rivals - (own * nests.scales)[:, None]
+    return _Parts(P, S, S * point.utility_slopes(), N, spread)
 
 
 def _weighted_sums(owned: Firms | Array, eta: Array, values: Array) -> Array:
@@ -235,7 +267,7 @@ def _through_availability(point: DemandPoint, d_availability: Array, owned: Firm
     return jax.jvp(product, (point.availability,), (d_availability,))[1]
 
 
-markup_product.defjvp(_markup_product_jvp, symbolic_zeros=True)
+_markup_product.defjvp(_markup_product_jvp, symbolic_zeros=True)
 
 
 def passthrough(
@@ -288,9 +320,15 @@ class PriceDerivatives(NamedTuple):
 def price_derivatives(
     point: DemandPoint, curvature: Curvature, H: Float[Array, "J J"], eta: Float[Array, " J"]
 ) -> PriceDerivatives:
-    """Derivatives of demand and of ``A eta`` in prices, by three matrix products. Zero for padding."""
+    """Derivatives of demand and of ``A eta`` in prices. Zero for padding."""
+    if point.nests is not None:
+        return PriceDerivatives(
+            point.jacobian(),
+            _along_prices(lambda moved: markup_product(moved, H, eta), point, curvature),
+            _along_prices(DemandPoint.lambda_diagonal, point, curvature),
+        )
     P, S, R, N, spread = _parts(point, H, eta)
-    alpha, second = point.utility_slopes(), curvature.delta[:, None] + curvature.X2 @ point.C
+    alpha, second = point.utility_slopes(), _second_slopes(point, curvature)
     # dP_ji / dp_l = P_ji (1[j = l] alpha_li - M_li)
     M = P * alpha
     through_rivals = R @ M.T
@@ -307,7 +345,9 @@ def demand_hessian(point: DemandPoint, curvature: Curvature) -> Float[Array, "J 
 
     `curvature` is that of utilities in each product's own x, zero where they are linear. Zero for padding.
     """
-    P, alpha = point.probabilities(), point.utility_slopes()
+    if point.nests is not None:
+        return _along_prices(DemandPoint.jacobian, point, curvature)
+    P, alpha = point.choices().inside, point.utility_slopes()
     S = P * point.weights[None, :]
     M = P * alpha
     # 2 sum_i w_i P_ji M_ki M_li, one j after the other: no J x J x I array
@@ -315,9 +355,32 @@ def demand_hessian(point: DemandPoint, curvature: Curvature) -> Float[Array, "J 
     j = jnp.arange(P.shape[0])
     cross = (S * alpha) @ M.T
     hessian = hessian.at[j, j, :].add(-cross).at[j, :, j].add(-cross)
-    second = alpha**2 + curvature.delta[:, None] + curvature.X2 @ point.C
+    second = alpha**2 + _second_slopes(point, curvature)
     hessian = hessian.at[:, j, j].add(-(S @ (P * second).T))
     return hessian.at[j, j, j].add((S * second).sum(axis=1))
+
+
+def _second_slopes(point: DemandPoint, curvature: Curvature) -> Array:
+    """``d alpha_ji / dp_j``."""
+    return curvature.delta[:, None] + deviations(curvature.X2, point.C)
+
+
+def _along_prices(function: Callable[[DemandPoint], Array], point: DemandPoint, curvature: Curvature) -> Array:
+    """Derivatives of a function of demand in each price, on the last axis, one price after the other.
+
+    For what has no formula of its own: the demand of nests.
+    """
+
+    def moving(values: tuple[Array, ...]) -> Array:
+        return function(eqx.tree_at(lambda p: (p.delta, p.X2, p.delta_slope, p.X2_slope), point, values))
+
+    at = (point.delta, point.X2, point.delta_slope, point.X2_slope)
+
+    def in_one(one: Array) -> Array:
+        X2, X2_slope = one[:, None] * point.X2_slope, one[:, None] * curvature.X2
+        return jax.jvp(moving, (at,), ((one * point.delta_slope, X2, one * curvature.delta, X2_slope),))[1]
+
+    return jnp.moveaxis(jax.lax.map(in_one, jnp.eye(point.delta.size)), 0, -1)
 
 
 def _markup_gap(eta: Array, point: DemandPoint, owned: Firms | Array) -> Array:

@@ -1,0 +1,189 @@
+"""Fixed-point routines that run on the host, market by market: SciPy's root finders and the user's own.
+
+Compiled programs call them through `jax.pure_callback`. They are slow: every market waits for Python.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.optimize
+
+from blpjax import options as settings
+from blpjax.exceptions import Status
+
+Array = np.ndarray
+
+#: SciPy's root finders by PyBLP's names, with the sentence that describes each.
+SCIPY_METHODS = {
+    "broyden1": "the Broyden's good Jacobian approximation method of SciPy",
+    "broyden2": "the Broyden's bad Jacobian approximation method of SciPy",
+    "krylov": "the Krylov inverse Jacobian approximation method of SciPy",
+    "diagbroyden": "the diagonal Broyden Jacobian approximation method of SciPy",
+    "df-sane": "the derivative-free spectral method of SciPy",
+    "hybr": "the modified Powell hybrid method of MINPACK",
+    "lm": "the modified Levenberg-Marquardt method of MINPACK",
+}
+#: Those that can use a Jacobian. They have no norm to choose and no callback.
+MINPACK = ("hybr", "lm")
+_NO_TOL_NORM = (*MINPACK, "df-sane")
+
+
+class HostMarket(NamedTuple):
+    """One market as `blpjax.kernels.contraction` sees it; see there.
+
+    `members` (J, H) and `rho` (H,) have no columns without nests. Simulated shares are clipped at `lower` and `upper`.
+    """
+
+    observed: Array
+    mu: Array
+    weights: Array
+    availability: Array
+    members: Array
+    rho: Array
+    lower: Array
+    upper: Array
+
+
+class Simulated(NamedTuple):
+    """Simulated shares (J,), clipped, and their derivatives in mean utilities (J, J) where these were asked for."""
+
+    shares: Array
+    jacobian: Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class HostRoutine:
+    """A routine with its options; called with arrays of one market, it returns those of a `FixedPoint`.
+
+    `method` is a name in `SCIPY_METHODS` or ``method(initial, contraction, callback, **options)``, which returns the
+    final values and whether it converged. With `nonlinear`, the unknowns are exponentials of mean utilities.
+    """
+
+    method: str | Callable[..., tuple[Any, Any]]
+    options: tuple[tuple[str, Any], ...]
+    compute_jacobian: bool
+    display: bool
+    nonlinear: bool
+
+    def __hash__(self) -> int:
+        # options may hold what has no hash
+        names = tuple(name for name, _ in self.options)
+        return hash((self.method, names, self.compute_jacobian, self.display, self.nonlinear))
+
+    def __call__(self, start: Any, *arrays: Any) -> tuple[Array, Array, Array, Array, Array]:
+        """Value (J,), status, iterations, evaluations and residual of one market; padding keeps its start."""
+        everything = HostMarket(*(np.asarray(array) for array in arrays))
+        value = np.array(start, dtype=float)
+        rows = everything.observed > 0
+        market = everything._replace(
+            observed=everything.observed[rows],
+            mu=everything.mu[rows],
+            availability=everything.availability[rows],
+            members=everything.members[rows],
+        )
+        loop = _Loop(self, market)
+        found, converged = loop.run(value[rows])
+        finite = np.isfinite(found).all()
+        residual = np.abs(loop.gap(found)).max(initial=0.0) if finite else np.inf
+        status = Status.CONVERGED if converged and np.isfinite(residual) else Status.STALLED
+        value[rows] = found
+        return (
+            value,
+            np.asarray(int(status if finite else Status.NOT_FINITE)),
+            np.asarray(loop.iterations or loop.evaluations),
+            np.asarray(loop.evaluations),
+            np.asarray(float(residual)),
+        )
+
+
+class _Loop:
+    """One run of a routine in one market."""
+
+    def __init__(self, routine: HostRoutine, market: HostMarket) -> None:
+        self.routine, self.market = routine, market
+        self.scale = 1.0 - market.members @ market.rho
+        self.iterations = self.evaluations = 0
+
+    def run(self, start: Array) -> tuple[Array, bool]:
+        """Final mean utilities and whether the routine says that it converged."""
+        initial = np.exp(start) if self.routine.nonlinear else start
+        with np.errstate(all="ignore"):
+            if callable(self.routine.method):
+                final, converged = self.routine.method(
+                    initial, self.contraction, self.callback, **dict(self.routine.options)
+                )
+            else:
+                final, converged = self._find_root(initial)
+            final = np.asarray(final, dtype=float).reshape(initial.shape)
+            return np.log(final) if self.routine.nonlinear else final, bool(converged)
+
+    def _find_root(self, initial: Array) -> tuple[Array, bool]:
+        method, given = self.routine.method, dict(self.routine.options)
+        with_jacobian = self.routine.compute_jacobian
+
+        def gap(x: Array) -> Any:
+            image, _, jacobian = self.contraction(x)
+            return image - x if jacobian is None else (image - x, jacobian - np.eye(x.size))
+
+        more: dict[str, Any] = {}
+        if method not in MINPACK:
+            more["callback"] = lambda *_: self.callback()
+        if method not in _NO_TOL_NORM:
+            given.setdefault("tol_norm", lambda x: np.abs(x).max(initial=0.0))
+        found = scipy.optimize.root(gap, initial, method=method, jac=with_jacobian or None, options=given, **more)
+        return found.x, bool(found.success)
+
+    def callback(self) -> None:
+        """Count a major iteration."""
+        self.iterations += 1
+
+    def contraction(self, x: Array) -> tuple[Array, Array | None, Array | None]:
+        """The map's value, weights of changes in it, and its Jacobian where that was asked for."""
+        self.evaluations += 1
+        x = np.asarray(x, dtype=float)
+        nonlinear = self.routine.nonlinear
+        delta = np.log(x) if nonlinear else x
+        simulated = simulate_shares(self.market, delta, self.routine.compute_jacobian)
+        change = self.scale * (np.log(self.market.observed) - np.log(simulated.shares))
+        if self.routine.display:
+            settings.output(f"{self.evaluations:6d}  {self.iterations:6d}  {np.abs(change).max(initial=0.0):+.6E}")
+        image = x * np.exp(change) if nonlinear else x + change
+        jacobian = None
+        if simulated.jacobian is not None:
+            jacobian = np.eye(x.size) - (self.scale / simulated.shares)[:, None] * simulated.jacobian
+            if nonlinear:
+                jacobian = image[:, None] * jacobian / x[None, :]
+        return image, 1.0 / x if nonlinear else None, jacobian
+
+    def gap(self, delta: Array) -> Array:
+        """``log S - log s`` at mean utilities."""
+        with np.errstate(all="ignore"):
+            return np.log(self.market.observed) - np.log(simulate_shares(self.market, delta, False).shares)
+
+
+def simulate_shares(market: HostMarket, delta: Array, with_jacobian: bool) -> Simulated:
+    """Shares at mean utilities (J,) by NumPy; formulas are those of `blpjax.kernels.shares`."""
+    members, rho = market.members.astype(float), market.rho
+    utilities = (delta[:, None] + market.mu) / (1.0 - members @ rho)[:, None]
+    available = np.where(market.availability > 0, utilities, -np.inf)
+    if not rho.size:
+        members, rho = np.ones((delta.size, 1)), np.zeros(1)
+    largest = np.stack([available[members[:, h] > 0].max(axis=0, initial=-np.inf) for h in range(rho.size)])
+    largest = np.where(np.isfinite(largest), largest, 0.0)
+    exponentials = market.availability * np.exp(np.minimum(utilities - members @ largest, 700.0))
+    sums = members.T @ exponentials
+    values = (1.0 - rho)[:, None] * (largest + np.log(sums))
+    top = np.maximum(values.max(axis=0), 0.0)
+    groups = np.exp(values - top)
+    within = exponentials / (members @ np.where(sums > 0, sums, 1.0))
+    P = within * (members @ (groups / (np.exp(-top) + groups.sum(axis=0))))
+    weighted = P * market.weights
+    shares = weighted.sum(axis=1)
+    jacobian = None
+    if with_jacobian:
+        own = shares / (1.0 - members @ rho)
+        same = (members * (rho / (1.0 - rho))) @ members.T
+        jacobian = np.diag(own) - weighted @ P.T - same * (weighted @ within.T)
+    return Simulated(np.clip(shares, market.lower, market.upper), jacobian)

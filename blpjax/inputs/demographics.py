@@ -1,0 +1,57 @@
+"""Demographics of agents, which may be specific to products."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ..exceptions import DataError
+from .formulation import Formulation
+from .tables import lacking_products
+
+
+class Demographics(NamedTuple):
+    """Demographics (I, D), or (I, D, max J) where some are specific to products, and their labels."""
+
+    values: np.ndarray
+    labels: tuple[str, ...]
+
+
+def build_demographics(
+    formulation: Formulation, data: Mapping[str, np.ndarray], product_market_ids: np.ndarray
+) -> Demographics:
+    """Demographics by a formula for the rows of agent data.
+
+    A variable without a column of its name but with numbered ones, such as `distance0`, `distance1` and so on, is
+    specific to products: column j belongs to the j-th product of an agent's market, in the order of product data.
+    Columns beyond a market's number of products are not used there.
+
+    Raises
+    ------
+    DataError
+        When a column is missing or a value that is used is unusable.
+    """
+    specific = sorted(name for name in formulation.names if name not in data and f"{name}0" in data)
+    if not specific:
+        design = formulation.build(data, "agent_data")
+        return Demographics(design.values, design.labels)
+    lacking = lacking_products(data["market_ids"], product_market_ids)
+    J = lacking.shape[1]
+    for name in specific:
+        missing = [f"{name}{j}" for j in range(J) if f"{name}{j}" not in data]
+        if missing:
+            raise DataError(
+                f"agent_data: '{name}' is specific to products, so there must be a column for each of the {J} products "
+                f"of the largest market, but there is no '{missing[0]}'."
+            )
+    parts: list[np.ndarray] = []
+    labels: tuple[str, ...] = ()
+    for j in range(J):
+        columns = {
+            name: np.where(lacking[:, j], np.asarray(data[f"{name}0"]), np.asarray(data[f"{name}{j}"]))
+            for name in specific
+        }
+        design = formulation.build({**data, **columns}, "agent_data")
+        parts.append(design.values)
+        labels = design.labels
+    return Demographics(np.stack(parts, axis=-1), labels)

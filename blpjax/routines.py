@@ -1,0 +1,239 @@
+"""Routines that minimise a recorded objective: our own, those of Optax and SciPy, and the user's.
+
+Each takes a `Recorder`, (P,) starting values and its options, and returns a `RoutineEnd`: what it claims, which
+`blpjax.optimize.minimize` checks.
+"""
+
+import contextlib
+import enum
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import scipy.optimize
+from numpy.typing import ArrayLike
+
+from blpjax.exceptions import Status
+from blpjax.recorder import Recorder
+from blpjax.trust_region import (
+    RUNNING,
+    Residuals,
+    TrustRegionOptions,
+    TrustRegionState,
+    advance,
+    initialise,
+    with_curvature,
+)
+
+#: Options of the L-BFGS routine with directions from Optax, and their defaults.
+OPTAX_DEFAULTS = {"memory_size": 10, "maxiter": 1000, "gtol": 1e-6}
+
+#: Trust-region trials that may be rejected in a row before the exact Hessian is asked for.
+_REJECTIONS = 3
+
+
+class OptimizationStatus(enum.IntEnum):
+    """How optimisation ended. The first five codes are those of `blpjax.exceptions.Status`."""
+
+    CONVERGED = 0
+    ROUNDING_FLOOR = 1
+    MAX_EVALUATIONS = 2
+    NOT_FINITE = 3
+    STALLED = 4
+    RETURNED = 5
+    ROUTINE_FAILED = 6
+    NOT_OPTIMAL = 7
+    INTERRUPTED = 8
+
+    @property
+    def sentence(self) -> str:
+        """What happened, in words."""
+        return _SENTENCES[self]
+
+    @property
+    def converged(self) -> bool:
+        """Whether this is a success."""
+        return self in (OptimizationStatus.CONVERGED, OptimizationStatus.ROUNDING_FLOOR, OptimizationStatus.RETURNED)
+
+
+_SENTENCES = {
+    OptimizationStatus.CONVERGED: "Optimization converged",
+    OptimizationStatus.ROUNDING_FLOOR: "Optimization converged to the accuracy of 64-bit arithmetic",
+    OptimizationStatus.MAX_EVALUATIONS: "Optimization reached the maximum number of evaluations",
+    OptimizationStatus.NOT_FINITE: "The objective could not be evaluated at the starting values",
+    OptimizationStatus.STALLED: "Optimization made no further progress before reaching an optimum",
+    OptimizationStatus.RETURNED: "The starting values were returned without optimization",
+    OptimizationStatus.ROUTINE_FAILED: "The optimization routine reports failure",
+    OptimizationStatus.NOT_OPTIMAL: "The optimization routine reports success at a point that is not an optimum",
+    OptimizationStatus.INTERRUPTED: "Optimization was interrupted; the best values so far are returned",
+}
+
+
+class RoutineEnd(NamedTuple):
+    """How a routine ended: final values, what it claims, and its own words."""
+
+    theta: np.ndarray
+    status: OptimizationStatus
+    words: str
+
+
+def run_trust_region(
+    recorder: Recorder,
+    start: np.ndarray,
+    method_options: Mapping[str, Any],
+    hessian: Callable[[np.ndarray, Any], ArrayLike] | None,
+) -> RoutineEnd:
+    """Bounded least squares, one evaluation at a time (`blpjax.trust_region`)."""
+    options = TrustRegionOptions(**method_options)
+    record = recorder(start)
+    with _on_cpu():
+        state = initialise(start, recorder.lower, recorder.upper, np.shape(record.evaluation.residuals)[0], options)
+    informed_at = np.full_like(start, np.nan)
+    while True:
+        r, J = jax.device_get((record.evaluation.residuals, record.evaluation.residual_jacobian))
+        evaluation = Residuals(np.asarray(r, float), np.asarray(J, float), np.asarray(record.ok))
+        with _on_cpu():
+            state, proposed = advance(state, record.theta, evaluation)
+            candidate, theta, code, rejections, iterations, norm, decrease = _observe(state, proposed)
+        failing = code == Status.STALLED or (code == RUNNING and rejections >= _REJECTIONS)
+        best = recorder.best
+        if failing and hessian is not None and best is not None and not np.array_equal(theta, informed_at):
+            informed_at = np.array(theta)
+            curvature = np.asarray(hessian(best.theta, best.evaluation), float)
+            if np.array_equal(best.theta, theta) and np.isfinite(curvature).all():
+                with _on_cpu():
+                    state, proposed = with_curvature(state, curvature)
+                    candidate, theta, code, rejections, iterations, norm, decrease = _observe(state, proposed)
+        if iterations > recorder.iterations:
+            recorder.count_iteration(count=int(iterations))
+        if code != RUNNING:
+            words = f"projected gradient norm {norm:.1e}, promised decrease of the objective {decrease:.1e}"
+            return RoutineEnd(np.array(theta), OptimizationStatus(Status(int(code)).value), words)
+        record = recorder(candidate)
+
+
+def _observe(state: TrustRegionState, proposed: jax.Array) -> tuple[Any, ...]:
+    """What the host loop needs to know, on the host."""
+    return jax.device_get(
+        (
+            proposed,
+            state.theta,
+            state.status,
+            state.rejections,
+            state.iterations,
+            state.projected_gradient_norm,
+            state.decrease,
+        )
+    )
+
+
+def _on_cpu() -> contextlib.AbstractContextManager[Any]:
+    """The method's matrices are small: an accelerator would only add latency."""
+    try:
+        return jax.default_device(jax.devices("cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
+
+
+def run_optax(recorder: Recorder, start: np.ndarray, method_options: Mapping[str, Any]) -> RoutineEnd:
+    """L-BFGS directions and a strong Wolfe line search (Nocedal and Wright 2006, algorithms 3.5 and 3.6)."""
+    options = OPTAX_DEFAULTS | dict(method_options)
+    lbfgs = optax.scale_by_lbfgs(memory_size=int(options["memory_size"]))
+    direction_of = jax.jit(lbfgs.update)
+    theta, state = start, lbfgs.init(start)
+    previous: float | None = None
+    restarted = True
+    for _ in range(int(options["maxiter"])):
+        objective, gradient = recorder.value_and_gradient(theta)
+        if np.abs(gradient).max() <= options["gtol"]:
+            return RoutineEnd(theta, OptimizationStatus.CONVERGED, f"gradient norm {np.abs(gradient).max():.1e}")
+        # Before the first iteration, expect a decrease that makes the first step's length about one, as SciPy does.
+        before = objective + 0.5 * float(np.linalg.norm(gradient)) if previous is None else previous
+        preconditioned, state = direction_of(gradient, state, theta)
+        direction = -np.asarray(preconditioned)
+        with _scipy_warnings_ignored():
+            step = scipy.optimize.line_search(
+                lambda x: recorder.value_and_gradient(x)[0],
+                lambda x: recorder.value_and_gradient(x)[1],
+                *(theta, direction, gradient, objective, before),
+                maxiter=30,
+            )[0]
+        if step is None:
+            if restarted:
+                return RoutineEnd(theta, OptimizationStatus.STALLED, "the line search failed along the gradient")
+            state, previous, restarted = lbfgs.init(theta), None, True
+            continue
+        theta, previous, restarted = theta + step * direction, objective, False
+        recorder(theta)
+        recorder.count_iteration(theta)
+    return RoutineEnd(theta, OptimizationStatus.MAX_EVALUATIONS, f"{options['maxiter']} iterations")
+
+
+def run_scipy(recorder: Recorder, start: np.ndarray, method: str, method_options: Mapping[str, Any]) -> RoutineEnd:
+    """A routine of `scipy.optimize.minimize`, with gradients if the recorder has them, and bounds if there are any."""
+    options = dict(method_options)
+    keep_feasible = options.pop("keep_feasible", True)
+    bounds = None
+    if np.isfinite([recorder.lower, recorder.upper]).any():
+        bounds = scipy.optimize.Bounds(recorder.lower, recorder.upper, keep_feasible)
+    with _scipy_warnings_ignored():
+        result = scipy.optimize.minimize(
+            recorder.value_and_gradient if recorder.compute_gradient else recorder.value,
+            start,
+            method=method,
+            jac=True if recorder.compute_gradient else None,
+            bounds=bounds,
+            callback=lambda theta, *unused: recorder.count_iteration(theta),
+            options=options,
+        )
+    status = OptimizationStatus.CONVERGED if result.success else OptimizationStatus.ROUTINE_FAILED
+    return RoutineEnd(np.asarray(result.x, float), status, str(result.message).strip().rstrip("."))
+
+
+@contextlib.contextmanager
+def _scipy_warnings_ignored() -> Iterator[None]:
+    """Without SciPy's remarks on unchanged gradients and on line searches, which the outcome tells anyway."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=scipy.optimize.OptimizeWarning)
+        for message in (
+            "delta_grad == 0.0",
+            "The line search algorithm did not",
+            "Rounding errors prevent the line search",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def run_custom(
+    recorder: Recorder,
+    start: np.ndarray,
+    method: Callable[..., tuple[Any, bool]],
+    method_options: Mapping[str, Any],
+    progress_factory: Callable[[np.ndarray, Any], object],
+) -> RoutineEnd:
+    """The user's own function."""
+
+    def objective_function(theta: Any) -> tuple[float, np.ndarray | None, object]:
+        values = np.array(theta, dtype=float).ravel()
+        if values.size != start.size:
+            raise ValueError(
+                f"The custom routine evaluated the objective at {values.size} instead of {start.size} parameters."
+            )
+        if recorder.compute_gradient:
+            objective, gradient = recorder.value_and_gradient(values)
+        else:
+            objective, gradient = recorder.value(values), None
+        return objective, gradient, progress_factory(values, recorder(values).evaluation)
+
+    pairs = list(zip(recorder.lower.tolist(), recorder.upper.tolist(), strict=True))
+    returned = method(start.copy(), pairs, objective_function, lambda: recorder.count_iteration(), **method_options)
+    if not isinstance(returned, Sequence) or len(returned) != 2:
+        raise TypeError(f"The custom optimization routine must return (final, converged), not {returned!r}.")
+    final = np.array(returned[0], dtype=float).ravel()
+    if final.size != start.size:
+        raise ValueError(f"The custom optimization routine must return {start.size} final values, not {final.size}.")
+    status = OptimizationStatus.CONVERGED if bool(returned[1]) else OptimizationStatus.ROUTINE_FAILED
+    return RoutineEnd(final, status, "")
