@@ -23,6 +23,7 @@ from blpjax.inputs.identification import (
 from blpjax.inputs.updating import replace_values
 from blpjax.iteration import Iteration
 from blpjax.moments import ModelData, Specification
+from blpjax.nested_starts import fill_rho
 from blpjax.optimize import Optimization, OptimizationStatus
 from blpjax.parameters import Labels, Parameters, build_parameters
 from blpjax.pickling import Picklable
@@ -135,7 +136,9 @@ class Problem(ProblemData, Picklable):
             starts at the values of `compute_frac_starts`.
         rho : float or (H,) array
             Starting values of the nesting parameter of all groups, or of each group's in the order of
-            `unique_nesting_ids`. Zeros stay zero. Required with `nesting_ids`.
+            `unique_nesting_ids`. Zeros stay zero. Required with `nesting_ids`. ``'auto'``, or H times that, starts at
+            linear instrumental variables estimates, where rho is the coefficient on the logarithm of shares within
+            groups (Berry 1994). Without random coefficients and supply, these are the estimates of the first step.
         beta : (K1,) array, optional
             NaN or None concentrates an element out (the default for all); zeros stay zero; others become part of theta.
             With a supply side elements on prices cannot be concentrated out, because costs depend on them.
@@ -228,6 +231,7 @@ class Problem(ProblemData, Picklable):
         supports_bounds = getattr(optimization, "supports_bounds", True)
         samples = None if resample_agent_data is None else AgentSamples(resample_agent_data, self)
         sigma, pi = frac.fill_starts(self, sigma, pi, bounds)
+        rho = fill_rho(self, rho, rho_bounds)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
         data = self._data_of_moments(bounds_on_costs, covariance_moments_mean)
         step_options = arguments.read_step_options(

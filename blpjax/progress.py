@@ -46,6 +46,7 @@ class OptimizationProgress:
     delta, xi : (N, 1) mean utilities, and demand-side errors without absorbed fixed effects.
     tilde_costs, omega : (N, 1) marginal costs or their logarithms, and supply-side errors; (N, 0) without a supply
         side.
+    clipped_shares : (N, 1) whether simulated shares are beyond `shares_bounds`.
     clipped_costs : (N, 1) whether costs were clipped at their bounds.
     xi_by_theta_jacobian, omega_by_theta_jacobian : (N, P), NaN with ``compute_gradient=False``, the second also
         without a supply side.
@@ -89,6 +90,7 @@ class OptimizationProgress:
         self.delta = np.asarray(evaluation.inversion.delta)[:, None]
         self.xi_by_theta_jacobian = np.asarray(evaluation.xi_by_theta)
         self.omega_by_theta_jacobian = np.full((N, self.theta.size), np.nan)
+        self.clipped_shares = np.asarray(evaluation.inversion.clipped)[:, None]
         self.tilde_costs, self.clipped_costs = np.zeros((N, 0)), np.zeros((N, 1), bool)
         if evaluation.costs is not None:
             self.omega_by_theta_jacobian = np.asarray(evaluation.omega_by_theta)

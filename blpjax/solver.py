@@ -11,7 +11,14 @@ import numpy as np
 
 from blpjax import differences, estimator, report
 from blpjax import options as settings
-from blpjax.exceptions import ConvergenceError, describe_status, raise_for_status
+from blpjax.exceptions import (
+    DeltaConvergenceError,
+    GenericNumericalError,
+    NonpositiveCostsError,
+    ThetaConvergenceError,
+    describe_status,
+    raise_for_status,
+)
 from blpjax.iteration import Iteration
 from blpjax.moments import Evaluation, MomentInputs, Specification
 from blpjax.optimize import Optimization, OptimizationOutcome, OptimizationStatus, minimize
@@ -143,10 +150,14 @@ class Evaluator:
         self._records.append((inversion.status, inversion.iterations, inversion.evaluations, inversion.residuals))
         if options.error_behavior == "raise" and not bool(evaluation.ok):
             status, residuals = jax.device_get((inversion.status, inversion.residuals))
-            raise_for_status(status, self.context.market_ids, "The inversion of market shares", residuals)
+            raise_for_status(
+                status, self.context.market_ids, "The inversion of market shares", residuals, kind=DeltaConvergenceError
+            )
             if evaluation.costs is not None:
-                raise_for_status(np.asarray(evaluation.costs.status), self.context.market_ids, COSTS)
-            raise ConvergenceError(f"The objective or its gradient is not finite at theta = {np.asarray(theta)}.")
+                raise_for_status(
+                    np.asarray(evaluation.costs.status), self.context.market_ids, COSTS, kind=NonpositiveCostsError
+                )
+            raise GenericNumericalError(f"The objective or its gradient is not finite at theta = {np.asarray(theta)}.")
         if options.delta_behavior == "last":
             self.start = jnp.where(evaluation.ok, inversion.delta, self.start)
         if options.delta_behavior == "predicted" and bool(evaluation.ok):
@@ -305,7 +316,7 @@ def solve_step(
     )
     failed = not outcome.converged and outcome.status is not OptimizationStatus.INTERRUPTED
     if failed and options.error_behavior == "raise":
-        raise ConvergenceError(f"GMM step {step} did not converge: {outcome.message}")
+        raise ThetaConvergenceError(f"GMM step {step} did not converge: {outcome.message}")
     optimised = time.perf_counter()
     evaluation = outcome.evaluation
     specification, inputs = options.specification, context.inputs

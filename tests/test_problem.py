@@ -220,6 +220,7 @@ def test_tables_that_change_later_do_not_change_the_problem(problem: Problem) ->
 # what problems refuse
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

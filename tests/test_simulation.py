@@ -633,7 +633,7 @@ ZEROS = np.zeros(24)
         ({"rho": 0.5}, ValueError, "rho must not be given, because there are no nesting_ids"),
         ({"phi": 0.5}, NotImplementedError, "phi is not supported: dynamic"),
         ({"rc_types": ["log"]}, ValueError, "rc_types must be a list with a type for each of the 2 columns of X2"),
-        ({"epsilon_scale": -1}, ValueError, "epsilon_scale must be a positive number, not -1"),
+        ({"epsilon_scale": -1.0}, ValueError, "epsilon_scale must be a positive number, not -1.0"),
         ({"costs_type": "square", "gamma": [1, 1, 1]}, ValueError, "costs_type must be one of"),
         (
             {"formulas": (*FORMULAS[:2], None), "gamma": None, "xi": ZEROS, "costs_type": "log"},

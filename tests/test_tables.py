@@ -446,7 +446,7 @@ def test_product_specific_demographics() -> None:
     }
     data = {name: column.to_numpy() for name, column in make_agents(**distances).items()}
     found = build_demographics(formulation, data, MARKETS)
-    assert found.labels == ("income", "income*distance") and found.values.shape == (5, 2, 3)
+    assert found.labels == ("income", "distance*income") and found.values.shape == (5, 2, 3)
     for j, column in enumerate(distances.values()):
         assert found.values[:, 0, j].tolist() == data["income"].tolist()
         used = ~np.isnan(column)

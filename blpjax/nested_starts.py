@@ -1,0 +1,67 @@
+"""Nesting parameters by linear instrumental variables (Berry 1994).
+
+Without random coefficients, ``log(S_j / S_0) = X1 beta + rho log(S_j / S_h) + xi``: rho is the coefficient on the
+logarithm of a product's share within its group, which is endogenous.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from blpjax import gmm
+from blpjax.exceptions import IdentificationError
+from blpjax.frac import ProblemLike
+from blpjax.parameters import LARGEST_RHO
+
+AUTO = "auto"
+
+
+def fill_rho(problem: ProblemLike, rho: Any, bounds: Any) -> Any:
+    """Rho as `Problem.solve` was given it, with linear estimates within bounds in place of ``'auto'``.
+
+    ``'auto'`` is one parameter for all groups, a sequence of H times ``'auto'`` one for each of them.
+    """
+    given = np.asarray(rho, dtype=object).reshape(-1)
+    automatic = [isinstance(value, str) and value == AUTO for value in given]
+    if not any(automatic):
+        return rho
+    if problem.H == 0:
+        raise ValueError("rho must not be given, because there are no nesting_ids in product_data.")
+    if not all(automatic) or given.size not in (1, problem.H):
+        raise ValueError(f"rho must be 'auto', {problem.H} times 'auto', or numbers, not {rho!r}.")
+    found = estimate_rho(problem, by_group=given.size > 1)
+    lower, upper = (0.0, LARGEST_RHO) if bounds is None else bounds
+    lower = -np.inf if lower is None else lower
+    return np.clip(found, lower, LARGEST_RHO if upper is None else upper)
+
+
+def estimate_rho(problem: ProblemLike, by_group: bool = False) -> np.ndarray:
+    """Two-stage least squares estimates of rho, (1,) or (H,), with the demand-side instruments.
+
+    Raises
+    ------
+    IdentificationError
+        When the instruments do not identify rho.
+    """
+    table, codes = problem.product_table, problem.market_index.codes
+    assert table.nesting_ids is not None
+    nests = np.unique(table.nesting_ids, return_inverse=True)[1].reshape(-1)
+    groups = np.unique(np.column_stack([codes, nests]), axis=0, return_inverse=True)[1].reshape(-1)
+    within = np.log(table.shares) - np.log(np.bincount(groups, weights=table.shares)[groups])
+    columns = within[:, None]
+    if by_group:
+        columns = within[:, None] * (nests[:, None] == np.arange(problem.H)[None, :])
+    demand = problem.model_data.demand
+    X = jnp.hstack([jnp.asarray(problem.residualize_demand(columns)), demand.X])
+    log_shares = problem.epsilon_scale * (
+        np.log(table.shares) - np.log1p(-np.bincount(codes, weights=table.shares)[codes])
+    )
+    step = gmm.linear_step(gmm.cross_moments([demand.Z], [X]), gmm.initial_weights([demand.Z]))
+    if int(step.rank) < X.shape[1]:
+        raise IdentificationError(
+            "rho='auto' needs instruments for shares within groups, but the demand-side instruments do not tell rho "
+            "from the coefficients of X1. Add, for example, numbers of products in groups."
+        )
+    estimates = step.coefficients(gmm.average_moments([demand.Z], [jnp.asarray(log_shares)]))
+    return np.asarray(estimates)[: columns.shape[1]]
