@@ -54,8 +54,11 @@ class Problem(ProblemData, Picklable):
         Rows are agents. `market_ids`, `weights` and `nodes0`, `nodes1`, ... (or a matrix `nodes`), and demographics.
     integration : Integration, optional
         Builds nodes and weights, instead of those of `agent_data`.
-    rc_types, epsilon_scale :
-        Only the defaults are supported: linear random coefficients and no scaling.
+    rc_types : sequence of K2 types, optional
+        How each random coefficient follows from its linear index, by default ``'linear'``: the index itself. ``'log'``
+        is its exponential, ``'logit'`` its logistic function, and a function of JAX arrays anything else.
+    epsilon_scale : float, optional
+        Factor of the idiosyncratic taste shocks; small values come near to pure characteristics.
     costs_type : {'linear', 'log'}
         Whether X3 explains marginal costs or their logarithms.
     add_exogenous : bool, optional
@@ -69,7 +72,7 @@ class Problem(ProblemData, Picklable):
     K1, K2, K3, D : numbers of columns of X1, X2, X3 and demographics.
     MD, MS, MC : numbers of demand, supply and covariance instruments.
     ED, ES : numbers of dimensions of fixed effects absorbed from demand and supply.
-    H : zero: there are no nests.
+    H : number of nesting groups.
     unique_market_ids, unique_firm_ids, unique_product_ids, unique_agent_ids, unique_nesting_ids : sorted IDs.
     products, agents : structured arrays of the data, with fields such as `X1`, `X2`, `X3`, `ZD`, `ZS`, `nodes`.
 

@@ -265,14 +265,12 @@ class ProblemData:
         return views.agent_records(self.agent_table, self.agents_in_economy.demographics)
 
     def __str__(self) -> str:
-        names = ["T", "N", "F", "I", "K1", "K2", "K3", "D", "MD", "MS", "MC", "ED", "ES"]
+        names = ["T", "N", "F", "I", "K1", "K2", "K3", "D", "MD", "MS", "MC", "ED", "ES", "H"]
         kept = [name for name in names if self.K3 or name not in ("K3", "MS", "MC", "ES")]
         formulations = {
             "X1: Linear Characteristics": self._X1.labels,
             "X2: Nonlinear Characteristics": () if self._X2 is None else self._X2.labels,
-            f"X3: {'Log ' if self.costs_type == 'log' else ''}Cost Characteristics": ()
-            if self._X3 is None
-            else self._X3.labels,
+            f"X3: {self.costs_type.title()} Cost Characteristics": () if self._X3 is None else self._X3.labels,
             "d: Demographics": self.agents_in_economy.demographic_labels,
         }
         return report.describe_problem({name: getattr(self, name) for name in kept}, formulations)

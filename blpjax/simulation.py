@@ -492,7 +492,7 @@ class Simulation(Picklable):
         return scale * closed_form_delta(known.products.shares, known.index.codes, known.products.nesting_ids, rho)
 
     def __str__(self) -> str:
-        names = ["T", "N", "F", "I", "K1", "K2", "K3", "D"]
+        names = ["T", "N", "F", "I", "K1", "K2", "K3", "D", "H"]
         labels = self.primitives.labels
         kind = "Log" if self.costs_type == "log" else "Linear"
         formulations = {

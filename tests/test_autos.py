@@ -78,6 +78,7 @@ DOCUMENTED = {
     "objective": "497.33566",
     "sigma": ("2.02535", "6.10035", "3.95553", "0.25351", "1.90847"),
     "pi": ("-44.84296",),
+    "beta": ("-7.3E+00", "+3.5E+00", "-1.0E+00", "+4.2E-01", "+4.2E+00"),
     "gamma": ("2.76027", "0.89697", "0.42281", "-0.52488", "-0.26068", "0.02660"),
 }
 PRINTED_ERRORS = {
@@ -103,7 +104,7 @@ def test_two_steps_end_as_documented(two_steps: blpjax.ProblemResults) -> None:
     assert two_steps.cumulative_converged and two_steps.projected_gradient_norm < 1e-5
     assert two_steps.at_bound == []
     check_printed(two_steps.objective, DOCUMENTED["objective"])
-    for name in ("sigma", "pi", "gamma"):
+    for name in ("sigma", "pi", "beta", "gamma"):
         for value, printed in zip(estimated(getattr(two_steps, name)), DOCUMENTED[name], strict=True):
             check_printed(value, printed)
     for name, errors in PRINTED_ERRORS.items():

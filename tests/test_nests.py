@@ -183,9 +183,9 @@ def test_without_correlation_within_groups_it_is_the_logit(specific: bool) -> No
     logit = choices(V, n.availability)
     ROUNDING.check(share_jacobian(found, n.weights, V, n.nests), share_jacobian(logit, n.weights, V))
     own = n._replace(nests=nests_of(jnp.arange(J), jnp.zeros(J)))
-    for which in range(5):
-        actual = jax.jacfwd(lambda x, w=which: shares(*own[:w], x, *own[w + 1 :]))(n[which])
-        ROUNDING.check(actual, jax.jacfwd(lambda x, w=which: shares(*n[:w], x, *n[w + 1 : 5]))(n[which]))
+    first = [jax.jit(jax.jacfwd(partial(shares, nests=h), range(4)))(*n[:5]) for h in (own.nests, None)]
+    for one, other in zip(*first, strict=True):
+        ROUNDING.check(one, other)
 
 
 def test_groups_of_one_product_are_no_groups() -> None:
@@ -205,6 +205,16 @@ def test_groups_of_one_product_are_no_groups() -> None:
     np.testing.assert_allclose(moves, 0.0, rtol=0, atol=1e-14)
 
 
+@jax.jit
+def _everything(n: Nested, codes: Any) -> tuple[Any, ...]:
+    def value(delta: Any, rho: Any, C: Any) -> Any:
+        return shares(delta, n.X2, C, n.weights, n.availability, nests_of(codes, rho))
+
+    at = (n.delta, n.nests.rho, n.C)
+    surplus = inclusive_values(utilities_of(n), n.availability, nests_of(codes, n.nests.rho))
+    return value(*at), jax.jacfwd(value, (0, 1, 2))(*at), jax.jacfwd(jax.jacrev(value), (0, 1))(*at), surplus
+
+
 @pytest.mark.parametrize("removed", [(3,), (1, 4), (0, 1, 2, 3, 4, 5)], ids=["single", "pair", "all"])
 @pytest.mark.parametrize("utility", [0.0, 1000.0, -1000.0])
 def test_products_whose_removal_empties_a_group(removed: tuple[int, ...], utility: float) -> None:
@@ -216,16 +226,9 @@ def test_products_whose_removal_empties_a_group(removed: tuple[int, ...], utilit
     delta = n.delta.at[np.array(removed)].set(utility)
     large = n._replace(delta=delta, availability=jnp.asarray(availability))
 
-    def everything(n: Nested, codes: np.ndarray) -> tuple[Any, ...]:
-        def value(delta: Any, rho: Any, C: Any) -> Any:
-            return shares(delta, n.X2, C, n.weights, n.availability, nests_of(jnp.asarray(codes), rho))
-
-        at = (n.delta, n.nests.rho, n.C)
-        surplus = inclusive_values(utilities_of(n), n.availability, nests_of(jnp.asarray(codes), n.nests.rho))
-        return value(*at), jax.jacfwd(value, (0, 1, 2))(*at), jax.jacfwd(jax.jacrev(value), (0, 1))(*at), surplus
-
-    found = everything(large, CODES)
-    small = everything(n._replace(delta=n.delta[kept], X2=n.X2[kept], availability=n.availability[kept]), CODES[kept])
+    found = _everything(large, jnp.asarray(CODES))
+    fewer = n._replace(delta=n.delta[kept], X2=n.X2[kept], availability=n.availability[kept])
+    small = _everything(fewer, jnp.asarray(CODES[kept]))
     for long, short in zip(jax.tree.leaves(found), jax.tree.leaves(small), strict=True):
         assert np.isfinite(long).all()
         lacking = [np.arange(J)[kept] if size == J else np.arange(size) for size in np.shape(long)]
@@ -243,7 +246,7 @@ def test_padding_changes_nothing() -> None:
     large = n._replace(delta=pad(n.delta), X2=pad(n.X2), availability=pad(n.availability), nests=nests)
     ROUNDING.check(shares(*large)[:J], shares(*n))
     assert (np.asarray(shares(*large))[J:] == 0).all()
-    both = [jax.jacfwd(jax.jacrev(lambda d, n=n: shares(d, *n[1:])))(n.delta) for n in (large, n)]
+    both = [jax.jit(jax.jacfwd(jax.jacrev(lambda d, n=n: shares(d, *n[1:]))))(n.delta) for n in (large, n)]
     ROUNDING.check(both[0][:J, :J, :J], both[1])
     assert np.isfinite(both[0]).all()
 
@@ -267,63 +270,76 @@ def test_missing_utilities_have_missing_shares() -> None:
 
 
 NAMES = ("delta", "X2", "C", "weights", "availability", "rho")
+EVERYTHING = tuple(range(6))
 
 
-@pytest.mark.parametrize("specific", [False, True], ids=["tastes", "tastes of products"])
-@pytest.mark.parametrize("which", range(6), ids=NAMES)
-def test_derivative_rule_agrees_with_differentiation_of_the_formula(which: int, specific: bool) -> None:
-    at = flat(nested(9, specific=specific, available=which != 4))
-    direction = tuple(jnp.asarray(np.random.default_rng(10).normal(size=x.shape)) for x in at)
+def plain_logit(delta: Any, X2: Any, C: Any, weights: Any, availability: Any, rho: Any) -> jax.Array:
+    """Shares without nests and with tastes of products, as JAX would differentiate them by itself."""
+    e = availability * jnp.exp(delta[:, None] + jnp.einsum("jk,jki->ji", X2, C))
+    return (e / (1.0 + e.sum(axis=0))[None, :]) @ weights
+
+
+def library_logit(delta: Any, X2: Any, C: Any, weights: Any, availability: Any, rho: Any) -> jax.Array:
+    return shares(delta, X2, C, weights, availability)
+
+
+@pytest.mark.parametrize(
+    ("rule", "plain", "specific"),
+    [
+        (library_shares, plain_shares, False),
+        (library_shares, plain_shares, True),
+        (library_logit, plain_logit, True),
+    ],
+    ids=["tastes", "tastes of products", "tastes of products without nests"],
+)
+def test_derivative_rule_agrees_with_differentiation_of_the_formula(rule: Any, plain: Any, specific: bool) -> None:
+    """First derivatives in each argument, and second ones along directions in all of them."""
+    n = nested(9, specific=specific)
+    # what leaves a group empty has no derivative in its availability
+    at = flat(n._replace(availability=n.availability + 0.1))
+    rng = np.random.default_rng(10)
+    along, other = (tuple(jnp.asarray(rng.normal(size=x.shape)) for x in at) for _ in range(2))
     cotangent = jnp.cos(jnp.arange(J) + 1.0)
 
-    def derivatives(function: Any, at: Any, direction: Any) -> Any:
-        def alone(x: Any, *rest: Any) -> Any:
-            return function(*rest[:which], x, *rest[which:])
-
-        rest = (*at[:which], *at[which + 1 :])
-
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(function: Any) -> dict[str, Any]:
         def forward(*values: Any) -> Any:
-            others = (*values[:which], *values[which + 1 :])
-            return jax.jvp(lambda x: alone(x, *others), (values[which],), (direction[which],))[1]
+            return jax.jvp(function, values, along)[1]
 
         def reverse(*values: Any) -> Any:
-            others = (*values[:which], *values[which + 1 :])
-            return jax.vjp(lambda x: alone(x, *others), values[which])[1](cotangent)[0]
+            return jax.vjp(function, *values)[1](cotangent)
 
-        del rest
         return {
-            "forward": forward(*at),
+            "forward": jax.jacfwd(function, EVERYTHING)(*at),
             "reverse": reverse(*at),
-            "forward over forward": jax.jvp(forward, at, direction)[1],
-            "forward over reverse": jax.jvp(reverse, at, direction)[1],
+            "forward over forward": jax.jvp(forward, at, other)[1],
+            "forward over reverse": jax.jvp(reverse, at, other)[1],
             "reverse over forward": jax.vjp(forward, *at)[1](cotangent),
         }
 
-    actual = jax.jit(partial(derivatives, library_shares))(at, direction)
-    expected = jax.jit(partial(derivatives, plain_shares))(at, direction)
+    actual, expected = derivatives(rule), derivatives(plain)
     for name in expected:
-        for one, other in zip(jax.tree.leaves(actual[name]), jax.tree.leaves(expected[name]), strict=True):
-            ROUNDING.check(one, other, name)
+        for one, wanted in zip(jax.tree.leaves(actual[name]), jax.tree.leaves(expected[name]), strict=True):
+            ROUNDING.check(one, wanted, name)
 
 
-def test_tastes_of_products_without_nests() -> None:
-    """The rule for such tastes, against differentiation of the formula."""
-    n = nested(11, specific=True)
-    zero = jnp.zeros(3)
-    at = n[:5]
-    for which in range(5):
+@pytest.mark.parametrize("which", EVERYTHING, ids=NAMES)
+def test_second_derivatives_in_one_argument_alone(which: int) -> None:
+    """Arguments that do not move are told from those that do."""
+    at = flat(nested(9))
+    direction = jnp.asarray(np.random.default_rng(10).normal(size=at[which].shape))
 
-        def alone(function: Any, x: Any, w: int = which) -> Any:
-            return function(*at[:w], x, *at[w + 1 :])
+    @partial(jax.jit, static_argnums=0)
+    def second(function: Any) -> Any:
+        def along(x: Any) -> Any:
+            return jax.jvp(lambda y: function(*at[:which], y, *at[which + 1 :]), (x,), (direction,))[1]
 
-        rule, plain = partial(alone, shares), partial(alone, lambda *a: plain_shares(*a, zero))
-        for derivative in (jax.jacfwd, jax.jacrev):
-            ROUNDING.check(derivative(rule)(at[which]), derivative(plain)(at[which]), NAMES[which])
-        along = jnp.cos(jnp.arange(at[which].size, dtype=float)).reshape(at[which].shape)
-        second = [
-            jax.jvp(lambda x, f=f: jax.jvp(f, (x,), (along,))[1], (at[which],), (along,))[1] for f in (rule, plain)
-        ]
-        ROUNDING.check(*second, NAMES[which])
+        return along(at[which]), jax.jvp(along, (at[which],), (direction,))[1]
+
+    if NAMES[which] == "availability":
+        at = flat(nested(9)._replace(availability=nested(9).availability + 0.1))
+    for one, other in zip(second(library_shares), second(plain_shares), strict=True):
+        ROUNDING.check(one, other)
 
 
 def test_tastes_of_products_that_are_the_same_are_common_tastes() -> None:
@@ -378,7 +394,9 @@ def test_inverted_shares_are_the_observed_ones(rho: np.ndarray, method: str) -> 
     observed = shares(*n)
     found = inverter(method)(observed, n, logit_delta(observed, n.nests))
     assert found.status <= Status.ROUNDING_FLOOR
-    np.testing.assert_allclose(found.value, n.delta, rtol=0, atol=1e-11)
+    # linear convergence stops where steps are small, which is not yet where errors are
+    atol = 1e-11 if method in ("anderson", "newton") else 1e-9
+    np.testing.assert_allclose(found.value, n.delta, rtol=0, atol=atol)
 
 
 @every_rho
@@ -395,7 +413,7 @@ def test_without_heterogeneity_the_inversion_has_a_closed_form(rho: np.ndarray) 
 
 def test_inversion_where_everybody_buys_and_correlation_is_near_one() -> None:
     n = nested(17, np.full(3, 0.99), available=False)
-    n = n._replace(delta=n.delta + 12.0)
+    n = n._replace(delta=n.delta + 16.0)
     observed = shares(*n)
     assert 1 - float(observed.sum()) < 1e-5
     for method in ("anderson", "newton"):
@@ -497,16 +515,27 @@ def test_nested_logit_markups_of_single_products_have_a_closed_form() -> None:
 def test_price_derivatives_and_hessians_are_those_of_the_definitions(demand: Any) -> None:
     f, H = arrays(firms(22)), jnp.asarray(partial_ownership())
     prices, eta = prices_of(f), jnp.linspace(-1.0, 2.0, J)
-    point, curvature = demand_with_curvature(demand, prices, f)
-    actual = price_derivatives(point, curvature, H, eta)
-    plain = shares_at(demand, f)
-    ROUNDING.check(actual.shares, jax.jacfwd(plain)(prices))
-    ROUNDING.check(actual.markup_product, jax.jacfwd(lambda p: -(H * jax.jacfwd(plain)(p).T) @ eta)(prices))
-    ROUNDING.check(actual.lambda_diagonal, jax.jacfwd(lambda p: demand(p, f).lambda_diagonal())(prices))
-    ROUNDING.check(demand_hessian(point, curvature), jax.jacfwd(jax.jacrev(plain))(prices))
     costs = prices - 0.5 - 0.1 * jnp.arange(J)
-    profits = jax.jacfwd(jax.jacrev(lambda p: (p - costs) * plain(p)))(prices)
-    ROUNDING.check(profit_hessian(demand, prices, costs, f), profits)
+
+    @jax.jit
+    def computed(prices: Any) -> Any:
+        point, curvature = demand_with_curvature(demand, prices, f)
+        first = price_derivatives(point, curvature, H, eta)
+        return *first, demand_hessian(point, curvature), profit_hessian(demand, prices, costs, f)
+
+    @jax.jit
+    def expected(prices: Any) -> Any:
+        plain = shares_at(demand, f)
+        return (
+            jax.jacfwd(plain)(prices),
+            jax.jacfwd(lambda p: -(H * jax.jacfwd(plain)(p).T) @ eta)(prices),
+            jax.jacfwd(lambda p: demand(p, f).lambda_diagonal())(prices),
+            jax.jacfwd(jax.jacrev(plain))(prices),
+            jax.jacfwd(jax.jacrev(lambda p: (p - costs) * plain(p)))(prices),
+        )
+
+    for one, other in zip(computed(prices), expected(prices), strict=True):
+        ROUNDING.check(one, other)
 
 
 @pytest.mark.parametrize("demand", [NESTED_DEMANDS["prices in both"], NESTED_DEMANDS["logarithms of prices"]])
@@ -527,42 +556,40 @@ def test_second_derivatives_agree_with_central_differences(demand: Any) -> None:
         SECOND_CENTRAL_DIFFERENCE.check(hessian[:, k, m], difference)
 
 
-@pytest.mark.parametrize("which", ["delta", "X2", "C", "weights", "availability", "delta_slope", "X2_slope", "rho"])
-def test_derivatives_of_markups_are_those_of_a_dense_solve(which: str) -> None:
+def test_derivatives_of_markups_are_those_of_a_dense_solve() -> None:
+    """In everything at once: in reverse, and the second along directions in everything."""
     f, H = arrays(firms(24)), jnp.asarray(partial_ownership())
-    point = NESTED_DEMANDS["prices in both"](prices_of(f), f)
-    members = jnp.asarray(np.eye(3)[CODES])
+    whole = NESTED_DEMANDS["prices in both"](prices_of(f), f)
+    members, rng = jnp.asarray(np.eye(3)[CODES]), np.random.default_rng(24)
 
     def dense(point: DemandPoint) -> Any:
+        assert point.nests is not None
+        rho = point.nests.rho
+
         def function(step: Any) -> Any:
-            V = (point.delta + step * point.delta_slope)[:, None] + (
-                point.X2 + step[:, None] * point.X2_slope
-            ) @ point.C
-            return plain_choices(V, point.availability, members, point.nests.rho) @ point.weights  # type: ignore[union-attr]
+            delta, X2 = point.delta + step * point.delta_slope, point.X2 + step[:, None] * point.X2_slope
+            return plain_choices(delta[:, None] + X2 @ point.C, point.availability, members, rho) @ point.weights
 
         s, slopes = function(jnp.zeros(J)), jax.jacfwd(function)(jnp.zeros(J))
         return jnp.linalg.solve(-H * slopes.T, s)
 
-    def of(point: Any) -> Any:
-        return point.nests.rho if which == "rho" else getattr(point, which)
+    floats, rest = eqx.partition(whole, eqx.is_inexact_array)
+    along, other = (jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), floats) for _ in range(2))
 
-    value = of(point)
-    direction = jnp.cos(jnp.arange(value.size, dtype=float)).reshape(value.shape)
-    for derivative in (jax.jacfwd, jax.jacrev):
-        actual, expected = (
-            jax.jit(derivative(lambda x, g=g: g(eqx.tree_at(of, point, x))))(value)
-            for g in (lambda p: markups(p, H), dense)
-        )
-        LINEAR_ALGEBRA.check(actual, expected, derivative.__name__)
-    second = [
-        jax.jit(
-            lambda x, g=g: jax.jvp(
-                jax.grad(lambda y: g(eqx.tree_at(of, point, y)) @ jnp.arange(1.0, J + 1)), (x,), (direction,)
-            )[1]
-        )(value)
-        for g in (lambda p: markups(p, H), dense)
-    ]
-    LINEAR_ALGEBRA.check(*second, "second")
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(function: Any) -> Any:
+        def forward(values: Any) -> Any:
+            return jax.jvp(lambda v: function(eqx.combine(v, rest)), (values,), (along,))[1]
+
+        def reverse(values: Any) -> Any:
+            return jax.grad(lambda v: function(eqx.combine(v, rest)) @ jnp.arange(1.0, J + 1))(values)
+
+        return reverse(floats), jax.jvp(forward, (floats,), (other,)), jax.jvp(reverse, (floats,), (other,))[1]
+
+    actual, expected = derivatives(lambda point: markups(point, H)), derivatives(dense)
+    assert len(jax.tree.leaves(actual[0])) == 8
+    for one, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        LINEAR_ALGEBRA.check(one, wanted)
 
 
 @cache

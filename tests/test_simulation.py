@@ -541,33 +541,6 @@ def test_arguments_of_problems() -> None:
     assert (again.N, again.I, again.D) == (known.N, known.I, 1)
 
 
-@pytest.mark.slow
-def test_tutorial() -> None:
-    """The simulation of PyBLP's tutorial: the problem recovers the parameters."""
-    simulation = blpjax.Simulation(
-        (blpjax.Formulation("1 + prices + x"), blpjax.Formulation("0 + x"), blpjax.Formulation("0 + x + z")),
-        blpjax.build_id_data(T=50, J=20, F=10),
-        beta=[1, -2, 2],
-        sigma=1,
-        gamma=[1, 4],
-        integration=blpjax.Integration("product", 9),
-        seed=0,
-    )
-    problem = simulation.replace_endogenous().to_problem()
-    assert (problem.N, problem.MD, problem.MS) == (1000, 5, 6)
-    results = problem.solve(
-        sigma=0.5 * simulation.sigma, pi=0.5 * simulation.pi, beta=[None, 0.5 * simulation.beta[1, 0], None]
-    )
-    assert results.converged
-    # printed by PyBLP 1.1.2
-    np.testing.assert_allclose(results.beta[:, 0], [0.96223514, -2.00792431, 2.10032015], rtol=1e-5)
-    np.testing.assert_allclose(results.gamma[:, 0], [0.97820624, 4.03121577], rtol=1e-5)
-    np.testing.assert_allclose(results.sigma, [[0.78358853]], rtol=1e-4)
-    for name in ("beta", "gamma", "sigma"):
-        distance = np.abs(getattr(results, name) - getattr(simulation, name)) / getattr(results, f"{name}_se")
-        assert distance.max() < 3
-
-
 # what is refused
 
 

@@ -16,7 +16,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.kernels.fixed_point import FixedPoint, Image, NewtonPoint, implicit, iterate, newton, safeguarded
+from blpjax.kernels.fixed_point import (
+    ROUNDING_FLOOR,
+    FixedPoint,
+    Image,
+    NewtonPoint,
+    continued,
+    implicit,
+    iterate,
+    newton,
+    safeguarded,
+)
 from blpjax.kernels.linear_algebra import solve
 from blpjax.kernels.shares import (
     Choices,
@@ -31,6 +41,12 @@ from blpjax.kernels.shares import (
 
 #: Products in whose mean utilities an inversion moves farther than this from where exponentials were taken underflow.
 _FARTHEST = 600.0
+
+#: Evaluations after which acceleration gives way to Newton's method, which then takes fewer and is sure to arrive.
+_ACCELERATED = 300
+
+#: A loop without progress succeeded when log shares are off by less than rounding explains, and by less than this.
+_LARGEST_FLOOR = 5e-11
 
 
 def logit_delta(observed: Float[Array, " J"], nests: Nests | None = None) -> Float[Array, " J"]:
@@ -104,16 +120,21 @@ def _solve(
     market = _Market(observed, deviations(X2, C), weights, availability, nests, bounds)
     if method.host is not None:
         return _on_host(method.host, market, start)
-    if method.nonlinear:
-        found = iterate(method, partial(_exponential_contraction, market), jnp.exp(start), limits)
-        return eqx.tree_at(lambda f: f.value, found, jnp.where(observed > 0, jnp.log(found.value), 0.0))
+    floor = _rounding_floor(market)
     if method.name == "newton":
-        return _newton(market, start, limits)
+        return _newton(market, start, limits, floor)
+    changes = floor if nests is None else floor * (1.0 - nests.rho.max(initial=0.0))
+    if method.nonlinear:
+        found = iterate(method, partial(_exponential_contraction, market), jnp.exp(start), limits, floor=changes)
+        return eqx.tree_at(lambda f: f.value, found, jnp.where(observed > 0, jnp.log(found.value), 0.0))
     if method.name != "anderson":
-        return iterate(method, partial(_contraction, market), start, limits)
+        return iterate(method, partial(_contraction, market), start, limits, floor=changes)
     corrected = _corrected_contraction(market, start) if nests is None else partial(_nested_contraction, market)
-    found = iterate(method, corrected, start, limits)
-    return safeguarded(found, partial(_newton, market), start, limits) if method.safeguard else found
+    if not method.safeguard:
+        return iterate(method, corrected, start, limits, floor=floor)
+    first = limits._replace(max_evaluations=jnp.minimum(limits.max_evaluations, _ACCELERATED))  # type: ignore[arg-type]
+    found = iterate(method, corrected, start, first, floor=floor)
+    return safeguarded(found, lambda value, rest: _newton(market, value, rest, floor), start, limits)
 
 
 class _Market(NamedTuple):
@@ -136,6 +157,14 @@ class _Market(NamedTuple):
         """``log S - log s``, zero for padding, with simulated shares clipped."""
         lower, upper = self.bounds
         return _log_gap(self.observed, jnp.minimum(jnp.maximum(simulated, lower), upper))
+
+
+def _rounding_floor(market: _Market) -> Array:
+    """Accuracy of log shares that 64-bit utilities leave, at least `ROUNDING_FLOOR` and at most `_LARGEST_FLOOR`."""
+    largest = 32.0 + 2.0 * jnp.abs(market.mu).max(initial=0.0)
+    if market.nests is not None:
+        largest *= market.nests.scales.max(initial=1.0)
+    return jnp.clip(jnp.finfo(float).eps * largest, ROUNDING_FLOOR, _LARGEST_FLOOR)
 
 
 def _log_gap(observed: Array, clipped: Array) -> Array:
@@ -185,9 +214,11 @@ def _corrected_gap(market: _Market, simulated: Array, outside: Array) -> Array:
     return jnp.where(observed > 0, gap - _outside_gap(observed, market.weights, outside), 0.0)
 
 
-def _nested_contraction(market: _Market, delta: Array) -> Array:
+def _nested_contraction(market: _Market, delta: Array) -> Image:
+    """The corrected contraction with nests. Near ``rho = 1`` its steps are small where log shares are still off."""
     found = market.choices(delta)
-    return delta + _corrected_gap(market, found.inside @ market.weights, found.outside @ market.weights)
+    s = found.inside @ market.weights
+    return Image(delta + _corrected_gap(market, s, found.outside @ market.weights), market.log_gap(s))
 
 
 def _corrected_contraction(market: _Market, anchor: Array) -> Callable[[Array], Array]:
@@ -206,7 +237,23 @@ def _corrected_contraction(market: _Market, anchor: Array) -> Callable[[Array], 
     return contraction
 
 
-def _newton(market: _Market, start: Array, limits: FixedPointLimits) -> FixedPoint:
+def _newton(market: _Market, start: Array, limits: FixedPointLimits, floor: Array) -> FixedPoint:
+    """Damped Newton steps, and where they fail continuation in the size of deviations from mean utilities.
+
+    It begins without heterogeneity, where the solution has a closed form.
+    """
+    size = jnp.abs(market.mu).max(initial=0.0)
+    if market.nests is not None:
+        size *= market.nests.scales.max(initial=1.0)
+
+    def solve_at(number: Array, begin: Array, rest: FixedPointLimits) -> FixedPoint:
+        return _damped_newton(market._replace(mu=number * market.mu), begin, rest, floor)
+
+    origin = logit_delta(market.observed, market.nests)
+    return continued(solve_at, start, origin, jnp.minimum(1.0, 4.0 / jnp.maximum(size, 1.0)), limits)
+
+
+def _damped_newton(market: _Market, start: Array, limits: FixedPointLimits, floor: Array) -> FixedPoint:
     """Newton on the outside-corrected log residual, damped by the convex function whose gradient is s - S.
 
     With negative weights that function is not convex: the norm of the residual takes its place.
@@ -230,7 +277,7 @@ def _newton(market: _Market, start: Array, limits: FixedPointLimits) -> FixedPoi
         slope = jnp.where(convex, jnp.where(slopes[0] < 0, slopes[0], slopes[1]), -residual)
         return NewtonPoint(step, jnp.where(jnp.isfinite(residual), residual, jnp.inf), merit, slope)
 
-    return newton(evaluate, start, limits)
+    return newton(evaluate, start, limits, floor=floor)
 
 
 def _homogeneous_change(market: _Market, s: Array, change: Array) -> Array:

@@ -29,9 +29,15 @@ class Image(NamedTuple):
 
 Map = Callable[[Array], Array | Image]
 
+Floor = float | Float[Array, ""]
+
 #: A loop that makes no more progress has reached the accuracy of 64-bit arithmetic when its residual is below this.
 ROUNDING_FLOOR = 1e-12
 _PATIENCE = 12
+
+#: On the way to a problem, problems are solved to this residual, each with at most so many evaluations.
+_ON_THE_WAY = 1e-6
+_STAGE = 50
 
 
 class FixedPoint(eqx.Module):
@@ -55,6 +61,7 @@ def iterate(
     limits: FixedPointLimits,
     plain: int = 0,
     accelerated: int | None = None,
+    floor: Floor = ROUNDING_FLOOR,
 ) -> FixedPoint:
     """Iterate ``x <- contraction(x)`` from `start` until the norm of the change is at most ``atol + rtol |x|``.
 
@@ -62,16 +69,16 @@ def iterate(
 
     `method.name` is ``'simple'``, ``'squarem'`` (Varadhan and Roland 2008), ``'anderson'`` (Anderson 1965, type II) or
     ``'return'``. A loop that stops short of its tolerance says so in `FixedPoint.status`; its value is then the best
-    one that was seen. Anderson acceleration sets in after that many `plain` steps, and gives way to plain steps again
+    one that was seen. One that makes no more progress below `floor` is a success. Anderson acceleration sets in after that many `plain` steps, and gives way to plain steps again
     where `accelerated` steps did not get there.
     """
     if method.name == "return":
         zero = jnp.zeros((), int)
         return FixedPoint(start, zero + Status.CONVERGED, zero, zero, jnp.zeros(()))
     if method.name == "anderson":
-        return _anderson(method, contraction, start, limits, plain, accelerated)
+        return _anderson(method, contraction, start, limits, plain, accelerated, floor)
     body = {"simple": _simple, "squarem": _squarem}[method.name]
-    return body(method, contraction, start, limits)
+    return body(method, contraction, start, limits, floor)
 
 
 class _Progress(NamedTuple):
@@ -104,7 +111,7 @@ def _apply(contraction: Map, x: Array) -> Image:
 
 
 def _record(
-    progress: _Progress, method: FixedPointMethod, limits: FixedPointLimits, image: Image
+    progress: _Progress, method: FixedPointMethod, limits: FixedPointLimits, image: Image, floor: Floor
 ) -> tuple[_Progress, Array]:
     """Take note of a value of the map; also return the norm of the change, infinite if it is not finite."""
     new = image.value
@@ -114,7 +121,7 @@ def _record(
     patience = jnp.where(better, 0, progress.patience + 1)
     tolerance = limits.atol + limits.rtol * _norm(method, new)
     residual = jnp.minimum(change, progress.residual)
-    stuck = (patience >= _PATIENCE) & (residual <= ROUNDING_FLOOR)
+    stuck = (patience >= _PATIENCE) & (residual <= floor)
     recorded = _Progress(
         jnp.where(better, new, progress.best),
         residual,
@@ -158,7 +165,7 @@ def safeguarded(
     )
 
 
-def _finish(progress: _Progress, method: FixedPointMethod, limits: FixedPointLimits) -> FixedPoint:
+def _finish(progress: _Progress, method: FixedPointMethod, limits: FixedPointLimits, floor: Floor) -> FixedPoint:
     tolerance = limits.atol + limits.rtol * _norm(method, progress.best)
     spent = progress.evaluations >= limits.max_evaluations
     failure = jnp.where(
@@ -167,24 +174,28 @@ def _finish(progress: _Progress, method: FixedPointMethod, limits: FixedPointLim
     status = jnp.where(
         progress.residual <= tolerance,
         int(Status.CONVERGED),
-        jnp.where(progress.residual <= ROUNDING_FLOOR, int(Status.ROUNDING_FLOOR), failure),
+        jnp.where(progress.residual <= floor, int(Status.ROUNDING_FLOOR), failure),
     )
     return FixedPoint(progress.best, status, progress.iterations, progress.evaluations, progress.residual)
 
 
-def _simple(method: FixedPointMethod, contraction: Map, start: Array, limits: FixedPointLimits) -> FixedPoint:
+def _simple(
+    method: FixedPointMethod, contraction: Map, start: Array, limits: FixedPointLimits, floor: Floor
+) -> FixedPoint:
     def body(carry: tuple[Array, _Progress]) -> tuple[Array, _Progress]:
         x, progress = carry
         new = _apply(contraction, x)
-        progress, change = _record(progress, method, limits, new)
+        progress, change = _record(progress, method, limits, new, floor)
         progress = progress._replace(iterations=progress.iterations + 1)
         return new.value, progress._replace(done=progress.done | ~jnp.isfinite(change))
 
     _, progress = lax.while_loop(lambda carry: _continues(carry[1], limits), body, (start, _no_progress(start)))
-    return _finish(progress, method, limits)
+    return _finish(progress, method, limits, floor)
 
 
-def _squarem(method: FixedPointMethod, contraction: Map, start: Array, limits: FixedPointLimits) -> FixedPoint:
+def _squarem(
+    method: FixedPointMethod, contraction: Map, start: Array, limits: FixedPointLimits, floor: Floor
+) -> FixedPoint:
     class Cycle(NamedTuple):
         x: Array
         step_min: Array
@@ -193,9 +204,9 @@ def _squarem(method: FixedPointMethod, contraction: Map, start: Array, limits: F
 
     def body(cycle: Cycle) -> Cycle:
         first = _apply(contraction, cycle.x)
-        progress, _ = _record(cycle.progress, method, limits, first)
+        progress, _ = _record(cycle.progress, method, limits, first, floor)
         second = _apply(contraction, first.value)
-        progress, _ = _record(progress, method, limits, second)
+        progress, _ = _record(progress, method, limits, second, floor)
         x1, x2 = first.value, second.value
         r = x1 - cycle.x
         v = (x2 - x1) - r
@@ -209,13 +220,13 @@ def _squarem(method: FixedPointMethod, contraction: Map, start: Array, limits: F
         step_min = jnp.where(lower, cycle.step_min * limits.step_factor, cycle.step_min)
         accelerated = cycle.x + 2.0 * bounded * r + bounded**2 * v
         third = _apply(contraction, accelerated)
-        progress, change = _record(progress, method, limits, third)
+        progress, change = _record(progress, method, limits, third, floor)
         progress = progress._replace(iterations=progress.iterations + 1)
         return Cycle(jnp.where(jnp.isfinite(change), third.value, x2), step_min, step_max, progress)
 
     begun = Cycle(start, jnp.asarray(limits.step_min, float), jnp.asarray(limits.step_max, float), _no_progress(start))
     last = lax.while_loop(lambda cycle: _continues(cycle.progress, limits) & jnp.isfinite(cycle.x).all(), body, begun)
-    return _finish(last.progress, method, limits)
+    return _finish(last.progress, method, limits, floor)
 
 
 def _anderson(
@@ -225,6 +236,7 @@ def _anderson(
     limits: FixedPointLimits,
     plain: int,
     accelerated: int | None,
+    floor: Floor,
 ) -> FixedPoint:
     memory = method.memory
 
@@ -242,7 +254,7 @@ def _anderson(
 
     def body(history: History) -> History:
         mapped = _apply(contraction, history.x)
-        progress, size = _record(history.progress, method, limits, mapped)
+        progress, size = _record(history.progress, method, limits, mapped, floor)
         image, change = mapped.value, mapped.value - history.x
         steady = history.progress.evaluations < plain
         if accelerated is not None:
@@ -274,7 +286,7 @@ def _anderson(
     one = jnp.ones((), int)
     first = History(start, start, start, start, infinite, none, none, -one, 0 * one, _no_progress(start))
     last = lax.while_loop(lambda history: _continues(history.progress, limits) & (history.failures < 2), body, first)
-    return _finish(last.progress, method, limits)
+    return _finish(last.progress, method, limits, floor)
 
 
 def _least_squares(rows: Float[Array, "M J"], target: Float[Array, " J"]) -> Float[Array, " M"]:
@@ -316,12 +328,16 @@ class NewtonPoint(NamedTuple):
 
 
 def newton(
-    evaluate: Callable[[Array], NewtonPoint], start: Float[Array, " J"], limits: FixedPointLimits, longest: float = 20.0
+    evaluate: Callable[[Array], NewtonPoint],
+    start: Float[Array, " J"],
+    limits: FixedPointLimits,
+    longest: float = 20.0,
+    floor: Floor = ROUNDING_FLOOR,
 ) -> FixedPoint:
     """Damped Newton iteration: halve steps until the merit falls enough (Armijo) or the residual clearly does.
 
-    Steps are at most `longest` in any element. Stops when the residual is at most `limits.atol` or at the rounding
-    floor.
+    Steps are at most `longest` in any element. Stops when the residual is at most `limits.atol`, or below `floor`
+    and makes no more progress.
     """
 
     class State(NamedTuple):
@@ -336,9 +352,9 @@ def newton(
 
     def unfinished(state: State) -> Array:
         residual, patience = state.progress.residual, state.progress.patience
-        floor = (patience >= 4) & (residual <= ROUNDING_FLOOR)
+        stuck = (patience >= 4) & (residual <= floor)
         return (
-            (residual > limits.atol) & ~floor & ~state.stalled & (state.progress.evaluations < limits.max_evaluations)
+            (residual > limits.atol) & ~stuck & ~state.stalled & (state.progress.evaluations < limits.max_evaluations)
         )
 
     def body(state: State) -> State:
@@ -368,7 +384,90 @@ def newton(
     nowhere = NewtonPoint(jnp.zeros_like(start), jnp.asarray(jnp.inf), jnp.asarray(jnp.inf), jnp.asarray(0.0))
     begun = State(start, nowhere, jnp.asarray(1.0), jnp.asarray(False), _no_progress(start))
     last = lax.while_loop(unfinished, body, begun)
-    return _finish(last.progress, FixedPointMethod("newton"), limits._replace(rtol=0.0))
+    return _finish(last.progress, FixedPointMethod("newton"), limits._replace(rtol=0.0), floor)
+
+
+class _Stage(NamedTuple):
+    """A problem on the way that was solved: its number, and the solution."""
+
+    number: Float[Array, ""]
+    value: Float[Array, " J"]
+
+
+class _Path(NamedTuple):
+    """How far a continuation is."""
+
+    found: FixedPoint  # the best for the problem itself, with counts of all evaluations
+    last: _Stage
+    before: _Stage
+    step: Float[Array, ""]
+    direct: Bool[Array, ""]  # whether the next attempt is one without a way
+    over: Bool[Array, ""]
+
+
+def continued(
+    solve_at: Callable[[Array, Array, FixedPointLimits], FixedPoint],
+    start: Float[Array, " J"],
+    origin: Float[Array, " J"],
+    step: Float[Array, ""],
+    limits: FixedPointLimits,
+) -> FixedPoint:
+    """Solve problem number one from `start`, and where that fails by continuation from problem number zero.
+
+    Problem zero is solved from `origin`, the next is number `step`. From then on loops start where the last two
+    solutions point to. Steps double where solutions are found quickly, and become shorter where they are not found.
+
+    Parameters
+    ----------
+    solve_at : ``solve_at(number, start, limits)`` solves a problem with a number between zero and one.
+    start, origin : (J,) where problems one and zero are solved from.
+    step : number of the first problem after zero.
+    limits : the limit on evaluations is one for all problems together.
+    """
+
+    def body(path: _Path) -> _Path:
+        last, before, spent = path.last, path.before, path.found.evaluations
+        target = jnp.where(path.direct, 1.0, jnp.where(last.number < 0, 0.0, jnp.minimum(last.number + path.step, 1.0)))
+        ahead = jnp.where(before.number < 0, 0.0, (target - last.number) / (last.number - before.number))
+        begin = jnp.where(path.direct, start, last.value + ahead * (last.value - before.value))
+        final = target >= 1.0
+        stage = limits._replace(
+            atol=jnp.where(final, limits.atol, jnp.maximum(limits.atol, _ON_THE_WAY)),  # type: ignore[arg-type]
+            max_evaluations=jnp.minimum(limits.max_evaluations - spent, _STAGE),  # type: ignore[arg-type]
+        )
+        new = solve_at(target, begin, stage)
+        solved = succeeded(new.status)
+        quick = new.evaluations <= _STAGE // 4
+        step = jnp.where(path.direct, path.step, path.step * jnp.where(solved, jnp.where(quick, 2.0, 1.0), 0.25))
+        moved = solved & ~path.direct
+        # shares of the best value, not of the last one, are what a failure is reported with
+        better = final & (solved | (new.residual < path.found.residual))
+        kept = jax.tree.map(lambda fresh, old: jnp.where(better, fresh, old), new, path.found)
+        counts = path.found.iterations + new.iterations, spent + new.evaluations
+        lost = ~solved & ~path.direct & ((target <= 0.0) | (step < 1e-4 * target))
+        return _Path(
+            FixedPoint(kept.value, kept.status, *counts, kept.residual),
+            _chosen(moved, _Stage(target, new.value), last),
+            _chosen(moved, last, before),
+            step,
+            jnp.asarray(False),
+            (final & solved) | lost,
+        )
+
+    zero = jnp.zeros((), int)
+    nowhere = _Stage(jnp.asarray(-1.0), origin)
+    nothing = FixedPoint(start, zero + Status.MAX_EVALUATIONS, zero, zero, jnp.asarray(jnp.inf))
+    first = _Path(nothing, nowhere, nowhere, step, jnp.asarray(True), jnp.asarray(False))
+    found = lax.while_loop(
+        lambda path: ~path.over & (path.found.evaluations < limits.max_evaluations), body, first
+    ).found
+    # the limit of one problem was reached, not that of all
+    early = (found.status == Status.MAX_EVALUATIONS) & (found.evaluations < limits.max_evaluations)
+    return eqx.tree_at(lambda f: f.status, found, jnp.where(early, int(Status.STALLED), found.status))
+
+
+def _chosen(condition: Array, yes: _Stage, no: _Stage) -> _Stage:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
