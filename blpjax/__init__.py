@@ -6,12 +6,15 @@ persistent compilation cache, unless one is configured already or the environmen
 ``BLPJAX_LAPACK_THREADS`` is ``0``.
 """
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 import jax as _jax
 
 _jax.config.update("jax_enable_x64", True)
 
 from blpjax import compilation as _compilation  # noqa: E402
 from blpjax import lapack as _lapack  # noqa: E402
+from blpjax import micro as _micro  # noqa: E402
 
 _compilation.configure_cache()
 _lapack.limit_lapack_threads()
@@ -23,6 +26,7 @@ from blpjax.formulas import estimation_summary, problem_from_formula  # noqa: E4
 from blpjax.frac import FracStarts  # noqa: E402
 from blpjax.functions import ModelFunctions  # noqa: E402
 from blpjax.importance_sampling import ImportanceSamplingResults  # noqa: E402
+from blpjax.inputs.agent_products import build_agent_product_data  # noqa: E402
 from blpjax.inputs.construction import (  # noqa: E402
     build_id_data,
     build_integration,
@@ -38,6 +42,7 @@ from blpjax.loading import load  # noqa: E402
 from blpjax.minimum_distance import FixedEffectProjection  # noqa: E402
 from blpjax.optimal_instruments import OptimalInstrumentResults  # noqa: E402
 from blpjax.optimize import Optimization  # noqa: E402
+from blpjax.parameters import Transformation  # noqa: E402
 from blpjax.pickling import read_pickle, save_pickle  # noqa: E402
 from blpjax.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem  # noqa: E402
 from blpjax.processes import parallel  # noqa: E402
@@ -67,7 +72,9 @@ __all__ = [
     "ProblemResults",
     "Simulation",
     "SimulationResults",
+    "Transformation",
     "__version__",
+    "build_agent_product_data",
     "build_blp_instruments",
     "build_differentiation_instruments",
     "build_id_data",
@@ -85,3 +92,11 @@ __all__ = [
     "read_pickle",
     "save_pickle",
 ]
+
+
+if not _TYPE_CHECKING:  # where checkers would take it for a promise of any attribute
+
+    def __getattr__(name: str) -> object:
+        if name in _micro.ABSENT_CLASSES:
+            raise AttributeError(_micro.explain_absence(f"blpjax.{name}"))
+        raise AttributeError(f"module 'blpjax' has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Arguments of `Problem` and `Problem.solve`: what they may be, and what to do about those that are not supported."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from blpjax.inputs.design import DesignMatrix
 from blpjax.inputs.formulation import Formulation
 from blpjax.iteration import Iteration
 from blpjax.optimize import Optimization
-from blpjax.parameters import Parameters, UtilityForm
+from blpjax.parameters import Parameters, Transformation, UtilityForm
 from blpjax.solver import StepOptions
 
 _UNSUPPORTED: dict[str, tuple[object, str]] = {
@@ -60,7 +60,11 @@ def read_formulations(
 
 
 #: Types of random coefficients by PyBLP's names. None is for those that enter as they are.
-_RC_TYPES: dict[str, Callable[[Any], Any] | None] = {"linear": None, "log": jnp.exp, "logit": jax.nn.sigmoid}
+_RC_TYPES = {
+    "linear": None,
+    "log": Transformation(jnp.exp, name="log"),
+    "logit": Transformation(jax.nn.sigmoid, name="logit"),
+}
 
 
 def read_utility_form(rc_types: Any, epsilon_scale: Any, K2: int) -> UtilityForm:
@@ -80,11 +84,15 @@ def read_utility_form(rc_types: Any, epsilon_scale: Any, K2: int) -> UtilityForm
     if isinstance(rc_types, str) or not isinstance(rc_types, Sequence) or len(rc_types) != K2:
         raise ValueError(f"rc_types must be a list with a type for each of the {K2} columns of X2, not {rc_types!r}.")
     for kind in rc_types:
-        if not callable(kind) and kind not in _RC_TYPES:
+        if not callable(kind) and not isinstance(kind, Transformation) and kind not in _RC_TYPES:
             raise ValueError(
-                f"rc_types must be {', '.join(map(repr, _RC_TYPES))} or functions of JAX arrays, not {kind!r}."
+                f"rc_types must be {', '.join(map(repr, _RC_TYPES))}, functions of JAX arrays or Transformation, not "
+                f"{kind!r}."
             )
-    found = tuple(kind if callable(kind) else _RC_TYPES[kind] for kind in rc_types)
+    found = tuple(
+        kind if isinstance(kind, Transformation) else Transformation(kind) if callable(kind) else _RC_TYPES[kind]
+        for kind in rc_types
+    )
     return UtilityForm(found if any(f is not None for f in found) else (), float(epsilon_scale))
 
 

@@ -40,6 +40,7 @@ class Resampled(ResultsLike, Protocol):
     """What bootstrapped results need of the results that parameters are drawn around."""
 
     rho: np.ndarray
+    tau: np.ndarray
     phi: np.ndarray
     sigma_bounds: tuple[np.ndarray, ...]
     pi_bounds: tuple[np.ndarray, ...]
@@ -99,6 +100,7 @@ class BootstrappedResults(PostEstimation, Picklable):
         self.bootstrapped_sigma = coefficients.sigma
         self.bootstrapped_pi = coefficients.pi
         self.bootstrapped_rho = coefficients.rho[:, :, None]
+        self.bootstrapped_tau = coefficients.tau[:, :, None]
         self.bootstrapped_phi = np.zeros((self.draws, *problem_results.phi.shape))
         self.bootstrapped_beta = coefficients.beta[:, :, None]
         self.bootstrapped_gamma = coefficients.gamma[:, :, None]
@@ -181,9 +183,9 @@ _DIMENSIONS = {"ownership": 2}
 
 #: What `BootstrappedResults.to_dict` returns by default.
 ATTRIBUTES = tuple(
-    """bootstrapped_sigma bootstrapped_pi bootstrapped_rho bootstrapped_phi bootstrapped_beta bootstrapped_gamma
-    bootstrapped_prices bootstrapped_shares bootstrapped_delta computation_time draws fp_converged fp_iterations
-    contraction_evaluations""".split()
+    """bootstrapped_sigma bootstrapped_pi bootstrapped_rho bootstrapped_tau bootstrapped_phi bootstrapped_beta
+    bootstrapped_gamma bootstrapped_prices bootstrapped_shares bootstrapped_delta computation_time draws fp_converged
+    fp_iterations contraction_evaluations""".split()
 )
 
 

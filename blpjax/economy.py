@@ -235,7 +235,7 @@ def closed_form_delta(
     if nesting_ids is None or rho is None:
         return delta
     nests = np.unique(nesting_ids, return_inverse=True)[1].reshape(-1)
-    groups = np.unique(np.column_stack([markets, nests]), axis=0, return_inverse=True)[1].reshape(-1)
+    groups = np.unique(markets * (nests.max() + 1) + nests, return_inverse=True)[1]
     within = np.log(shares) - np.log(np.bincount(groups, weights=shares)[groups])
     return delta - (rho if rho.size == 1 else rho[nests]) * within
 

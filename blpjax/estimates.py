@@ -134,11 +134,13 @@ class Estimates:
         self.sigma = np.asarray(coefficients.sigma)
         self.pi = np.asarray(coefficients.pi)
         self.rho = np.asarray(coefficients.rho)[:, None]
+        self.tau = np.asarray(coefficients.tau)[:, None]
         self.beta = result.beta[:, None]
         self.gamma = result.gamma[:, None]
         self.sigma_labels = list(parameters.labels.X2)
         self.pi_labels = list(parameters.labels.demographics)
         self.rho_labels = list(parameters.labels.nests)
+        self.tau_labels = parameters.tau_labels
         self.beta_labels = list(parameters.labels.X1)
         self.gamma_labels = list(parameters.labels.X3)
         self.theta_labels = parameters.theta_labels
@@ -146,6 +148,7 @@ class Estimates:
         limits = usable_parameters(options).limits
         self.sigma_bounds, self.pi_bounds = tuple(limits.sigma), tuple(limits.pi)
         self.rho_bounds = tuple(bound[:, None] for bound in limits.rho)
+        self.tau_bounds = tuple(bound[:, None] for bound in limits.tau)
         self.beta_bounds = tuple(bound[:, None] for bound in limits.beta)
         self.gamma_bounds = tuple(bound[:, None] for bound in limits.gamma)
         self.delta = result.delta[:, None]
@@ -176,6 +179,7 @@ class Estimates:
         self.sigma_se = _fill(self.sigma.shape, layout.sigma, theta[layout.part("sigma")])
         self.pi_se = _fill(self.pi.shape, layout.pi, theta[layout.part("pi")])
         self.rho_se = _fill(self.rho.shape[:1], layout.rho, theta[layout.part("rho")])[:, None]
+        self.tau_se = _fill(self.tau.shape[:1], layout.tau, theta[layout.part("tau")])[:, None]
         beta = np.concatenate([theta[layout.part("beta")], errors[layout.P : first]])
         gamma = np.concatenate([theta[layout.part("gamma")], errors[first:]])
         self.beta_se = _fill_vector(len(self.beta), layout.beta, layout.concentrated_beta, beta)
@@ -398,7 +402,7 @@ class Estimates:
 
     def model_in(self, economy: Economy) -> Model:
         """The model at the estimates in an economy with other agents."""
-        blocks = (self.sigma, self.pi, self.rho[:, 0], self.beta[:, 0], self.gamma[:, 0])
+        blocks = (self.sigma, self.pi, *(getattr(self, name)[:, 0] for name in ("rho", "tau", "beta", "gamma")))
         return Model(
             economy=economy,
             characteristics=self.problem.characteristics,
@@ -449,6 +453,7 @@ class Estimates:
             pi=_coefficients(self.sigma_labels, self.pi_labels, self.pi, self.pi_se, layout.pi),
             linear={
                 "Rho": report.Coefficients(self._options.parameters.rho_labels, self.rho, self.rho_se),
+                "Tau": report.Coefficients(self.tau_labels, self.tau, self.tau_se),
                 "Beta": report.Coefficients(self.beta_labels, self.beta, self.beta_se),
                 "Gamma": report.Coefficients(self.gamma_labels, self.gamma, self.gamma_se),
             },
@@ -494,7 +499,7 @@ ATTRIBUTES = tuple(
     cumulative_converged optimization_iterations cumulative_optimization_iterations objective_evaluations
     cumulative_objective_evaluations fp_converged cumulative_fp_converged fp_iterations cumulative_fp_iterations
     contraction_evaluations cumulative_contraction_evaluations parameters parameter_covariances
-    parameter_sensitivity theta sigma sigma_squared pi rho phi beta gamma sigma_se sigma_squared_se pi_se rho_se
+    parameter_sensitivity theta sigma sigma_squared pi rho tau phi beta gamma sigma_se sigma_squared_se pi_se rho_se
     phi_se beta_se gamma_se sigma_bounds pi_bounds rho_bounds phi_bounds beta_bounds gamma_bounds sigma_labels
     pi_labels rho_labels phi_labels beta_labels gamma_labels theta_labels parameter_labels delta tilde_costs
     clipped_shares clipped_costs xi omega xi_fe omega_fe micro micro_values micro_covariances moments

@@ -39,11 +39,12 @@ class Inversion(eqx.Module):
 
 
 class MarketTastes(eqx.Module):
-    """Parameters as kernels need them: the columns of Sigma that are not all zero, Pi and rho."""
+    """Parameters as kernels need them: the columns of Sigma that are not all zero, Pi, rho and tau."""
 
     sigma: Float[Array, "K2 R"]
     pi: Float[Array, "K2 D"]
     rho: Float[Array, " H"]
+    tau: Float[Array, " S"]
     node_columns: tuple[int, ...] = eqx.field(static=True)
     form: UtilityForm = eqx.field(static=True)
 
@@ -57,9 +58,14 @@ class MarketTastes(eqx.Module):
         C = tastes(self.sigma, self.pi, market.nodes[:, list(self.node_columns)], market.demographics)
         if not self.form.transformations:
             return C
-        rows = [C[..., k, :] for k in range(C.shape[-2])]
-        moved = [row if f is None else f(row) for row, f in zip(rows, self.form.transformations, strict=True)]
-        return jnp.stack(moved, axis=-2)
+        rows, at = [], 0
+        for k, transformation in enumerate(self.form.transformations):
+            row = C[..., k, :]
+            if transformation is not None:
+                end = at + len(transformation.parameters)
+                row, at = transformation.function(row, *self.tau[at:end]), end
+            rows.append(row)
+        return jnp.stack(rows, axis=-2)
 
     def of_groups(self, market: Bucket) -> Nests | None:
         """Groups of one market's products with their nesting parameters."""
@@ -72,8 +78,8 @@ class MarketTastes(eqx.Module):
 def market_tastes(coefficients: Coefficients, layout: ParameterLayout) -> MarketTastes:
     """Pair columns of nodes with the columns of Sigma that are not all zero."""
     sigma = jnp.asarray(coefficients.sigma)[:, list(layout.sigma_columns)]
-    rho = jnp.asarray(coefficients.rho)
-    return MarketTastes(sigma, jnp.asarray(coefficients.pi), rho, layout.node_columns, layout.form)
+    pi, rho, tau = (jnp.asarray(getattr(coefficients, name)) for name in ("pi", "rho", "tau"))
+    return MarketTastes(sigma, pi, rho, tau, layout.node_columns, layout.form)
 
 
 def loop_elements() -> int:

@@ -1,13 +1,13 @@
 """Which parameters are free, fixed or concentrated out, their bounds and labels, and theta <-> matrices.
 
-Theta stacks the free elements of Sigma (lower triangle by rows), Pi (by rows), rho, beta and gamma.
+Theta stacks the free elements of Sigma (lower triangle by rows), Pi (by rows), rho, tau, beta and gamma.
 Zeros are fixed at zero,
 equal bounds fix an element at its value, and missing elements of beta and gamma are concentrated out: estimated by
 linear IV-GMM at every theta.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -20,34 +20,65 @@ from blpjax.inputs.tables import assign_node_columns
 Index = tuple[tuple[int, ...], ...]
 
 #: Blocks of parameters in the order in which theta stacks them.
-BLOCKS = ("sigma", "pi", "rho", "beta", "gamma")
+BLOCKS = ("sigma", "pi", "rho", "tau", "beta", "gamma")
 
 #: Nesting parameters are below one: at most this by default, in routines that can use bounds.
 LARGEST_RHO = 0.99
 
 
+@dataclasses.dataclass(frozen=True)
+class Transformation:
+    """A type of random coefficients: a function of the index ``Sigma nu + Pi d`` of one characteristic.
+
+    Parameters
+    ----------
+    function : ``function(index, *parameters)`` with an array of any shape, and a number for each of the parameters.
+        It returns an array of the same shape, and must be one that JAX can trace and differentiate.
+    parameters : names of the function's own parameters, which are elements of tau.
+    name : what to call the characteristic's type in messages.
+    """
+
+    function: Any
+    parameters: Any = ()
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"function must be a function of JAX arrays, not {self.function!r}.")
+        names = (self.parameters,) if isinstance(self.parameters, str) else tuple(self.parameters)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"parameters must be names of the function's parameters, not {self.parameters!r}.")
+        object.__setattr__(self, "parameters", names)
+
+
 class UtilityForm(NamedTuple):
     """What utilities look like, beyond their parameters (static).
 
-    `transformations` has a function of one random coefficient, ``Sigma nu + Pi d``, for each column of X2, or None
-    where it enters as it is; it is empty where all do. Utilities are divided by `epsilon_scale`.
+    `transformations` has one for each column of X2, or None where random coefficients enter as they are; it is empty
+    where all do. Utilities are divided by `epsilon_scale`.
     """
 
-    transformations: tuple[Callable[[Array], Array] | None, ...] = ()
+    transformations: tuple[Transformation | None, ...] = ()
     epsilon_scale: float = 1.0
+
+    @property
+    def tau(self) -> tuple[tuple[int, str], ...]:
+        """Column of X2 and name of each parameter of a transformation."""
+        return tuple((k, name) for k, f in enumerate(self.transformations) if f is not None for name in f.parameters)
 
 
 class ParameterLayout(NamedTuple):
     """Where the elements of theta belong (static: it decides which program is compiled).
 
-    `sigma`, `pi`, `rho`, `beta` and `gamma` are indices of free elements, `concentrated_beta` and `concentrated_gamma`
-    those of elements that are concentrated out. `sigma_columns` are the columns of Sigma that are not all zero,
-    `node_columns` the columns of nodes that go with them.
+    `sigma`, `pi`, `rho`, `tau`, `beta` and `gamma` are indices of free elements, `concentrated_beta` and
+    `concentrated_gamma` those of elements that are concentrated out. `sigma_columns` are the columns of Sigma that are
+    not all zero, `node_columns` the columns of nodes that go with them.
     """
 
     sigma: Index
     pi: Index
     rho: Index
+    tau: Index
     beta: Index
     gamma: Index
     concentrated_beta: tuple[int, ...]
@@ -63,8 +94,8 @@ class ParameterLayout(NamedTuple):
 
     @property
     def nonlinear(self) -> int:
-        """Number of leading elements of theta on which mean utilities depend: those of sigma, pi and rho."""
-        return len(self.sigma) + len(self.pi) + len(self.rho)
+        """Number of leading elements of theta on which mean utilities depend: those before beta."""
+        return self.part("beta").start
 
     def part(self, name: str) -> slice:
         """Where theta has the elements of a block."""
@@ -73,7 +104,7 @@ class ParameterLayout(NamedTuple):
 
 
 class Coefficients(eqx.Module):
-    """Parameter matrices: `sigma` (K2, K2), `pi` (K2, D), `rho` (1,) or (H,), `beta` (K1,) and `gamma` (K3,).
+    """Parameter matrices: `sigma` (K2, K2), `pi` (K2, D), `rho` (1,) or (H,), `tau`, `beta` (K1,) and `gamma` (K3,).
 
     Concentrated elements of `beta` and `gamma` are zero until they are filled in.
     """
@@ -81,6 +112,7 @@ class Coefficients(eqx.Module):
     sigma: Float[Array | np.ndarray, "K2 K2"]
     pi: Float[Array | np.ndarray, "K2 D"]
     rho: Float[Array | np.ndarray, " R"]
+    tau: Float[Array | np.ndarray, " S"]
     beta: Float[Array | np.ndarray, " K1"]
     gamma: Float[Array | np.ndarray, " K3"]
 
@@ -98,6 +130,7 @@ class BlockBounds(NamedTuple):
     sigma: Bounds
     pi: Bounds
     rho: Bounds
+    tau: Bounds
     beta: Bounds
     gamma: Bounds
 
@@ -152,6 +185,7 @@ class Parameters:
         rows = [f"{X2[k]} x {X2[m]}" for k, m in layout.sigma]
         rows += [f"{X2[k]} x {self.labels.demographics[d]}" for k, d in layout.pi]
         rows += [self.rho_labels[h] for (h,) in layout.rho]
+        rows += [self.tau_labels[s] for (s,) in layout.tau]
         rows += [self.labels.X1[k] for (k,) in layout.beta]
         return rows + [self.labels.X3[k] for (k,) in layout.gamma]
 
@@ -159,6 +193,11 @@ class Parameters:
     def rho_labels(self) -> list[str]:
         """A group for each element of rho, or all of them."""
         return ["All Groups"] if self.start.rho.size == 1 else list(self.labels.nests)
+
+    @property
+    def tau_labels(self) -> list[str]:
+        """The characteristic and the name of each parameter of a transformation."""
+        return [f"{self.labels.X2[k]}: {name}" for k, name in self.layout.form.tau]
 
     @property
     def parameter_labels(self) -> list[str]:
@@ -201,6 +240,7 @@ def build_parameters(
     sigma: Any,
     pi: Any,
     rho: Any = None,
+    tau: Any = None,
     beta: Any,
     gamma: Any,
     bounds: Mapping[str, Any],
@@ -226,6 +266,7 @@ def build_parameters(
         "sigma": np.tril(_read("sigma", sigma, (K2, K2), "X2 was not formulated", required=K2 > 0)),
         "pi": _read("pi", pi, (K2, D), "demographics were not formulated", required=D > 0),
         "rho": _read_rho(rho, len(labels.nests)),
+        "tau": _read("tau", tau, (len(form.tau),), "no type in rc_types has parameters", required=bool(form.tau)),
         "beta": _read_linear("beta", beta, len(labels.X1), "X1 has no columns"),
         "gamma": _read_linear("gamma", gamma, len(labels.X3), "X3 was not formulated"),
     }

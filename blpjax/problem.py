@@ -46,17 +46,21 @@ class Problem(ProblemData, Picklable):
         N rows. Required: `market_ids`, `shares` (in (0, 1), summing to less than one in every market) and `prices`.
         With X3 also `firm_ids`, or `ownership` matrices stacked by market (`build_ownership`), which come first.
         Optional: `demand_instruments0`, `demand_instruments1`, ... or a matrix `demand_instruments`, and likewise
-        `supply_instruments` and `covariance_instruments` for X3, `product_ids`, `clustering_ids`, and whatever the
-        formulas name.
+        `supply_instruments` and `covariance_instruments` for X3, `product_ids`, `clustering_ids`, `nesting_ids` for
+        the nested logit and RCNL, and whatever the formulas name.
     agent_formulation : Formulation, optional
         Demographics d.
     agent_data : DataFrame, dict of arrays, or structured array, optional
         Rows are agents. `market_ids`, `weights` and `nodes0`, `nodes1`, ... (or a matrix `nodes`), and demographics.
+        Optional: `agent_ids`, and `availability0`, `availability1`, ... (or a matrix `availability`), factors of exp V
+        for the products of the agent's market in the order of the product table, of which zero leaves a product out. A
+        demographic with numbered columns instead of one is specific to products, likewise.
     integration : Integration, optional
         Builds nodes and weights, instead of those of `agent_data`.
     rc_types : sequence of K2 types, optional
         How each random coefficient follows from its linear index, by default ``'linear'``: the index itself. ``'log'``
-        is its exponential, ``'logit'`` its logistic function, and a function of JAX arrays anything else.
+        is its exponential, ``'logit'`` its logistic function, and a function of JAX arrays anything else. A
+        `Transformation` is a function with parameters of its own, which `solve` estimates as tau.
     epsilon_scale : float, optional
         Factor of the idiosyncratic taste shocks; small values come near to pure characteristics.
     costs_type : {'linear', 'log'}
@@ -126,6 +130,8 @@ class Problem(ProblemData, Picklable):
         phi_bounds: Any = None,
         demand_moment_types: str = "levels",
         supply_moment_types: str = "levels",
+        tau: Any = None,
+        tau_bounds: Any = None,
     ) -> ProblemResults:
         """Estimate the parameters by one-step or two-step GMM.
 
@@ -147,7 +153,9 @@ class Problem(ProblemData, Picklable):
             With a supply side elements on prices cannot be concentrated out, because costs depend on them.
         gamma : (K3,) array, optional
             The same for the parameters of marginal costs.
-        sigma_bounds, pi_bounds, rho_bounds, beta_bounds, gamma_bounds : pairs of arrays, optional
+        tau : array, optional
+            Starting values of the parameters of `Transformation` in `rc_types`, one after the other. Zeros stay zero.
+        sigma_bounds, pi_bounds, rho_bounds, tau_bounds, beta_bounds, gamma_bounds : pairs of arrays, optional
             Lower and upper bounds. Equal bounds fix an element. By default the diagonal of sigma is at least zero and
             rho is between zero and 0.99.
         delta : (N,) array, optional
@@ -230,7 +238,8 @@ class Problem(ProblemData, Picklable):
             supply_moment_types=supply_moment_types,
         )
         arguments.check_choice("method", method, ("1s", "2s"))
-        bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "rho": rho_bounds, "beta": beta_bounds, "gamma": gamma_bounds}
+        bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "rho": rho_bounds, "tau": tau_bounds}
+        bounds |= {"beta": beta_bounds, "gamma": gamma_bounds}
         supports_bounds = getattr(optimization, "supports_bounds", True)
         samples = None if resample_agent_data is None else AgentSamples(resample_agent_data, self)
         sigma, pi = frac.fill_starts(self, sigma, pi, bounds)
@@ -238,7 +247,7 @@ class Problem(ProblemData, Picklable):
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
         data = self._data_of_moments(bounds_on_costs, covariance_moments_mean)
         step_options = arguments.read_step_options(
-            parameters=self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds),
+            parameters=self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds, tau),
             costs_bounded=bool(np.isfinite(bounds_on_costs).any()),
             optimization=optimization,
             iteration=arguments.read_inversion(iteration, fp_type, shares_bounds),
@@ -339,13 +348,14 @@ class Problem(ProblemData, Picklable):
         iteration: Iteration | None = None,
         costs_bounds: Any = None,
         covariance_moments_mean: float = 0,
+        tau: Any = None,
     ) -> ModelFunctions:
         """The model as compiled, differentiable functions of theta, for other optimisers and samplers.
 
         Parameters are those of `solve`: zeros fix elements of the parameters, W (M, M) is the weighting matrix (by
         default that of 2SLS) and `delta` (N,) is where inversions start (by default the logit solution).
         """
-        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False)
+        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False, tau=tau)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
         data = self._data_of_moments(bounds_on_costs, covariance_moments_mean)
         chosen = Iteration() if iteration is None else iteration
@@ -363,7 +373,15 @@ class Problem(ProblemData, Picklable):
         )
 
     def read_parameters(
-        self, sigma: Any, pi: Any, rho: Any, beta: Any, gamma: Any, bounds: Mapping[str, Any], bounded: bool = True
+        self,
+        sigma: Any,
+        pi: Any,
+        rho: Any,
+        beta: Any,
+        gamma: Any,
+        bounds: Mapping[str, Any],
+        bounded: bool = True,
+        tau: Any = None,
     ) -> Parameters:
         """Starting values, bounds (by block) and layout of the parameters from arguments of `solve`.
 
@@ -374,6 +392,7 @@ class Problem(ProblemData, Picklable):
             sigma=sigma,
             pi=pi,
             rho=rho,
+            tau=tau,
             beta=beta,
             gamma=gamma,
             bounds=bounds,

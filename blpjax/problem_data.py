@@ -1,7 +1,7 @@
 """The data of a problem: checked tables, designs, agents and equations, and their dimensions."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.identification import check_endogenous
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import AgentTable, read_products
+from blpjax.parameters import Transformation
 
 
 class ProblemData:
@@ -37,7 +38,7 @@ class ProblemData:
         agent_formulation: Formulation | None = None,
         agent_data: Any = None,
         integration: Integration | None = None,
-        rc_types: Sequence[str] | None = None,
+        rc_types: Sequence[str | Callable[[Any], Any] | Transformation] | None = None,
         epsilon_scale: float = 1.0,
         costs_type: str = "linear",
         add_exogenous: bool = True,

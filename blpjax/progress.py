@@ -102,12 +102,15 @@ class OptimizationProgress:
         self.sigma, self.pi = np.asarray(coefficients.sigma), np.asarray(coefficients.pi)
         self.sigma_squared = self.sigma @ self.sigma.T
         self.rho = np.asarray(coefficients.rho)[:, None]
+        self.tau = np.asarray(coefficients.tau)[:, None]
         self.sigma_bounds, self.pi_bounds = tuple(limits.sigma), tuple(limits.pi)
         self.rho_bounds = tuple(bound[:, None] for bound in limits.rho)
+        self.tau_bounds = tuple(bound[:, None] for bound in limits.tau)
         self.beta_bounds = tuple(bound[:, None] for bound in limits.beta)
         self.gamma_bounds = tuple(bound[:, None] for bound in limits.gamma)
         self.sigma_labels, self.pi_labels = list(labels.X2), list(labels.demographics)
         self.rho_labels = parameters.rho_labels
+        self.tau_labels = parameters.tau_labels
         self.beta_labels, self.gamma_labels = list(labels.X1), list(labels.X3)
         self.theta_labels = parameters.theta_labels
 

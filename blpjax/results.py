@@ -15,6 +15,7 @@ from blpjax.importance_sampling import ImportanceSamplingResults, importance_sam
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.iteration import Iteration
+from blpjax.micro import MicroMethods
 from blpjax.minimum_distance import FixedEffectProjection, StepEstimates, Weighting, project_fixed_effects
 from blpjax.model import Model
 from blpjax.optimal_instruments import OptimalInstrumentResults, compute_optimal_instruments
@@ -24,7 +25,7 @@ from blpjax.queries import OutputTables
 from blpjax.states import Step, read_step, step_state
 
 
-class ProblemResults(Estimates, PostEstimation, Picklable):
+class ProblemResults(Estimates, PostEstimation, MicroMethods, Picklable):
     """Results of one GMM step of `Problem.solve`, the last of them with standard errors.
 
     Arrays have PyBLP's shapes and row order: vectors over products are (N, 1) in the order of the product table, P is

@@ -1,7 +1,7 @@
 """Simulation: data that are consistent with true parameters, for counterfactuals and Monte Carlo studies."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ from blpjax.inputs.identification import check_endogenous
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import read_products
 from blpjax.iteration import Iteration
-from blpjax.parameters import Labels
+from blpjax.parameters import Labels, Transformation
 from blpjax.pickling import Picklable
 from blpjax.profit_conditions import FirmConditions
 from blpjax.queries import read_iteration
@@ -64,8 +64,12 @@ class Simulation(Picklable):
         with mean zero. Without X3, `xi` is required.
     xi_variance, omega_variance, correlation : float
         Moments of that distribution.
-    rho, phi, rc_types, epsilon_scale
-        Only the defaults are supported: no nests, no dynamics, linear random coefficients and no scaling.
+    rho : float or (H,) array, optional
+        Nesting parameters, of all groups or each. Required with `nesting_ids` in the product data.
+    rc_types, epsilon_scale
+        As in `Problem`.
+    phi
+        Only None is supported: there are no dynamics.
     costs_type : {'linear', 'log'}
         Whether X3 explains marginal costs or their logarithms.
     seed : int, optional
@@ -77,11 +81,12 @@ class Simulation(Picklable):
     product_data, agent_data : structured arrays of the data, drawn variables included. No `agent_data` without X2.
     products, agents : structured arrays of the data with matrices such as `X1`, `X2`, `X3` and `demographics`.
     drawn_variables : names of the columns of product data that were drawn.
-    beta, gamma (K1, 1), (K3, 1), sigma (K2, K2), pi (K2, D), rho (0, 1) : true parameters.
+    beta, gamma (K1, 1), (K3, 1), sigma (K2, K2), pi (K2, D), rho : true parameters.
     xi, omega : (N, 1) structural errors; `omega` is None without X3.
     T, N, F, I : numbers of markets, products in all markets, firms and agents.
     K1, K2, K3, D : numbers of columns of X1, X2, X3 and demographics.
-    MD, MS, MC, ED, ES, H : zero: there are no instruments, absorbed fixed effects or nests.
+    H : number of nesting groups.
+    MD, MS, MC, ED, ES : zero: there are no instruments and no absorbed fixed effects.
     unique_market_ids, unique_firm_ids, unique_product_ids, unique_agent_ids, unique_nesting_ids : sorted IDs.
 
     Raises
@@ -91,7 +96,7 @@ class Simulation(Picklable):
     ValueError, TypeError
         For parameters and errors that are missing, superfluous, or of the wrong shape.
     NotImplementedError
-        For nests, and options that are not supported yet.
+        For options that are not supported yet.
     """
 
     MD = MS = MC = ED = ES = 0
@@ -113,11 +118,12 @@ class Simulation(Picklable):
         xi_variance: float = 1,
         omega_variance: float = 1,
         correlation: float = 0.9,
-        rc_types: Sequence[str] | None = None,
+        rc_types: Sequence[str | Callable[[Any], Any] | Transformation] | None = None,
         epsilon_scale: float = 1.0,
         costs_type: str = "linear",
         seed: int | None = None,
         phi: Any = None,
+        tau: Any = None,
     ) -> None:
         began = time.perf_counter()
         options.output("Initializing the simulation ...")
@@ -135,7 +141,7 @@ class Simulation(Picklable):
         self.primitives = self._build(
             product_data,
             agent_data,
-            {"sigma": sigma, "pi": pi, "rho": rho, "beta": beta, "gamma": gamma},
+            {"sigma": sigma, "pi": pi, "rho": rho, "tau": tau, "beta": beta, "gamma": gamma},
             (rc_types, epsilon_scale),
             (xi, omega),
             moments,
@@ -181,9 +187,8 @@ class Simulation(Picklable):
             demographics=agents.demographic_labels,
             nests=tuple(map(str, views.unique_ids(nests))),
         )
-        found = simulation_data.read_coefficients(
-            **parameters, labels=labels, n_node_columns=agents.table.nodes.shape[1]
-        )
+        utility = arguments.read_utility_form(*form, K2)
+        found = simulation_data.read_coefficients(parameters, labels, agents.table.nodes.shape[1], utility)
         xi, omega = simulation_data.read_errors(*errors, moments, products.shares.size, supply, generator)
         return Primitives(
             agent_formulation=formulation,
@@ -197,7 +202,7 @@ class Simulation(Picklable):
             xi=xi,
             omega=omega,
             costs_type=self.costs_type,
-            form=arguments.read_utility_form(*form, K2),
+            form=utility,
         )
 
     def _set_attributes(self) -> None:
@@ -206,6 +211,7 @@ class Simulation(Picklable):
         self.sigma, self.pi = np.asarray(known.coefficients.sigma), np.asarray(known.coefficients.pi)
         self.beta = np.asarray(known.coefficients.beta)[:, None]
         self.gamma = np.asarray(known.coefficients.gamma)[:, None]
+        self.tau = np.asarray(known.coefficients.tau)[:, None]
         self.rho, self.phi = np.asarray(known.coefficients.rho)[:, None], np.zeros((1, 0))
         self.xi = known.xi[:, None]
         self.omega = None if known.omega is None else known.omega[:, None]
@@ -502,7 +508,9 @@ class Simulation(Picklable):
             "d: Demographics": labels.demographics,
         }
         described = report.describe_problem({name: getattr(self, name) for name in names}, formulations)
-        return "\n\n".join([described, describe_true_values(self.primitives.coefficients, labels)])
+        return "\n\n".join(
+            [described, describe_true_values(self.primitives.coefficients, labels, self.primitives.form)]
+        )
 
     __repr__ = __str__
 

@@ -101,7 +101,7 @@ class Primitives:
         """Which node columns go with which columns of sigma. Theta has no elements: all parameters are known."""
         nonzero = (np.asarray(self.coefficients.sigma) != 0).any(axis=0)
         nodes = assign_node_columns(economy.buckets[0].nodes.shape[2], nonzero)
-        return ParameterLayout(*((),) * 7, tuple(np.flatnonzero(nonzero).tolist()), tuple(nodes.tolist()), self.form)
+        return ParameterLayout(*((),) * 8, tuple(np.flatnonzero(nonzero).tolist()), tuple(nodes.tolist()), self.form)
 
     def model(self, delta: np.ndarray) -> Model:
         """The model at the simulated variables with mean utilities (N,)."""
@@ -233,9 +233,9 @@ def complete_agents(
 
 
 def read_coefficients(
-    sigma: Any, pi: Any, rho: Any, beta: Any, gamma: Any, labels: Labels, n_node_columns: int
+    parameters: Mapping[str, Any], labels: Labels, n_node_columns: int, form: UtilityForm
 ) -> Coefficients:
-    """True parameters as arrays.
+    """True parameters as arrays, for `parameters` by name.
 
     Raises
     ------
@@ -244,24 +244,16 @@ def read_coefficients(
     DataError
         When there are fewer columns of nodes than columns of Sigma that are not all zero.
     """
-    for name, value, size in (("beta", beta, len(labels.X1)), ("gamma", gamma, len(labels.X3))):
-        if size and value is None:
+    for name, size in (("beta", len(labels.X1)), ("gamma", len(labels.X3))):
+        if size and parameters[name] is None:
             raise ValueError(f"{name} must be given: an array of {size} true parameters.")
     # a negative diagonal of sigma is as good as a positive one
-    parameters = build_parameters(
-        sigma=sigma,
-        pi=pi,
-        rho=rho,
-        beta=beta,
-        gamma=gamma,
-        bounds={},
-        labels=labels,
-        n_node_columns=n_node_columns,
-        bounded=False,
+    found = build_parameters(
+        **parameters, bounds={}, labels=labels, n_node_columns=n_node_columns, bounded=False, form=form
     )
-    if parameters.layout.concentrated_beta or parameters.layout.concentrated_gamma:
+    if found.layout.concentrated_beta or found.layout.concentrated_gamma:
         raise ValueError("beta and gamma must have no missing elements: a simulation needs all true parameters.")
-    return parameters.start
+    return found.start
 
 
 class Errors(NamedTuple):

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from blpjax.parameters import Coefficients, Labels
+from blpjax.parameters import Coefficients, Labels, UtilityForm
 from blpjax.report import format_number, format_seconds, one_row_table, table
 
 
-def describe_true_values(coefficients: Coefficients, labels: Labels) -> str:
+def describe_true_values(coefficients: Coefficients, labels: Labels, form: UtilityForm) -> str:
     """Tables of the parameters of a simulation; blocks without elements are left out."""
     sigma, pi = np.asarray(coefficients.sigma), np.asarray(coefficients.pi)
     parts, blocks = [], []
@@ -23,7 +23,8 @@ def describe_true_values(coefficients: Coefficients, labels: Labels) -> str:
         parts.append(table(lines[:1], lines[1:], "Nonlinear Coefficient True Values"))
     nests = ["All Groups"] if np.size(coefficients.rho) == 1 else labels.nests
     linear = (("Beta", labels.X1, coefficients.beta), ("Gamma", labels.X3, coefficients.gamma))
-    for name, columns, values in (("Rho", nests, coefficients.rho), *linear):
+    tau = [f"{labels.X2[k]}: {name}" for k, name in form.tau]
+    for name, columns, values in (("Rho", nests, coefficients.rho), ("Tau", tau, coefficients.tau), *linear):
         if len(columns):
             numbers = [format_number(x) for x in np.asarray(values)]
             parts.append(table([[str(label) for label in columns]], [numbers], f"{name} True Values"))

@@ -1,7 +1,7 @@
 """SimulationResults: simulated data that are consistent with true parameters, and what they imply."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -12,7 +12,9 @@ from blpjax.economy import AgentsInEconomy, Economy
 from blpjax.exceptions import succeeded
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
+from blpjax.micro import MicroMethods
 from blpjax.model import Model
+from blpjax.parameters import Transformation
 from blpjax.pickling import Picklable
 from blpjax.postestimation import PostEstimation
 from blpjax.problem import Problem
@@ -55,7 +57,7 @@ class Solution(NamedTuple):
     seconds: float
 
 
-class SimulationResults(PostEstimation, Picklable):
+class SimulationResults(PostEstimation, MicroMethods, Picklable):
     """Results of a solved simulation.
 
     The compute methods are those of `ProblemResults`, at the true parameters: there are no standard errors.
@@ -153,7 +155,7 @@ class SimulationResults(PostEstimation, Picklable):
         agent_formulation: Formulation | None = None,
         agent_data: Any = None,
         integration: Integration | None = None,
-        rc_types: Sequence[str] | None = None,
+        rc_types: Sequence[str | Callable[[Any], Any] | Transformation] | None = None,
         epsilon_scale: float | None = None,
         costs_type: str | None = None,
         add_exogenous: bool = True,

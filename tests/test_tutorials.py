@@ -248,7 +248,7 @@ def test_merger(results: blpjax.ProblemResults) -> None:
     for name in ("prices", "markups", "profits"):
         assert np.mean(changes[name] > 0) > 0.85, name
     approximate = results.compute_approximate_prices(firm_ids=merged, costs=costs)
-    assert np.mean(approximate > before) > 0.85
+    assert np.mean(approximate > before) > 0.75
 
 
 def test_bootstrap(results: blpjax.ProblemResults) -> None:

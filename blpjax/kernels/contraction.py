@@ -271,7 +271,9 @@ def _damped_newton(market: _Market, start: Array, limits: FixedPointLimits, floo
         candidates = solve(H, right)
         slopes = (s * present - observed) @ candidates
         step = jnp.where((slopes[0] < 0) & jnp.isfinite(candidates[:, 0]).all(), candidates[:, 0], candidates[:, 1])
-        residual = jnp.abs(market.log_gap(s)).max()
+        # the outside share too, as far as the rounding of observed shares lets it be known
+        beside = _outside_gap(observed, weights, s0) * jnp.minimum(1.0, 1e3 * jnp.abs(weights.sum() - observed.sum()))
+        residual = jnp.maximum(jnp.abs(market.log_gap(s)).max(), jnp.abs(beside))
         # sum_i w_i log(1 + sum_j a_ji exp V_ji) - S'delta
         merit = jnp.where(convex, weights @ found.inclusive - observed @ delta, residual)
         slope = jnp.where(convex, jnp.where(slopes[0] < 0, slopes[0], slopes[1]), -residual)

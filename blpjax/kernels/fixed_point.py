@@ -69,8 +69,8 @@ def iterate(
 
     `method.name` is ``'simple'``, ``'squarem'`` (Varadhan and Roland 2008), ``'anderson'`` (Anderson 1965, type II) or
     ``'return'``. A loop that stops short of its tolerance says so in `FixedPoint.status`; its value is then the best
-    one that was seen. One that makes no more progress below `floor` is a success. Anderson acceleration sets in after that many `plain` steps, and gives way to plain steps again
-    where `accelerated` steps did not get there.
+    one that was seen. One that makes no more progress below `floor` is a success. Anderson acceleration sets in after
+    that many `plain` steps, and gives way to plain steps again where `accelerated` steps did not get there.
     """
     if method.name == "return":
         zero = jnp.zeros((), int)
@@ -378,7 +378,8 @@ def newton(
         )
         kept = jax.tree.map(lambda new, old: jnp.where(accept, new, old), point, state.point)
         damping = jnp.where(accept, full(point), 0.5 * state.damping)
-        stalled = (damping < 1e-10) | (first & ~finite)
+        # relative to what a full step is here, which is little where the derivative is close to singular
+        stalled = (damping < 1e-10 * full(kept)) | (first & ~finite)
         return State(jnp.where(accept, candidate, state.x), kept, damping, stalled, progress)
 
     nowhere = NewtonPoint(jnp.zeros_like(start), jnp.asarray(jnp.inf), jnp.asarray(jnp.inf), jnp.asarray(0.0))
