@@ -13,7 +13,7 @@ PYTEST := $(RUN) -m pytest -n $(JOBS) --dist worksteal
 # The code of this directory is what runs, also when the directory, virtual environment included, was moved or copied.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: all demo test slow lint types bench notebooks install clean
+.PHONY: all demo test slow lint types bench robustness notebooks install clean
 .DEFAULT_GOAL := test
 
 all: test slow lint types notebooks demo  ## what .ci/run runs
@@ -36,6 +36,9 @@ types: $(INSTALLED)
 
 bench: $(INSTALLED)  ## one row per case, beside PyBLP in the same run
 	$(RUN) -m benchmarks
+
+robustness: $(INSTALLED)  ## methods that invert shares, on hard markets; fails where a success was none
+	$(RUN) -m benchmarks.robustness
 
 notebooks: $(INSTALLED)  ## execute copies in build/notebooks
 	$(RUN) -m nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb

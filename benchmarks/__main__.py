@@ -28,6 +28,9 @@ GROUPS = {
     "post": "benchmarks.supply:post_rows",
     "equilibrium": "benchmarks.supply:equilibrium_rows",
     "supply-memory": "benchmarks.supply:memory_rows",
+    "nested": "benchmarks.family:nested_rows",
+    "rcnl": "benchmarks.family:rcnl_rows",
+    "unequal": "benchmarks.family:unequal_rows",
     "profile": "benchmarks.breakdown:profile_rows",
 }
 

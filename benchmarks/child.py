@@ -1,7 +1,8 @@
 """What runs in a process of its own, and prints JSON.
 
 ``python -m benchmarks.child nevo pyblp``, and likewise ``autos``, ``post``; ``... simulated blpjax T J I REPETITIONS``
-with numbers of markets, products and agents, and of evaluations after the first; ``... equilibrium blpjax T J I``.
+with numbers of markets, products and agents, and of evaluations after the first; ``... equilibrium blpjax T J I``;
+``... unequal blpjax T LEAST MOST I`` with numbers of products from LEAST to MOST.
 """
 
 import dataclasses
@@ -15,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import models
+from benchmarks import family_models, models
 from benchmarks.comparison import Outcome, outcome_of
-from benchmarks.settings import Size
+from benchmarks.settings import Size, UnequalSize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,18 @@ def run_equilibrium(library: str, size: Size) -> Report:
     return Report(Outcome(0.0, means, (), 1, converged), seconds, (), peak_memory())
 
 
+def run_unequal(library: str, size: UnequalSize) -> Report:
+    """Evaluate objective and Jacobian of unequal markets once, at fixed parameters."""
+    lib = importlib.import_module(library)
+    lib.options.verbose = False
+    problem = family_models.unequal_problem(lib, family_models.simulate_unequal(size))
+    began = time.perf_counter()
+    results = family_models.unequal_evaluate(lib, problem)
+    seconds = time.perf_counter() - began
+    outcome = outcome_of(results, family_models.UNEQUAL_SIGMA, family_models.UNEQUAL_PI)
+    return Report(outcome, seconds, (), peak_memory())
+
+
 def peak_memory() -> int:
     """Largest resident memory of this process, in bytes."""
     # On Linux `getrusage` counts what the parent held when it started this process; the kernel's own mark does not.
@@ -105,6 +118,8 @@ def main(arguments: list[str]) -> None:
             report = run_simulated(library, Size(*size), warm)
         case "equilibrium":
             report = run_equilibrium(library, Size(*map(int, numbers)))
+        case "unequal":
+            report = run_unequal(library, UnequalSize(*map(int, numbers)))
         case _:
             report = run_autos(library, afterwards=case == "post")
     print(json.dumps(dataclasses.asdict(report)))

@@ -12,7 +12,7 @@ import numpy as np
 class Outcome:
     """Estimates and standard errors of free parameters, and how they were found.
 
-    Sigma and pi come by rows, then beta, then gamma.
+    Sigma and pi come by rows, then rho, beta and gamma.
     """
 
     objective: float
@@ -39,8 +39,8 @@ def outcome_of(results: Any, sigma: np.ndarray, pi: np.ndarray) -> Outcome:
 
     return Outcome(
         objective=float(np.squeeze(results.objective)),
-        estimates=stack(results.sigma, results.pi, results.beta, results.gamma),
-        errors=stack(results.sigma_se, results.pi_se, results.beta_se, results.gamma_se),
+        estimates=stack(results.sigma, results.pi, results.rho, results.beta, results.gamma),
+        errors=stack(results.sigma_se, results.pi_se, results.rho_se, results.beta_se, results.gamma_se),
         evaluations=int(results.objective_evaluations),
         converged=bool(results.converged),
     )

@@ -16,6 +16,22 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
+class UnequalSize:
+    """Size of a simulated economy of unequal markets: numbers of products and of agents vary.
+
+    Markets have from `least` to `most` products, and `agents` agents give or take a fifth, uniformly and independently.
+    """
+
+    markets: int = 2000
+    least: int = 5
+    most: int = 150
+    agents: int = 100
+
+    def __str__(self) -> str:
+        return f"T={self.markets} J={self.least}-{self.most} I={self.agents}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """Repetitions and sizes.
 
@@ -27,6 +43,10 @@ class Settings:
     starts : number of random starting values.
     size : size of the simulated economy of the memory row.
     equilibrium : size of the simulated economy whose prices are found.
+    nested : size of the simulated economy of the nested logit.
+    rcnl : nodes in each of two dimensions of the product rule of the random coefficients nested logit.
+    unequal : size of the simulated economy of unequal markets.
+    unequal_pyblp : how many of them PyBLP evaluates.
     """
 
     repeat: int = 3
@@ -35,6 +55,10 @@ class Settings:
     starts: int = 50
     size: Size = Size()
     equilibrium: Size = Size(1000, 10, 100)
+    nested: Size = Size(2000, 55, 0)
+    rcnl: int = 7
+    unequal: UnequalSize = UnequalSize()
+    unequal_pyblp: int = 200
 
 
 QUICK = Settings(repeat=1, warm=5, pyblp=False, starts=10)

@@ -1,4 +1,4 @@
-"""Markets whose shares are hard to invert, each with a solution, and an independent measure of how well it was found."""
+"""Markets whose shares are hard to invert, each with a solution, and a measure of how well it was found."""
 
 import dataclasses
 from collections.abc import Callable
@@ -37,6 +37,10 @@ class StressMarket:
     shares: np.ndarray
     groups: np.ndarray
     rho: float = 0.0
+
+
+#: Draws a market with a generator; the number is that of the market within its family.
+Draw = Callable[[np.random.Generator, int], StressMarket]
 
 
 def log_shares(market: StressMarket, delta: np.ndarray) -> np.ndarray:
@@ -108,60 +112,64 @@ def with_shares_at(market: StressMarket, delta: np.ndarray, least: float = 1e-14
     return dataclasses.replace(market, shares=simulated_shares.astype(float))
 
 
-def _large_sigma(sigma: float, products: int = 12, agents: int = 80) -> Callable[..., StressMarket]:
+def _large_sigma(sigma: float) -> Draw:
     def draw(rng: np.random.Generator, n: int) -> StressMarket:
-        return with_shares_at(*simulated(rng, products, agents, sigma, level=0.0, spread=0.5 * sigma))
+        return with_shares_at(*simulated(rng, sigma=sigma, level=0.0, spread=0.5 * sigma))
 
     return draw
 
 
-def _drawn_shares(sigma: float, products: int = 12, agents: int = 80) -> Callable[..., StressMarket]:
+def _drawn_shares(sigma: float, products: int = 12, agents: int = 80, tiny: float | None = None) -> Draw:
+    """Shares are drawn; those of a third of the products may be `tiny`."""
+
     def draw(rng: np.random.Generator, n: int) -> StressMarket:
         market, _ = simulated(rng, products, agents, sigma)
-        return dataclasses.replace(market, shares=rng.uniform(0.3, 0.95) * rng.dirichlet(np.ones(products)))
+        shares = rng.uniform(0.3, 0.95) * rng.dirichlet(np.ones(products))
+        if tiny is not None:
+            shares = np.where(np.arange(products) % 3 == 0, tiny, shares)
+        return dataclasses.replace(market, shares=shares)
 
     return draw
 
 
-def _small_outside_share(rng: np.random.Generator, n: int) -> StressMarket:
+def _small_outside_share(sigma: float) -> Draw:
     """Mean utilities rise together until the outside share is 1e-8."""
-    market, delta = simulated(rng, sigma=(1.0, 5.0)[n % 2])
-    for _ in range(200):
-        delta = delta + np.clip(float(log_shares(market, delta)[-1] - np.log(1e-8)), -2.0, 2.0)
-    return with_shares_at(market, delta)
-
-
-def _tiny_shares(sigma: float) -> Callable[..., StressMarket]:
-    """Mean utilities of a third of the products fall until their shares are 1e-14."""
 
     def draw(rng: np.random.Generator, n: int) -> StressMarket:
-        market, delta = simulated(rng, sigma=sigma)
-        tiny = np.arange(delta.size) % 3 == 0
+        market, delta = simulated(rng, sigma=sigma, spread=max(0.7, 0.3 * sigma))
         for _ in range(200):
-            delta = delta + np.where(tiny, (np.log(1e-14) - log_shares(market, delta)[:-1]).astype(float), 0.0)
-        return with_shares_at(market, delta, least=9e-15)
+            delta = delta + np.clip(float(log_shares(market, delta)[-1] - np.log(1e-8)), -10.0, 10.0)
+        return with_shares_at(market, delta)
 
     return draw
 
 
-def _nested(sigma: float, products: int = 12) -> Callable[..., StressMarket]:
-    """Four groups, one of them of one product."""
+def _one_product(rng: np.random.Generator, n: int) -> StressMarket:
+    """Its share is 1e-14, one less 1e-8, or in between."""
+    market, _ = simulated(rng, 1, sigma=50.0)
+    return dataclasses.replace(market, shares=np.array([(1e-14, 1.0 - 1e-8, 0.3)[n % 3]]))
+
+
+def _nested(draw_market: Draw) -> Draw:
+    """Four groups, one of them of one product, with ``rho = 0.99``."""
 
     def draw(rng: np.random.Generator, n: int) -> StressMarket:
-        market, delta = simulated(rng, products, sigma=sigma, spread=0.7)
-        groups = np.r_[3, np.arange(products - 1) % 3]
-        # within groups utilities differ in hundredths: else nearly all shares would vanish
-        delta = delta[groups] + 0.01 * delta
-        X2 = market.X2.copy()
-        X2[:, 1] = X2[groups, 1] + 0.01 / sigma * X2[:, 1]
-        return with_shares_at(dataclasses.replace(market, X2=X2, groups=groups, rho=0.99), delta)
+        market = draw_market(rng, n)
+        return dataclasses.replace(market, groups=np.r_[3, np.arange(market.shares.size - 1) % 3], rho=0.99)
 
     return draw
 
 
-def _negative_weights(sigma: float) -> Callable[..., StressMarket]:
+def _nested_at_delta(rng: np.random.Generator, n: int) -> StressMarket:
+    """Utilities differ in hundredths: else nearly all shares would vanish."""
+    market, delta = simulated(rng, sigma=0.05, spread=0.01)
+    groups = np.r_[3, np.arange(delta.size - 1) % 3]
+    return with_shares_at(dataclasses.replace(market, groups=groups, rho=0.99), delta)
+
+
+def _negative_weights(sigma: float) -> Draw:
     def draw(rng: np.random.Generator, n: int) -> StressMarket:
-        market, delta = simulated(rng, spread=0.4)
+        market, delta = simulated(rng, spread=max(0.4, 0.1 * sigma))
         built = blpjax.build_integration(blpjax.Integration("nested_grid", 5), 2)
         C = np.zeros((WIDTH, built.weights.size))
         C[:2] = sigma * np.array([[0.7], [1.0]]) * np.asarray(built.nodes).T
@@ -171,7 +179,7 @@ def _negative_weights(sigma: float) -> Callable[..., StressMarket]:
     return draw
 
 
-def _epsilon_scale(scale: float) -> Callable[..., StressMarket]:
+def _epsilon_scale(scale: float) -> Draw:
     """Utilities divided by the scale of the idiosyncratic term, as `Problem` does with ``epsilon_scale``."""
 
     def draw(rng: np.random.Generator, n: int) -> StressMarket:
@@ -182,7 +190,7 @@ def _epsilon_scale(scale: float) -> Callable[..., StressMarket]:
     return draw
 
 
-def _nevo(sigma: float) -> Callable[..., StressMarket]:
+def _nevo(sigma: float) -> Draw:
     """Nevo's cereals with their own shares, and the published sigma multiplied."""
     products, agents = data.load_nevo()
     goods, people = products.assign(one=1.0).groupby("market_ids"), agents.groupby("market_ids")
@@ -201,22 +209,25 @@ def _nevo(sigma: float) -> Callable[..., StressMarket]:
     return draw
 
 
-FAMILIES: dict[str, Callable[[np.random.Generator, int], StressMarket]] = {
-    "sigma x 10": _large_sigma(10.0),
+FAMILIES: dict[str, Draw] = {
     "sigma x 50": _large_sigma(50.0),
-    "sigma x 10, drawn shares": _drawn_shares(10.0),
     "sigma x 50, drawn shares": _drawn_shares(50.0),
+    "sigma x 50, 6 agents, shares 1e-14": _drawn_shares(50.0, 20, 6, tiny=1e-14),
     "Nevo, sigma x 10": _nevo(10.0),
     "Nevo, sigma x 50": _nevo(50.0),
-    "outside share 1e-8": _small_outside_share,
-    "shares 1e-14": _tiny_shares(1.0),
-    "shares 1e-14, sigma x 10": _tiny_shares(10.0),
-    "J = 1, sigma x 50": _drawn_shares(50.0, products=1),
-    "J = 300": _drawn_shares(3.0, products=300, agents=200),
-    "rho = 0.99": _nested(1.0),
-    "rho = 0.99, sigma x 10": _nested(10.0),
-    "negative weights": _negative_weights(0.7),
-    "negative weights, sigma x 2": _negative_weights(2.0),
-    "epsilon_scale = 0.05": _epsilon_scale(0.05),
-    "epsilon_scale = 0.005": _epsilon_scale(0.005),
+    "outside share 1e-8": _small_outside_share(1.0),
+    "outside share 1e-8, sigma x 50": _small_outside_share(50.0),
+    "shares 1e-14": _drawn_shares(1.0, tiny=1e-14),
+    "shares 1e-14, sigma x 50": _drawn_shares(50.0, tiny=1e-14),
+    "J = 1, sigma x 50": _one_product,
+    "J = 300": _drawn_shares(3.0, 300, 200),
+    "J = 300, sigma x 50": _drawn_shares(50.0, 300, 200),
+    "negative weights": _negative_weights(1.0),
+    "negative weights, sigma x 50": _negative_weights(50.0),
+    "epsilon_scale = 0.01": _epsilon_scale(1e-2),
+    "epsilon_scale = 0.0001": _epsilon_scale(1e-4),
+    "rho = 0.99": _nested_at_delta,
+    "rho = 0.99, drawn shares": _nested(_drawn_shares(1.0)),
+    "rho = 0.99, sigma x 10": _nested(_drawn_shares(10.0)),
+    "rho = 0.99, sigma x 50, shares 1e-14": _nested(_drawn_shares(50.0, tiny=1e-14)),
 }

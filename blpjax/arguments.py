@@ -300,10 +300,10 @@ def read_vector(name: str, values: Any, size: int) -> np.ndarray:
     return array
 
 
-def read_draws(draws: Any) -> int:
-    """A number of draws, or `ValueError`."""
+def read_draws(draws: Any, name: str = "draws") -> int:
+    """A number of draws, or of something else, or `ValueError`."""
     if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
-        raise ValueError(f"draws must be a positive integer, not {draws!r}.")
+        raise ValueError(f"{name} must be a positive integer, not {draws!r}.")
     return int(draws)
 
 

@@ -27,6 +27,8 @@ _WORTHWHILE = 0.1
 #: and at least that many pairs of products and agents: what they cost in a hundred evaluations is less than a second,
 #: about what compilation of another part takes.
 WORTHWHILE_PAIRS = 2**16
+#: More padded work than this many times the actual counts so many times.
+_WASTEFUL, _WASTEFUL_WEIGHT = 1.5, 10.0
 
 
 class Bucket(eqx.Module):
@@ -373,15 +375,19 @@ def _best_cuts(sizes: np.ndarray, most: int) -> tuple[float, list[int]]:
         largest = np.maximum.accumulate(sizes[starts[a] :], axis=0)[ends[a:] - 1 - starts[a]]
         work[a, a:] = (ends[a:] - starts[a]) * largest.prod(axis=1)
     total = sizes.prod(axis=1).sum()
+
+    def wasted(padded: float) -> float:
+        return (_WASTEFUL_WEIGHT - 1) * max(0.0, padded - _WASTEFUL * total - WORTHWHILE_PAIRS)
+
     cost = work[0].copy()
     cuts: list[list[int]] = [[] for _ in range(n)]
-    best: tuple[float, list[int]] = (float(cost[-1]), [])
+    best: tuple[float, list[int]] = (float(cost[-1] + wasted(cost[-1])), [])
     for k in range(2, min(most, n) + 1):
         options = cost[:-1, None] + work[1:, :]  # last group from piece a + 1 to piece b
         chosen = options.argmin(axis=0)
         cuts = [[*cuts[chosen[b]], int(starts[chosen[b] + 1])] for b in range(n)]
         cost = options[chosen, np.arange(n)]
-        penalised = cost[-1] + (k - 1) * max(_WORTHWHILE * total, WORTHWHILE_PAIRS)
+        penalised = cost[-1] + wasted(cost[-1]) + (k - 1) * max(_WORTHWHILE * total, WORTHWHILE_PAIRS)
         if penalised < best[0]:
             best = (float(penalised), cuts[-1])
     return best

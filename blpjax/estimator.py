@@ -138,8 +138,7 @@ def linear_parameters(
     )
 
 
-@program(effort=0, static_argnums=(0, 1, 2))
-def summarise(
+def summarise_step(
     specification: Specification,
     types: CovarianceTypes,
     step: int,
@@ -192,6 +191,9 @@ def summarise(
         gmm.numerical_rank(S_for_W),
         simulation_covariances,
     )
+
+
+summarise = program(effort=0, static_argnums=(0, 1, 2))(summarise_step)
 
 
 def _derivatives(

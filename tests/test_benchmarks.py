@@ -16,12 +16,23 @@ import pytest
 
 import blpjax
 from benchmarks import __main__ as command
-from benchmarks import breakdown, child, estimation, models, processes, starts, supply
+from benchmarks import breakdown, child, estimation, family, family_models, models, processes, starts, supply
 from benchmarks.comparison import Outcome, compare, compare_outputs
 from benchmarks.rows import Row, Timing, as_json, failed, format_row, header, measure
-from benchmarks.settings import QUICK, Settings, Size
+from benchmarks.settings import QUICK, Settings, Size, UnequalSize
 
-TINY = Settings(repeat=1, warm=1, pyblp=False, starts=2, size=Size(6, 5, 20), equilibrium=Size(6, 5, 20))
+TINY = Settings(
+    repeat=1,
+    warm=1,
+    pyblp=False,
+    starts=2,
+    size=Size(6, 5, 20),
+    equilibrium=Size(6, 5, 20),
+    nested=Size(20, 8, 0),
+    rcnl=3,
+    unequal=UnequalSize(12, 3, 20, 10),
+    unequal_pyblp=5,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +221,78 @@ def test_equilibrium_row_agrees_with_pyblp() -> None:
     assert row.estimates_difference is not None and row.estimates_difference < 1e-9
     check_timing(row.warm)
     check_timing(row.pyblp)
+
+
+def test_nested_row_agrees_with_pyblp() -> None:
+    row = only_row(family.nested_rows(dataclasses.replace(TINY, pyblp=True)))
+    assert row.failure == "" and row.converged == (True, True) and row.size == "T=20 N=160 I=0"
+    assert row.estimates_difference is not None and row.estimates_difference < 1e-6
+    assert row.errors_difference is not None and row.errors_difference < 1e-6
+    check_timing(row.warm)
+    check_timing(row.pyblp)
+
+
+def test_rcnl_evaluation_row_agrees_with_pyblp() -> None:
+    row = next(family.rcnl_rows(dataclasses.replace(TINY, pyblp=True)))
+    assert row.failure == "" and row.evaluations == (1, 1) and row.details["rho"] == "0.4"
+    assert row.errors_difference is not None and row.errors_difference < 1e-8
+
+
+@pytest.mark.slow
+def test_rcnl_row_reaches_the_parameters_of_the_simulation() -> None:
+    _, row = family.rcnl_rows(TINY)
+    assert row.case == "RCNL, two steps" and row.failure == "" and row.converged == (True,)
+    assert row.evaluations[0] > 1 and row.pyblp is None
+    assert float(row.details["rho"]) == pytest.approx(family_models.RCNL_RHO, abs=0.05)
+
+
+def test_unequal_row_scales_what_pyblp_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In this process, where compiled programs are kept.
+    def run(case: str, library: str, *size: str) -> processes.Process:
+        assert (case, library, size) == ("unequal", "blpjax", ("12", "3", "20", "10"))
+        return processes.Process(child.run_unequal(library, UnequalSize(*map(int, size))), 1.0)
+
+    monkeypatch.setattr(family, "run_process", run)
+    row = only_row(family.unequal_rows(dataclasses.replace(TINY, pyblp=True)))
+    assert row.failure == "" and row.size.startswith("T=12 J=3-20 I=10 N=")
+    assert row.evaluations == (1, 1) and row.converged == (True, True)
+    assert row.estimates_difference is not None and row.estimates_difference < 1e-10
+    assert 1 < float(row.details["padded work"].partition(" ")[0]) < 3
+    assert row.details["peak memory of the process"].endswith("GiB")
+    tables = family_models.simulate_unequal(TINY.unequal)
+    factor = tables.pairs / tables.first(5).pairs
+    words = row.details["PyBLP's seconds"].split()
+    assert words[:3] == ["scaled:", f"{factor:.3f}", "times"] and words[-3:] == ["first", "5", "markets"]
+    assert row.pyblp is not None and row.pyblp.median == pytest.approx(factor * float(words[3]), rel=0.01)
+
+
+def test_unequal_tables_are_cut_by_market() -> None:
+    tables = family_models.simulate_unequal(TINY.unequal)
+    sizes = [np.bincount(table["market_ids"]) for table in (tables.products, tables.agents)]
+    assert tables.pairs == sum(J * people for J, people in zip(*sizes, strict=True))
+    assert all(3 <= J <= 20 for J in sizes[0]) and all(8 <= people <= 12 for people in sizes[1])
+    sums = np.bincount(tables.products["market_ids"], tables.products["shares"])
+    assert (tables.products["shares"] > 0).all() and (sums < 1).all()
+    part = tables.first(5)
+    assert part.pairs == sum(J * people for J, people in zip(sizes[0][:5], sizes[1][:5], strict=True))
+    np.testing.assert_array_equal(part.products["shares"], tables.products["shares"][: sizes[0][:5].sum()])
+
+
+def test_estimation_rows_fail_elsewhere_and_without_convergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def results(rho: float, converged: bool = True) -> SimpleNamespace:
+        values = {name: np.zeros((0, 0)) for name in ("sigma", "pi", "beta", "gamma")}
+        errors = {f"{name}_se": value for name, value in values.items()}
+        ends = {"converged": converged, "objective_evaluations": 3, "cumulative_objective_evaluations": 5}
+        return SimpleNamespace(**values, **errors, **ends, objective=1.0, rho=np.array([rho]), rho_se=np.array([0.1]))
+
+    def fail(ours: SimpleNamespace, theirs: SimpleNamespace) -> str:
+        monkeypatch.setattr(family_models, "nested_problem", lambda lib, size: SimpleNamespace(T=1, N=1, I=0))
+        monkeypatch.setattr(family_models, "nested_solve", lambda lib, _: ours if lib is blpjax else theirs)
+        return only_row(family.nested_rows(dataclasses.replace(TINY, pyblp=True))).failure
+
+    assert fail(results(0.5), results(0.5)) == ""
+    assert fail(results(0.6), results(0.5)) == "estimates differ from PyBLP's by 0.2"
+    assert fail(results(0.5, False), results(0.5)) == "did not converge"
 
 
 def test_output_rows_fail_where_outputs_differ_or_are_missing() -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("several_buckets")
 PRODUCTS, AGENTS = [3, 7, 4, 7, 3, 5], [20, 6, 20, 8, 21, 11]
 LIMITS = FixedPointLimits()
 SIGMA, PI = jnp.array([[0.5, 0.0], [0.0, 0.7]]), jnp.array([[0.3], [-0.4]])
-TASTES = MarketTastes(SIGMA, PI, jnp.zeros(0), (0, 1), UtilityForm())
+TASTES = MarketTastes(SIGMA, PI, jnp.zeros(0), jnp.zeros(0), (0, 1), UtilityForm())
 
 
 def economy_of(products: Any, agents: Any, X2_columns: tuple[str, ...] = ("one", "x")) -> Economy:
@@ -118,6 +118,7 @@ DISTRIBUTIONS = {
     "in proportion": (uniform(500, 5, 100, 5)[:, None] * np.array([1, 10]), 1.5),
     "two kinds": (np.c_[uniform(300, 0, 1, 6) * 90 + 10, uniform(300, 0, 1, 7) * 450 + 50], 1.5),
     "one giant": (np.c_[np.r_[np.full(99, 10), 1000], np.full(100, 100)], 1.1),
+    "similar agents": (np.c_[uniform(2000, 5, 150, 10), uniform(2000, 80, 120, 11)], 1.5),
     "products and agents": (np.c_[uniform(2000, 5, 150, 8), uniform(2000, 50, 500, 9)], 2.3),
 }
 
@@ -214,7 +215,7 @@ def test_chunks_of_markets_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_random_coefficients_delta_is_the_logit_in_closed_form(shuffled: tuple[Any, Any, np.ndarray]) -> None:
     products, agents, _ = shuffled
     economy = economy_of(products, agents, X2_columns=())
-    nothing = MarketTastes(jnp.zeros((0, 0)), jnp.zeros((0, 1)), jnp.zeros(0), (), UtilityForm())
+    nothing = MarketTastes(jnp.zeros((0, 0)), jnp.zeros((0, 1)), jnp.zeros(0), jnp.zeros(0), (), UtilityForm())
     found = invert_economy(economy, nothing, jnp.zeros(len(products)), LIMITS, FixedPointMethod())
     ROUNDING.check(found.delta, start_of(products))
     assert found.status.tolist() == found.evaluations.tolist() == [0] * len(PRODUCTS)

@@ -9,8 +9,7 @@ import pytest
 
 import blpjax
 from blpjax import options
-from blpjax.exceptions import ConvergenceWarning
-from tests.problems import PI, SIGMA, build, evaluate, quiet
+from tests.problems import PI, SIGMA, build, evaluate, quiet, small_tables
 from tests.tolerances import DELTA, ROUNDING, Tolerance
 
 #: SciPy's quasi-Newton methods stop at its own tolerance, 6e-6.
@@ -74,21 +73,19 @@ def test_shares_are_clipped_in_contractions_as_by_pyblp(ours: Any, theirs: Any, 
     assert found[0].clipped_shares.any()
 
 
-def test_clipping_in_compiled_programs_is_that_on_the_host(ours: Any) -> None:
-    bounds, few = (0.02, 0.2), {"max_evaluations": 5, "atol": 0.0}
-    host = evaluate(ours, blpjax, shares_bounds=bounds, iteration=blpjax.Iteration(five_steps, {"steps": 5}))
-    with pytest.warns(ConvergenceWarning, match="maximum number of evaluations"):
-        compiled = ours.solve(
-            SIGMA,
-            PI,
-            method="1s",
-            shares_bounds=bounds,
-            iteration=blpjax.Iteration("simple", few),
-            optimization=blpjax.Optimization("return"),
-        )
-    assert not compiled.fp_converged.any()
-    ROUNDING.check(compiled.delta, host.delta)
-    np.testing.assert_array_equal(compiled.clipped_shares, host.clipped_shares)
+def test_bounds_that_bind_on_the_way_change_the_way_as_in_pyblp(ours: Any, theirs: Any, solution: np.ndarray) -> None:
+    shares = small_tables()[0]["shares"]
+    bounds = 0.9 * shares.min(), 1.05 * shares.max()
+    far = np.where(np.arange(len(shares)) % 2, -9.0, 1.0)
+    found = [
+        evaluate(problem, library, delta=far, shares_bounds=bounds)
+        for library, problem in ((blpjax, ours), (pyblp, theirs))
+    ]
+    DELTA.check(found[0].delta, solution)
+    np.testing.assert_allclose(found[0].contraction_evaluations, found[1].contraction_evaluations, atol=1)
+    unbounded = evaluate(ours, blpjax, delta=far)
+    assert (found[0].contraction_evaluations > unbounded.contraction_evaluations).any()
+    assert not found[0].clipped_shares.any()
 
 
 # Every routine has a compiled program of its own: seconds each.

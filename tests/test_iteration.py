@@ -1,6 +1,7 @@
 """Options of fixed-point iteration: what is accepted, what is refused and what the messages say."""
 
-import jax.numpy as jnp
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ def test_defaults() -> None:
     assert iteration.method == iteration.fixed_point.name == "anderson"
     assert iteration.limits.atol == 1e-13 and iteration.limits.max_evaluations == 5000
     assert Iteration("squarem").limits.atol == Iteration("simple").limits.atol == 1e-14
-    assert Iteration("squarem").limits[3:] == (1.0, 1.0, 4.0) and Iteration("squarem").fixed_point.scheme == 3
+    assert Iteration("squarem").limits[3:6] == (1.0, 1.0, 4.0) and Iteration("squarem").fixed_point.scheme == 3
 
 
 def test_options_are_read() -> None:
@@ -33,7 +34,7 @@ def test_options_are_read() -> None:
             "step_factor": 3,
         },
     )
-    assert squarem.limits == (1e-10, 1e-9, 7, 0.5, 2.0, 3.0)
+    assert squarem.limits[:6] == (1e-10, 1e-9, 7, 0.5, 2.0, 3.0)
     assert squarem.fixed_point.scheme == 2
     anderson = Iteration("anderson", {"memory": 3, "safeguard": False, "norm": np.linalg.norm})
     assert anderson.fixed_point.memory == 3 and not anderson.fixed_point.safeguard
@@ -61,7 +62,7 @@ def test_the_given_dictionary_is_not_changed() -> None:
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("newtonn", None, "must be one of .*'anderson'.*not 'newtonn'"),
+        ("newtonn", None, "must be a function or one of .*'anderson'.*not 'newtonn'"),
         ("simple", {"scheme": 1}, r"Iteration\('simple'\) does not have the options \['scheme'\]"),
         ("anderson", {"tol": 1}, r"does not have the options \['tol'\]. It has \['atol'"),
         ("newton", {"norm": np.linalg.norm}, r"does not have the options \['norm'\]"),
@@ -105,18 +106,22 @@ def test_a_jacobian_is_for_newton_only() -> None:
         Iteration("simple", compute_jacobian=True)
 
 
-@pytest.mark.parametrize("method", ["hybr", "lm", "krylov", "df-sane", "broyden1", "broyden2", "diagbroyden"])
-def test_methods_of_scipy_are_refused_by_name(method: str) -> None:
-    with pytest.raises(
-        NotImplementedError, match=rf"Iteration\('{method}'\) is not supported. Use Iteration\('newton'\)"
-    ):
-        Iteration(method)
-
-
 @pytest.mark.usefixtures("unchecked_types")
-def test_custom_callables_are_refused() -> None:
-    with pytest.raises(NotImplementedError, match="Custom fixed-point methods are not supported.*compiled program"):
-        Iteration(lambda *_: jnp.zeros(1))  # type: ignore[arg-type]
+@pytest.mark.parametrize("method", ["hybr", "lm", "krylov", "df-sane", "broyden1", "broyden2", "diagbroyden", print])
+def test_methods_of_scipy_and_functions_run_on_the_host(method: Any) -> None:
+    iteration = Iteration(method, {"anything": 1}, universal_display=True)
+    routine = iteration.fixed_point.host
+    assert routine is not None and (routine.method, routine.display) == (method, True)
+    assert "anything" in repr(iteration) and iteration == Iteration(method, {"anything": 1}, universal_display=True)
+    assert iteration != Iteration(method)
+
+
+def test_a_jacobian_on_the_host_needs_a_method_that_uses_it() -> None:
+    assert Iteration("lm", compute_jacobian=True).fixed_point.host.compute_jacobian  # type: ignore[union-attr]
+    with pytest.raises(
+        ValueError, match=r"Iteration\('krylov'\) does not use a Jacobian. Use 'hybr', 'lm' or 'newton'"
+    ):
+        Iteration("krylov", compute_jacobian=True)
 
 
 def test_a_display_is_refused() -> None:

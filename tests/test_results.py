@@ -379,11 +379,15 @@ def test_matrices_of_wrong_shapes_are_refused(ours: Any) -> None:
             method(np.zeros((32, 6)), "m002")
 
 
-def test_options_of_compute_delta_that_are_not_supported_are_named(ours: Any) -> None:
-    with pytest.raises(NotImplementedError, match="fp_type is not supported"):
-        ours.compute_delta(fp_type="linear")
-    with pytest.raises(NotImplementedError, match="shares_bounds is not supported"):
-        ours.compute_delta(shares_bounds=(1e-10, None))
+def test_mean_utilities_do_not_depend_on_the_type_of_contraction(ours: Any) -> None:
+    nonlinear = ours.compute_delta(fp_type="safe_nonlinear", shares_bounds=(1e-10, None))
+    DELTA.check(nonlinear, ours.delta)
+    with pytest.raises(ValueError, match="fp_type must be one of"):
+        ours.compute_delta(fp_type="quadratic")
+    with pytest.raises(ValueError, match="shares_bounds must be a pair"):
+        ours.compute_delta(shares_bounds=(1.0, 0.0))
+    with pytest.raises(ValueError, match=r"needs a method that iterates on the plain contraction.*'newton'"):
+        ours.compute_delta(fp_type="nonlinear", iteration=blpjax.Iteration("newton"))
 
 
 def test_an_inversion_that_fails_names_its_markets(ours: Any) -> None:

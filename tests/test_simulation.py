@@ -656,10 +656,16 @@ def test_other_arguments_of_methods() -> None:
     simulation = simulate(blpjax, None, formulas, beta=[0.5, -2.0, 1.0, 0.7])
     with pytest.raises(TypeError, match="iteration must be Iteration or None"):
         simulation.replace_endogenous(iteration="squarem")
-    with pytest.raises(NotImplementedError, match="fp_type is not supported"):
-        simulation.replace_exogenous("v", "w", fp_type="linear")
-    with pytest.raises(NotImplementedError, match="shares_bounds is not supported"):
-        simulation.replace_exogenous("v", "w", shares_bounds=(None, None))
+    usual, other = (
+        simulation.replace_exogenous("v", "w", **options)
+        for options in ({}, {"fp_type": "nonlinear", "shares_bounds": (None, None)})
+    )
+    DELTA.check(other.delta, usual.delta)
+    assert (other.contraction_evaluations != usual.contraction_evaluations).any()
+    with pytest.raises(ValueError, match="fp_type must be one of"):
+        simulation.replace_exogenous("v", "w", fp_type="quadratic")
+    with pytest.raises(ValueError, match="shares_bounds must be a pair"):
+        simulation.replace_exogenous("v", "w", shares_bounds=1e-10)
     with pytest.raises(ValueError, match="delta must hold 24 finite numbers"):
         simulation.replace_exogenous("v", "w", delta=[1.0])
     with pytest.raises(ValueError, match="error_behavior must be one of"):

@@ -413,7 +413,10 @@ def test_availability_is_that_of_the_products_of_a_market() -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({0: [1.0] * 5}, "columns of 'availability' are 1, but the largest market has 3 products. Give .*'availability2'"),
+        (
+            {0: [1.0] * 5},
+            "columns of 'availability' are 1, but the largest market has 3 products. Give .*'availability2'",
+        ),
         ({0: [1.0] * 5, 2: [1.0] * 5}, "numbered columns must start at zero and have no gaps, but 'availability1' is"),
         (
             {0: [1.0] * 5, 1: [1.0, 1.0, -0.5, 1.0, 1.0], 2: [1.0] * 5},
@@ -457,7 +460,6 @@ def test_product_specific_demographics() -> None:
         build_demographics(formulation, data, MARKETS)
     plain = build_demographics(Formulation("0 + distance0"), data, MARKETS)
     assert plain.values.shape == (5, 1), "a column may be named by its number"
-
 
 
 def test_arguments_that_do_not_fit_together_are_refused() -> None:

@@ -1,0 +1,405 @@
+"""Monte Carlo studies: data that are simulated and estimated again and again, many replications at once."""
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import scipy.stats
+import tqdm
+from jaxtyping import Array, Float
+
+from blpjax import options
+from blpjax.arguments import check_choice, read_costs_bounds, read_draws, read_inversion
+from blpjax.batch import BatchOptions, BatchOutcome, Lane, estimate_batch
+from blpjax.characteristics import Characteristics
+from blpjax.compilation import filtered_program
+from blpjax.estimator import CovarianceTypes
+from blpjax.exceptions import Status, succeeded
+from blpjax.iteration import Iteration
+from blpjax.kernels.contraction import logit_delta
+from blpjax.markets import market_tastes
+from blpjax.model import Model
+from blpjax.moments import Specification
+from blpjax.parameters import BLOCKS, Coefficients, ParameterLayout, Parameters, compress
+from blpjax.problem import Problem
+from blpjax.simulation import Simulation
+
+#: Batches are made so that arrays over lanes, products and agents take about this many bytes.
+BATCH_BYTES = 2**30
+LARGEST_BATCH = 512
+
+
+class _Truth(eqx.Module):
+    """What replications are drawn from: the model at the simulation's variables, and its linear parts."""
+
+    model: Model
+    delta: Float[Array, " N"]
+    tilde_costs: Float[Array, " N"]
+    root: Float[Array, "2 2"]
+    logarithmic: bool = eqx.field(static=True)
+
+
+class _Drawn(eqx.Module):
+    """Prices and shares (N,) of a replication, and the status of its equilibrium."""
+
+    prices: Float[Array, " N"]
+    shares: Float[Array, " N"]
+    status: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MonteCarloResults:
+    """Estimates of all replications of a study.
+
+    Attributes
+    ----------
+    table : a row for each replication and parameter, with the columns `replication`, `block` (`sigma`, `beta` and so
+        on), `parameter`, `true`, `estimate`, `standard_error`, `ok` (whether the replication was simulated and all
+        steps converged), `status` (the sentence that says how it ended), `objective`, `gradient_norm` and
+        `evaluations`.
+    seconds : time that this run took.
+    """
+
+    table: pd.DataFrame
+    seconds: float
+
+    def summary(self, level: float = 0.95) -> pd.DataFrame:
+        """A row for each parameter, from replications that are `ok`.
+
+        Columns are the `true` value, `mean`, `bias`, `median_bias`, `rmse`, `sd` (of estimates), `mean_se`, `coverage`
+        of confidence intervals at this level, `power` of the test at ``1 - level`` that the parameter is zero,
+        `replications` and `failures`.
+        """
+        z = float(scipy.stats.norm.ppf(0.5 + level / 2))
+        rows = {}
+        for name, group in self.table.groupby(["block", "parameter"], sort=False):
+            known = group[group["ok"]]
+            error, se = known["estimate"] - known["true"], known["standard_error"]
+            rows[name] = {
+                "true": group["true"].iloc[0],
+                "mean": known["estimate"].mean(),
+                "bias": error.mean(),
+                "median_bias": error.median(),
+                "rmse": np.sqrt((error**2).mean()),
+                "sd": known["estimate"].std(),
+                "mean_se": se.mean(),
+                "coverage": (error.abs() <= z * se).mean() if error.notna().all() else np.nan,
+                "power": (known["estimate"].abs() > z * se).mean(),
+                "replications": len(group),
+                "failures": int((~group["ok"]).sum()),
+            }
+        index = pd.MultiIndex.from_tuples(rows, names=["block", "parameter"])
+        return pd.DataFrame(list(rows.values()), index=index)
+
+    def __str__(self) -> str:
+        return self.summary().to_string(float_format=lambda x: f"{x:.4g}")
+
+
+class MonteCarlo:
+    """A Monte Carlo study of an estimator.
+
+    In each replication structural errors are drawn anew, firms set prices, and the model is estimated as by
+    `Problem.solve` with its default optimiser. Exogenous variables and instruments stay those of the simulation.
+    Replications are processed in batches, as lanes of one compiled program. Draws of a replication depend on `seed` and
+    its number only.
+
+    Parameters
+    ----------
+    simulation : the truth: data, parameters, and X3 for firms' costs.
+    problem : the model to estimate, on data of the same shape: by default `SimulationResults.to_problem` of the
+        simulation's equilibrium. Formulations and instruments may be others than those of the simulation, but
+        instruments may not depend on prices or shares, which change from one replication to the next.
+    seed : of all draws.
+    xi_variance, omega_variance, correlation : of structural errors.
+    sigma, pi, rho, tau, beta, gamma, method, W_type, se_type, center_moments, costs_bounds, iteration, and bounds :
+        those of `Problem.solve`. By default parameters start at the truth.
+
+    Raises
+    ------
+    ValueError
+        For arguments that `Problem.solve` would refuse, or a problem of another shape than the simulation.
+    NotImplementedError
+        For problems with absorbed fixed effects or covariance moments.
+    """
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        problem: Problem | None = None,
+        *,
+        seed: int = 0,
+        xi_variance: float = 1.0,
+        omega_variance: float = 1.0,
+        correlation: float = 0.9,
+        method: str = "2s",
+        W_type: str = "robust",
+        se_type: str = "robust",
+        center_moments: bool = True,
+        costs_bounds: Any = None,
+        iteration: Iteration | None = None,
+        bounds: dict[str, Any] | None = None,
+        **parameters: Any,
+    ) -> None:
+        check_choice("method", method, ("1s", "2s"))
+        self.simulation = simulation
+        self.seed = int(seed)
+        if problem is None:
+            problem = simulation.replace_endogenous().to_problem()
+        self.problem = problem
+        _check_problem(simulation, problem)
+        self._parameters = _read_parameters(simulation, problem, parameters, bounds or {})
+        n_clusters = None if problem.product_table.clustering_ids is None else problem.clusters[1]
+        chosen = read_inversion(iteration, "safe_linear", (1e-300, None))
+        layout = self._parameters.layout
+        self._options = BatchOptions(
+            Specification(layout, chosen.fixed_point),
+            CovarianceTypes(W_type, se_type, center_moments, 1 if n_clusters is None else n_clusters),
+            2 if method == "2s" else 1,
+        )
+        self._limits = jax.tree.map(jnp.asarray, chosen.limits)
+        self._bounds = read_costs_bounds(costs_bounds, problem.model_data.supply is not None)
+        self._truth = _build_truth(simulation, (xi_variance, omega_variance, correlation))
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the parameters: theta, then concentrated elements of beta and gamma."""
+        return self._parameters.parameter_labels
+
+    @property
+    def blocks(self) -> list[str]:
+        """The block of each parameter."""
+        layout = self._parameters.layout
+        names = [name for name in BLOCKS for _ in getattr(layout, name)]
+        return names + ["beta"] * len(layout.concentrated_beta) + ["gamma"] * len(layout.concentrated_gamma)
+
+    @functools.cached_property
+    def true_values(self) -> np.ndarray:
+        """(Q,) true values of the parameters, NaN where the estimated model is not that of the simulation."""
+        layout, known = self._parameters.layout, self.simulation.primitives
+        labels = self._parameters.labels
+        if (labels.X1, labels.X2, labels.X3) != (known.labels.X1, known.labels.X2, known.labels.X3):
+            return np.full(len(self.labels), np.nan)
+        linear = [np.asarray(known.coefficients.beta)[list(layout.concentrated_beta)]]
+        linear.append(np.asarray(known.coefficients.gamma)[list(layout.concentrated_gamma)])
+        return np.concatenate([compress(layout, known.coefficients), *linear])
+
+    def run(self, replications: int, batch_size: int | None = None) -> MonteCarloResults:
+        """Simulate and estimate replications 0, 1, ..., `replications` - 1.
+
+        Parameters
+        ----------
+        replications : their number.
+        batch_size : how many replications are processed together, by default as many as a gigabyte holds.
+
+        Raises
+        ------
+        ValueError
+            When one of them is not a positive integer.
+        """
+        count = read_draws(replications, "replications")
+        began = time.perf_counter()
+        size = min(count, self.default_batch_size) if batch_size is None else read_draws(batch_size, "batch_size")
+        starts = range(0, count, size)
+        bar = tqdm.tqdm(starts, desc="Batches", disable=not options.verbose or len(starts) == 1)
+        parts = [self._run_batch(first, size) for first in bar]
+        table = pd.concat(parts, ignore_index=True)
+        return MonteCarloResults(table[table["replication"] < replications], time.perf_counter() - began)
+
+    @property
+    def default_batch_size(self) -> int:
+        """How many replications are processed together unless `run` is told otherwise."""
+        pairs = sum(np.prod(bucket.size) for bucket in self.problem.economy.buckets)
+        lane = 8 * (self._parameters.layout.P + 8) * int(pairs)
+        return int(np.clip(BATCH_BYTES // max(lane, 1), 1, LARGEST_BATCH))
+
+    @functools.cached_property
+    def _shared(self) -> Lane:
+        """All of a lane; what replications draw anew is replaced."""
+        problem, parameters = self.problem, self._parameters
+        data = problem.model_data
+        if data.supply is not None:
+            data = eqx.tree_at(lambda d: d.supply.costs_bounds, data, jnp.asarray(self._bounds))
+        lower, upper = parameters.bounds
+        return Lane(
+            economy=problem.economy,
+            data=data,
+            fixed=Coefficients(*(jnp.asarray(getattr(parameters.start, name)) for name in BLOCKS)),
+            theta=jnp.asarray(parameters.theta),
+            lower=jnp.asarray(lower),
+            upper=jnp.asarray(upper),
+            delta=jnp.zeros(problem.N),
+            cluster_ids=jnp.asarray(problem.clusters[0]),
+            limits=self._limits,
+        )
+
+    def _run_batch(self, first: int, size: int) -> pd.DataFrame:
+        drawn = _draw(self._truth, jax.random.key(self.seed), jnp.arange(first, first + size))
+        lanes = _build_lanes(self._shared, self.problem.characteristics, self._options.specification.layout, drawn)
+        mask = _varies(self._shared)
+        shared = eqx.filter(self._shared, mask, inverse=True)
+        found = estimate_batch(self._options, eqx.filter(lanes, mask), shared, size)
+        return self._tabulate(first, found, np.asarray(drawn.status))
+
+    def _tabulate(self, first: int, found: BatchOutcome, equilibria: np.ndarray) -> pd.DataFrame:
+        B, Q = found.parameters.shape
+        solved = succeeded(equilibria).all(axis=1)
+        status = np.where(solved, found.status, equilibria.max(axis=1))
+        sentences = [Status(code).sentence for code in status]
+        return pd.DataFrame(
+            {
+                "replication": np.repeat(np.arange(first, first + B), Q),
+                "block": np.tile(self.blocks, B),
+                "parameter": np.tile(self.labels, B),
+                "true": np.tile(self.true_values, B),
+                "estimate": found.parameters.ravel(),
+                "standard_error": found.standard_errors.ravel(),
+                "ok": np.repeat(found.ok & solved, Q),
+                "status": np.repeat(sentences, Q),
+                "objective": np.repeat(found.objectives, Q),
+                "gradient_norm": np.repeat(found.gradient_norms, Q),
+                "evaluations": np.repeat(found.evaluations, Q),
+            }
+        )
+
+
+def _check_problem(simulation: Simulation, problem: Problem) -> None:
+    """Refuse what lanes cannot do."""
+    if problem.N != simulation.N or not np.array_equal(
+        problem.product_table.market_ids, simulation.primitives.products.market_ids
+    ):
+        raise ValueError("The problem must have the same products as the simulation, in the same order.")
+    if problem.ED or problem.ES:
+        raise NotImplementedError(
+            "Absorbed fixed effects are not supported in Monte Carlo studies. Put indicators, C(...), into formulas."
+        )
+    if problem.model_data.covariance is not None:
+        raise NotImplementedError("Covariance instruments are not supported in Monte Carlo studies. Leave them out.")
+    if simulation.K3 == 0:
+        raise NotImplementedError(
+            "A simulation without X3 has no marginal costs, from which prices could be drawn. Formulate X3; the "
+            "problem may leave it out."
+        )
+
+
+def _read_parameters(
+    simulation: Simulation, problem: Problem, given: dict[str, Any], bounds: dict[str, Any]
+) -> Parameters:
+    """Starting values, which are the true ones where none are given and both models have the same parameters."""
+    if unknown := sorted({*given, *bounds} - set(BLOCKS)):
+        raise ValueError(f"{', '.join(unknown)} are no parameters. There are {', '.join(BLOCKS)}.")
+    true = simulation.primitives.coefficients
+    starts = {}
+    for name in BLOCKS:
+        value = np.asarray(getattr(true, name))
+        starts[name] = value if name in BLOCKS[:4] and value.size else None
+    if problem.model_data.supply is not None:
+        # coefficients on prices cannot be concentrated out
+        columns = problem.characteristics.X1_columns
+        known = np.asarray(true.beta)
+        if len(columns) == known.size:
+            starts["beta"] = np.where([column.depends_on("prices") for column in columns], known, np.nan)
+    return problem.read_parameters(
+        **{**{name: starts[name] for name in BLOCKS}, **given}, bounds={**dict.fromkeys(BLOCKS), **bounds}
+    )
+
+
+def _build_truth(simulation: Simulation, moments: tuple[float, float, float]) -> _Truth:
+    xi_variance, omega_variance, correlation = map(float, moments)
+    if xi_variance < 0 or omega_variance < 0 or not -1 <= correlation <= 1:
+        raise ValueError(
+            "Variances must be at least zero and correlation between -1 and 1, but they are "
+            f"{xi_variance:g}, {omega_variance:g} and {correlation:g}."
+        )
+    known = simulation.primitives
+    assert known.tilde_costs is not None and known.omega is not None
+    scales = np.sqrt([xi_variance, omega_variance])
+    rest = np.sqrt(1 - correlation**2)
+    return _Truth(
+        model=known.model(known.delta - known.xi),
+        delta=jnp.asarray(known.delta - known.xi),
+        tilde_costs=jnp.asarray(known.tilde_costs - known.omega),
+        root=jnp.asarray(scales[:, None] * np.array([[1.0, 0.0], [correlation, rest]])),
+        logarithmic=known.costs_type == "log",
+    )
+
+
+@filtered_program(effort=1)
+def _draw(truth: _Truth, key: Array, replications: Array) -> _Drawn:
+    """Equilibria of replications, by their numbers."""
+
+    def one(replication: Array) -> _Drawn:
+        normal = jax.random.normal(jax.random.fold_in(key, replication), (2, truth.delta.size))
+        xi, omega = truth.root @ normal
+        tilde_costs = truth.tilde_costs + omega
+        costs = jnp.exp(tilde_costs) if truth.logarithmic else tilde_costs
+        model = eqx.tree_at(lambda m: m.delta, truth.model, truth.delta + xi)
+        found = model.solve_prices(costs=costs, prices=costs)
+        solved = model.at({"prices": found.prices})
+        return _Drawn(found.prices, solved.shares, found.status)
+
+    return jax.vmap(one)(replications)
+
+
+@filtered_program(effort=1)
+def _build_lanes(shared: Lane, characteristics: Characteristics, layout: ParameterLayout, drawn: _Drawn) -> Lane:
+    """Lanes with the prices and shares of replications in all data."""
+    economy, data = shared.economy, shared.data
+
+    def one(drawn: _Drawn) -> Lane:
+        known = {"prices": drawn.prices, "shares": drawn.shares}
+        X1, X2 = characteristics.evaluate(known)
+        current = [
+            eqx.tree_at(lambda b: (b.shares, b.X2), bucket, values)
+            for bucket, *values in zip(economy.buckets, economy.scatter(drawn.shares), economy.scatter(X2), strict=True)
+        ]
+        moved = eqx.tree_at(lambda d: (d.demand.X, d.demand.X_unabsorbed), data, (X1, X1))
+        if data.supply is not None:
+            X1_slope, X2_slope = characteristics.slopes("prices", known)
+            X3 = characteristics.evaluate_X3(known)
+            moved = eqx.tree_at(
+                lambda d: (
+                    d.supply.equation.X,
+                    d.supply.equation.X_unabsorbed,
+                    d.supply.prices,
+                    d.supply.X1_slope,
+                    d.supply.X2,
+                    d.supply.X2_slope,
+                ),
+                moved,
+                (X3, X3, drawn.prices, X1_slope, X2, X2_slope),
+            )
+        tastes = market_tastes(shared.fixed, layout)
+        delta = [
+            jax.vmap(lambda market: tastes.scale * logit_delta(market.shares, tastes.of_groups(market)))(bucket)
+            for bucket in current
+        ]
+        return eqx.tree_at(
+            lambda lane: (lane.economy.buckets, lane.data, lane.delta),
+            shared,
+            (tuple(current), moved, economy.gather(delta)),
+        )
+
+    return jax.vmap(one)(drawn)
+
+
+def _varies(shared: Lane) -> Lane:
+    """A tree of booleans: what differs between lanes."""
+    none = jax.tree.map(lambda leaf: False, shared)
+
+    def parts(lane: Lane) -> list[Any]:
+        chosen = [lane.data.demand.X, lane.data.demand.X_unabsorbed, lane.delta]
+        for bucket in lane.economy.buckets:
+            chosen += [bucket.shares, bucket.X2]
+        if lane.data.supply is not None:
+            supply = lane.data.supply
+            chosen += [supply.equation.X, supply.equation.X_unabsorbed, supply.prices]
+            chosen += [supply.X1_slope, supply.X2, supply.X2_slope]
+        return chosen
+
+    return eqx.tree_at(parts, none, replace_fn=lambda leaf: True)
