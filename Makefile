@@ -1,7 +1,7 @@
 # Needs make, pip and Python 3.11 or newer (PYTHON=...). Every target sets up the virtual environment first where there is none.
 
 PYTHON ?= python3
-EXTRAS ?= plots,examples,dev
+EXTRAS ?= plots,studies,examples,dev
 JOBS ?= 2
 TESTS ?= tests
 

@@ -40,6 +40,7 @@ from blpjax.inputs.matrices import build_matrix  # noqa: E402
 from blpjax.iteration import Iteration  # noqa: E402
 from blpjax.loading import load  # noqa: E402
 from blpjax.minimum_distance import FixedEffectProjection  # noqa: E402
+from blpjax.montecarlo import MonteCarlo, MonteCarloResults  # noqa: E402
 from blpjax.optimal_instruments import OptimalInstrumentResults  # noqa: E402
 from blpjax.optimize import Optimization  # noqa: E402
 from blpjax.parameters import Transformation  # noqa: E402
@@ -64,6 +65,8 @@ __all__ = [
     "Integration",
     "Iteration",
     "ModelFunctions",
+    "MonteCarlo",
+    "MonteCarloResults",
     "OptimalInstrumentProblem",
     "OptimalInstrumentResults",
     "Optimization",

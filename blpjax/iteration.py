@@ -68,7 +68,9 @@ class Iteration:
         One of ``'anderson'`` (the default of `Problem.solve`: Anderson acceleration of the contraction with Fukasawa's
         outside-share correction, and damped Newton steps in markets where it stalls), ``'newton'``, ``'squarem'``
         (Varadhan and Roland 2008), ``'simple'`` (the contraction of Berry, Levinsohn and Pakes 1995) and ``'return'``
-        (take the initial values as the solution). These run for all markets at once, inside compiled programs.
+        (take the initial values as the solution). These run for all markets at once, inside compiled programs. Where
+        ``'anderson'`` or ``'newton'`` do not get there, solutions are followed while the agents' deviations from mean
+        utilities grow from zero to their full size.
 
         SciPy's ``'broyden1'``, ``'broyden2'``, ``'krylov'``, ``'diagbroyden'``, ``'df-sane'``, ``'hybr'`` and ``'lm'``,
         and functions ``method(initial, contraction, callback, **options) -> (final, converged)`` with

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -26,9 +28,10 @@ from blpjax.kernels.contraction import logit_delta
 from blpjax.markets import market_tastes
 from blpjax.model import Model
 from blpjax.moments import Specification
-from blpjax.parameters import BLOCKS, Coefficients, ParameterLayout, Parameters, compress
+from blpjax.parameters import BLOCKS, Coefficients, ParameterLayout, Parameters, UtilityForm, compress
 from blpjax.problem import Problem
 from blpjax.simulation import Simulation
+from blpjax.studies import StudyFiles, fingerprint_of, open_study
 
 #: Batches are made so that arrays over lanes, products and agents take about this many bytes.
 BATCH_BYTES = 2**30
@@ -183,31 +186,43 @@ class MonteCarlo:
         """(Q,) true values of the parameters, NaN where the estimated model is not that of the simulation."""
         layout, known = self._parameters.layout, self.simulation.primitives
         labels = self._parameters.labels
-        if (labels.X1, labels.X2, labels.X3) != (known.labels.X1, known.labels.X2, known.labels.X3):
+        same = (labels.X1, labels.X2) == (known.labels.X1, known.labels.X2) and labels.X3 in ((), known.labels.X3)
+        if not same:
             return np.full(len(self.labels), np.nan)
         linear = [np.asarray(known.coefficients.beta)[list(layout.concentrated_beta)]]
         linear.append(np.asarray(known.coefficients.gamma)[list(layout.concentrated_gamma)])
         return np.concatenate([compress(layout, known.coefficients), *linear])
 
-    def run(self, replications: int, batch_size: int | None = None) -> MonteCarloResults:
+    def run(
+        self, replications: int, batch_size: int | None = None, path: str | os.PathLike[str] | None = None
+    ) -> MonteCarloResults:
         """Simulate and estimate replications 0, 1, ..., `replications` - 1.
 
         Parameters
         ----------
         replications : their number.
         batch_size : how many replications are processed together, by default as many as a gigabyte holds.
+        path : directory in which finished batches are kept, as Parquet files. A study that was interrupted goes on
+            where it stopped and ends with the same table, and one that is run with more replications keeps those that
+            are there.
 
         Raises
         ------
         ValueError
-            When one of them is not a positive integer.
+            When a number is not a positive integer.
+        StorageError
+            When `path` cannot be used, holds another study, or a file there cannot be read.
         """
         count = read_draws(replications, "replications")
         began = time.perf_counter()
         size = min(count, self.default_batch_size) if batch_size is None else read_draws(batch_size, "batch_size")
+        files = None
+        if path is not None:
+            files = open_study(Path(path), self.fingerprint, size, given=batch_size is not None)
+            size = files.batch_size
         starts = range(0, count, size)
         bar = tqdm.tqdm(starts, desc="Batches", disable=not options.verbose or len(starts) == 1)
-        parts = [self._run_batch(first, size) for first in bar]
+        parts = [self._find_batch(first, size, files) for first in bar]
         table = pd.concat(parts, ignore_index=True)
         return MonteCarloResults(table[table["replication"] < replications], time.perf_counter() - began)
 
@@ -237,6 +252,28 @@ class MonteCarlo:
             cluster_ids=jnp.asarray(problem.clusters[0]),
             limits=self._limits,
         )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identifies the study: data, true parameters, estimator and seed."""
+        fixed = eqx.filter(self._shared, _varies(self._shared), inverse=True)
+        arrays = jax.tree.leaves((self._truth, fixed, self._limits))
+        specification = self._options.specification
+        form = specification.layout.form
+        # functions have no text that is the same in another process, but names
+        names = [f and (f.name or getattr(f.function, "__qualname__", "")) for f in form.transformations]
+        plain = specification._replace(layout=specification.layout._replace(form=UtilityForm()))
+        chosen = self._options._replace(specification=plain)
+        return fingerprint_of(repr((self.seed, chosen, names, form.epsilon_scale, self.labels)), arrays)
+
+    def _find_batch(self, first: int, size: int, files: StudyFiles | None) -> pd.DataFrame:
+        """A batch from its file, or else run and written."""
+        found = None if files is None else files.read(first)
+        if found is None:
+            found = self._run_batch(first, size)
+            if files is not None:
+                files.write(first, found)
+        return found
 
     def _run_batch(self, first: int, size: int) -> pd.DataFrame:
         drawn = _draw(self._truth, jax.random.key(self.seed), jnp.arange(first, first + size))

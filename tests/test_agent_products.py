@@ -72,3 +72,30 @@ def test_tables_that_cannot_be_joined_are_refused(changes: dict[str, Any], messa
     tables = {"agent_data": AGENTS, "agent_product_data": pairs(), "product_data": PRODUCTS}
     with pytest.raises(DataError, match=message):
         blpjax.build_agent_product_data(**(tables | changes))
+
+
+def small_problem(agents: Any) -> blpjax.Problem:
+    products = pd.DataFrame({"market_ids": 0, "shares": [0.2, 0.3], "prices": [1.0, 2.0], "x": [0.5, 1.5]})
+    products = products.assign(demand_instruments0=[0.3, 0.1])
+    formulations = blpjax.Formulation("0 + prices"), blpjax.Formulation("0 + x")
+    return blpjax.Problem(formulations, products, blpjax.Formulation("0 + C(near)"), agents)
+
+
+def test_levels_must_be_the_same_for_all_products() -> None:
+    agents = pd.DataFrame(
+        {"market_ids": [0, 0], "weights": 0.5, "nodes0": 0.0, "near0": ["a", "b"], "near1": ["a", "c"]}
+    )
+    with pytest.raises(
+        DataError, match=r"demographics for product 1 of markets are .*\['c'\].*, but those for product 0"
+    ):
+        small_problem(agents)
+
+
+def test_products_that_nobody_can_choose_are_refused() -> None:
+    agents = pd.DataFrame(
+        {"market_ids": [0, 0], "weights": 0.5, "nodes0": 0.0, "near0": ["a", "b"], "near1": ["a", "b"]}
+    )
+    known = small_problem(agents.assign(availability0=[1.0, 0.0], availability1=[0.0, 1.0]))
+    assert known.agents.availability.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    with pytest.raises(DataError, match="column 'availability1' is zero for all agents of market 0, but product 1"):
+        small_problem(agents.assign(availability0=1.0, availability1=0.0))

@@ -1,49 +1,26 @@
 """Monte Carlo studies: lanes give what single estimations give, whatever the size of batches."""
 
+import os
+import subprocess
+import sys
+import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 import blpjax
 from blpjax import montecarlo
-from blpjax.exceptions import IdentificationWarning
+from blpjax.exceptions import IdentificationWarning, StorageError
 from blpjax.montecarlo import MonteCarlo
+from tests.study_design import MOMENTS, F, design, study
 from tests.tolerances import LINEAR_ALGEBRA
-
-F = blpjax.Formulation
-MOMENTS = {"xi_variance": 0.05, "omega_variance": 0.05, "correlation": 0.5}
-
-
-def design(sizes: tuple[int, ...] = (5, 3, 5, 4) * 5) -> blpjax.Simulation:
-    """Markets of different sizes."""
-    market_ids = np.repeat(np.arange(len(sizes)), sizes)
-    rng = np.random.default_rng(0)
-    data = {"market_ids": market_ids, "firm_ids": np.concatenate([np.arange(n) // 2 for n in sizes])}
-    data |= {f"demand_instruments{k}": rng.uniform(size=market_ids.size) for k in range(2)}
-    data |= {f"supply_instruments{k}": rng.uniform(size=market_ids.size) for k in range(2)}
-    return blpjax.Simulation(
-        (F("1 + prices + x"), F("0 + x"), F("1 + z")),
-        data,
-        beta=[1.0, -2.0, 2.0],
-        sigma=[[2.0]],
-        gamma=[1.0, 0.5],
-        integration=blpjax.Integration("product", 3),
-        seed=0,
-        **MOMENTS,
-    )
-
-
-def study(supply: bool) -> MonteCarlo:
-    simulation = design()
-    if supply:
-        return MonteCarlo(simulation, seed=3, **MOMENTS)
-    problem = simulation.replace_endogenous().to_problem(simulation.product_formulations[:2])
-    return MonteCarlo(simulation, problem, seed=3, beta=None, **MOMENTS)
 
 
 @pytest.fixture(scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["supply", "demand"])
@@ -143,3 +120,74 @@ def test_wrong_studies_are_refused() -> None:
     )
     with pytest.raises(NotImplementedError, match="Absorbed fixed effects are not supported"):
         MonteCarlo(simulation, absorbing)
+
+
+def test_studies_go_on_where_they_stopped(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that are there are not run again, and a study that is added to is the one that is run at once."""
+    made, _ = case
+    path = tmp_path / "study"
+    made.run(4, batch_size=2, path=path)
+    assert sorted(file.name for file in path.glob("*")) == [
+        "batch-000000000.parquet",
+        "batch-000000002.parquet",
+        "study.json",
+    ]
+    run: list[int] = []
+    original = MonteCarlo._run_batch
+    monkeypatch.setattr(
+        MonteCarlo, "_run_batch", lambda self, first, size: run.append(first) or original(self, first, size)
+    )
+    (path / "batch-000000000.parquet").unlink()
+    resumed = made.run(5, path=path).table
+    assert run == [0, 4]
+    whole = made.run(5, batch_size=2, path=tmp_path / "other").table
+    pd.testing.assert_frame_equal(resumed, whole)
+
+
+def test_directories_of_other_studies_are_refused(case: Any, tmp_path: Path) -> None:
+    made, _ = case
+    path = tmp_path / "study"
+    made.run(2, batch_size=2, path=path)
+    with pytest.raises(StorageError, match="holds batches of 2 replications, not 3"):
+        made.run(3, batch_size=3, path=path)
+    other = MonteCarlo(made.simulation, made.problem, seed=4, beta=made._parameters.start.beta, **MOMENTS)
+    with pytest.raises(StorageError, match="study holds another study"):
+        other.run(2, path=path)
+    (path / "batch-000000000.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(StorageError, match="batch-000000000.parquet is no readable part of a study"):
+        made.run(2, path=path)
+    (path / "study.json").write_text("{}")
+    with pytest.raises(StorageError, match="study.json does not describe a study"):
+        made.run(2, path=path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file cannot be used as the directory of a study"):
+        made.run(2, path=tmp_path / "file")
+
+
+SCRIPT = """
+import runpy
+import sys
+import blpjax
+blpjax.options.verbose = False
+runpy.run_path("tests/study_design.py")["study"](True).run(12, batch_size=2, path=sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_killed_studies_lose_nothing(tmp_path: Path) -> None:
+    """A process that is killed at three moments, and then left alone, ends with the table of one that was not."""
+    whole = study(True).run(12, batch_size=2, path=tmp_path / "whole").table
+    path = tmp_path / "killed"
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    for parts in (1, 2, 4):
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)], cwd=root, env=environment)
+        while len(list(path.glob("*.parquet"))) < parts and process.poll() is None:
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+    kept = {file.name: file.stat().st_mtime_ns for file in path.glob("*.parquet")}
+    assert len(kept) >= 4
+    resumed = study(True).run(12, path=path).table
+    assert all((path / name).stat().st_mtime_ns == written for name, written in kept.items())
+    pd.testing.assert_frame_equal(resumed, whole)

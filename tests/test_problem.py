@@ -226,7 +226,11 @@ def test_tables_that_change_later_do_not_change_the_problem(problem: Problem) ->
     [
         ({"rc_types": ["linear", "log"]}, ValueError, "a type for each of the 3 columns of X2, not .'linear', 'log'."),
         ({"rc_types": "log"}, ValueError, "rc_types must be a list with a type for each of the 3 columns of X2"),
-        ({"rc_types": ["linear", "log", "exp"]}, ValueError, "'linear', 'log', 'logit'.* functions of JAX arrays.*, not 'exp'"),
+        (
+            {"rc_types": ["linear", "log", "exp"]},
+            ValueError,
+            "'linear', 'log', 'logit'.* functions of JAX arrays.*, not 'exp'",
+        ),
         ({"epsilon_scale": 0.0}, ValueError, "epsilon_scale must be a positive number, not 0.0"),
         ({"epsilon_scale": np.inf}, ValueError, "epsilon_scale must be a positive number, not inf"),
         ({"epsilon_scale": "1"}, ValueError, "epsilon_scale must be a positive number, not '1'"),

@@ -20,7 +20,8 @@ N = sum(PRODUCTS)
 
 few = settings(max_examples=10)
 seeds = st.integers(0, 2**31 - 1)
-sizes = st.floats(0.1, 2.0)
+#: Tastes that are exponentials of random coefficients soon are so large that probabilities underflow.
+sizes = st.floats(0.1, 0.8)
 nesting = st.floats(0.05, 0.95)
 
 
@@ -105,20 +106,20 @@ def test_what_demand_implies_adds_up(model: dict[str, Any], seed: int, size: flo
     np.testing.assert_allclose(shares[:, 0], products.shares, rtol=1e-10)
     probabilities = results.compute_probabilities()
     inside = probabilities[~np.isnan(probabilities)]
-    assert (inside > 0).all() and (inside < 1).all()
+    assert (inside > 0).all() and (inside < 1).all() and (shares > 0).all() and (shares < 1).all()
     jacobians, elasticities = results.compute_demand_jacobians(), results.compute_elasticities()
     prices, observed = products.prices.to_numpy(), products.shares.to_numpy()
     for t, (D, E) in enumerate(zip(blocks(jacobians, products), blocks(elasticities, products), strict=True)):
         rows = np.flatnonzero(products.market_ids == f"m{t}")
         np.testing.assert_allclose(E, D * prices[rows][None, :] / observed[rows][:, None], rtol=1e-8)
         # own derivatives are negative, products are substitutes, and the outside good gains
-        assert (np.diag(D) < 0).all() and (D - np.diag(np.diag(D)) >= 0).all() and (D.sum(axis=0) < 0).all()
+        assert (np.diag(D) < 0).all() and (D - np.diag(np.diag(D)) >= 0).all() and (D.sum(axis=0) < 1e-14).all()
         # utility has no income effects: derivatives are symmetric
         LINEAR_ALGEBRA.check(D, D.T)
     for output in ("diversion_ratios", "long_run_diversion_ratios"):
         for ratios in blocks(getattr(results, f"compute_{output}")(), products):
             LINEAR_ALGEBRA.check(ratios.sum(axis=1), np.ones(len(ratios)), output)
-            assert (ratios >= 0).all()
+            assert (ratios >= -1e-12).all()
     step = 1e-5
     surpluses = [results.compute_consumer_surpluses(prices=prices + sign * step) for sign in (1, -1)]
     sales = [observed[products.market_ids == market].sum() for market in ("m0", "m1", "m2")]

@@ -52,6 +52,11 @@ def build_demographics(
             for name in specific
         }
         design = formulation.build({**data, **columns}, "agent_data")
+        if parts and design.labels != labels:
+            raise DataError(
+                f"agent_data: demographics for product {j} of markets are {', '.join(design.labels)}, but those for "
+                f"product 0 are {', '.join(labels)}. Variables that are specific to products must have the same levels."
+            )
         parts.append(design.values)
         labels = design.labels
     return Demographics(np.stack(parts, axis=-1), labels)

@@ -399,6 +399,17 @@ def _read_availability(
             f"{table}: column 'availability{j}' must not be negative, but is in "
             f"{list_rows(negative[negative[:, 1] == j, 0], market_ids, values[:, j])}."
         )
+    markets, codes = np.unique(market_ids, return_inverse=True)
+    best = np.zeros((markets.size, values.shape[1]))
+    np.maximum.at(best, codes.reshape(-1), values)
+    sizes = np.unique(product_market_ids, return_counts=True)[1]
+    nobody = np.argwhere((best == 0) & (np.arange(values.shape[1])[None, :] < sizes[:, None]))
+    if nobody.size:
+        t, j = nobody[0]
+        raise DataError(
+            f"{table}: column 'availability{j}' is zero for all agents of market {plain_value(markets[t])!r}, but "
+            f"product {j} of this market has a positive share."
+        )
     return values
 
 
