@@ -31,6 +31,7 @@ GROUPS = {
     "nested": "benchmarks.family:nested_rows",
     "rcnl": "benchmarks.family:rcnl_rows",
     "unequal": "benchmarks.family:unequal_rows",
+    "study": "benchmarks.studies:study_rows",
     "profile": "benchmarks.breakdown:profile_rows",
 }
 

@@ -47,6 +47,8 @@ class Settings:
     rcnl : nodes in each of two dimensions of the product rule of the random coefficients nested logit.
     unequal : size of the simulated economy of unequal markets.
     unequal_pyblp : how many of them PyBLP evaluates.
+    study_markets : number of markets in each replication of a Monte Carlo study.
+    batches : numbers of replications that are processed together.
     """
 
     repeat: int = 3
@@ -59,6 +61,8 @@ class Settings:
     rcnl: int = 7
     unequal: UnequalSize = UnequalSize()
     unequal_pyblp: int = 200
+    study_markets: int = 50
+    batches: tuple[int, ...] = (1, 10, 100, 200)
 
 
 QUICK = Settings(repeat=1, warm=5, pyblp=False, starts=10)

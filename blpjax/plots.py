@@ -395,16 +395,15 @@ def _read_spans(results: ProblemResults, chosen: Sequence[int], spans: Any) -> n
 def _functions(results: ProblemResults) -> ModelFunctions:
     """The model with the estimates as starting values, free where results have free elements."""
     assert isinstance(results.problem, Problem)
-    blocks: dict[str, np.ndarray | None] = {}
-    for name in ("sigma", "pi"):
+    blocks: dict[str, Any] = {}
+    for name in ("sigma", "pi", "rho", "tau"):
         values = np.array(getattr(results, name))
         lower, upper = getattr(results, f"{name}_bounds")
         # a start of zero would fix an element that ended there at its bound
         blocks[name] = np.where((values == 0) & (lower < upper), 1e-6, values) if values.size else None
     beta, gamma = _concentrated(results)
     return results.problem.functions(
-        sigma=blocks["sigma"],
-        pi=blocks["pi"],
+        **blocks,
         beta=np.where(beta, np.nan, results.beta[:, 0]),
         gamma=np.where(gamma, np.nan, results.gamma[:, 0]) if gamma.size else None,
         W=results.W,

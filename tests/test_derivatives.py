@@ -35,7 +35,7 @@ def build(seed: int, products: list[int] = PRODUCTS, agents: list[int] = AGENTS)
 
 
 def functions_of(problem: blpjax.Problem, method: str = "anderson") -> ModelFunctions:
-    return problem.functions(SIGMA, PI, BETA, iteration=blpjax.Iteration(method))
+    return problem.functions(SIGMA, PI, beta=BETA, iteration=blpjax.Iteration(method))
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_other_parameters_weights_and_tolerances_compile_nothing() -> None:
     def work(factor: float) -> float:
         iteration = blpjax.Iteration("anderson", {"atol": 1e-13 * factor})
         f = problem.functions(
-            factor * SIGMA, PI, [None, -1.4 * factor, None], W=factor * np.eye(problem.MD), iteration=iteration
+            factor * SIGMA, PI, beta=[None, -1.4 * factor, None], W=factor * np.eye(problem.MD), iteration=iteration
         )
         return float(f.objective(f.theta))
 
@@ -294,7 +294,7 @@ def test_other_parameters_weights_and_tolerances_compile_nothing() -> None:
 
 
 def test_a_failed_inversion_makes_moments_and_objective_nan(problem: blpjax.Problem) -> None:
-    failing = problem.functions(SIGMA, PI, BETA, iteration=blpjax.Iteration("simple", {"max_evaluations": 2}))
+    failing = problem.functions(SIGMA, PI, beta=BETA, iteration=blpjax.Iteration("simple", {"max_evaluations": 2}))
     assert not succeeded(failing.inversion(failing.theta).status).all()
     assert np.isnan(failing.objective(failing.theta)) and np.isnan(failing.moments(failing.theta)).all()
     assert np.isnan(jax.grad(failing.objective)(failing.theta)).any()

@@ -242,7 +242,7 @@ def test_profile_with_bounded_costs_needs_functions() -> None:
     assert isinstance(results.problem, blpjax.Problem)
     beta = [None, results.beta[1, 0], None, None]
     assert not results.at_bound
-    functions = results.problem.functions(results.sigma, results.pi, beta, W=results.W, costs_bounds=bounds)
+    functions = results.problem.functions(results.sigma, results.pi, beta=beta, W=results.W, costs_bounds=bounds)
     ax = plots.plot_objective_profile(results, 0, points=3, functions=functions)
     CENTRAL_DIFFERENCE.check(ax.lines[0].get_ydata()[1], results.objective)
 
