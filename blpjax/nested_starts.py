@@ -16,9 +16,14 @@ from blpjax.parameters import LARGEST_RHO
 
 AUTO = "auto"
 
+#: Estimates below this start here: an element that started at zero would be fixed there.
+FLOOR = 0.01
+
 
 def fill_rho(problem: ProblemLike, rho: Any, bounds: Any) -> Any:
     """Rho as `Problem.solve` was given it, with linear estimates within bounds in place of ``'auto'``.
+
+    They are at least `FLOOR` and at most `LARGEST_RHO`, as far as bounds allow.
 
     ``'auto'`` is one parameter for all groups, a sequence of H times ``'auto'`` one for each of them.
     """
@@ -31,9 +36,10 @@ def fill_rho(problem: ProblemLike, rho: Any, bounds: Any) -> Any:
     if not all(automatic) or given.size not in (1, problem.H):
         raise ValueError(f"rho must be 'auto', {problem.H} times 'auto', or numbers, not {rho!r}.")
     found = estimate_rho(problem, by_group=given.size > 1)
-    lower, upper = (0.0, LARGEST_RHO) if bounds is None else bounds
-    lower = -np.inf if lower is None else lower
-    return np.clip(found, lower, LARGEST_RHO if upper is None else upper)
+    lower, upper = (None, None) if bounds is None else bounds
+    least = FLOOR if lower is None else np.maximum(np.asarray(lower, float), FLOOR)
+    most = LARGEST_RHO if upper is None else np.minimum(np.asarray(upper, float), LARGEST_RHO)
+    return np.clip(found, np.minimum(least, most), most)
 
 
 def estimate_rho(problem: ProblemLike, by_group: bool = False) -> np.ndarray:
