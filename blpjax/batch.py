@@ -6,6 +6,7 @@ are worked on one lane after the other. Lanes that have ended are taken out of t
 anything.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,14 +19,17 @@ from blpjax import gmm, moments
 from blpjax.compilation import filtered_program
 from blpjax.economy import Economy
 from blpjax.estimator import CovarianceTypes, LinearParameters, summarise_step
-from blpjax.exceptions import succeeded
-from blpjax.iteration import FixedPointLimits
+from blpjax.exceptions import Status, succeeded
+from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.moments import Evaluation, ModelData, MomentInputs, Specification
 from blpjax.parameters import Coefficients
-from blpjax.trust_region import RUNNING, Advance, Residuals, TrustRegionOptions, initialise, propose, update
+from blpjax.trust_region import RUNNING, Advance, Residuals, TrustRegionOptions, inform, initialise, propose, update
 
 #: Evaluations between two looks at which lanes have ended.
 ROUND = 6
+
+#: Trials that may be rejected in a row before the exact Hessian is computed.
+REJECTIONS = 3
 
 #: Batches are not made smaller than this when lanes have ended: another program would have to be compiled.
 SMALLEST = 8
@@ -130,20 +134,35 @@ class _Finished(eqx.Module):
 def _minimise(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, carry: Advance) -> Advance:
     """Run all lanes to their end, in rounds after which lanes that have ended are left out."""
     size = carry.state.status.shape[0]
-    lanes = np.arange(size)
-    everything = carry
-    while True:
-        chosen = jnp.asarray(lanes)
-        part = _round(options, _take(varying, chosen), shared, _take(parts, chosen), _take(everything, chosen))
-        everything = _put(everything, part, chosen)
-        running = np.flatnonzero(np.asarray(everything.state.status) == RUNNING)
-        if running.size == 0:
-            return everything
-        # few sizes, so that few programs are compiled; surplus places repeat a lane
-        width = size
-        while width > 4 * running.size and width > SMALLEST:
-            width //= 4
-        lanes = np.resize(running, width)
+    running, everything = np.arange(size), carry
+    informed_at = np.full(carry.state.theta.shape, np.nan)
+
+    def work(program: Callable[..., Advance], lanes: np.ndarray) -> Advance:
+        chosen = jnp.asarray(_pad_lanes(lanes, size))
+        part = program(options, _take(varying, chosen), shared, _take(parts, chosen), _take(everything, chosen))
+        return _put(everything, part, chosen)
+
+    while running.size:
+        everything = work(_round, running)
+        status, rejections, theta = jax.device_get(
+            (everything.state.status, everything.state.rejections, everything.state.theta)
+        )
+        failing = (status == Status.STALLED) | ((status == RUNNING) & (rejections >= REJECTIONS))
+        failing = np.flatnonzero(failing & (theta != informed_at).any(axis=1))
+        if failing.size and theta.size:
+            informed_at[failing] = theta[failing]
+            everything = work(_inform, failing)
+            status = np.asarray(everything.state.status)
+        running = np.flatnonzero(status == RUNNING)
+    return everything
+
+
+def _pad_lanes(lanes: np.ndarray, size: int) -> np.ndarray:
+    """Lanes, some of them repeated: there are few numbers of lanes, so that few programs are compiled."""
+    width = size
+    while width > 4 * lanes.size and width > SMALLEST:
+        width //= 4
+    return np.resize(lanes, width)
 
 
 @filtered_program(effort=0)
@@ -181,6 +200,29 @@ def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearPar
         return (count[0] < ROUND) & (count[1].state.status == RUNNING).any()
 
     return jax.lax.while_loop(unfinished, body, (jnp.asarray(0), carry))[1]
+
+
+@filtered_program(effort=1)
+def _inform(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, carry: Advance) -> Advance:
+    """Continue with the exact Hessian at the best point, as `Problem.solve` does where trials are rejected."""
+    specification = options.specification
+    # derivatives need the solution of the inversion, not the loop that finds it
+    solved = specification._replace(method=FixedPointMethod("return"))
+
+    def hessian(lane: Lane, part: _LinearParts, theta: Array) -> Array:
+        inputs = _inputs(eqx.combine(lane, shared), part)
+        delta = moments.invert(specification, inputs, theta, inputs_delta(lane, shared)).delta
+        H = jax.jacfwd(jax.grad(lambda values: moments.objective(solved, inputs, values, delta)))(theta)
+        return (H + H.T) / 2
+
+    hessians = jax.vmap(hessian)(varying, parts, carry.state.theta)
+
+    def one(arguments: tuple[Advance, Array]) -> Advance:
+        now, H = arguments
+        usable = jnp.isfinite(H).all() & now.state.started
+        return jax.tree.map(lambda new, old: jnp.where(usable, new, old), inform(now.state, H), now)
+
+    return jax.lax.map(one, (carry, hessians))
 
 
 def inputs_delta(varying: Lane, shared: Lane) -> Float[Array, " N"]:

@@ -37,6 +37,10 @@ from blpjax.studies import StudyFiles, fingerprint_of, open_study
 BATCH_BYTES = 2**30
 LARGEST_BATCH = 512
 
+#: How shares are inverted by default. All lanes wait for the slowest one, so that a trial of the optimiser at which the
+#: inversion is hard has to fail soon: it steps back then.
+INVERSION = Iteration("anderson", {"max_evaluations": 200})
+
 
 class _Truth(eqx.Module):
     """What replications are drawn from: the model at the simulation's variables, and its linear parts."""
@@ -121,7 +125,8 @@ class MonteCarlo:
     seed : of all draws.
     xi_variance, omega_variance, correlation : of structural errors.
     sigma, pi, rho, tau, beta, gamma, method, W_type, se_type, center_moments, costs_bounds, iteration, and bounds :
-        those of `Problem.solve`. By default parameters start at the truth.
+        those of `Problem.solve`. By default parameters start at the truth, and inversions that take more than 200
+        evaluations fail, at which the optimiser steps back.
 
     Raises
     ------
@@ -158,7 +163,7 @@ class MonteCarlo:
         _check_problem(simulation, problem)
         self._parameters = _read_parameters(simulation, problem, parameters, bounds or {})
         n_clusters = None if problem.product_table.clustering_ids is None else problem.clusters[1]
-        chosen = read_inversion(iteration, "safe_linear", (1e-300, None))
+        chosen = read_inversion(INVERSION if iteration is None else iteration, "safe_linear", (1e-300, None))
         layout = self._parameters.layout
         self._options = BatchOptions(
             Specification(layout, chosen.fixed_point),

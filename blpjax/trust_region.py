@@ -12,9 +12,9 @@ Convergence is of first order, a vanishing projected gradient from which no mode
 point is a minimum must be read off the exact Hessian. A region that cannot be evaluated is backed away from but not
 walked around: where descent leads straight into it, the method ends as stalled.
 
-`initialise`, `propose` and `update` are pure functions of a `TrustRegionState`. A host loop that prints progress calls
-`advance` (update and propose in one program) once per evaluation; `minimize_in_graph` runs the same functions in a
-`jax.lax.while_loop`, also under `jax.vmap`.
+`initialise`, `propose`, `update` and `inform` are pure functions of a `TrustRegionState`. A host loop that prints
+progress calls `advance` (update and propose in one program) once per evaluation; `minimize_in_graph` runs the same
+functions in a `jax.lax.while_loop`, also under `jax.vmap`.
 """
 
 from collections.abc import Callable
@@ -202,8 +202,7 @@ def advance(state: TrustRegionState, candidate: Float[Array | np.ndarray, " P"],
     return Advance(state, propose(state))
 
 
-@program(effort=0)
-def with_curvature(state: TrustRegionState, hessian: Float[Array | np.ndarray, "P P"]) -> Advance:
+def inform(state: TrustRegionState, hessian: Float[Array | np.ndarray, "P P"]) -> Advance:
     """Continue from the best point with the exact Hessian of q there, where trial after trial was rejected.
 
     Secants know nothing of directions in which the Jacobian vanishes by symmetry, as at a standard deviation of zero.
@@ -223,6 +222,10 @@ def with_curvature(state: TrustRegionState, hessian: Float[Array | np.ndarray, "
     )
     informed = _assess(informed)
     return Advance(informed, propose(informed))
+
+
+#: `inform` as one compiled program.
+with_curvature = program(effort=0)(inform)
 
 
 def minimize_in_graph(
