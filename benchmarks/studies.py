@@ -34,8 +34,8 @@ def simulation(lib: Any, markets: int, seed: int = 0) -> Any:
         sigma=SIGMA,
         gamma=GAMMA,
         integration=lib.Integration("product", 9),
-        xi_variance=1,
-        omega_variance=1,
+        xi_variance=1.0,
+        omega_variance=1.0,
         correlation=0.9,
         seed=seed,
     )

@@ -16,7 +16,7 @@ import pytest
 
 import blpjax
 from benchmarks import __main__ as command
-from benchmarks import breakdown, child, estimation, family, family_models, models, processes, starts, supply
+from benchmarks import breakdown, child, estimation, family, family_models, models, processes, starts, studies, supply
 from benchmarks.comparison import Outcome, compare, compare_outputs
 from benchmarks.rows import Row, Timing, as_json, failed, format_row, header, measure
 from benchmarks.settings import QUICK, Settings, Size, UnequalSize
@@ -466,3 +466,18 @@ def test_groups_name_functions_that_exist(group: str) -> None:
 
 def _report(evaluations: int) -> child.Report:
     return child.Report(Outcome(models.NEVO_OBJECTIVE, (1.0, 2.0), (0.1, 0.2), evaluations, True), 1.0, (), 2**28)
+
+
+@pytest.mark.slow
+def test_studies_are_timed_by_replication() -> None:
+    """Jointly with supply in each size of batches, and demand alone in the largest."""
+    settings = Settings(repeat=1, pyblp=False, study_markets=20, batches=(1, 2))
+    rows = list(studies.study_rows(settings))
+    assert [row.case for row in rows] == [
+        "study, joint, batches of 1",
+        "study, joint, batches of 2",
+        "study, demand, batches of 2",
+    ]
+    for row in rows:
+        assert row.failure == "" and row.converged == (True,) and row.warm is not None and row.warm.median > 0
+        assert row.details["failures"].startswith("0 of ")
