@@ -186,10 +186,7 @@ def read_step_options(
         raise TypeError(f"finite_differences must be true or false, not {finite_differences!r}.")
     if optimization is not None and not isinstance(optimization, Optimization):
         raise TypeError(f"optimization must be Optimization or None, not {type(optimization).__name__}.")
-    for name, covariances in (("W_type", W_type), ("se_type", se_type)):
-        gmm.check_kind(covariances, name)
-        if covariances == "clustered" and n_clusters is None:
-            raise ValueError(f"{name}='clustered' needs a column 'clustering_ids' in product_data.")
+    types = read_covariance_types(W_type, se_type, center_moments, n_clusters)
     chosen = Optimization("trust-region") if optimization is None else optimization
     if finite_differences and chosen.method == "trust-region":
         found = {"floor_tol": _DIFFERENCES_FLOOR, **(chosen.method_options or {})}
@@ -204,7 +201,7 @@ def read_step_options(
         costs_bounded=costs_bounded,
         optimization=chosen,
         iteration=iteration,
-        types=CovarianceTypes(W_type, se_type, bool(center_moments), 1 if n_clusters is None else n_clusters),
+        types=types,
         check_optimality=check_optimality,
         error_behavior=error_behavior,
         error_punishment=punishment,
@@ -212,6 +209,15 @@ def read_step_options(
         scale_objective=bool(scale_objective),
         differences=options.finite_differences_epsilon if finite_differences else None,
     )
+
+
+def read_covariance_types(W_type: str, se_type: str, center_moments: bool, n_clusters: int | None) -> CovarianceTypes:
+    """How covariances are estimated; `ValueError` for kinds that there are not, and for clusters without IDs."""
+    for name, covariances in (("W_type", W_type), ("se_type", se_type)):
+        gmm.check_kind(covariances, name)
+        if covariances == "clustered" and n_clusters is None:
+            raise ValueError(f"{name}='clustered' needs a column 'clustering_ids' in product_data.")
+    return CovarianceTypes(W_type, se_type, bool(center_moments), 1 if n_clusters is None else n_clusters)
 
 
 def _read_punishment(punishment: Any, behavior: str | None, optimization: Optimization) -> float:

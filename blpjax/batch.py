@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from blpjax import gmm, moments
 from blpjax.compilation import filtered_program
 from blpjax.economy import Economy
-from blpjax.estimator import CovarianceTypes, LinearParameters, summarise_step
+from blpjax.estimator import CovarianceTypes, LinearParameters, lacks_influence, summarise_step
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.moments import Evaluation, ModelData, MomentInputs, Specification
@@ -64,15 +64,16 @@ class Lane(eqx.Module):
 class BatchOutcome(eqx.Module):
     """Outcome of each of B estimations.
 
-    `parameters`, `standard_errors` (B, Q) and `covariances` (B, Q, Q) are those of theta and of the concentrated
-    elements of beta and gamma; `status` (B,) are codes of `Status`, that of the first step that failed or of the last
-    one. `ok` (B,) says whether all steps succeeded and all numbers are finite. `gradient_norms`, `objectives` and
-    `evaluations` (B,) are those of the last step, evaluations summed over steps.
+    `parameters` and `standard_errors` (B, Q) are those of theta and of the concentrated elements of beta and gamma;
+    `identified` (B, Q) says whether structural errors depend on a parameter, without which its standard error means
+    nothing. `status` (B,) are codes of `Status`, that of the first step that failed or of the last one. `ok` (B,) says
+    whether all steps succeeded and all numbers are finite. `gradient_norms`, `objectives` and `evaluations` (B,) are
+    those of the last step, evaluations summed over steps.
     """
 
     parameters: Float[np.ndarray, "B Q"]
     standard_errors: Float[np.ndarray, "B Q"]
-    covariances: Float[np.ndarray, "B Q Q"]
+    identified: Bool[np.ndarray, "B Q"]
     objectives: Float[np.ndarray, " B"]
     gradient_norms: Float[np.ndarray, " B"]
     evaluations: Int[np.ndarray, " B"]
@@ -88,8 +89,9 @@ def estimate_batch(options: BatchOptions, varying: Lane, shared: Lane, size: int
     varying : arrays with a first axis of lanes, None for what is in `shared`.
     shared : what all lanes have in common, None for what is in `varying`.
     """
-    theta = jnp.broadcast_to(jnp.asarray(shared.theta), (size, len(shared.theta))) if varying.theta is None else None
-    theta = varying.theta if theta is None else theta
+    theta = varying.theta
+    if theta is None:
+        theta = jnp.broadcast_to(shared.theta, (size, *shared.theta.shape))
     weights = _initial_weights(varying, shared)
     total, status = np.zeros(size, int), np.full(size, RUNNING)
     for step in range(1, options.steps + 1):
@@ -106,7 +108,7 @@ def estimate_batch(options: BatchOptions, varying: Lane, shared: Lane, size: int
     return BatchOutcome(
         parameters=found.parameters,
         standard_errors=found.standard_errors,
-        covariances=found.covariances,
+        identified=found.identified,
         objectives=found.objective,
         gradient_norms=np.asarray(carry.state.projected_gradient_norm),
         evaluations=total,
@@ -125,7 +127,7 @@ class _LinearParts(eqx.Module):
 class _Finished(eqx.Module):
     parameters: Array
     standard_errors: Array
-    covariances: Array
+    identified: Array
     objective: Array
     updated_W: Array
     ok: Array
@@ -180,8 +182,8 @@ def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearPar
     """At most `ROUND` evaluations of every lane."""
 
     def residuals(lane: Lane, part: _LinearParts, theta: Array) -> Residuals:
-        inputs = _inputs(eqx.combine(lane, shared), part)
-        found = moments.evaluate(options.specification, inputs, theta, inputs_delta(lane, shared))
+        whole = eqx.combine(lane, shared)
+        found = moments.evaluate(options.specification, _inputs(whole, part), theta, whole.delta)
         return Residuals(found.residuals, found.residual_jacobian, found.ok)
 
     def advance(arguments: tuple[Advance, Residuals]) -> Advance:
@@ -210,8 +212,9 @@ def _inform(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearPa
     solved = specification._replace(method=FixedPointMethod("return"))
 
     def hessian(lane: Lane, part: _LinearParts, theta: Array) -> Array:
-        inputs = _inputs(eqx.combine(lane, shared), part)
-        delta = moments.invert(specification, inputs, theta, inputs_delta(lane, shared)).delta
+        whole = eqx.combine(lane, shared)
+        inputs = _inputs(whole, part)
+        delta = moments.invert(specification, inputs, theta, whole.delta).delta
         H = jax.jacfwd(jax.grad(lambda values: moments.objective(solved, inputs, values, delta)))(theta)
         return (H + H.T) / 2
 
@@ -223,11 +226,6 @@ def _inform(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearPa
         return jax.tree.map(lambda new, old: jnp.where(usable, new, old), inform(now.state, H), now)
 
     return jax.lax.map(one, (carry, hessians))
-
-
-def inputs_delta(varying: Lane, shared: Lane) -> Float[Array, " N"]:
-    """Where inversions of a lane start."""
-    return shared.delta if varying.delta is None else varying.delta
 
 
 def _inputs(lane: Lane, part: _LinearParts) -> MomentInputs:
@@ -279,8 +277,8 @@ def _finish(
     specification = options.specification
 
     def evaluate(lane: Lane, part: _LinearParts, theta: Array) -> Evaluation:
-        inputs = _inputs(eqx.combine(lane, shared), part)
-        return moments.evaluate(specification, inputs, theta, inputs_delta(lane, shared))
+        whole = eqx.combine(lane, shared)
+        return moments.evaluate(specification, _inputs(whole, part), theta, whole.delta)
 
     def one(arguments: tuple[Lane, _LinearParts, Array, Array, Evaluation]) -> _Finished:
         varying, part, theta, W, evaluation = arguments
@@ -310,7 +308,7 @@ def _finish(
         return _Finished(
             found.parameters,
             inference.standard_errors,
-            inference.covariances,
+            jnp.concatenate([~lacks_influence(evaluation, theta), jnp.ones(found.parameters.size - theta.size, bool)]),
             evaluation.objective,
             found.updated_W,
             evaluation.ok,

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from blpjax import options, report
-from blpjax.estimator import CovarianceTypes
+from blpjax.estimator import CovarianceTypes, lacks_influence
 from blpjax.exceptions import ConvergenceWarning, IdentificationError, IdentificationWarning
 from blpjax.inputs.identification import find_collinearity
 from blpjax.solver import StepResult
-
-#: A parameter that moves structural errors by less than this has no influence beyond rounding.
-_NEGLIGIBLE = 1e-6
 
 
 def report_outcome(result: StepResult, seconds: float) -> None:
@@ -68,11 +65,9 @@ def warn_of_singularity(
             IdentificationWarning,
             stacklevel=3,
         )
-    derivatives = result.outcome.evaluation.xi_by_theta, result.outcome.evaluation.omega_by_theta
-    influence = [np.abs(d).max(axis=0, initial=0.0) for d in derivatives if d is not None]
-    sizes = np.max(influence, axis=0) * np.maximum(np.abs(result.theta), 1.0)
-    if (sizes < _NEGLIGIBLE).any():
-        vanishing = ", ".join(repr(label) for label, s in zip(theta_labels, sizes, strict=True) if s < _NEGLIGIBLE)
+    lacking = lacks_influence(result.outcome.evaluation, result.theta)
+    if lacking.any():
+        vanishing = ", ".join(repr(label) for label, lacks in zip(theta_labels, lacking, strict=True) if lacks)
         warnings.warn(
             f"Structural errors do not depend on {vanishing} near the estimates, so the standard errors of these "
             "parameters mean nothing. Standard deviations of zero do this when integration nodes are symmetric.",

@@ -4,7 +4,7 @@ Each program is compiled once for a shape of economy and a specification, and re
 step: data, weighting matrices, bounds and tolerances are traced.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,6 +20,9 @@ from blpjax.moments import Evaluation, ModelData, MomentInputs, Specification
 
 #: First-order predictions of mean utilities are used when no element moves by more than this.
 FARTHEST_PREDICTION = 5.0
+
+#: Structural errors whose largest derivative in an element of theta, times its size, is below this do not depend on it.
+NEGLIGIBLE = 1e-6
 
 #: Columns of the Hessian are computed together as long as they hold fewer numbers than this.
 HESSIAN_ELEMENTS = 2**25
@@ -191,6 +194,18 @@ def summarise_step(
         gmm.numerical_rank(S_for_W),
         simulation_covariances,
     )
+
+
+def lacks_influence(evaluation: Evaluation, theta: Any) -> Any:
+    """(P,) whether structural errors hardly depend on an element of theta, whose standard error then means nothing.
+
+    Works on NumPy and JAX arrays alike.
+    """
+    size = abs(theta).clip(1.0)
+    lacking = abs(evaluation.xi_by_theta).max(axis=0, initial=0.0) * size < NEGLIGIBLE
+    if evaluation.omega_by_theta is not None:
+        lacking = lacking & (abs(evaluation.omega_by_theta).max(axis=0, initial=0.0) * size < NEGLIGIBLE)
+    return lacking
 
 
 summarise = program(effort=0, static_argnums=(0, 1, 2))(summarise_step)

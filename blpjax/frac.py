@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from blpjax.characteristics import Characteristics
-from blpjax.economy import AgentsInEconomy, Economy, MarketIndex, index_markets
+from blpjax.economy import AgentsInEconomy, Economy, MarketIndex, closed_form_delta, index_markets
 from blpjax.exceptions import IdentificationError
 from blpjax.inputs.identification import find_collinearity
 from blpjax.inputs.tables import ProductTable
@@ -125,10 +125,7 @@ def compute_frac_starts(problem: ProblemLike, sigma: Any = None, pi: Any = None,
     free_pi = _pattern("pi", pi, np.ones((K2, D)))
     X2 = np.asarray(problem.characteristics.evaluate({})[1])
     design = _build_design(problem, X2, free_sigma, free_pi)
-    inside = np.zeros(len(X2))
-    for rows in problem.market_index.rows:
-        inside[rows] = problem.product_table.shares[rows].sum()
-    log_shares = np.log(problem.product_table.shares) - np.log1p(-inside)
+    log_shares = closed_form_delta(problem.product_table.shares, problem.market_index.codes)
     omega, found, beta = np.zeros((K2, K2)), np.zeros((K2, D)), np.zeros(0)
     for _ in range(_PASSES if design.interactions else 1):
         dependent = log_shares - _demographic_curvature(problem, X2, found)

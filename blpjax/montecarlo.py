@@ -17,12 +17,12 @@ import tqdm
 from jaxtyping import Array, Float
 
 from blpjax import options
-from blpjax.arguments import check_choice, read_costs_bounds, read_draws, read_inversion
+from blpjax.arguments import check_choice, read_costs_bounds, read_covariance_types, read_draws, read_inversion
 from blpjax.batch import BatchOptions, BatchOutcome, Lane, estimate_batch
 from blpjax.characteristics import Characteristics
 from blpjax.compilation import filtered_program
-from blpjax.estimator import CovarianceTypes
 from blpjax.exceptions import Status, succeeded
+from blpjax.inputs.identification import check_order_condition
 from blpjax.iteration import Iteration
 from blpjax.kernels.contraction import logit_delta
 from blpjax.markets import market_tastes
@@ -68,8 +68,8 @@ class MonteCarloResults:
     ----------
     table : a row for each replication and parameter, with the columns `replication`, `block` (`sigma`, `beta` and so
         on), `parameter`, `true`, `estimate`, `standard_error`, `ok` (whether the replication was simulated and all
-        steps converged), `status` (the sentence that says how it ended), `objective`, `gradient_norm` and
-        `evaluations`.
+        steps converged), `identified` (whether structural errors depend on the parameter), `status` (the sentence that
+        says how it ended), `objective`, `gradient_norm` and `evaluations`.
     seconds : time that this run took.
     """
 
@@ -81,13 +81,16 @@ class MonteCarloResults:
 
         Columns are the `true` value, `mean`, `bias`, `median_bias`, `rmse`, `sd` (of estimates), `mean_se`, `coverage`
         of confidence intervals at this level, `power` of the test at ``1 - level`` that the parameter is zero,
-        `replications` and `failures`.
+        `replications`, `failures`, and how often a parameter was `unidentified`: such replications, as with a standard
+        deviation of zero and symmetric nodes, do not count for `mean_se`, `coverage` and `power`.
         """
         z = float(scipy.stats.norm.ppf(0.5 + level / 2))
         rows = {}
         for name, group in self.table.groupby(["block", "parameter"], sort=False):
             known = group[group["ok"]]
-            error, se = known["estimate"] - known["true"], known["standard_error"]
+            error = known["estimate"] - known["true"]
+            told = known[known["identified"]]
+            wrong, se = (told["estimate"] - told["true"]).abs(), told["standard_error"]
             rows[name] = {
                 "true": group["true"].iloc[0],
                 "mean": known["estimate"].mean(),
@@ -96,10 +99,11 @@ class MonteCarloResults:
                 "rmse": np.sqrt((error**2).mean()),
                 "sd": known["estimate"].std(),
                 "mean_se": se.mean(),
-                "coverage": (error.abs() <= z * se).mean() if error.notna().all() else np.nan,
-                "power": (known["estimate"].abs() > z * se).mean(),
+                "coverage": (wrong <= z * se).mean() if wrong.notna().all() else np.nan,
+                "power": (told["estimate"].abs() > z * se).mean(),
                 "replications": len(group),
                 "failures": int((~group["ok"]).sum()),
+                "unidentified": len(known) - len(told),
             }
         index = pd.MultiIndex.from_tuples(rows, names=["block", "parameter"])
         return pd.DataFrame(list(rows.values()), index=index)
@@ -132,6 +136,8 @@ class MonteCarlo:
     ------
     ValueError
         For arguments that `Problem.solve` would refuse, or a problem of another shape than the simulation.
+    IdentificationError
+        When there are fewer moments than parameters.
     NotImplementedError
         For problems with absorbed fixed effects or covariance moments.
     """
@@ -164,10 +170,11 @@ class MonteCarlo:
         self._parameters = _read_parameters(simulation, problem, parameters, bounds or {})
         n_clusters = None if problem.product_table.clustering_ids is None else problem.clusters[1]
         chosen = read_inversion(INVERSION if iteration is None else iteration, "safe_linear", (1e-300, None))
+        check_order_condition(problem.instrument_rank, len(self.labels), self.labels, warn=False)
         layout = self._parameters.layout
         self._options = BatchOptions(
             Specification(layout, chosen.fixed_point),
-            CovarianceTypes(W_type, se_type, center_moments, 1 if n_clusters is None else n_clusters),
+            read_covariance_types(W_type, se_type, center_moments, n_clusters),
             2 if method == "2s" else 1,
         )
         self._limits = jax.tree.map(jnp.asarray, chosen.limits)
@@ -302,6 +309,7 @@ class MonteCarlo:
                 "estimate": found.parameters.ravel(),
                 "standard_error": found.standard_errors.ravel(),
                 "ok": np.repeat(found.ok & solved, Q),
+                "identified": found.identified.ravel(),
                 "status": np.repeat(sentences, Q),
                 "objective": np.repeat(found.objectives, Q),
                 "gradient_norm": np.repeat(found.gradient_norms, Q),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blpjax import gmm
+from blpjax.economy import closed_form_delta, log_shares_within
 from blpjax.exceptions import IdentificationError
 from blpjax.frac import ProblemLike
 from blpjax.parameters import LARGEST_RHO
@@ -50,19 +51,15 @@ def estimate_rho(problem: ProblemLike, by_group: bool = False) -> np.ndarray:
     IdentificationError
         When the instruments do not identify rho.
     """
-    table, codes = problem.product_table, problem.market_index.codes
+    table, codes, scale = problem.product_table, problem.market_index.codes, problem.epsilon_scale
     assert table.nesting_ids is not None
-    nests = np.unique(table.nesting_ids, return_inverse=True)[1].reshape(-1)
-    groups = np.unique(np.column_stack([codes, nests]), axis=0, return_inverse=True)[1].reshape(-1)
-    within = np.log(table.shares) - np.log(np.bincount(groups, weights=table.shares)[groups])
-    columns = within[:, None]
+    within, nests = log_shares_within(table.shares, codes, table.nesting_ids)
+    columns = scale * within[:, None]
     if by_group:
-        columns = within[:, None] * (nests[:, None] == np.arange(problem.H)[None, :])
+        columns = columns * (nests[:, None] == np.arange(problem.H)[None, :])
     demand = problem.model_data.demand
     X = jnp.hstack([jnp.asarray(problem.residualize_demand(columns)), demand.X])
-    log_shares = problem.epsilon_scale * (
-        np.log(table.shares) - np.log1p(-np.bincount(codes, weights=table.shares)[codes])
-    )
+    log_shares = scale * closed_form_delta(table.shares, codes)
     step = gmm.linear_step(gmm.cross_moments([demand.Z], [X]), gmm.initial_weights([demand.Z]))
     if int(step.rank) < X.shape[1]:
         raise IdentificationError(

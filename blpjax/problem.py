@@ -1,26 +1,22 @@
 """Problem: data and formulations in, results out. Orchestration only."""
 
 import dataclasses
-import re
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blpjax import arguments, estimator, frac, options, report, states
+from blpjax import arguments, estimator, frac, options
 from blpjax.diagnostics import report_outcome, warn_of_singularity
-from blpjax.exceptions import DataError, DataWarning
+from blpjax.exceptions import DataError
 from blpjax.functions import ModelFunctions
 from blpjax.inputs.identification import (
     check_order_condition,
 )
-from blpjax.inputs.updating import replace_values
 from blpjax.iteration import Iteration
 from blpjax.moments import ModelData, Specification
 from blpjax.nested_starts import fill_rho
@@ -90,8 +86,6 @@ class Problem(ProblemData, Picklable):
     NotImplementedError
         For options that are not supported.
     """
-
-    _replaced_instruments = False
 
     def solve(
         self,
@@ -461,124 +455,6 @@ class Problem(ProblemData, Picklable):
 
         return self._derive(ImportanceSamplingProblem, change)
 
-    def _derive(self, kind: "type[Derived]", change: Callable[["Derived"], None]) -> "Derived":
-        """A problem that shares what `change` does not replace, without reading the data again."""
-        began = time.perf_counter()
-        options.output("Re-creating the problem ...")
-        attributes = {name: value for base in kind.__mro__ for name, value in vars(base).items()}
-        cached = {name for name, value in attributes.items() if isinstance(value, cached_property)}
-        problem = object.__new__(kind)
-        vars(problem).update({name: value for name, value in vars(self).items() if name not in cached})
-        change(problem)
-        problem._tolerances = {name: getattr(options, name) for name in states.TOLERANCES}
-        problem._set_equations()
-        options.output(f"Re-created the problem after {report.format_seconds(time.perf_counter() - began)}.")
-        if options.verbose:
-            options.output(f"\n{problem}")
-        return problem
-
-    def _set_instruments(self, demand_instruments: np.ndarray, supply_instruments: np.ndarray) -> None:
-        """Replace excluded instruments of the product table. Formulas still read its columns."""
-        fields: dict[str, Any] = {}
-        for name, values in (("demand_instruments", demand_instruments), ("supply_instruments", supply_instruments)):
-            matrix = np.array(values, float)
-            if matrix.ndim != 2 or len(matrix) != self.N or not np.isfinite(matrix).all():
-                raise ValueError(f"{name} must be a matrix of finite numbers with {self.N} rows.")
-            fields |= {name: matrix, f"{name[:-1]}_labels": tuple(f"{name}[{k}]" for k in range(matrix.shape[1]))}
-        if self._X3 is None and fields["supply_instruments"].size:
-            raise ValueError("supply_instruments need a supply side: a third formulation, X3.")
-        self.product_table = dataclasses.replace(self.product_table, **fields)
-        self.add_exogenous = self._replaced_instruments = True
-
-    def update(self, data: Any, columns: Sequence[str] | None = None, partial: bool = False) -> "Problem":
-        """The same problem with other values of some variables, matched by market and product.
-
-        Everything that depends on the variables is computed again: formulas, instruments that are in the table, shares.
-        Agents, with nodes and weights that were drawn, stay the same. This problem does not change.
-
-        Parameters
-        ----------
-        data : DataFrame, dict of arrays, or structured array
-            `market_ids`, `product_ids` and new values, in any order of rows.
-        columns : sequence of str, optional
-            Variables to replace, by default all columns of `data` other than the IDs. `product_data` has them already.
-        partial : bool, optional
-            Whether `data` may lack products, which keep their values. By default this is an error.
-
-        Returns
-        -------
-        Problem
-
-        Raises
-        ------
-        DataError
-            When IDs in `data` are repeated or unknown, or lack products; when products are not identified by their
-            `product_ids`; when a variable is in one table only; and when the problem cannot use the new values.
-        ValueError
-            When nothing or an ID is to be replaced, or instruments that optimal ones have replaced.
-        """
-        arguments = states.built_arguments(self._arguments)
-        known = arguments["product_data"]
-        arguments["product_data"] = changed = replace_values(known, data, columns, partial)
-        replaced = [name for name in changed if changed[name] is not known[name]]
-        unused = [name for name in replaced if re.fullmatch(r"(demand|supply)_instruments[0-9]*", name)]
-        if self._replaced_instruments and unused:
-            raise ValueError(f"{', '.join(unused)} cannot be replaced: the problem's instruments are not its table's.")
-        with warnings.catch_warnings():
-            # agents are what they were, and so is what was said about them
-            warnings.filterwarnings("ignore", "agent_data: ", DataWarning)
-            problem = type(self)(**arguments)
-        if isinstance(problem.integration, states.BuiltIntegration):
-            problem.integration = problem.integration.plain
-        if self._replaced_instruments:
-            table = self.product_table
-            return problem.replace_instruments(table.demand_instruments, table.supply_instruments)
-        return problem
-
-    @property
-    def _arguments(self) -> states.ProblemArguments:
-        """What the problem was built from."""
-        return states.ProblemArguments(
-            product_formulations=self.product_formulations,
-            products=self.product_table,
-            agent_formulation=self.agent_formulation,
-            agents=self.agent_table,
-            integration=self.integration,
-            rc_types=self.rc_types,
-            epsilon_scale=self.epsilon_scale,
-            costs_type=self.costs_type,
-            add_exogenous=self.add_exogenous,
-            tolerances=self._tolerances,
-        )
-
-    def to_state(self) -> dict[str, Any]:
-        """The problem as a tree of plain values, data included: what `ProblemResults.save` writes.
-
-        Raises
-        ------
-        DataError
-            When a column that is used holds objects that cannot be stored.
-        """
-        state = states.problem_state(self._arguments)
-        names = ("demand_instruments", "supply_instruments") if self._replaced_instruments else ()
-        return {
-            **state,
-            "kind": type(self).__name__,
-            "instruments": {name: getattr(self.product_table, name) for name in names},
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Problem":
-        """Build the problem that `to_state` described, with the same agents, without messages."""
-        kinds = {kind.__name__: kind for kind in (cls, *cls.__subclasses__())}
-        with states.built_again(state):
-            problem = kinds[state.get("kind", cls.__name__)](**states.read_problem(state))
-            if state.get("instruments"):
-                problem = problem._derive(type(problem), lambda p: p._set_instruments(**state["instruments"]))
-        if isinstance(problem.integration, states.BuiltIntegration):
-            problem.integration = problem.integration.plain
-        return problem
-
     def _data_of_moments(self, costs_bounds: np.ndarray, covariance_moments_mean: Any) -> ModelData:
         """Data of all moments with bounds on costs (2,) and the mean of covariance moments in place."""
         data = self.model_data
@@ -636,6 +512,3 @@ class OptimalInstrumentProblem(Problem):
 
 class ImportanceSamplingProblem(Problem):
     """A problem with sampled agents, from `ImportanceSamplingResults.to_problem`, used like others."""
-
-
-Derived = TypeVar("Derived", bound=Problem)
