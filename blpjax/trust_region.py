@@ -39,6 +39,11 @@ _EPS = float(jnp.finfo(jnp.float64).eps)
 _EIGENVALUE_FLOOR = 1e-13
 _FLOOR_REJECTIONS = 3
 
+#: An element moves in a step by at most so many times its size, that of its starting value, or `_SMALLEST`. Where its
+#: column of the Jacobian all but vanishes, as for standard deviations near zero, models know nothing of what is far.
+_LONGEST = 10.0
+_SMALLEST = 0.1
+
 
 class TrustRegionOptions(NamedTuple):
     """Tolerances and limits. All are traced: changing them compiles nothing.
@@ -75,6 +80,7 @@ class TrustRegionState(eqx.Module):
     theta, residuals, residual_jacobian : (P,), (M,), (M, P). Before the first success, theta is the next starting
         point.
     lower, upper, safe_point : (P,) bounds, and the point toward which failing starting values are moved.
+    typical : (P,) sizes of starting values.
     objective, gradient : q and its gradient ``2 J'r`` (P,).
     second_order : (P, P) approximation S of the second-order term of half the Hessian of q.
     scale : (P,) diagonal of D, in units of residuals per unit of theta.
@@ -94,6 +100,7 @@ class TrustRegionState(eqx.Module):
     lower: Float[Array, " P"]
     upper: Float[Array, " P"]
     safe_point: Float[Array, " P"]
+    typical: Float[Array, " P"]
     theta: Float[Array, " P"]
     residuals: Float[Array, " M"]
     residual_jacobian: Float[Array, "M P"]
@@ -150,6 +157,7 @@ def initialise(
         lower=lower,
         upper=upper,
         safe_point=jnp.clip(safe, lower, upper),
+        typical=jnp.abs(theta),
         theta=theta,
         residuals=jnp.full(residual_count, jnp.inf),
         residual_jacobian=jnp.zeros((residual_count, P)),
@@ -174,6 +182,8 @@ def initialise(
 
 def propose(state: TrustRegionState) -> Float[Array, " P"]:
     """The (P,) point to evaluate next. It lies within the bounds."""
+    if state.theta.size == 0:
+        return state.theta
     step = _step(state)
     target = jnp.clip(state.theta + step, state.lower, state.upper)
     return jnp.where(state.started, target, state.theta)
@@ -425,6 +435,8 @@ def _scaled_model(state: TrustRegionState, augmented: Array, free: Array) -> Arr
 
 def _promised_decrease(B: Array, g: Array) -> Array:
     """Decrease ``g'B^-1 g / 2`` of the model at its stationary point, with absolute eigenvalues of B, none tiny."""
+    if g.size == 0:
+        return jnp.zeros(())
     eigenvalues, vectors = jnp.linalg.eigh(B)
     size = jnp.abs(eigenvalues)
     return 0.5 * ((vectors.T @ g) ** 2 / jnp.maximum(size, _EIGENVALUE_FLOOR * size.max())).sum()
@@ -443,8 +455,9 @@ def _step(state: TrustRegionState) -> Array:
     free = _free(state, state.theta, state.gradient)
     B = _scaled_model(state, state.augmented, free)
     g = jnp.where(free, 0.5 * state.gradient / state.scale, 0.0)
-    lower = jnp.where(free, (state.lower - state.theta) * state.scale, 0.0)
-    upper = jnp.where(free, (state.upper - state.theta) * state.scale, 0.0)
+    longest = _LONGEST * jnp.maximum(jnp.maximum(jnp.abs(state.theta), state.typical), _SMALLEST)
+    lower = jnp.where(free, jnp.maximum(state.lower - state.theta, -longest) * state.scale, 0.0)
+    upper = jnp.where(free, jnp.minimum(state.upper - state.theta, longest) * state.scale, 0.0)
     radius = state.radius
 
     def body(active: _ActiveSet) -> _ActiveSet:

@@ -44,7 +44,7 @@ class FixedPoint(eqx.Module):
     """Outcome of a loop: the value, how it ended and what it took.
 
     `residual` is the norm of the last change (or of the map's own `Image.gap`), `iterations` counts major iterations
-    and `evaluations` calls of the map.
+    and `evaluations` calls of the map. `factors` of the equation's derivative are there where the solver has them.
     """
 
     value: Float[Array, " J"]
@@ -52,6 +52,7 @@ class FixedPoint(eqx.Module):
     iterations: Int[Array, ""]
     evaluations: Int[Array, ""]
     residual: Float[Array, ""]
+    factors: Any = None
 
 
 def iterate(
@@ -487,7 +488,8 @@ def implicit(
     ----------
     solve : function of the arguments that returns a `FixedPoint`. Never differentiated.
     residual : ``residual(x, *arguments)``, zero at the solution, of the shape of x.
-    linear_solve : ``linear_solve(x, right, *arguments)`` solves with the derivative of `residual` in x.
+    linear_solve : ``linear_solve(x, right, *arguments)`` solves with the derivative of `residual` in x. Where `solve`
+        returns `factors`, they are passed on as a keyword argument.
     arguments : pytrees of arrays. The three functions must not close over traced values.
     """
     return solve(*arguments)
@@ -513,7 +515,8 @@ def _implicit_jvp(
 
     _, right = jax.jvp(equation, ([leaves[i] for i in moving],), ([directions[i] for i in moving],))
     zeros = jax.tree.map(_zero_tangent, solution)
-    return solution, eqx.tree_at(lambda s: s.value, zeros, -linear_solve(solution.value, right, *primals))
+    known = {} if solution.factors is None else {"factors": solution.factors}
+    return solution, eqx.tree_at(lambda s: s.value, zeros, -linear_solve(solution.value, right, *primals, **known))
 
 
 def _zero_tangent(leaf: Array) -> Any:

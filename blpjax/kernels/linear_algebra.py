@@ -7,7 +7,7 @@ small, and a call of LAPACK for one matrix needs no other thread. Other backends
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +16,39 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
 
-def solve(matrix: Float[Array, "J J"], right: Float[Array, "J *R"]) -> Float[Array, "J *R"]:
+class Factors(NamedTuple):
+    """LU factors of a matrix, in one array, and the order of its rows."""
+
+    triangles: Float[Array, "J J"]
+    order: Int[Array, " J"]
+
+
+def factorise(matrix: Float[Array, "J J"]) -> Factors:
+    """LU factorisation with pivoting, without derivatives."""
+    return Factors(*_factorise(lax.stop_gradient(matrix)))
+
+
+def solve(
+    matrix: Float[Array, "J J"], right: Float[Array, "J *R"], factors: Factors | None = None
+) -> Float[Array, "J *R"]:
     """Solve ``matrix x = right`` by LU factorisation, for one or several right-hand sides.
 
-    Differentiable to any order. A singular matrix gives values that are not finite.
+    Differentiable to any order. A singular matrix gives values that are not finite. `factors` are those of the matrix
+    if they are known.
     """
     columns = right if right.ndim == 2 else right[:, None]
-    factors, order = _factorise(lax.stop_gradient(matrix))
+    triangles, order = factorise(matrix) if factors is None else factors
     solution = lax.custom_linear_solve(
         partial(jnp.matmul, matrix),
         columns,
-        lambda _, b: _substitute(factors, order, b),
-        lambda _, b: _substitute_transposed(factors, order, b),
+        lambda _, b: _substitute(triangles, order, b),
+        lambda _, b: _substitute_transposed(triangles, order, b),
     )
     return solution if right.ndim == 2 else solution[:, 0]
 
 
 @custom_vmap
 def _factorise(matrix: Float[Array, "J J"]) -> tuple[Float[Array, "J J"], Int[Array, " J"]]:
-    """LU factors and the order of rows."""
     factors, _, order = lax.linalg.lu(matrix)
     return factors, order
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.exceptions import Status
 from blpjax.kernels.fixed_point import FixedPoint, implicit
-from blpjax.kernels.linear_algebra import solve
+from blpjax.kernels.linear_algebra import Factors, factorise, solve
 from blpjax.kernels.shares import Choices, Nests, Tastes, choices, deviations, share_jacobian, shares
 
 
@@ -387,11 +387,15 @@ def _markup_gap(eta: Array, point: DemandPoint, owned: Firms | Array) -> Array:
     return markup_product(point, owned, eta) + jnp.where(point.present, -point.shares(), eta)
 
 
-def _solve_markup_matrix(eta: Array, right: Array, point: DemandPoint, owned: Firms | Array) -> Array:
-    return solve(markup_matrix(point, owned), right)
+def _solve_markup_matrix(
+    eta: Array, right: Array, point: DemandPoint, owned: Firms | Array, factors: Factors | None = None
+) -> Array:
+    return solve(markup_matrix(point, owned), right, factors)
 
 
 def _solve_markups(point: DemandPoint, owned: Firms | Array) -> FixedPoint:
-    eta = _solve_markup_matrix(point.delta, jnp.where(point.present, point.shares(), 0.0), point, owned)
+    A = markup_matrix(point, owned)
+    factors = factorise(A)
+    eta = solve(A, jnp.where(point.present, point.shares(), 0.0), factors)
     one = jnp.ones((), int)
-    return FixedPoint(eta, 0 * one + Status.CONVERGED, one, one, jnp.zeros(()))
+    return FixedPoint(eta, 0 * one + Status.CONVERGED, one, one, jnp.zeros(()), factors)
