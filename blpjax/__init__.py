@@ -20,6 +20,7 @@ _compilation.configure_cache()
 _lapack.limit_lapack_threads()
 
 from blpjax import data, exceptions, options  # noqa: E402
+from blpjax.batch_instruments import OptimalInstruments  # noqa: E402
 from blpjax.bootstrap import BootstrappedResults  # noqa: E402
 from blpjax.delta_method import DeltaMethodResults  # noqa: E402
 from blpjax.formulas import estimation_summary, problem_from_formula  # noqa: E402
@@ -40,7 +41,9 @@ from blpjax.inputs.matrices import build_matrix  # noqa: E402
 from blpjax.iteration import Iteration  # noqa: E402
 from blpjax.loading import load  # noqa: E402
 from blpjax.minimum_distance import FixedEffectProjection  # noqa: E402
-from blpjax.montecarlo import MonteCarlo, MonteCarloResults  # noqa: E402
+from blpjax.montecarlo import MonteCarlo  # noqa: E402
+from blpjax.montecarlo_results import MonteCarloResults  # noqa: E402
+from blpjax.multistart import Starts  # noqa: E402
 from blpjax.optimal_instruments import OptimalInstrumentResults  # noqa: E402
 from blpjax.optimize import Optimization  # noqa: E402
 from blpjax.parameters import Transformation  # noqa: E402
@@ -48,6 +51,7 @@ from blpjax.pickling import read_pickle, save_pickle  # noqa: E402
 from blpjax.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem  # noqa: E402
 from blpjax.processes import parallel  # noqa: E402
 from blpjax.progress import OptimizationProgress  # noqa: E402
+from blpjax.reestimation import ReestimationResults  # noqa: E402
 from blpjax.results import ProblemResults  # noqa: E402
 from blpjax.simulation import Simulation  # noqa: E402
 from blpjax.simulation_results import SimulationResults  # noqa: E402
@@ -69,12 +73,15 @@ __all__ = [
     "MonteCarloResults",
     "OptimalInstrumentProblem",
     "OptimalInstrumentResults",
+    "OptimalInstruments",
     "Optimization",
     "OptimizationProgress",
     "Problem",
     "ProblemResults",
+    "ReestimationResults",
     "Simulation",
     "SimulationResults",
+    "Starts",
     "Transformation",
     "__version__",
     "build_agent_product_data",

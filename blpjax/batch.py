@@ -1,12 +1,12 @@
-"""Many estimations of one shape at once: GMM estimators as lanes of one compiled program.
+"""Many estimations of one shape at once: GMM estimators as lanes of compiled programs.
 
 A lane goes through the same steps as `Problem.solve` with its default optimiser and has the same objective, so that its
-estimates are the same. Evaluations of all lanes are vectorised; the small matrices of the optimiser and of covariances
-are worked on one lane after the other. Lanes that have ended are taken out of the batch, so that they stop costing
-anything.
+estimates are the same. On CPUs lanes are worked on one after the other, on several cores; elsewhere they are
+vectorised, and those that have ended are taken out, so that they stop costing anything.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,14 +18,20 @@ from jaxtyping import Array, Bool, Float, Int
 from blpjax import gmm, moments
 from blpjax.compilation import filtered_program
 from blpjax.economy import Economy
-from blpjax.estimator import CovarianceTypes, LinearParameters, lacks_influence, summarise_step
+from blpjax.estimator import CovarianceTypes, LinearParameters, lacks_influence, predicted_delta, summarise_step
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.lanes import each_lane, one_by_one, spread
 from blpjax.moments import Evaluation, ModelData, MomentInputs, Specification
 from blpjax.parameters import Coefficients
+from blpjax.placement import Placement
 from blpjax.trust_region import RUNNING, Advance, Residuals, TrustRegionOptions, inform, initialise, propose, update
 
-#: Evaluations between two looks at which lanes have ended.
+#: Lanes end where a full step promises a relative decrease of the objective below this. Rounding differs between
+#: batches and devices: less accurate lanes would carry it into their estimates.
+DECREASE = 1e-21
+
+#: Evaluations of vectorised lanes between two looks at which of them have ended.
 ROUND = 6
 
 #: Trials that may be rejected in a row before the exact Hessian is computed.
@@ -44,7 +50,10 @@ class BatchOptions(NamedTuple):
 
 
 class Lane(eqx.Module):
-    """Everything that one estimation depends on. All is traced.
+    """Everything that one estimation depends on.
+
+    All arrays are traced. Without `W` the first step has that of 2SLS. With a `placement` lanes are spread over its
+    devices.
 
     Batches are two such trees: one whose arrays have a first axis of lanes, and one with what lanes share. Each has
     None where the other one has an array.
@@ -59,6 +68,8 @@ class Lane(eqx.Module):
     delta: Float[Array, " N"]
     cluster_ids: Int[Array, " N"]
     limits: FixedPointLimits
+    W: Float[Array, "M M"] | None = None
+    placement: Placement | None = eqx.field(static=True, default=None)
 
 
 class BatchOutcome(eqx.Module):
@@ -81,28 +92,49 @@ class BatchOutcome(eqx.Module):
     ok: Bool[np.ndarray, " B"]
 
 
-def estimate_batch(options: BatchOptions, varying: Lane, shared: Lane, size: int) -> BatchOutcome:
+def estimate_batch(
+    options: BatchOptions, varying: Lane, shared: Lane, size: int, devices: Sequence[jax.Device] | None = None
+) -> BatchOutcome:
     """Estimate `size` models.
 
     Parameters
     ----------
     varying : arrays with a first axis of lanes, None for what is in `shared`.
     shared : what all lanes have in common, None for what is in `varying`.
+    devices : where, see `blpjax.lanes.spread`.
     """
+
+    def work(lanes: np.ndarray, placement: Placement | None) -> BatchOutcome:
+        own = place_lane(_take(varying, jnp.asarray(lanes)), placement)
+        return estimate_lanes(options, own, place_lane(shared, placement), lanes.size)
+
+    key = (options, jax.tree.structure((varying, shared)), *(leaf.shape for leaf in jax.tree.leaves((varying, shared))))
+    return spread(work, size, devices, key)
+
+
+def place_lane(lane: Lane, placement: Placement | None) -> Lane:
+    """The same lane, or part of it, where lanes are spread over devices."""
+    placed = copy.copy(lane)
+    object.__setattr__(placed, "placement", placement)  # the constructor refuses parts of lanes where it checks types
+    return placed
+
+
+def estimate_lanes(options: BatchOptions, varying: Lane, shared: Lane, size: int) -> BatchOutcome:
+    """`estimate_batch` for as many models as should be worked on at a time, where the lanes' placement says."""
     theta = varying.theta
     if theta is None:
         theta = jnp.broadcast_to(shared.theta, (size, *shared.theta.shape))
     weights = _initial_weights(varying, shared)
     total, status = np.zeros(size, int), np.full(size, RUNNING)
     for step in range(1, options.steps + 1):
-        parts = _linear_steps(options, varying, shared, weights)
-        carry = _begin(varying, shared, theta, weights.shape[1])
-        carry = _minimise(options, varying, shared, parts, carry)
-        finished = _finish(options, step, varying, shared, parts, carry.state.theta, weights)
-        theta, weights = carry.state.theta, finished.updated_W
-        total += np.asarray(carry.state.evaluations)
+        parts, run = _begin(options, varying, shared, theta, weights)
+        run = _minimise(options, varying, shared, parts, run)
+        finished = _finish(options, step, varying, shared, parts, run, weights)
+        state = run.advance.state
+        theta, weights = state.theta, finished.updated_W
+        total += np.asarray(state.evaluations)
         failed = (status != RUNNING) & ~succeeded(status)
-        status = np.where(failed, status, np.asarray(carry.state.status))
+        status = np.where(failed, status, np.asarray(state.status))
     found = jax.device_get(finished)
     finite = np.isfinite(found.parameters).all(axis=1) & np.isfinite(found.standard_errors).all(axis=1)
     return BatchOutcome(
@@ -110,7 +142,7 @@ def estimate_batch(options: BatchOptions, varying: Lane, shared: Lane, size: int
         standard_errors=found.standard_errors,
         identified=found.identified,
         objectives=found.objective,
-        gradient_norms=np.asarray(carry.state.projected_gradient_norm),
+        gradient_norms=np.asarray(state.projected_gradient_norm),
         evaluations=total,
         status=status,
         ok=finite & found.ok & succeeded(status),
@@ -124,6 +156,14 @@ class _LinearParts(eqx.Module):
     weight_factor: Array
 
 
+class _Run(eqx.Module):
+    """The optimiser, the evaluation at its best point, and where the exact Hessian was last computed."""
+
+    advance: Advance
+    best: Evaluation
+    informed_at: Float[Array, "*B P"]
+
+
 class _Finished(eqx.Module):
     parameters: Array
     standard_errors: Array
@@ -133,99 +173,109 @@ class _Finished(eqx.Module):
     ok: Array
 
 
-def _minimise(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, carry: Advance) -> Advance:
-    """Run all lanes to their end, in rounds after which lanes that have ended are left out."""
-    size = carry.state.status.shape[0]
-    running, everything = np.arange(size), carry
-    informed_at = np.full(carry.state.theta.shape, np.nan)
+def _minimise(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, run: _Run) -> _Run:
+    """Run all lanes to their end. Vectorised lanes that have ended are left out; others then cost nothing anyway."""
+    size = run.advance.state.status.shape[0]
+    lanes = np.arange(size)
 
-    def work(program: Callable[..., Advance], lanes: np.ndarray) -> Advance:
-        chosen = jnp.asarray(_pad_lanes(lanes, size))
-        part = program(options, _take(varying, chosen), shared, _take(parts, chosen), _take(everything, chosen))
-        return _put(everything, part, chosen)
+    def work(program: Callable[..., _Run]) -> _Run:
+        if one_by_one() or lanes.size == size:
+            return program(options, varying, shared, parts, run)
+        chosen = jnp.asarray(_pad_lanes(lanes, size, 1 if shared.placement is None else shared.placement.size))
+        pieces = (_take(tree, chosen) for tree in (varying, parts, run))
+        return _put(run, program(options, next(pieces), shared, *pieces), chosen)
 
-    while running.size:
-        everything = work(_round, running)
-        status, rejections, theta = jax.device_get(
-            (everything.state.status, everything.state.rejections, everything.state.theta)
-        )
-        failing = (status == Status.STALLED) | ((status == RUNNING) & (rejections >= REJECTIONS))
-        failing = np.flatnonzero(failing & (theta != informed_at).any(axis=1))
-        if failing.size and theta.size:
-            informed_at[failing] = theta[failing]
-            everything = work(_inform, failing)
-            status = np.asarray(everything.state.status)
-        running = np.flatnonzero(status == RUNNING)
-    return everything
+    while lanes.size:
+        run = work(_round)
+        state, informed_at = jax.device_get((run.advance.state, run.informed_at))
+        lanes = np.flatnonzero(_is_stuck(state, informed_at))
+        if lanes.size and state.theta.size:
+            run = work(_inform)
+        lanes = np.flatnonzero(np.asarray(run.advance.state.status) == RUNNING)
+    return run
 
 
-def _pad_lanes(lanes: np.ndarray, size: int) -> np.ndarray:
-    """Lanes, some of them repeated: there are few numbers of lanes, so that few programs are compiled."""
+def _is_stuck(state: Any, informed_at: Any) -> Any:
+    """Whether only the exact Hessian can tell how to go on, for the state of one lane or of many."""
+    failing = (state.status == Status.STALLED) | ((state.status == RUNNING) & (state.rejections >= REJECTIONS))
+    return failing & (state.theta != informed_at).any(axis=-1)
+
+
+def _pad_lanes(lanes: np.ndarray, size: int, devices: int) -> np.ndarray:
+    """Lanes and then `size`, which is none: there are few numbers of lanes, so that few programs are compiled."""
     width = size
-    while width > 4 * lanes.size and width > SMALLEST:
-        width //= 4
-    return np.resize(lanes, width)
+    while width > 4 * lanes.size and width > SMALLEST * devices:
+        width = -(-width // (4 * devices)) * devices
+    return np.concatenate([lanes, np.full(width - lanes.size, size)])
 
 
 @filtered_program(effort=0)
 def _take(tree: Any, lanes: Array) -> Any:
-    return jax.tree.map(lambda leaf: leaf[lanes], tree)
+    """Some lanes of a tree. What stands in for no lane has ended."""
+    found = jax.tree.map(lambda leaf: leaf.at[lanes].get(mode="clip"), tree)
+    if not isinstance(found, _Run):
+        return found
+    status = found.advance.state.status
+    ended = jnp.where(lanes < jax.tree.leaves(tree)[0].shape[0], status, int(Status.CONVERGED))
+    return eqx.tree_at(lambda run: run.advance.state.status, found, ended)
 
 
 @filtered_program(effort=0)
 def _put(tree: Any, part: Any, lanes: Array) -> Any:
-    return jax.tree.map(lambda leaf, new: leaf.at[lanes].set(new), tree, part)
+    return jax.tree.map(lambda leaf, new: leaf.at[lanes].set(new, mode="drop"), tree, part)
 
 
 @filtered_program(effort=1)
-def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, carry: Advance) -> Advance:
-    """At most `ROUND` evaluations of every lane."""
+def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, run: _Run) -> _Run:
+    """Evaluations of every lane until it ends or is stuck; a few of them where lanes are vectorised."""
+    most = jnp.iinfo(int).max if one_by_one() else ROUND
 
-    def residuals(lane: Lane, part: _LinearParts, theta: Array) -> Residuals:
-        whole = eqx.combine(lane, shared)
-        found = moments.evaluate(options.specification, _inputs(whole, part), theta, whole.delta)
-        return Residuals(found.residuals, found.residual_jacobian, found.ok)
-
-    def advance(arguments: tuple[Advance, Residuals]) -> Advance:
-        now, evaluation = arguments
-        state = update(now.state, now.candidate, evaluation)
-        state = jax.tree.map(lambda new, old: jnp.where(now.state.status == RUNNING, new, old), state, now.state)
-        return Advance(state, propose(state))
-
-    def body(count: tuple[Array, Advance]) -> tuple[Array, Advance]:
-        done, now = count
-        evaluations = jax.vmap(residuals)(varying, parts, now.candidate)
-        # one lane after the other: batched factorisations of small matrices block each other on CPUs
-        return done + 1, jax.lax.map(advance, (now, evaluations))
-
-    def unfinished(count: tuple[Array, Advance]) -> Array:
-        return (count[0] < ROUND) & (count[1].state.status == RUNNING).any()
-
-    return jax.lax.while_loop(unfinished, body, (jnp.asarray(0), carry))[1]
-
-
-@filtered_program(effort=1)
-def _inform(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, carry: Advance) -> Advance:
-    """Continue with the exact Hessian at the best point, as `Problem.solve` does where trials are rejected."""
-    specification = options.specification
-    # derivatives need the solution of the inversion, not the loop that finds it
-    solved = specification._replace(method=FixedPointMethod("return"))
-
-    def hessian(lane: Lane, part: _LinearParts, theta: Array) -> Array:
+    def one(lane: Lane, part: _LinearParts, begun: _Run) -> _Run:
         whole = eqx.combine(lane, shared)
         inputs = _inputs(whole, part)
-        delta = moments.invert(specification, inputs, theta, whole.delta).delta
-        H = jax.jacfwd(jax.grad(lambda values: moments.objective(solved, inputs, values, delta)))(theta)
-        return (H + H.T) / 2
 
-    hessians = jax.vmap(hessian)(varying, parts, carry.state.theta)
+        def continues(count: tuple[Array, _Run]) -> Array:
+            done, now = count
+            state = now.advance.state
+            return (done < most) & (state.status == RUNNING) & ~_is_stuck(state, now.informed_at)
 
-    def one(arguments: tuple[Advance, Array]) -> Advance:
-        now, H = arguments
-        usable = jnp.isfinite(H).all() & now.state.started
-        return jax.tree.map(lambda new, old: jnp.where(usable, new, old), inform(now.state, H), now)
+        def evaluate(count: tuple[Array, _Run]) -> tuple[Array, _Run]:
+            done, now = count
+            candidate, known = now.advance.candidate, now.best
+            step = candidate - now.advance.state.theta
+            start = predicted_delta(known.inversion.delta, known.delta_by_theta, step, whole.delta)
+            start = jnp.where(known.ok, start, whole.delta)
+            found = moments.evaluate(options.specification, inputs, candidate, start)
+            state = update(now.advance.state, candidate, Residuals(found.residuals, found.residual_jacobian, found.ok))
+            better = found.ok & (state.theta == candidate).all()
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, known)
+            return done + 1, _Run(Advance(state, propose(state)), best, now.informed_at)
 
-    return jax.lax.map(one, (carry, hessians))
+        return jax.lax.while_loop(continues, evaluate, (jnp.asarray(0), begun))[1]
+
+    return each_lane(one, varying, parts, run, placement=shared.placement)
+
+
+@filtered_program(effort=1)
+def _inform(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, run: _Run) -> _Run:
+    """Continue with the exact Hessian at the best point, as `Problem.solve` does where trials are rejected."""
+    # derivatives need the solution of the inversion, not the loop that finds it
+    solved = options.specification._replace(method=FixedPointMethod("return"))
+
+    def one(lane: Lane, part: _LinearParts, now: _Run) -> _Run:
+        inputs = _inputs(eqx.combine(lane, shared), part)
+        state, delta = now.advance.state, now.best.inversion.delta
+        H = jax.jacfwd(jax.grad(lambda values: moments.objective(solved, inputs, values, delta)))(state.theta)
+        usable = jnp.isfinite(H).all() & now.best.ok
+        informed = inform(state, (H + H.T) / 2)
+        advance = jax.tree.map(lambda new, old: jnp.where(usable, new, old), informed, now.advance)
+        return _Run(advance, now.best, state.theta)
+
+    def where_stuck(lane: Lane, part: _LinearParts, now: _Run) -> _Run:
+        stuck = _is_stuck(now.advance.state, now.informed_at)
+        return jax.lax.cond(stuck, one, lambda lane, part, now: now, lane, part, now)
+
+    return each_lane(where_stuck, varying, parts, run, placement=shared.placement)
 
 
 def _inputs(lane: Lane, part: _LinearParts) -> MomentInputs:
@@ -237,30 +287,34 @@ def _inputs(lane: Lane, part: _LinearParts) -> MomentInputs:
 @filtered_program(effort=0)
 def _initial_weights(varying: Lane, shared: Lane) -> Array:
     def one(lane: Lane) -> Array:
-        return gmm.initial_weights(eqx.combine(lane, shared).data.weighted_instruments)
+        whole = eqx.combine(lane, shared)
+        return whole.data.initial_weights() if whole.W is None else whole.W
 
-    return jax.lax.map(one, varying)
+    return each_lane(one, varying, placement=shared.placement)
 
 
 @filtered_program(effort=0)
-def _linear_steps(options: BatchOptions, varying: Lane, shared: Lane, weights: Array) -> _LinearParts:
-    def one(arguments: tuple[Lane, Array]) -> _LinearParts:
-        lane, W = eqx.combine(arguments[0], shared), arguments[1]
+def _begin(
+    options: BatchOptions, varying: Lane, shared: Lane, theta: Array, weights: Array
+) -> tuple[_LinearParts, _Run]:
+    """Linear steps at weighting matrices, and optimisers at starting values."""
+    specification = options.specification
+
+    def one(varying: Lane, start: Array, W: Array) -> tuple[_LinearParts, _Run]:
+        lane = eqx.combine(varying, shared)
         factor = jnp.asarray(1.0)
-        made = moments.make_inputs(options.specification, lane.economy, lane.data, lane.fixed, W, factor, lane.limits)
-        return _LinearParts(made.step, made.weight_factor)
+        inputs = moments.make_inputs(specification, lane.economy, lane.data, lane.fixed, W, factor, lane.limits)
+        state = initialise(start, lane.lower, lane.upper, W.shape[0], TrustRegionOptions(decrease_tol=DECREASE))
+        shapes = jax.eval_shape(lambda: moments.evaluate(specification, inputs, state.theta, lane.delta))
+        best = jax.tree.map(_nothing, shapes)
+        parts = _LinearParts(inputs.step, inputs.weight_factor)
+        return parts, _Run(Advance(state, state.theta), best, jnp.full(state.theta.shape, jnp.nan))
 
-    return jax.lax.map(one, (varying, weights))
+    return each_lane(one, varying, theta, weights, placement=shared.placement)
 
 
-@filtered_program(effort=0)
-def _begin(varying: Lane, shared: Lane, theta: Array, residual_count: int) -> Advance:
-    def one(arguments: tuple[Lane, Array]) -> Advance:
-        lane, start = eqx.combine(arguments[0], shared), arguments[1]
-        state = initialise(start, lane.lower, lane.upper, residual_count, TrustRegionOptions())
-        return Advance(state, state.theta)
-
-    return jax.lax.map(one, (varying, theta))
+def _nothing(leaf: jax.ShapeDtypeStruct) -> Array:
+    return jnp.full(leaf.shape, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, leaf.dtype)
 
 
 @filtered_program(effort=1)
@@ -270,19 +324,15 @@ def _finish(
     varying: Lane,
     shared: Lane,
     parts: _LinearParts,
-    theta: Array,
+    run: _Run,
     weights: Array,
 ) -> _Finished:
     """Covariances and the next weighting matrix at the estimates."""
     specification = options.specification
 
-    def evaluate(lane: Lane, part: _LinearParts, theta: Array) -> Evaluation:
-        whole = eqx.combine(lane, shared)
-        return moments.evaluate(specification, _inputs(whole, part), theta, whole.delta)
-
-    def one(arguments: tuple[Lane, _LinearParts, Array, Array, Evaluation]) -> _Finished:
-        varying, part, theta, W, evaluation = arguments
+    def one(varying: Lane, part: _LinearParts, now: _Run, W: Array) -> _Finished:
         lane = eqx.combine(varying, shared)
+        theta, evaluation = now.advance.state.theta, now.best
         inputs, supply = _inputs(lane, part), lane.data.supply
         delta = evaluation.inversion.delta
         tilde_costs = None if evaluation.costs is None else evaluation.costs.tilde_costs
@@ -290,7 +340,7 @@ def _finish(
         explained = lane.data.demand.X @ beta
         explained_costs = None if supply is None else supply.equation.X @ gamma
         linear = LinearParameters(beta, gamma, explained, explained_costs)
-        omega = None if tilde_costs is None or explained_costs is None else tilde_costs - explained_costs
+        omega = None if tilde_costs is None or supply is None else supply.equation.errors(tilde_costs, gamma)
         found = summarise_step(
             specification,
             options.types,
@@ -299,20 +349,19 @@ def _finish(
             theta,
             evaluation,
             linear,
-            delta - explained,
+            lane.data.demand.errors(delta, beta),
             omega,
             W,
             lane.cluster_ids,
         )
-        inference = found.inference
+        concentrated = jnp.ones(found.parameters.size - theta.size, bool)
         return _Finished(
             found.parameters,
-            inference.standard_errors,
-            jnp.concatenate([~lacks_influence(evaluation, theta), jnp.ones(found.parameters.size - theta.size, bool)]),
+            found.inference.standard_errors,
+            jnp.concatenate([~lacks_influence(evaluation, theta), concentrated]),
             evaluation.objective,
             found.updated_W,
             evaluation.ok,
         )
 
-    evaluations = jax.vmap(evaluate)(varying, parts, theta)
-    return jax.lax.map(one, (varying, parts, theta, weights, evaluations))
+    return each_lane(one, varying, parts, run, weights, placement=shared.placement)

@@ -28,6 +28,7 @@ from blpjax.variation import (
     all_coefficients,
     covariances_of_estimates,
     hold_errors,
+    hold_shares_at,
     lanes,
     map_lanes,
 )
@@ -70,6 +71,8 @@ class PriceSearches(NamedTuple):
 class BootstrappedResults(PostEstimation, Picklable):
     """Results at parameters drawn from their asymptotic distribution, with xi and omega as estimated.
 
+    Or at parameters that were estimated again, see `ReestimationResults.to_bootstrapped`.
+
     Has the compute methods of `ProblemResults`. What they return has a first axis of draws; arrays that they are given
     (but not firm IDs) may have one, too. Where an equilibrium was not found, prices, shares and delta are NaN, and
     what is computed from them.
@@ -85,7 +88,7 @@ class BootstrappedResults(PostEstimation, Picklable):
     draws : number of draws.
     fp_converged, fp_iterations, contraction_evaluations (T, draws) : the search for equilibrium prices by market, in
         the order of `Problem.unique_market_ids`; true, zero and zero without a supply side. `fp_residuals` has the
-        final norms of profit gradients.
+        final norms of profit gradients. Where shares are held, they are about inversions of shares.
     """
 
     draws: int
@@ -197,22 +200,43 @@ def bootstrap_results(
     constant_costs: bool = True,
 ) -> BootstrappedResults:
     """Draw parameters, and evaluate the model at each draw; see `ProblemResults.bootstrap`."""
-    count = read_draws(draws)
+    return results_at(results, draw_coefficients(results, read_draws(draws), seed), "xi", iteration, constant_costs)
+
+
+def results_at(
+    results: Resampled,
+    coefficients: Coefficients,
+    hold: str = "xi",
+    iteration: Iteration | None = None,
+    constant_costs: bool = True,
+) -> BootstrappedResults:
+    """Results at coefficients with a first axis of draws.
+
+    Parameters
+    ----------
+    hold : ``'xi'``: structural errors are as estimated, and prices and shares follow; ``'shares'``: prices and shares
+        are as observed, and mean utilities are those that reproduce them.
+    iteration : how to solve for prices, or to invert shares.
+    constant_costs : see `ProblemResults.bootstrap`.
+    """
     chosen = None if iteration is None else read_iteration(iteration)
     options.output("Bootstrapping results ...")
     began = time.perf_counter()
     base = results.model
     tilde_costs = jnp.asarray(results.tilde_costs[:, 0]) if results.tilde_costs.size else None
-    coefficients = draw_coefficients(results, count, seed)
 
     def solve(coefficients: Coefficients) -> Any:
+        if hold == "shares":
+            return hold_shares_at(base, coefficients, Iteration() if chosen is None else chosen)
         return hold_errors(base, tilde_costs, coefficients, chosen, constant_costs)
 
     arrays = jax.tree.map(jnp.asarray, coefficients)
+    count = len(arrays.beta)
     found = map_lanes(jax.vmap(solve), arrays, lanes(base.economy, elements=loop_elements()))
     searches = _searches(found.prices, count, len(results.problem.market_index.ids))
     drawn = eqx.tree_at(lambda d: d.coefficients, found.draw, coefficients)
-    _warn_of_failures(searches, results.problem.market_index.ids)
+    action = "The inversion of shares" if hold == "shares" else "The search for equilibrium prices"
+    _warn_of_failures(searches, results.problem.market_index.ids, action)
     bootstrapped = BootstrappedResults(results, drawn, searches, time.perf_counter() - began)
     options.output(f"Bootstrapped results after {report.format_seconds(bootstrapped.computation_time)}.")
     options.output(f"\n{bootstrapped}")
@@ -225,14 +249,19 @@ def draw_coefficients(results: Resampled, draws: int, seed: int | None) -> Coeff
     mean = results.parameters[:, 0]
     state = np.random.RandomState(seed)
     parameters = state.multivariate_normal(mean, covariances, draws) if mean.size else np.zeros((draws, 0))
-    model = results.model
-    found = jax.vmap(lambda row: all_coefficients(model.layout, model.coefficients, row))(jnp.asarray(parameters))
+    found = coefficients_of(results, parameters)
     clipped = []
     for name in BLOCKS:
         lower, upper = getattr(results, f"{name}_bounds")
         values = np.asarray(getattr(found, name))
         clipped.append(np.clip(values, lower.reshape(values.shape[1:]), upper.reshape(values.shape[1:])))
     return eqx.tree_at(lambda c: [getattr(c, name) for name in BLOCKS], found, clipped)
+
+
+def coefficients_of(results: Resampled, parameters: np.ndarray) -> Coefficients:
+    """Coefficients with a first axis of draws of `parameters` (draws, Q)."""
+    model = results.model
+    return jax.vmap(lambda row: all_coefficients(model.layout, model.coefficients, row))(jnp.asarray(parameters))
 
 
 def _searches(prices: Any, draws: int, T: int) -> PriceSearches:
@@ -242,7 +271,7 @@ def _searches(prices: Any, draws: int, T: int) -> PriceSearches:
     return PriceSearches(prices.status, prices.iterations, prices.evaluations, prices.residuals)
 
 
-def _warn_of_failures(searches: PriceSearches, market_ids: np.ndarray) -> None:
+def _warn_of_failures(searches: PriceSearches, market_ids: np.ndarray, action: str) -> None:
     failed = np.flatnonzero(~succeeded(searches.status).all(axis=1))
     if not failed.size:
         return
@@ -250,8 +279,8 @@ def _warn_of_failures(searches: PriceSearches, market_ids: np.ndarray) -> None:
     described = describe_status(searches.status[worst], market_ids, searches.residuals[worst])
     named = ", ".join(map(str, failed[:5].tolist())) + (f" and {failed.size - 5} more" if failed.size > 5 else "")
     warnings.warn(
-        f"The search for equilibrium prices failed for {failed.size} of {len(searches.status)} draws ({named}): it "
+        f"{action} failed for {failed.size} of {len(searches.status)} draws ({named}): it "
         f"{described}. Results are NaN there.",
         ConvergenceWarning,
-        stacklevel=4,
+        stacklevel=5,
     )

@@ -8,7 +8,7 @@ into padded.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,6 +20,7 @@ from blpjax.inputs.demographics import build_demographics
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import AgentTable, ProductTable, read_agents
+from blpjax.placement import Placement
 
 MAX_BUCKETS = 4
 #: Another bucket, and so another part in every compiled program, has to save this share of the padded work,
@@ -35,7 +36,8 @@ class Bucket(eqx.Module):
     """Markets of similar size: T markets of at most J products and I agents.
 
     With nests, `groups` are codes of the groups in each market, and `nests` which of these a product belongs to, -1 for
-    padding. Demographics are (T, I, D, J) where they are specific to products.
+    padding. Demographics are (T, I, D, J) where they are specific to products. With a `placement`, markets are spread
+    over its devices, and some of them have no products: see `blpjax.sharding`.
     """
 
     shares: Float[Array, "T J"]
@@ -46,6 +48,7 @@ class Bucket(eqx.Module):
     demographics: Float[Array, "T I D"] | Float[Array, "T I D J"]
     nests: Int[Array, "T J"] | None = None
     groups: Int[Array, "T H"] | None = None
+    placement: Placement | None = eqx.field(static=True, default=None)
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -76,8 +79,14 @@ class Economy(eqx.Module):
         """Number of product places, padding included."""
         return sum(bucket.shares.size for bucket in self.buckets)
 
+    @property
+    def placement(self) -> Placement | None:
+        """Devices that markets are spread over, or None where one device has all of them."""
+        return self.buckets[0].placement
+
     def gather(self, parts: Sequence[Array]) -> Array:
-        """Long rows (N, ...) of arrays (T, J, ...), one for each bucket."""
+        """Long rows (N, ...) of arrays (T, J, ...), one for each bucket. They are on every device."""
+        parts = self.collect(parts)
         flat = [part.reshape(part.shape[0] * part.shape[1], *part.shape[2:]) for part in parts]
         return jnp.concatenate(flat)[self.positions]
 
@@ -106,10 +115,11 @@ class Economy(eqx.Module):
     def unstack(self, rows: Array) -> tuple[Array, ...]:
         """Arrays (T, J, J), one for each bucket, of rows (N, widest). Padding is zero."""
         parts = []
-        for bucket, part in zip(self.buckets, self.scatter(rows), strict=True):
-            J = bucket.size[1]
+        everywhere = self.collect([bucket.present for bucket in self.buckets])
+        for present, part in zip(everywhere, self.scatter(rows), strict=True):
+            J = present.shape[1]
             cut = jnp.pad(part, ((0, 0), (0, 0), (0, max(0, J - part.shape[2]))))[:, :, :J]
-            parts.append(jnp.where(bucket.present[:, None, :] & bucket.present[:, :, None], cut, 0.0))
+            parts.append(jnp.where(present[:, None, :] & present[:, :, None], cut, 0.0))
         return tuple(parts)
 
     def _split(self, flat: Array) -> tuple[Array, ...]:
@@ -120,14 +130,19 @@ class Economy(eqx.Module):
             at += T * J
         return tuple(parts)
 
+    def collect(self, parts: Sequence[Array]) -> Sequence[Array]:
+        """Arrays by bucket, from all devices: whatever follows is computed on each, and every process can read it."""
+        placement = self.placement
+        return parts if placement is None else placement.gather(list(parts))
+
     def gather_markets(self, parts: Sequence[Array]) -> Array:
         """Values by market (T, ...) in the sorted order of market IDs, from one array (T_b, ...) for each bucket."""
-        return jnp.concatenate(parts)[self.market_positions]
+        return jnp.concatenate(self.collect(parts))[self.market_positions]
 
     def scatter_markets(self, values: Array) -> tuple[Array, ...]:
         """Arrays (T_b, J), one for each bucket, that repeat values by market (T,) for all places of a market."""
-        flat = jnp.zeros_like(values).at[self.market_positions].set(values)
         sizes = np.cumsum([bucket.size[0] for bucket in self.buckets])
+        flat = jnp.zeros(int(sizes[-1]), values.dtype).at[self.market_positions].set(values)
         parts = jnp.split(flat, sizes[:-1])
         return tuple(
             jnp.broadcast_to(part[:, None], bucket.size[:2]) for part, bucket in zip(parts, self.buckets, strict=True)
@@ -274,7 +289,7 @@ def _pad_availability(
     return jax.device_put(padded)
 
 
-def _pad_nests(codes: np.ndarray | None, rows: Sequence[np.ndarray], J: int) -> dict[str, Array]:
+def _pad_nests(codes: np.ndarray | None, rows: Sequence[np.ndarray], J: int) -> dict[str, Any]:
     """Groups of each market (T, H), and the place of each product's group among them (T, J), -1 for padding."""
     if codes is None:
         return {}

@@ -10,7 +10,7 @@ from blpjax import options
 from blpjax.characteristics import Characteristics
 from blpjax.economy import Ownership
 from blpjax.inputs.absorb import Absorber
-from blpjax.inputs.design import DesignMatrix
+from blpjax.inputs.design import Column, DesignMatrix
 from blpjax.inputs.identification import check_instruments, check_rank
 from blpjax.inputs.tables import ProductTable
 from blpjax.markets import pack_firms
@@ -109,6 +109,11 @@ def build_equations(
     return Equations(ModelData(demand.equation, pricing, covariance), labels + more, rank)
 
 
+def exogenous_columns(columns: Sequence[Column], endogenous: str) -> list[int]:
+    """Which columns of X1 or X3 do not depend on a variable: these are instruments, after excluded ones."""
+    return [k for k, column in enumerate(columns) if not column.depends_on(endogenous)]
+
+
 def _build_side(
     X: DesignMatrix,
     endogenous: str,
@@ -118,8 +123,7 @@ def _build_side(
     add_exogenous: bool,
 ) -> _Side:
     """An equation with instruments [excluded, exogenous X]. `names` are those of X and of the instruments."""
-    exogenous = [k for k, column in enumerate(X.columns) if not column.depends_on(endogenous)]
-    added = exogenous if add_exogenous else []
+    added = exogenous_columns(X.columns, endogenous) if add_exogenous else []
     Z = np.c_[excluded[0], X.values[:, added]]
     labels = [*excluded[1], *(X.labels[k] for k in added)]
     unabsorbed = absorber.dimensions > 0

@@ -65,6 +65,14 @@ class ProblemLike(Protocol):
         """Number of absorbed dimensions of fixed effects on the supply side."""
 
     @property
+    def demand_ids(self) -> np.ndarray:
+        """(N, ED) levels of absorbed fixed effects."""
+
+    @property
+    def supply_ids(self) -> np.ndarray:
+        """(N, ES) levels of fixed effects absorbed on the supply side."""
+
+    @property
     def X1(self) -> np.ndarray:
         """(N, K1) linear characteristics before absorption."""
 

@@ -80,13 +80,16 @@ def initial_weights(Z: list[Float[Array, "_ _"]]) -> Float[Array, "M M"]:
     return gmm.initial_weights(Z)
 
 
-@program(effort=0)
-def predict_delta(
+def predicted_delta(
     delta: Float[Array, " N"], by_theta: Float[Array, "N P"], step: Float[Array, " P"], otherwise: Float[Array, " N"]
 ) -> Float[Array, " N"]:
     """Where to start an inversion: ``delta + (d delta / d theta) step``, or `otherwise` when that is far away."""
     change = by_theta @ step
     return jnp.where(jnp.abs(change).max() <= FARTHEST_PREDICTION, delta + change, otherwise)
+
+
+#: `predicted_delta` as a program of its own.
+predict_delta = program(effort=0)(predicted_delta)
 
 
 def hessian(
@@ -101,7 +104,9 @@ def hessian(
     Columns are computed a few at a time where memory asks for it; `progress` shows a bar then.
     """
     P = theta.size
-    elements = sum(bucket.shares.size * bucket.weights.shape[1] for bucket in inputs.economy.buckets)
+    economy = inputs.economy
+    elements = sum(bucket.shares.size * bucket.weights.shape[1] for bucket in economy.buckets)
+    elements //= 1 if economy.placement is None else economy.placement.size
     columns = max(1, min(P, HESSIAN_ELEMENTS // max(elements, 1)))
     batches = -(-P // columns)
     directions = np.eye(batches * columns, P).reshape(batches, columns, P)
@@ -164,8 +169,10 @@ def summarise_step(
     Z = [equation.Z for equation in data.equations]
     if data.covariance is not None:
         Z.append(data.covariance.instruments)
-    averaged = gmm.average_moments(Z, residuals)
-    G = gmm.average_moments(Z, _derivatives(specification, data, evaluation, xi, omega))
+    averaged = gmm.average_moments(Z, residuals, data.weights)
+    if data.offset is not None:
+        averaged = averaged - data.offset
+    G = gmm.average_moments(Z, _derivatives(specification, data, evaluation, xi, omega), data.weights)
 
     def covariances(kind: str) -> Array:
         S = gmm.moment_covariances(
@@ -175,12 +182,14 @@ def summarise_step(
             center=types.center_moments,
             cluster_ids=cluster_ids,
             n_clusters=types.n_clusters,
+            weights=data.weights,
+            mean=data.offset,
         )
         return S if simulation_covariances is None else S + simulation_covariances
 
     S = covariances(types.se_type)
     S_for_W = S if types.W_type == types.se_type else covariances(types.W_type)
-    inference = gmm.parameter_inference(G, W, S, N=xi.size, se_type=types.se_type, step=step)
+    inference = gmm.parameter_inference(G, W, S, N=data.count, se_type=types.se_type, step=step)
     beta = linear.beta[jnp.array(layout.concentrated_beta, int)]
     gamma = linear.gamma[jnp.array(layout.concentrated_gamma, int)]
     parameters = jnp.concatenate([theta, beta, gamma])

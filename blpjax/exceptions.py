@@ -90,6 +90,14 @@ class StorageError(BLPError, ValueError):
     """A file cannot be loaded: blpjax did not write it, a newer version did, or it is damaged. The message names it."""
 
 
+class StudyError(BLPError, RuntimeError):
+    """A study cannot go on because workers were lost. The message says what is kept."""
+
+
+class DescriptionError(BLPError, ValueError):
+    """A file does not describe a study. The message names it, the table and the key."""
+
+
 class IdentificationWarning(UserWarning):
     """The problem may be weakly identified or ill-conditioned."""
 

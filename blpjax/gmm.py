@@ -3,7 +3,8 @@
 Nothing here knows about demand: the functions take instruments, residuals and averaged moments, and work under
 `jax.jit` and `jax.vmap`. Several equations (demand and supply) are sequences with one entry per equation; one equation
 is a sequence of one. Only array shapes and what chooses a formula (`kind`, `se_type`, `step`, `center`, `n_clusters`)
-are static. Equation numbers are those of the PyBLP documentation.
+are static. Equation numbers are those of the PyBLP documentation. Sums over observations can be weighted: `weights`
+(N,) say how often each observation counts, as in a bootstrap sample, and N is then their sum.
 
 Letters: N observations, M moments, K linear parameters, P parameters, E equations.
 
@@ -112,25 +113,29 @@ def weight_factor(W: Float[Array, "M M"]) -> Float[Array, "M M"]:
     return vectors * jnp.sqrt(jnp.where(positive, eigenvalues, 0.0))[None, :] * scale[:, None]
 
 
-def cross_moments(Z: Sequence[Float[Array, "_ _"]], X: Sequence[Float[Array, "_ _"]]) -> Float[Array, "M K"]:
+def cross_moments(
+    Z: Sequence[Float[Array, "_ _"]], X: Sequence[Float[Array, "_ _"]], weights: Float[Array, " N"] | None = None
+) -> Float[Array, "M K"]:
     """A = Z'X / N, block diagonal over equations."""
     _check_equations(Z, X, "X")
-    A: Array = jax.scipy.linalg.block_diag(*(z.T @ x / z.shape[0] for z, x in zip(Z, X, strict=True)))
+    A: Array = jax.scipy.linalg.block_diag(*(_mean_product(z, x, weights) for z, x in zip(Z, X, strict=True)))
     return A
 
 
-def average_moments(Z: Sequence[Float[Array, "_ _"]], Y: Sequence[Float[Array, "_ *R"]]) -> Float[Array, "M *R"]:
+def average_moments(
+    Z: Sequence[Float[Array, "_ _"]], Y: Sequence[Float[Array, "_ *R"]], weights: Float[Array, " N"] | None = None
+) -> Float[Array, "M *R"]:
     """Z'Y / N stacked over equations, for residuals (N,) or for each column of derivatives (N, R). Equation (3.11)."""
     _check_equations(Z, Y, "Y")
-    return jnp.concatenate([z.T @ y / z.shape[0] for z, y in zip(Z, Y, strict=True)])
+    return jnp.concatenate([_mean_product(z, y, weights) for z, y in zip(Z, Y, strict=True)])
 
 
-def initial_weights(Z: Sequence[Float[Array, "_ _"]]) -> Float[Array, "M M"]:
+def initial_weights(Z: Sequence[Float[Array, "_ _"]], weights: Float[Array, " N"] | None = None) -> Float[Array, "M M"]:
     """The 2SLS weighting matrix: (Z'Z / N)^{-1}, block diagonal over equations. Equation (3.23).
 
     Collinear instruments get a pseudo-inverse. The linear step does not depend on which one.
     """
-    W: Array = jax.scipy.linalg.block_diag(*(_scaled_inverse(z.T @ z / z.shape[0])[0] for z in Z))
+    W: Array = jax.scipy.linalg.block_diag(*(_scaled_inverse(_mean_product(z, z, weights))[0] for z in Z))
     return W
 
 
@@ -171,6 +176,8 @@ def moment_covariances(
     center: bool = True,
     cluster_ids: Int[Array, " N"] | None = None,
     n_clusters: int | None = None,
+    weights: Float[Array, " N"] | None = None,
+    mean: Float[Array, " M"] | None = None,
 ) -> Float[Array, "M M"]:
     """Covariances S of the moments, jointly over equations, without small-sample factors. Equations (3.25)-(3.28).
 
@@ -184,6 +191,8 @@ def moment_covariances(
         'unadjusted'.
     cluster_ids : (N,) integers from 0 to n_clusters - 1, for 'clustered'. Any other ID makes the result NaN.
     n_clusters : number of clusters; by default N, which is always enough and costs memory only.
+    weights : how often each observation counts. Those of a cluster must be equal: a cluster that counts twice is two.
+    mean : (M,) what is subtracted from contributions if they are not centred, by default nothing.
 
     Raises
     ------
@@ -193,18 +202,22 @@ def moment_covariances(
     N = Z[0].shape[0]
     if kind == "unadjusted":
         _check_equations(Z, residuals, "residuals")
-        u = jnp.stack([u - u.mean() for u in residuals])
-        error_covariances = u @ u.T / N
-        blocks = [[error_covariances[i, j] * (Zi.T @ Zj) / N for j, Zj in enumerate(Z)] for i, Zi in enumerate(Z)]
+        u = jnp.stack([u - _mean(u, weights) for u in residuals])
+        error_covariances = _mean_product(u.T, u.T, weights)
+        products = [[_products(Zi, Zj, weights) for Zj in Z] for Zi in Z]
+        count = _count(Z[0], weights)
+        blocks = [[error_covariances[i, j] * p / count for j, p in enumerate(row)] for i, row in enumerate(products)]
         return jnp.block(blocks)
     g = moment_contributions(Z, residuals)
     if center:
-        g = g - g.mean(axis=0, keepdims=True)
+        g = g - _mean(g, weights)[None, :]
+    elif mean is not None:
+        g = g - mean[None, :]
     if kind == "robust":
-        return g.T @ g / N
+        return _mean_product(g, g, weights)
     if cluster_ids is None:
         raise ValueError("Clustered covariances need cluster_ids: an integer for the cluster of each observation.")
-    return _clustered(g, cluster_ids, N if n_clusters is None else n_clusters)
+    return _clustered(g, cluster_ids, N if n_clusters is None else n_clusters, weights)
 
 
 def parameter_inference(
@@ -337,11 +350,38 @@ def _check_equations(Z: Sequence[Array], values: Sequence[Array], name: str) -> 
             )
 
 
-def _clustered(g: Float[Array, "N M"], cluster_ids: Int[Array, " N"], n_clusters: int) -> Float[Array, "M M"]:
+def _mean_product(
+    left: Float[Array, "N L"], right: Float[Array, "N *R"], weights: Float[Array, " N"] | None
+) -> Float[Array, "L *R"]:
+    """Mean over observations of products of columns."""
+    return _products(left, right, weights) / _count(left, weights)
+
+
+def _products(
+    left: Float[Array, "N L"], right: Float[Array, "N *R"], weights: Float[Array, " N"] | None
+) -> Float[Array, "L *R"]:
+    return (left if weights is None else left * weights[:, None]).T @ right
+
+
+def _count(values: Float[Array, "N _"], weights: Float[Array, " N"] | None) -> ArrayLike:
+    """N, or the sum of weights."""
+    return values.shape[0] if weights is None else weights.sum()
+
+
+def _mean(values: Float[Array, "N *R"], weights: Float[Array, " N"] | None) -> Float[Array, "*R"]:
+    return values.mean(axis=0) if weights is None else weights @ values / weights.sum()
+
+
+def _clustered(
+    g: Float[Array, "N M"], cluster_ids: Int[Array, " N"], n_clusters: int, weights: Float[Array, " N"] | None
+) -> Float[Array, "M M"]:
     sums = jax.ops.segment_sum(g, cluster_ids, num_segments=n_clusters)
     # segment_sum drops observations whose ID is out of range. NaN, rather than covariances without them.
     valid = jnp.all((cluster_ids >= 0) & (cluster_ids < n_clusters))
-    return jnp.where(valid, sums.T @ sums / g.shape[0], jnp.nan)
+    if weights is None:
+        return jnp.where(valid, sums.T @ sums / g.shape[0], jnp.nan)
+    drawn = jnp.maximum(jax.ops.segment_max(weights, cluster_ids, num_segments=n_clusters), 0.0)
+    return jnp.where(valid, (sums * drawn[:, None]).T @ sums / weights.sum(), jnp.nan)
 
 
 def _unit_diagonal(S: Float[Array, "M M"]) -> tuple[Float[Array, "M M"], Float[Array, " M"]]:

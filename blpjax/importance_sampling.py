@@ -218,7 +218,7 @@ def _probabilities(model: Model, delta: tuple[Float[Array, "T J"], ...]) -> tupl
     def kernel(local: MarketDemand, mean: Array) -> Array:
         return local.point_at(mean, {}).choices().inside.sum(axis=0)
 
-    return over_markets(model, kernel, delta)
+    return tuple(model.economy.collect(over_markets(model, kernel, delta)))
 
 
 def _sample(

@@ -36,7 +36,7 @@ def load(path: str | os.PathLike[str]) -> ProblemResults:
     """
     state = storage.read(path, "results")
     try:
-        return ProblemResults.from_state(Problem.from_state(state["problem"]), state["steps"])
+        return ProblemResults.from_state(Problem.from_state(state["problem"]), state["steps"], state.get("starts"))
     except (AttributeError, LookupError, TypeError) as error:
         raise StorageError(
             f"The file '{os.fspath(path)}' is damaged: its content does not describe results "

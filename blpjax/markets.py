@@ -1,5 +1,6 @@
 """The only place that maps kernels, which see one market, over the markets of an economy."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -94,8 +95,14 @@ def map_markets(kernel: Callable[..., Any], bucket: Bucket, *arguments: Any, ele
     """Apply ``kernel(bucket_of_one_market, *arguments_of_one_market)`` to all markets of a bucket.
 
     Markets are vectorised in chunks of at most so many product-agent pairs, by default `CHUNK_ELEMENTS`, so that memory
-    stays bounded whatever their number.
+    stays bounded whatever their number. Where markets are spread over devices, each device maps its own.
     """
+    if bucket.placement is not None:
+
+        def on_device(own: Bucket, *values: Any) -> Any:
+            return map_markets(kernel, dataclasses.replace(own, placement=None), *values, elements=elements)
+
+        return bucket.placement.map(on_device, bucket, *arguments)
     T, J, width = bucket.size
     chunk = max(1, (CHUNK_ELEMENTS if elements is None else elements) // max(J * width, 1))
     if chunk >= T:

@@ -4,6 +4,7 @@ Everything after estimation goes through `Model`: results call its methods at th
 draws, and the delta method differentiates them.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -433,10 +434,13 @@ def _equilibrium(
 
 @filtered_program(effort=1)
 def _cut(model: Model, bucket: int, place: Array, rows: Array, positions: Array) -> Model:
-    def one(values: Array) -> Array:
-        return jax.lax.dynamic_index_in_dim(values, place, keepdims=True)
+    placement = model.economy.placement
 
-    part = jax.tree.map(one, model.economy.buckets[bucket])
+    def one(values: Array) -> Array:
+        found = jax.lax.dynamic_index_in_dim(values, place, keepdims=True)
+        return found if placement is None else placement.gather(found)
+
+    part = dataclasses.replace(jax.tree.map(one, model.economy.buckets[bucket]), placement=None)
     sources = jnp.where(positions < rows.size, jnp.arange(rows.size), 0)
     economy = Economy((part,), positions, sources, jnp.zeros(1, int))
     variables = {name: values[rows] for name, values in model.characteristics.variables.items()}

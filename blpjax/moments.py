@@ -9,8 +9,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from blpjax import gmm
 from blpjax.economy import Economy
@@ -35,12 +34,19 @@ class Equation(eqx.Module):
 
     `X_unabsorbed` (N, K) is X before absorption. `instruments` make contributions to moments and weighting matrices.
     They are `Z`, or what the user residualised instead when exogenous characteristics are not added to the instruments.
+    `absorb` residualises inside of compiled programs; None where that is not needed, or done on the host.
     """
 
     X: Float[Array, "N K"]
     X_unabsorbed: Float[Array, "N K"]
     Z: Float[Array, "N M"]
     instruments: Float[Array, "N M"]
+    absorb: Projection | None = None
+
+    def errors(self, dependent: Float[Array, " N"], coefficients: Float[Array, " K"]) -> Float[Array, " N"]:
+        """Structural errors of mean utilities or costs at all linear coefficients, residualised by `absorb`."""
+        values = dependent if self.absorb is None else self.absorb(dependent)
+        return values - self.X @ coefficients
 
 
 class Supply(eqx.Module):
@@ -73,11 +79,22 @@ class CovarianceMoments(eqx.Module):
 
 
 class ModelData(eqx.Module):
-    """Data of all moments: the demand equation and, perhaps, a supply side and covariance moments."""
+    """Data of all moments: the demand equation and, perhaps, a supply side and covariance moments.
+
+    With `weights` (N,) products count so many times in all moments and their covariances, as in a bootstrap sample.
+    `offset` (M,) is subtracted from averaged moments: what they are in the population that a sample is drawn from.
+    """
 
     demand: Equation
     supply: Supply | None = None
     covariance: CovarianceMoments | None = None
+    weights: Float[Array, " N"] | None = None
+    offset: Float[Array, " M"] | None = None
+
+    @property
+    def count(self) -> ArrayLike:
+        """N, or the sum of weights."""
+        return self.demand.Z.shape[0] if self.weights is None else self.weights.sum()
 
     @property
     def equations(self) -> list[Equation]:
@@ -89,6 +106,10 @@ class ModelData(eqx.Module):
         """Instruments of all moments, for weighting matrices."""
         more = [] if self.covariance is None else [self.covariance.instruments]
         return [equation.instruments for equation in self.equations] + more
+
+    def initial_weights(self) -> Float[Array, "M M"]:
+        """The weighting matrix (M, M) of 2SLS."""
+        return gmm.initial_weights(self.weighted_instruments, self.weights)
 
     def residuals(self, xi: Float[Array, " N"], omega: Float[Array, " N"] | None) -> list[Float[Array, " N"]]:
         """What is orthogonal to each of the instruments."""
@@ -178,7 +199,7 @@ def make_inputs(
 ) -> MomentInputs:
     """Prepare the linear step at a weighting matrix W (M, M), which may be singular."""
     equations = data.equations
-    A = cross_moments([e.Z for e in equations], _concentrated_columns(specification, data))
+    A = cross_moments([e.Z for e in equations], _concentrated_columns(specification, data), data.weights)
     n = A.shape[0]
     step = linear_step(A, W[:n, :n])
     factor_of_W = step.weight_factor if data.covariance is None else gmm.weight_factor(W)
@@ -236,7 +257,9 @@ def concentrate(
 ) -> Concentrated:
     """Averaged moments with linear parameters concentrated out, for `Structure.dependent`."""
     data = inputs.data
-    b = average_moments([e.Z for e in data.equations], dependent)
+    b = average_moments([e.Z for e in data.equations], dependent, data.weights)
+    if data.offset is not None:
+        b = b - data.offset[: b.size]
     coefficients, moments = inputs.step.coefficients(b), inputs.step.moments(b)
     covariance = data.covariance
     if covariance is None:
@@ -244,7 +267,9 @@ def concentrate(
     X1, X3 = _concentrated_columns(specification, data)
     xi = covariance.demand(dependent[0]) - X1 @ coefficients[: X1.shape[1]]
     omega = covariance.supply(dependent[1]) - X3 @ coefficients[X1.shape[1] :]
-    more = average_moments([covariance.instruments], [xi * omega - covariance.mean])
+    more = average_moments([covariance.instruments], [xi * omega - covariance.mean], data.weights)
+    if data.offset is not None:
+        more = more - data.offset[b.size :]
     return Concentrated(jnp.concatenate([moments, more]), [xi, omega], coefficients)
 
 
@@ -270,14 +295,14 @@ def objective(
     """
     g = averaged_moments(specification, inputs, theta, start)
     r = inputs.weight_factor.T @ g
-    return inputs.factor * inputs.data.demand.Z.shape[0] * (r @ r)
+    return inputs.factor * inputs.data.count * (r @ r)
 
 
 def evaluate(
     specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
 ) -> Evaluation:
     """Objective, gradient and the Jacobian of its least-squares residuals, from one inversion of the shares."""
-    outer = np.sqrt(inputs.data.demand.Z.shape[0]) * inputs.weight_factor.T
+    outer = jnp.sqrt(inputs.data.count) * inputs.weight_factor.T
 
     def forward(values: Array) -> tuple[tuple[Array, list[Array], Array], Structure]:
         found = structure(specification, inputs, values, start)

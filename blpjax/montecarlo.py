@@ -1,9 +1,9 @@
 """Monte Carlo studies: data that are simulated and estimated again and again, many replications at once."""
 
-import dataclasses
+import copy
 import functools
 import os
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-import scipy.stats
-import tqdm
 from jaxtyping import Array, Float
 
-from blpjax import options
 from blpjax.arguments import check_choice, read_costs_bounds, read_covariance_types, read_draws, read_inversion
-from blpjax.batch import BatchOptions, BatchOutcome, Lane, estimate_batch
+from blpjax.batch import BatchOptions, BatchOutcome, Lane, estimate_lanes, place_lane
+from blpjax.batch_instruments import Observed, OptimalInstruments, estimate_optimally, plan_instruments
 from blpjax.characteristics import Characteristics
 from blpjax.compilation import filtered_program
 from blpjax.exceptions import Status, succeeded
 from blpjax.inputs.identification import check_order_condition
 from blpjax.iteration import Iteration
 from blpjax.kernels.contraction import logit_delta
+from blpjax.lanes import each_lane, spread
 from blpjax.markets import market_tastes
 from blpjax.model import Model
 from blpjax.moments import Specification
+from blpjax.montecarlo_results import COLUMNS, MonteCarloResults
 from blpjax.parameters import BLOCKS, Coefficients, ParameterLayout, Parameters, UtilityForm, compress
+from blpjax.placement import Placement, read_devices
 from blpjax.problem import Problem
 from blpjax.simulation import Simulation
-from blpjax.studies import StudyFiles, fingerprint_of, open_study
+from blpjax.studies import Sizes, run_study
+from blpjax.study_files import fingerprint_of
 
-#: Batches are made so that arrays over lanes, products and agents take about this many bytes.
+#: Batches are made so that they take about this many bytes.
 BATCH_BYTES = 2**30
 LARGEST_BATCH = 512
 
@@ -60,58 +62,6 @@ class _Drawn(eqx.Module):
     status: Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class MonteCarloResults:
-    """Estimates of all replications of a study.
-
-    Attributes
-    ----------
-    table : a row for each replication and parameter, with the columns `replication`, `block` (`sigma`, `beta` and so
-        on), `parameter`, `true`, `estimate`, `standard_error`, `ok` (whether the replication was simulated and all
-        steps converged), `identified` (whether structural errors depend on the parameter), `status` (the sentence that
-        says how it ended), `objective`, `gradient_norm` and `evaluations`.
-    seconds : time that this run took.
-    """
-
-    table: pd.DataFrame
-    seconds: float
-
-    def summary(self, level: float = 0.95) -> pd.DataFrame:
-        """A row for each parameter, from replications that are `ok`.
-
-        Columns are the `true` value, `mean`, `bias`, `median_bias`, `rmse`, `sd` (of estimates), `mean_se`, `coverage`
-        of confidence intervals at this level, `power` of the test at ``1 - level`` that the parameter is zero,
-        `replications`, `failures`, and how often a parameter was `unidentified`: such replications, as with a standard
-        deviation of zero and symmetric nodes, do not count for `mean_se`, `coverage` and `power`.
-        """
-        z = float(scipy.stats.norm.ppf(0.5 + level / 2))
-        rows = {}
-        for name, group in self.table.groupby(["block", "parameter"], sort=False):
-            known = group[group["ok"]]
-            error = known["estimate"] - known["true"]
-            told = known[known["identified"]]
-            wrong, se = (told["estimate"] - told["true"]).abs(), told["standard_error"]
-            rows[name] = {
-                "true": group["true"].iloc[0],
-                "mean": known["estimate"].mean(),
-                "bias": error.mean(),
-                "median_bias": error.median(),
-                "rmse": np.sqrt((error**2).mean()),
-                "sd": known["estimate"].std(),
-                "mean_se": se.mean(),
-                "coverage": (wrong <= z * se).mean() if wrong.notna().all() else np.nan,
-                "power": (told["estimate"].abs() > z * se).mean(),
-                "replications": len(group),
-                "failures": int((~group["ok"]).sum()),
-                "unidentified": len(known) - len(told),
-            }
-        index = pd.MultiIndex.from_tuples(rows, names=["block", "parameter"])
-        return pd.DataFrame(list(rows.values()), index=index)
-
-    def __str__(self) -> str:
-        return self.summary().to_string(float_format=lambda x: f"{x:.4g}")
-
-
 class MonteCarlo:
     """A Monte Carlo study of an estimator.
 
@@ -128,6 +78,8 @@ class MonteCarlo:
         instruments may not depend on prices or shares, which change from one replication to the next.
     seed : of all draws.
     xi_variance, omega_variance, correlation : of structural errors.
+    optimal_instruments : whether and how each replication is estimated again with optimal instruments at its own
+        estimates: `OptimalInstruments`, or its `method`, such as ``'approximate'``. By default there is one estimation.
     sigma, pi, rho, tau, beta, gamma, method, W_type, se_type, center_moments, costs_bounds, iteration, and bounds :
         those of `Problem.solve`. By default parameters start at the truth, and inversions that take more than 200
         evaluations fail, at which the optimiser steps back.
@@ -139,8 +91,10 @@ class MonteCarlo:
     IdentificationError
         When there are fewer moments than parameters.
     NotImplementedError
-        For problems with absorbed fixed effects or covariance moments.
+        For problems with absorbed fixed effects or covariance moments, and optimal instruments with draws.
     """
+
+    _devices: list[jax.Device] | None = None
 
     def __init__(
         self,
@@ -158,6 +112,7 @@ class MonteCarlo:
         costs_bounds: Any = None,
         iteration: Iteration | None = None,
         bounds: dict[str, Any] | None = None,
+        optimal_instruments: OptimalInstruments | str | None = None,
         **parameters: Any,
     ) -> None:
         check_choice("method", method, ("1s", "2s"))
@@ -180,6 +135,11 @@ class MonteCarlo:
         self._limits = jax.tree.map(jnp.asarray, chosen.limits)
         self._bounds = read_costs_bounds(costs_bounds, problem.model_data.supply is not None)
         self._truth = _build_truth(simulation, (xi_variance, omega_variance, correlation))
+        self._plan = None
+        if optimal_instruments is not None:
+            self._plan = plan_instruments(problem, layout, optimal_instruments, self._options.steps)
+            moments = self._plan.count_moments(layout, problem.model_data.supply is not None)
+            check_order_condition(moments, len(self.labels), self.labels, warn=False)
 
     @property
     def labels(self) -> list[str]:
@@ -206,44 +166,86 @@ class MonteCarlo:
         return np.concatenate([compress(layout, known.coefficients), *linear])
 
     def run(
-        self, replications: int, batch_size: int | None = None, path: str | os.PathLike[str] | None = None
+        self,
+        replications: int,
+        batch_size: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+        executor: Any = None,
+        memory: int | None = None,
+        devices: int | Sequence[Any] | None = None,
     ) -> MonteCarloResults:
         """Simulate and estimate replications 0, 1, ..., `replications` - 1.
 
         Parameters
         ----------
         replications : their number.
-        batch_size : how many replications are processed together, by default as many as a gigabyte holds.
+        batch_size : how many replications are processed together. By default they are divided evenly into as few
+            batches as `memory` allows, and with an executor into at least 32. With a given size the last batch is run
+            whole too, and replications that are too many are cut from the table: with the same size a replication's
+            rows are the same however many there are. With other sizes they may differ by rounding.
         path : directory in which finished batches are kept, as Parquet files. A study that was interrupted goes on
             where it stopped and ends with the same table, and one that is run with more replications keeps those that
-            are there.
+            are there. The directory's batch size stays what it was.
+        executor : where batches are run: an object with the method `submit` of `concurrent.futures.Executor`, for
+            example that of a Dask client, ``client.get_executor()``, or a `ProcessPoolExecutor` whose processes are
+            spawned, not forked. The study travels to its workers by pickling. A batch whose worker was lost is run
+            again by another one. Finished batches are written by this process.
+        memory : bytes that a batch may need by default, an estimate; one gibibyte unless given.
+        devices : how many devices of this process replications are spread over, or which ones, for example
+            ``jax.local_devices()[:2]``; all of them unless given. Tables do not depend on them, but for rounding. A CPU
+            is one device, all cores of which are used.
 
         Raises
         ------
-        ValueError
-            When a number is not a positive integer.
+        TypeError, ValueError
+            When a number is not a positive integer, the executor forks, there are no such devices, or `devices` are
+            given for an executor, whose workers use those that they have.
         StorageError
             When `path` cannot be used, holds another study, or a file there cannot be read.
+        StudyError
+            When the executor's workers were lost again and again. Finished batches are kept.
         """
         count = read_draws(replications, "replications")
-        began = time.perf_counter()
-        size = min(count, self.default_batch_size) if batch_size is None else read_draws(batch_size, "batch_size")
-        files = None
-        if path is not None:
-            files = open_study(Path(path), self.fingerprint, size, given=batch_size is not None)
-            size = files.batch_size
-        starts = range(0, count, size)
-        bar = tqdm.tqdm(starts, desc="Batches", disable=not options.verbose or len(starts) == 1)
-        parts = [self._find_batch(first, size, files) for first in bar]
-        table = pd.concat(parts, ignore_index=True)
-        return MonteCarloResults(table[table["replication"] < replications], time.perf_counter() - began)
+        given = None if batch_size is None else read_draws(batch_size, "batch_size")
+        if memory is not None and not memory > 0:
+            raise ValueError(f"memory must be a positive number of bytes, not {memory!r}.")
+        largest = self.default_batch_size if memory is None else self._lanes_within(memory)
+        study = self
+        if devices is not None:
+            if executor is not None:
+                raise ValueError("devices cannot be given for an executor: its workers use all devices that they have.")
+            study = copy.copy(self)
+            study._devices = read_devices(devices, jax.local_devices())
+        outcome = run_study(study, count, Sizes(given, largest), None if path is None else Path(path), executor)
+        return MonteCarloResults(outcome.table, outcome.seconds, outcome.batches, outcome.peak_memory)
+
+    @property
+    def unit(self) -> str:
+        """What is run many times."""
+        return "replications"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table of results."""
+        return COLUMNS
 
     @property
     def default_batch_size(self) -> int:
-        """How many replications are processed together unless `run` is told otherwise."""
-        pairs = sum(np.prod(bucket.size) for bucket in self.problem.economy.buckets)
-        lane = 8 * (self._parameters.layout.P + 8) * int(pairs)
-        return int(np.clip(BATCH_BYTES // max(lane, 1), 1, LARGEST_BATCH))
+        """At most how many replications are processed together unless `run` is told otherwise."""
+        return self._lanes_within(BATCH_BYTES)
+
+    def _lanes_within(self, memory: int) -> int:
+        """How many lanes memory holds, by an estimate.
+
+        Where lanes are vectorised, each needs about P + 16 arrays over all pairs of a market's products and agents, and
+        with a supply side also pairs of products: 0.75 MB were measured for 10 markets of 20 products and 9 agents with
+        P = 2, and 0.84 is the estimate. On CPUs only a few lanes are worked on at a time, and batches need less.
+        """
+        supply = self.problem.model_data.supply is not None
+        sizes = [bucket.size for bucket in self.problem.economy.buckets]
+        pairs = sum(markets * products * (agents + products * supply) for markets, products, agents in sizes)
+        lane = 8 * (self._parameters.layout.P + 16) * pairs
+        return int(np.clip(memory // max(lane, 1), 1, LARGEST_BATCH))
 
     @functools.cached_property
     def _shared(self) -> Lane:
@@ -269,53 +271,73 @@ class MonteCarlo:
     def fingerprint(self) -> str:
         """Identifies the study: data, true parameters, estimator and seed."""
         fixed = eqx.filter(self._shared, _varies(self._shared), inverse=True)
-        arrays = jax.tree.leaves((self._truth, fixed, self._limits))
+        plan = self._plan
+        shifters = None if plan is None else plan.shifters
+        arrays = jax.tree.leaves((self._truth, fixed, self._limits, shifters))
         specification = self._options.specification
         form = specification.layout.form
         # functions have no text that is the same in another process, but names
         names = [f and (f.name or getattr(f.function, "__qualname__", "")) for f in form.transformations]
         plain = specification._replace(layout=specification.layout._replace(form=UtilityForm()))
         chosen = self._options._replace(specification=plain)
-        return fingerprint_of(repr((self.seed, chosen, names, form.epsilon_scale, self.labels)), arrays)
+        again = None if plan is None else plan.description
+        return fingerprint_of(repr((self.seed, chosen, names, form.epsilon_scale, self.labels, again)), arrays)
 
-    def _find_batch(self, first: int, size: int, files: StudyFiles | None) -> pd.DataFrame:
-        """A batch from its file, or else run and written."""
-        found = None if files is None else files.read(first)
-        if found is None:
-            found = self._run_batch(first, size)
-            if files is not None:
-                files.write(first, found)
-        return found
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what can be computed again."""
+        kind = type(self)
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if not isinstance(getattr(kind, name, None), functools.cached_property)
+        }
 
-    def _run_batch(self, first: int, size: int) -> pd.DataFrame:
-        drawn = _draw(self._truth, jax.random.key(self.seed), jnp.arange(first, first + size))
-        lanes = _build_lanes(self._shared, self.problem.characteristics, self._options.specification.layout, drawn)
-        mask = _varies(self._shared)
-        shared = eqx.filter(self._shared, mask, inverse=True)
-        found = estimate_batch(self._options, eqx.filter(lanes, mask), shared, size)
-        return self._tabulate(first, found, np.asarray(drawn.status))
+    def run_batch(self, first: int, size: int) -> pd.DataFrame:
+        """Rows of consecutive replications in the table of results.
+
+        Parameters
+        ----------
+        first : number of the first one.
+        size : how many are processed together.
+        """
+        found, equilibria = spread(
+            lambda lanes, placement: self._estimate(first + lanes, placement), size, self._devices, self.fingerprint
+        )
+        return self._tabulate(first, found, np.asarray(equilibria))
+
+    def _estimate(self, replications: np.ndarray, placement: Placement | None) -> tuple[BatchOutcome, Any]:
+        """Estimates of replications by their numbers, and how their equilibria went."""
+        whole, layout = place_lane(self._shared, placement), self._options.specification.layout
+        drawn = _draw(self._truth, jax.random.key(self.seed), jnp.asarray(replications), placement)
+        lanes = _build_lanes(whole, self.problem.characteristics, layout, drawn)
+        mask = _varies(whole)
+        shared = eqx.filter(whole, mask, inverse=True)
+        varying = eqx.filter(lanes, mask)
+        if self._plan is None:
+            return estimate_lanes(self._options, varying, shared, replications.size), drawn.status
+        observed = Observed(drawn.prices, drawn.shares)
+        return estimate_optimally(self._options, self._plan, varying, shared, observed), drawn.status
 
     def _tabulate(self, first: int, found: BatchOutcome, equilibria: np.ndarray) -> pd.DataFrame:
         B, Q = found.parameters.shape
         solved = succeeded(equilibria).all(axis=1)
         status = np.where(solved, found.status, equilibria.max(axis=1))
         sentences = [Status(code).sentence for code in status]
-        return pd.DataFrame(
-            {
-                "replication": np.repeat(np.arange(first, first + B), Q),
-                "block": np.tile(self.blocks, B),
-                "parameter": np.tile(self.labels, B),
-                "true": np.tile(self.true_values, B),
-                "estimate": found.parameters.ravel(),
-                "standard_error": found.standard_errors.ravel(),
-                "ok": np.repeat(found.ok & solved, Q),
-                "identified": found.identified.ravel(),
-                "status": np.repeat(sentences, Q),
-                "objective": np.repeat(found.objectives, Q),
-                "gradient_norm": np.repeat(found.gradient_norms, Q),
-                "evaluations": np.repeat(found.evaluations, Q),
-            }
+        values = (
+            np.repeat(np.arange(first, first + B), Q),
+            np.tile(self.blocks, B),
+            np.tile(self.labels, B),
+            np.tile(self.true_values, B),
+            found.parameters.ravel(),
+            found.standard_errors.ravel(),
+            np.repeat(found.ok & solved, Q),
+            found.identified.ravel(),
+            np.repeat(sentences, Q),
+            np.repeat(found.objectives, Q),
+            np.repeat(found.gradient_norms, Q),
+            np.repeat(found.evaluations, Q),
         )
+        return pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
 
 
 def _check_problem(simulation: Simulation, problem: Problem) -> None:
@@ -327,6 +349,11 @@ def _check_problem(simulation: Simulation, problem: Problem) -> None:
     if problem.ED or problem.ES:
         raise NotImplementedError(
             "Absorbed fixed effects are not supported in Monte Carlo studies. Put indicators, C(...), into formulas."
+        )
+    if problem.devices is not None:
+        raise NotImplementedError(
+            "The markets of the problem are spread over devices, which studies spread replications over. Use the "
+            "problem without shard()."
         )
     if problem.model_data.covariance is not None:
         raise NotImplementedError("Covariance instruments are not supported in Monte Carlo studies. Leave them out.")
@@ -380,7 +407,7 @@ def _build_truth(simulation: Simulation, moments: tuple[float, float, float]) ->
 
 
 @filtered_program(effort=1)
-def _draw(truth: _Truth, key: Array, replications: Array) -> _Drawn:
+def _draw(truth: _Truth, key: Array, replications: Array, placement: Placement | None = None) -> _Drawn:
     """Equilibria of replications, by their numbers."""
 
     def one(replication: Array) -> _Drawn:
@@ -393,7 +420,7 @@ def _draw(truth: _Truth, key: Array, replications: Array) -> _Drawn:
         solved = model.at({"prices": found.prices})
         return _Drawn(found.prices, solved.shares, found.status)
 
-    return jax.vmap(one)(replications)
+    return each_lane(one, replications, placement=placement)
 
 
 @filtered_program(effort=1)
@@ -435,7 +462,7 @@ def _build_lanes(shared: Lane, characteristics: Characteristics, layout: Paramet
             (tuple(current), moved, economy.gather(delta)),
         )
 
-    return jax.vmap(one)(drawn)
+    return each_lane(one, drawn, placement=shared.placement)
 
 
 def _varies(shared: Lane) -> Lane:

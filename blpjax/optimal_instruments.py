@@ -7,13 +7,15 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from blpjax import options, report
 from blpjax.arguments import check_choice, read_draws, read_vector
+from blpjax.characteristics import Characteristics
 from blpjax.exceptions import GenericNumericalError, IdentificationWarning, Status, raise_for_status, succeeded
 from blpjax.inputs.expressions import variable_names
 from blpjax.inputs.formulation import Formulation
@@ -23,6 +25,7 @@ from blpjax.inputs.terms import INTERCEPT, Term
 from blpjax.iteration import Iteration
 from blpjax.model import Model
 from blpjax.moments import ModelData
+from blpjax.parameters import ParameterLayout
 from blpjax.pickling import Picklable
 from blpjax.queries import read_iteration
 from blpjax.realizations import Averages, Setting, average_realizations
@@ -156,39 +159,27 @@ class OptimalInstrumentResults(Picklable):
             When instruments are collinear, for example because shifters are combinations of X1.
         """
         problem: ProblemLike = self.problem_results.problem
-        shifters = [
-            _read_shifters(name, given, default, self._has_supply)
-            for name, given, default in (
-                ("supply_shifter_formulation", supply_shifter_formulation, self.supply_shifter_formulation),
-                ("demand_shifter_formulation", demand_shifter_formulation, self.demand_shifter_formulation),
-            )
-        ]
-        kept = ~self._dropped(drop_indices)
+        shifters = read_shifters(
+            (supply_shifter_formulation, demand_shifter_formulation),
+            (self.supply_shifter_formulation, self.demand_shifter_formulation),
+            self._has_supply,
+        )
+        model = self.problem_results.model
+        dropped = read_dropped(drop_indices, model.layout, model.characteristics)
         self._check_finite()
         table = problem.product_table.data
         if product_data is not None:
             table = read_table(product_data, "product_data")
             _check_rows(table, len(self.expected_prices))
-        model = self.problem_results.model
-        characteristics, layout = model.characteristics, model.layout
-        X1, _ = characteristics.evaluate({"prices": jnp.asarray(self.expected_prices[:, 0])})
-        X3 = characteristics.evaluate_X3({"shares": jnp.asarray(self.expected_shares[:, 0])})
-        more = (
-            _endogenous(np.asarray(X1), characteristics.X1_columns, layout.concentrated_beta, "prices"),
-            _endogenous(np.asarray(X3), characteristics.X3_columns, layout.concentrated_gamma, "shares"),
+        found = excluded_instruments(
+            (model.layout, model.characteristics),
+            (self.demand_instruments, self.supply_instruments if self._has_supply else None),
+            ~dropped,
+            jnp.asarray(self.expected_prices[:, 0]),
+            jnp.asarray(self.expected_shares[:, 0]),
+            build_shifters(shifters, table),
         )
-        demand, supply = (
-            np.hstack([Z, endogenous, *([] if formulation is None else [formulation.build(table).values])])
-            for Z, endogenous, formulation in zip(
-                (
-                    self.demand_instruments[:, kept],
-                    self.supply_instruments[:, kept[: self.supply_instruments.shape[1]]],
-                ),
-                more,
-                shifters,
-                strict=True,
-            )
-        )
+        demand, supply = (np.zeros((len(self.expected_prices), 0)) if Z is None else np.asarray(Z) for Z in found)
         return problem.replace_instruments(demand, supply)
 
     def to_dict(self, attributes: Sequence[str] | None = None) -> dict[str, Any]:
@@ -210,27 +201,6 @@ class OptimalInstrumentResults(Picklable):
     @property
     def _has_supply(self) -> bool:
         return self.problem_results.omega.shape[1] > 0
-
-    def _dropped(self, indices: Sequence[int] | None) -> np.ndarray:
-        """Which columns (P,) are dropped."""
-        P = self.demand_instruments.shape[1]
-        dropped = np.zeros(P, bool)
-        if indices is None:
-            model = self.problem_results.model
-            layout, known = model.layout, model.characteristics
-            for name, columns in (("beta", known.X1_columns), ("gamma", known.X3_columns)):
-                exogenous = [not {"prices", "shares"} & columns[k].names for (k,) in getattr(layout, name)]
-                dropped[layout.part(name)] = exogenous
-            return dropped
-        message = f"drop_indices must be a sequence of integers from 0 to {P - 1}, not {indices!r}."
-        if not isinstance(indices, Sequence | np.ndarray) or isinstance(indices, str):
-            raise TypeError(message)
-        if any(isinstance(i, bool) or not isinstance(i, int | np.integer) for i in indices):
-            raise TypeError(message)
-        if any(not -P <= i < P for i in indices):
-            raise ValueError(message)
-        dropped[list(indices)] = True
-        return dropped
 
     def _check_finite(self) -> None:
         values = np.hstack([self.demand_instruments, self.supply_instruments, self.expected_shares])
@@ -276,21 +246,13 @@ def compute_optimal_instruments(
     averages = average_realizations(setting, sample, total)
     _warn_of_failures(averages, results.problem.unique_market_ids)
 
-    N, P = averages.xi_jacobian.shape
-    if errors.shape[1] == 1:
-        inverse = np.array([[1 / np.var(errors)]])
-        demand, supply = inverse * averages.xi_jacobian, np.zeros((N, 0))
-    else:
-        inverse = np.linalg.inv(np.cov(errors, rowvar=False))
-        jacobians = np.stack([averages.xi_jacobian, averages.omega_jacobian], axis=1)
-        instruments = inverse @ jacobians  # Sigma^{-1} E[d (xi, omega) / d theta]
-        demand, supply = instruments[:, 0], instruments[:, 1]
+    weighed = weigh_jacobians(errors, averages.xi_jacobian, averages.omega_jacobian)
     X1, _, X3 = results.problem.product_formulations
     found = OptimalInstrumentResults(
         problem_results=results,
-        demand_instruments=demand,
-        supply_instruments=supply,
-        inverse_covariance_matrix=inverse,
+        demand_instruments=weighed.demand,
+        supply_instruments=np.zeros((len(errors), 0)) if weighed.supply is None else weighed.supply,
+        inverse_covariance_matrix=weighed.inverse,
         expected_xi_by_theta_jacobian=averages.xi_jacobian,
         expected_omega_by_theta_jacobian=averages.omega_jacobian,
         expected_prices=averages.prices[:, None],
@@ -300,13 +262,114 @@ def compute_optimal_instruments(
         fp_converged=succeeded(averages.status),
         fp_iterations=averages.iterations,
         contraction_evaluations=averages.evaluations,
-        supply_shifter_formulation=_shifters(X3, X1),
-        demand_shifter_formulation=_shifters(X1, X3),
+        supply_shifter_formulation=find_shifters(X3, X1),
+        demand_shifter_formulation=find_shifters(X1, X3),
     )
     options.output(f"Computed optimal instruments after {report.format_seconds(found.computation_time)}.")
     options.output("")
     options.output(found)
     return found
+
+
+class WeighedJacobians(NamedTuple):
+    """Instruments of demand and supply (N, P), None without a supply side, and the inverse covariance matrix."""
+
+    demand: Any
+    supply: Any
+    inverse: Any
+
+
+def weigh_jacobians(errors: Any, xi_jacobian: Any, omega_jacobian: Any, xp: Any = np) -> WeighedJacobians:
+    """``Sigma^{-1} E[d (xi, omega) / d theta]``, with Sigma the sample covariances of errors (N, 1 or 2).
+
+    Arrays are those of the module `xp`, NumPy or `jax.numpy`.
+    """
+    if errors.shape[1] == 1:
+        inverse = 1 / xp.var(errors).reshape(1, 1)
+        return WeighedJacobians(inverse * xi_jacobian, None, inverse)
+    inverse = xp.linalg.inv(xp.cov(errors, rowvar=False))
+    jacobians = xp.stack([xi_jacobian, omega_jacobian], axis=1)
+    instruments = xp.einsum("ab,nbp->nap", inverse, jacobians)
+    return WeighedJacobians(instruments[:, 0], instruments[:, 1], inverse)
+
+
+def excluded_instruments(
+    form: tuple[ParameterLayout, Characteristics],
+    optimal: tuple[Any, Any],
+    kept: np.ndarray,
+    prices: Any,
+    shares: Any,
+    shifters: tuple[Any, Any],
+) -> tuple[Array, Array | None]:
+    """Excluded instruments of demand and supply, None without a supply side: see `OptimalInstrumentResults.to_problem`.
+
+    Parameters
+    ----------
+    form : which coefficients are concentrated out, and the formulas of X1 and X3.
+    optimal : (N, P) optimal instruments of demand and supply, None without a supply side.
+    kept : (P,) which of their columns are kept.
+    prices, shares : (N,) expected prices and shares, arrays of JAX.
+    shifters : matrices with N rows of supply shifters, which belong to demand's instruments, and of demand shifters;
+        None for none.
+    """
+    layout, known = form
+    X1, X3 = known.evaluate({"prices": prices})[0], known.evaluate_X3({"shares": shares})
+    endogenous = (
+        _endogenous(X1, known.X1_columns, layout.concentrated_beta, "prices"),
+        _endogenous(X3, known.X3_columns, layout.concentrated_gamma, "shares"),
+    )
+    columns = np.flatnonzero(kept)
+    demand, supply = (
+        None if Z is None else jnp.hstack([Z[:, columns], expected, *([] if others is None else [others])])
+        for Z, expected, others in zip(optimal, endogenous, shifters, strict=True)
+    )
+    assert demand is not None
+    return demand, supply
+
+
+def expects_equilibrium_prices(characteristics: Characteristics, supply: bool, iteration: Iteration | None) -> bool:
+    """Whether expected prices are those of equilibria unless they are given, and not fitted values of a regression."""
+    return supply and (iteration is not None or not any(c.depends_on("shares") for c in characteristics.X3_columns))
+
+
+def read_price_iteration(iteration: Any, supply: bool) -> Iteration | None:
+    """How equilibrium prices are found, None for the default; `ValueError` where there are none without costs."""
+    chosen = None if iteration is None else read_iteration(iteration)
+    if chosen is not None and not supply:
+        raise ValueError("iteration needs a supply side: without costs there are no equilibrium prices.")
+    return chosen
+
+
+def fit_prices(Z: np.ndarray, prices: np.ndarray) -> np.ndarray:
+    """Fitted values of regressions of prices, (N,) or each column of (N, R), on instruments Z (N, M)."""
+    lengths = np.linalg.norm(Z, axis=0)
+    scaled = Z / np.where(lengths > 0, lengths, 1.0)
+    return scaled @ np.linalg.lstsq(scaled, prices)[0]
+
+
+def read_dropped(
+    indices: Sequence[int] | None, layout: ParameterLayout, characteristics: Characteristics
+) -> np.ndarray:
+    """Which of the P columns of optimal instruments are dropped; `ValueError` or `TypeError` for other indices.
+
+    By default these are columns of coefficients in theta on characteristics without prices and shares.
+    """
+    P = layout.P
+    dropped = np.zeros(P, bool)
+    if indices is None:
+        for name, columns in (("beta", characteristics.X1_columns), ("gamma", characteristics.X3_columns)):
+            exogenous = [not {"prices", "shares"} & columns[k].names for (k,) in getattr(layout, name)]
+            dropped[layout.part(name)] = exogenous
+        return dropped
+    message = f"drop_indices must be a sequence of integers from 0 to {P - 1}, not {indices!r}."
+    if not isinstance(indices, Sequence | np.ndarray) or isinstance(indices, str):
+        raise TypeError(message)
+    if any(isinstance(i, bool) or not isinstance(i, int | np.integer) for i in indices):
+        raise TypeError(message)
+    if any(not -P <= i < P for i in indices):
+        raise ValueError(message)
+    dropped[list(indices)] = True
+    return dropped
 
 
 def _draw_errors(errors: np.ndarray, method: str, draws: int, seed: int | None) -> Iterator[np.ndarray]:
@@ -340,15 +403,12 @@ def _read_prices(
 ) -> tuple[np.ndarray | None, Iteration | None]:
     """Expected prices (N,), or None and how to find equilibrium prices."""
     model, supply = results.model, results.omega.shape[1] > 0
-    chosen = None if iteration is None else read_iteration(iteration)
-    if chosen is not None and not supply:
-        raise ValueError("iteration needs a supply side: without costs there are no equilibrium prices.")
+    chosen = read_price_iteration(iteration, supply)
     if expected_prices is not None:
         if chosen is not None:
             raise ValueError("Give either expected_prices or iteration, which computes them, not both.")
         return read_vector("expected_prices", expected_prices, model.delta.size), None
-    shares_matter = any(column.depends_on("shares") for column in model.characteristics.X3_columns)
-    if supply and (chosen is not None or not shares_matter):
+    if expects_equilibrium_prices(model.characteristics, supply, chosen):
         return None, chosen
     return _fitted_prices(results.problem), None
 
@@ -357,10 +417,7 @@ def _fitted_prices(problem: ProblemLike) -> np.ndarray:
     """Fitted values (N,) of the regression of prices on demand-side instruments and fixed effects."""
     prices = problem.product_table.prices
     residuals = problem.residualize_demand(prices[:, None])[:, 0]
-    Z = np.asarray(problem.model_data.demand.instruments)
-    lengths = np.linalg.norm(Z, axis=0)
-    Z = Z / np.where(lengths > 0, lengths, 1.0)
-    return Z @ np.linalg.lstsq(Z, residuals)[0] + prices - residuals
+    return fit_prices(np.asarray(problem.model_data.demand.instruments), residuals) + prices - residuals
 
 
 def _warn_of_covariance_moments(problem: ProblemLike) -> None:
@@ -386,7 +443,7 @@ def _warn_of_failures(averages: Averages, market_ids: np.ndarray) -> None:
     raise_for_status(averages.status[rows, worst], market_ids, action, averages.residuals[rows, worst], warn=True)
 
 
-def _shifters(formulation: Formulation | None, other: Formulation | None) -> Formulation | None:
+def find_shifters(formulation: Formulation | None, other: Formulation | None) -> Formulation | None:
     """Exogenous terms of a formulation, X1 or X3, that the other one has not, sorted; None without any."""
     if formulation is None or other is None:
         return None
@@ -398,6 +455,25 @@ def _shifters(formulation: Formulation | None, other: Formulation | None) -> For
 def _is_shifter(term: Term) -> bool:
     names = {name for factor in term.factors for name in variable_names(factor)}
     return term != INTERCEPT and not names & {"prices", "shares"}
+
+
+class Shifters(NamedTuple):
+    """Shifters of supply, which are instruments of demand, and of demand; None for none."""
+
+    supply: Formulation | None
+    demand: Formulation | None
+
+
+def read_shifters(given: tuple[Any, Any], default: tuple[Any, Any], supply: bool) -> Shifters:
+    """Shifters without intercepts; `ValueError` or `TypeError` for formulations that are none, or without supply."""
+    names = ("supply_shifter_formulation", "demand_shifter_formulation")
+    return Shifters(*(_read_shifters(*one, supply) for one in zip(names, given, default, strict=True)))
+
+
+def build_shifters(shifters: Shifters, table: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Matrices with N rows; `DataError` where variables are missing or not finite."""
+    supply, demand = (None if formulation is None else formulation.build(table).values for formulation in shifters)
+    return supply, demand
 
 
 def _read_shifters(name: str, given: Any, default: Formulation | None, supply: bool) -> Formulation | None:
@@ -416,9 +492,9 @@ def _read_shifters(name: str, given: Any, default: Formulation | None, supply: b
     return Formulation(f"{given.formula} - 1") if given.names else None
 
 
-def _endogenous(X: np.ndarray, columns: Sequence[Any], concentrated: Sequence[int], name: str) -> np.ndarray:
+def _endogenous(X: Array, columns: Sequence[Any], concentrated: Sequence[int], name: str) -> Array:
     """Columns of X that contain a variable and whose coefficients are concentrated out."""
-    return X[:, [k for k in concentrated if columns[k].depends_on(name)]]
+    return X[:, np.array([k for k in concentrated if columns[k].depends_on(name)], int)]
 
 
 def _check_rows(table: Mapping[str, np.ndarray], size: int) -> None:

@@ -19,6 +19,7 @@ from blpjax.inputs.identification import (
 )
 from blpjax.iteration import Iteration
 from blpjax.moments import ModelData, Specification
+from blpjax.multistart import try_starts
 from blpjax.nested_starts import fill_rho
 from blpjax.optimize import Optimization, OptimizationStatus
 from blpjax.parameters import Labels, Parameters, build_parameters
@@ -127,6 +128,7 @@ class Problem(ProblemData, Picklable):
         supply_moment_types: str = "levels",
         tau: Any = None,
         tau_bounds: Any = None,
+        starts: Any = None,
     ) -> ProblemResults:
         """Estimate the parameters by one-step or two-step GMM.
 
@@ -207,6 +209,15 @@ class Problem(ProblemData, Picklable):
             ``'unadjusted'``.
         micro_moments, micro_sample_covariances, phi, phi_bounds, demand_moment_types, supply_moment_types
             Only their defaults are supported.
+        starts : int, Starts, list of mappings or (S, P) array, optional
+            Tries many starting values of theta, and begins at the best local minimum of the first step's objective that
+            they lead to. A number stands for the given values and quasi-random points within bounds, `Starts` has a
+            seed and a box. A list of mappings from names of parameters to matrices, such as ``[{"sigma": ..., "pi":
+            ...}, ...]``, or an array with a row for each start holds the values themselves; what mappings leave out has
+            the given value, and zeros of given matrices stay zero. With the default optimiser, starts are tried at the
+            same time, with its default tolerances, and otherwise one after the other. The best one has the smallest
+            objective of those where optimisation converged and second-order conditions hold. W is that before any
+            initial update. Results have a table of `starts`.
 
         Returns
         -------
@@ -264,6 +275,11 @@ class Problem(ProblemData, Picklable):
         start_delta = self._read_delta(delta, step_options.parameters)
         weights = self._read_weights(W)
         theta = step_options.parameters.theta
+        table = None
+        if starts is not None:
+            trials = try_starts(starts, step_options, self._step_context(step_options, data, weights), start_delta)
+            table = trials.table
+            theta = theta if trials.theta is None else trials.theta
         results: ProblemResults | None = None
         for step, kind in steps:
             began = time.perf_counter()
@@ -287,6 +303,7 @@ class Problem(ProblemData, Picklable):
                 current.parameters.theta_labels,
             )
             results = ProblemResults(self, results, outcome, current, estimated=last)
+            results.starts = table
             weights, theta, start_delta = np.asarray(outcome.summary.updated_W), outcome.theta, outcome.delta
             if options.verbose:
                 options.output(f"\n{results}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from blpjax import arguments, options, report, states, views
@@ -30,7 +31,10 @@ from blpjax.inputs.identification import check_endogenous
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import AgentTable, read_products
 from blpjax.inputs.updating import replace_values
+from blpjax.markets import pack_firms
 from blpjax.parameters import Transformation
+from blpjax.placement import Placement, build_placement
+from blpjax.sharding import place_data, shard_economy
 
 Derived = TypeVar("Derived", bound="ProblemData")
 
@@ -39,6 +43,7 @@ class ProblemData:
     """What a problem is made of; `Problem` documents arguments and attributes, and solves it."""
 
     _replaced_instruments = False
+    _placement: Placement | None = None
 
     def __init__(
         self,
@@ -94,6 +99,8 @@ class ProblemData:
             add_exogenous=self.add_exogenous,
         )
         self.model_data, self.instrument_labels, self.instrument_rank = found
+        if self._placement is not None:
+            self.model_data = place_data(self.model_data, self._placement)
 
     def residualize_demand(self, matrix: np.ndarray) -> np.ndarray:
         """Residuals (N, K) of the columns of a matrix on the fixed effects of X1; the matrix itself without any."""
@@ -111,24 +118,32 @@ class ProblemData:
         X2 = np.zeros((self.N, 0)) if self._X2 is None else self._X2.values
         shares = self.product_table.shares
         nests = self.product_table.nesting_ids
-        return build_agents(
+        agents = build_agents(
             self.agent_formulation, agent_data, integration, self._index, shares, X2, weights_tol, nests
         )
+        if self._placement is None:
+            return agents
+        return dataclasses.replace(agents, economy=shard_economy(agents.economy, self._placement))
 
     def _derive(self, kind: "type[Derived]", change: Callable[["Derived"], None]) -> "Derived":
         """A problem that shares what `change` does not replace, without reading the data again."""
         began = time.perf_counter()
         options.output("Re-creating the problem ...")
-        attributes = {name: value for base in kind.__mro__ for name, value in vars(base).items()}
-        cached = {name for name, value in attributes.items() if isinstance(value, cached_property)}
-        problem = object.__new__(kind)
-        vars(problem).update({name: value for name, value in vars(self).items() if name not in cached})
+        problem = self._copy(kind)
         change(problem)
         problem._tolerances = {name: getattr(options, name) for name in states.TOLERANCES}
         problem._set_equations()
         options.output(f"Re-created the problem after {report.format_seconds(time.perf_counter() - began)}.")
         if options.verbose:
             options.output(f"\n{problem}")
+        return problem
+
+    def _copy(self, kind: "type[Derived]") -> "Derived":
+        """A problem with the same attributes, without what is computed from them when it is asked for."""
+        attributes = {name: value for base in kind.__mro__ for name, value in vars(base).items()}
+        cached = {name for name, value in attributes.items() if isinstance(value, cached_property)}
+        problem = object.__new__(kind)
+        vars(problem).update({name: value for name, value in vars(self).items() if name not in cached})
         return problem
 
     def _set_instruments(self, demand_instruments: np.ndarray, supply_instruments: np.ndarray) -> None:
@@ -182,6 +197,8 @@ class ProblemData:
             # agents are what they were, and so is what was said about them
             warnings.filterwarnings("ignore", "agent_data: ", DataWarning)
             problem = type(self)(**given)
+        if self._placement is not None:
+            problem = problem.shard(self.devices)
         if isinstance(problem.integration, states.BuiltIntegration):
             problem.integration = problem.integration.plain
         if not self._replaced_instruments:
@@ -190,6 +207,69 @@ class ProblemData:
         return problem._derive(
             type(problem), lambda p: p._set_instruments(table.demand_instruments, table.supply_instruments)
         )
+
+    def shard(self: "Derived", devices: int | Sequence[Any] | None = None) -> "Derived":
+        """The same problem with its markets spread over devices, so that one estimation can exceed one device.
+
+        Each device solves its own markets: loops wait for no other device, which only exchange what has a row for each
+        product or market. Everything is computed as on one device and agrees with it up to rounding. The result is
+        used like any problem, and so are its results. This problem does not change.
+
+        A device holds the arrays of its markets: characteristics X2, agents, availability, ownership, and whatever is
+        computed of them, such as choice probabilities and their derivatives, which is nearly all memory of an
+        estimation. Buckets of markets of similar size are filled up to multiples of the number of devices. Every device
+        holds all of what has N rows, such as prices, X1, X3, instruments, and derivatives of mean utilities in theta
+        (N, P).
+
+        With several processes (`jax.distributed.initialize`), every process has to build the same problem and call the
+        same methods in the same order. Each ends with the same results. Files are then written by one of them.
+
+        Parameters
+        ----------
+        devices : int or sequence of jax.Device, optional
+            How many devices, or which. By default all, those of other processes included.
+
+        Returns
+        -------
+        Problem
+
+        Raises
+        ------
+        TypeError
+            When `devices` are neither a number nor devices.
+        ValueError
+            When there are fewer devices, a device is given twice, or a process has none; when this problem is spread
+            over devices already.
+        DataError
+            When processes do not have the same data or agents, for example because nodes were drawn without a seed.
+
+        Notes
+        -----
+        Pickles, and files of `ProblemResults.save`, hold no devices: what is read from them is on one device again.
+        With several processes only the latter can be written.
+
+        A problem is built on JAX's default device before its markets are spread. Where not even its data fit there,
+        build it within ``jax.default_device(jax.devices("cpu")[0])``: in the memory of the host.
+        """
+        if self._placement is not None:
+            raise ValueError(f"The problem is spread over {self._placement.size} devices already.")
+        placement = build_placement(devices)
+        problem = self._copy(type(self))
+        problem._placement = placement
+        agents = self.agents_in_economy
+        problem.agents_in_economy = dataclasses.replace(agents, economy=shard_economy(agents.economy, placement))
+        data = self.model_data
+        if data.supply is not None:
+            assert problem.ownership is not None
+            owned = pack_firms(problem.ownership)
+            data = dataclasses.replace(data, supply=dataclasses.replace(data.supply, ownership=owned))
+        problem.model_data = place_data(data, placement)
+        return problem
+
+    @property
+    def devices(self) -> tuple[jax.Device, ...] | None:
+        """Devices that markets are spread over, or None where one device has all of them."""
+        return None if self._placement is None else self._placement.devices
 
     @property
     def _arguments(self) -> states.ProblemArguments:
@@ -341,6 +421,16 @@ class ProblemData:
         return 0 if self._X3 is None else self._supply_absorber.dimensions
 
     @property
+    def demand_ids(self) -> np.ndarray:
+        """(N, ED) levels of fixed effects absorbed from demand, counted from zero."""
+        return self._demand_absorber.ids
+
+    @property
+    def supply_ids(self) -> np.ndarray:
+        """(N, ES) levels of fixed effects absorbed from supply, counted from zero."""
+        return self._supply_absorber.ids[:, : self.ES]
+
+    @property
     def H(self) -> int:
         """Number of nesting groups."""
         return self.unique_nesting_ids.size
@@ -382,8 +472,8 @@ class ProblemData:
             ZD=np.asarray(self.model_data.demand.instruments),
             ZS=none if supply is None else np.asarray(supply.equation.instruments),
             ZC=none if covariance is None else np.asarray(covariance.instruments),
-            demand_ids=self._demand_absorber.ids,
-            supply_ids=self._supply_absorber.ids[:, : self.ES],
+            demand_ids=self.demand_ids,
+            supply_ids=self.supply_ids,
         )
         designs = [design for design in (self._X1, self._X2, self._X3) if design is not None]
         columns = [column for design in designs for column in design.columns]

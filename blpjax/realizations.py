@@ -81,7 +81,7 @@ def average_realizations(setting: Setting, draws: Iterator[np.ndarray], total: i
     return Averages(*averages, *(np.concatenate(parts, axis=1) for parts in zip(*outcomes, strict=True)))
 
 
-class _Realization(eqx.Module):
+class Realization(eqx.Module):
     """What one draw implies: Jacobians of xi and omega (N, P), prices and shares (N,), and outcomes by market (T,)."""
 
     xi_jacobian: Float[Array, "N P"]
@@ -94,26 +94,12 @@ class _Realization(eqx.Module):
     residuals: Float[Array, " T"]
 
 
-@filtered_program(effort=1)
-def _realize_many(
-    setting: Setting, bases: Float[Array, "draws N sides"], wanted: Bool[Array, " draws"]
-) -> tuple[Any, Any]:
-    """Sums over the draws that count, with their numbers (N,), and outcomes of all draws (draws, T)."""
-    found = jax.vmap(lambda base: _realize(setting, base))(bases)
-    economy = setting.model.economy
-    usable = jax.vmap(lambda status: economy.gather(economy.scatter_markets(succeeded(status))))(found.status)
-    counted = usable & wanted[:, None]
+def realize(setting: Setting, base: Float[Array, "N sides"]) -> Realization:
+    """Prices, shares and Jacobians, given mean utilities at observed prices and perhaps transformed costs.
 
-    def total(values: Array) -> Array:
-        included = counted.reshape(*counted.shape, *[1] * (values.ndim - 2))
-        return jnp.where(included, values, 0.0).sum(axis=0)
-
-    sums = tuple(total(v) for v in (found.xi_jacobian, found.omega_jacobian, found.prices, found.shares))
-    return (sums, counted.sum(axis=0)), (found.status, found.iterations, found.evaluations, found.residuals)
-
-
-def _realize(setting: Setting, base: Float[Array, "N sides"]) -> _Realization:
-    """Prices, shares and Jacobians, given mean utilities at observed prices and perhaps transformed costs."""
+    Can be traced and mapped over settings and draws. The status of a market says whether its prices were found and all
+    its numbers are finite.
+    """
     model = eqx.tree_at(lambda m: m.delta, setting.model, base[:, 0])
     economy, tilde_costs = model.economy, base[:, 1] if base.shape[1] == 2 else None
     T = economy.market_positions.shape[0]
@@ -130,7 +116,25 @@ def _realize(setting: Setting, base: Float[Array, "N sides"]) -> _Realization:
     finite = jnp.isfinite(jnp.column_stack([prices, realized.shares, *jacobians])).all(axis=1)
     finite_markets = economy.gather_markets([part.all(axis=1) for part in economy.spread(finite)])
     status = jnp.where(succeeded(status) & ~finite_markets, int(Status.NOT_FINITE), status)
-    return _Realization(*jacobians, prices, realized.shares, status, *loop)
+    return Realization(*jacobians, prices, realized.shares, status, *loop)
+
+
+@filtered_program(effort=1)
+def _realize_many(
+    setting: Setting, bases: Float[Array, "draws N sides"], wanted: Bool[Array, " draws"]
+) -> tuple[Any, Any]:
+    """Sums over the draws that count, with their numbers (N,), and outcomes of all draws (draws, T)."""
+    found = jax.vmap(lambda base: realize(setting, base))(bases)
+    economy = setting.model.economy
+    usable = jax.vmap(lambda status: economy.gather(economy.scatter_markets(succeeded(status))))(found.status)
+    counted = usable & wanted[:, None]
+
+    def total(values: Array) -> Array:
+        included = counted.reshape(*counted.shape, *[1] * (values.ndim - 2))
+        return jnp.where(included, values, 0.0).sum(axis=0)
+
+    sums = tuple(total(v) for v in (found.xi_jacobian, found.omega_jacobian, found.prices, found.shares))
+    return (sums, counted.sum(axis=0)), (found.status, found.iterations, found.evaluations, found.residuals)
 
 
 def _jacobians(

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from blpjax import storage
 from blpjax.bootstrap import BootstrappedResults, bootstrap_results
 from blpjax.delta_method import DeltaMethodResults, apply_delta_method
 from blpjax.economy import AgentsInEconomy
 from blpjax.estimates import Estimates, ProblemLike
+from blpjax.estimator import lacks_influence
 from blpjax.importance_sampling import ImportanceSamplingResults, importance_sampling
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
@@ -18,10 +20,12 @@ from blpjax.iteration import Iteration
 from blpjax.micro import MicroMethods
 from blpjax.minimum_distance import FixedEffectProjection, StepEstimates, Weighting, project_fixed_effects
 from blpjax.model import Model
+from blpjax.multistart import describe_starts
 from blpjax.optimal_instruments import OptimalInstrumentResults, compute_optimal_instruments
 from blpjax.pickling import Picklable
 from blpjax.postestimation import PostEstimation
 from blpjax.queries import OutputTables
+from blpjax.reestimation import FirstStep, ReestimationResults, reestimate
 from blpjax.states import Step, read_step, step_state
 
 
@@ -52,7 +56,11 @@ class ProblemResults(Estimates, PostEstimation, MicroMethods, Picklable):
     fp_converged, fp_iterations, contraction_evaluations (T, evaluations) : the inversion of shares by market, in the
         order of `Problem.unique_market_ids`, and objective evaluation; and each with ``cumulative_``. `fp_residuals`
         has the final residuals.
+    starts : DataFrame, or None: where each of the starting values led, if `Problem.solve` was given `starts`. See
+        `blpjax.multistart.Trials` for its columns.
     """
+
+    starts: pd.DataFrame | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write these results, those of previous steps, and the problem with its data to a file for `blpjax.load`.
@@ -73,15 +81,20 @@ class ProblemResults(Estimates, PostEstimation, MicroMethods, Picklable):
             When such a column is left out, because the problem does not use it.
         """
         steps = [step_state(Step(step._result, step._options, step._estimated)) for step in self._steps]
-        storage.write(path, "results", {"problem": self.problem.to_state(), "steps": steps})
+        starts = None if self.starts is None else {name: column.to_numpy() for name, column in self.starts.items()}
+        state = {"problem": self.problem.to_state(), "steps": steps, "starts": starts}
+        storage.write(path, "results", state)
 
     @classmethod
-    def from_state(cls, problem: "ProblemLike", steps: Sequence[dict[str, Any]]) -> "ProblemResults":
+    def from_state(
+        cls, problem: "ProblemLike", steps: Sequence[dict[str, Any]], starts: dict[str, Any] | None = None
+    ) -> "ProblemResults":
         """The last of the results that `save` described, with all previous ones."""
         results: ProblemResults | None = None
         for state in steps:
             step = read_step(state, problem.form)
             results = cls(problem, results, step.result, step.options, step.estimated)
+            results.starts = None if starts is None else pd.DataFrame(starts)
         if results is None:
             raise ValueError("There are no GMM steps.")
         return results
@@ -181,6 +194,79 @@ class ProblemResults(Estimates, PostEstimation, MicroMethods, Picklable):
             Naming draws and markets for which no equilibrium was found. Results are NaN there.
         """
         return bootstrap_results(self, draws, seed, iteration, constant_costs)
+
+    def reestimate(
+        self,
+        draws: int = 200,
+        unit: str | None = None,
+        seed: int = 0,
+        *,
+        recentre: bool = True,
+        costs_bounds: Any = None,
+        batch_size: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+        executor: Any = None,
+        memory: int | None = None,
+    ) -> ReestimationResults:
+        """Bootstrap by re-estimation: estimates from samples of markets or clusters drawn with replacement.
+
+        Unlike `bootstrap`, which draws parameters from their asymptotic normal distribution, this repeats the
+        estimation: all GMM steps with their weighting matrices, from these estimates and with the default optimiser. A
+        market that is drawn twice counts as two in all moments and covariances, and so does a cluster. Fixed effects
+        are absorbed anew. A first step with another weighting matrix than that of 2SLS has it in all samples. Elements
+        of theta on which structural errors do not depend at the estimates, such as a standard deviation of zero, begin
+        at the starting values of `Problem.solve`, because they would stay where they are.
+
+        Draw d depends on `seed` and d alone. Samples are estimated in batches, as lanes of one compiled program.
+
+        Parameters
+        ----------
+        draws : number of samples.
+        unit : ``'markets'`` or ``'clusters'`` (by `clustering_ids`), as many of which are drawn as there are. By
+            default clusters where standard errors or W are clustered, and otherwise markets. Clusters may divide
+            markets: shares are inverted with all products.
+        seed : of `jax.random`.
+        recentre : whether averaged moments at these estimates are subtracted from those of samples (Hall and Horowitz
+            1996). Without that an overidentified model does not hold in the population that samples are drawn from,
+            and intervals are no refinement of asymptotic ones. It changes nothing where moments are as many as
+            parameters.
+        costs_bounds : those of `Problem.solve`, if there were any.
+        batch_size, path, executor, memory : how many samples are processed together, where finished batches are kept
+            and where they are run, and how many bytes a batch may need; see `MonteCarlo.run`.
+
+        Returns
+        -------
+        ReestimationResults
+            with a tidy `table`, a `summary` with standard errors and intervals, and, by its method `to_bootstrapped`,
+            all outputs at the estimates of each sample.
+
+        Raises
+        ------
+        ValueError
+            When numbers are not positive integers; when clusters are drawn but there are none; when markets are drawn
+            although covariances are clustered by what is in several markets; for results of an initial update; and
+            when costs were bounded and `costs_bounds` is missing.
+        NotImplementedError
+            With covariance instruments, simulation error, or shares that were inverted by a method on the host.
+        StorageError, StudyError
+            See `MonteCarlo.run`.
+        """
+        first = next(step for step in self._steps if step.step > 0 or step is self)
+        lacking = lacks_influence(self._result.outcome.evaluation, self.theta)
+        return reestimate(
+            self,
+            self._options,
+            FirstStep(np.where(lacking, self._options.parameters.theta, self.theta), first.W),
+            draws,
+            unit,
+            seed,
+            recentre,
+            costs_bounds,
+            batch_size=batch_size,
+            path=path,
+            executor=executor,
+            memory=memory,
+        )
 
     def compute_optimal_instruments(
         self,
@@ -330,6 +416,12 @@ class ProblemResults(Estimates, PostEstimation, MicroMethods, Picklable):
             parameter_sensitivity=self.parameter_sensitivity,
         )
         return project_fixed_effects(estimates, formulation, product_data, weighting)
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if self.starts is None else f"{text}\n\n{describe_starts(self.starts)}"
+
+    __repr__ = __str__
 
     @property
     def output_tables(self) -> OutputTables:

@@ -133,7 +133,7 @@ def _observe(state: TrustRegionState, proposed: jax.Array) -> tuple[Any, ...]:
 def _on_cpu() -> contextlib.AbstractContextManager[Any]:
     """The method's matrices are small: an accelerator would only add latency."""
     try:
-        return jax.default_device(jax.devices("cpu")[0])
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
         return contextlib.nullcontext()
 

@@ -72,7 +72,10 @@ class Draw(eqx.Module):
 
 
 class Equilibrium(eqx.Module):
-    """Demand at some parameters, and how the search for equilibrium prices ended, None where prices are fixed."""
+    """Demand at some parameters, and how the search for equilibrium prices ended, None where prices are fixed.
+
+    Where shares are held, `prices` say how their inversion ended.
+    """
 
     draw: Draw
     prices: Prices | None
@@ -112,6 +115,15 @@ def hold_shares(model: Model, parameters: Float[Array, " Q"]) -> Model:
     coefficients = all_coefficients(model.layout, model.coefficients, parameters)
     moved = eqx.tree_at(lambda m: m.coefficients, model, coefficients)
     return eqx.tree_at(lambda m: m.delta, moved, moved.invert(_NO_LOOP).delta)
+
+
+@filtered_program(effort=1)
+def hold_shares_at(model: Model, coefficients: Coefficients, iteration: Iteration) -> Equilibrium:
+    """Demand at other coefficients, with the mean utilities that reproduce observed shares at observed prices."""
+    moved = eqx.tree_at(lambda m: m.coefficients, model, coefficients)
+    found = moved.invert(iteration)
+    loop = Prices(moved.prices, found.status, found.iterations, found.evaluations, found.residuals)
+    return Equilibrium(Draw(coefficients, found.delta, moved.prices, moved.shares), loop)
 
 
 @filtered_program(effort=1)

@@ -501,6 +501,39 @@ def test_centring_does_not_change_unadjusted_covariances_and_constants_do_not_co
     ROUNDING.check(shifted, S)
 
 
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_numbers_of_copies(kind: str, center: bool) -> None:
+    """Observations that count twice are as good as twice the observations, with clusters of their own."""
+    X, Z, y = random_equation(17)
+    ids, rng = np.arange(40) // 4, np.random.default_rng(3)
+    counts = rng.multinomial(10, np.full(10, 0.1))[ids]
+    rows = np.concatenate([np.flatnonzero(counts > copy) for copy in range(counts.max())])
+    copies = np.concatenate([np.full((counts > copy).sum(), copy) for copy in range(counts.max())])
+    names = np.unique(ids[rows] * 100 + copies, return_inverse=True)[1]
+    w, residuals = jnp.asarray(counts, float), y - X.sum(axis=1)
+
+    ROUNDING.check(gmm.cross_moments([Z], [X], w), gmm.cross_moments([Z[rows]], [X[rows]]))
+    ROUNDING.check(
+        gmm.average_moments([Z, Z], [y, X[:, 0]], w), gmm.average_moments([Z[rows]] * 2, [y[rows], X[rows, 0]])
+    )
+    LINEAR_ALGEBRA.check(gmm.initial_weights([Z], w), gmm.initial_weights([Z[rows]]))
+    mine = gmm.moment_covariances(
+        [Z, Z[:, :2]], [y, residuals], kind=kind, center=center, cluster_ids=jnp.asarray(ids), weights=w
+    )
+    theirs = gmm.moment_covariances(
+        [Z[rows], Z[rows, :2]], [y[rows], residuals[rows]], kind=kind, center=center, cluster_ids=jnp.asarray(names)
+    )
+    ROUNDING.check(mine, theirs)
+
+
+def test_known_means_take_the_place_of_sample_means() -> None:
+    _, Z, y = random_equation(18)
+    mean = gmm.average_moments([Z], [y])
+    known = gmm.moment_covariances([Z], [y], kind="robust", center=False, mean=mean)
+    ROUNDING.check(known, gmm.moment_covariances([Z], [y], kind="robust", center=True))
+
+
 @pytest.mark.parametrize("ids", [np.arange(40) + 1, np.arange(40) - 1])
 def test_cluster_ids_out_of_range_are_not_dropped(ids: np.ndarray) -> None:
     _, Z, y = random_equation(21)

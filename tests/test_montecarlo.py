@@ -1,6 +1,7 @@
 """Monte Carlo studies: lanes give what single estimations give, whatever the size of batches."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 
 import blpjax
 from blpjax import montecarlo
-from blpjax.exceptions import IdentificationWarning, StorageError
+from blpjax.exceptions import IdentificationError, IdentificationWarning, StorageError
 from blpjax.montecarlo import MonteCarlo
 from tests.study_design import MOMENTS, F, design, study
 from tests.tolerances import LINEAR_ALGEBRA
@@ -45,7 +46,7 @@ def test_replications_are_estimated_as_by_solve(case: Any) -> None:
         assert mine["ok"].all() == single.converged
         np.testing.assert_allclose(mine["estimate"], single.parameters.ravel(), rtol=1e-6, atol=1e-8)
         errors = np.sqrt(np.diag(single.parameter_covariances) / single.problem.N)
-        np.testing.assert_allclose(mine["standard_error"], errors, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(mine["standard_error"], errors, rtol=1e-6, atol=1e-8)
 
 
 def test_data_are_equilibria_of_the_simulation(case: Any) -> None:
@@ -92,6 +93,37 @@ def test_summaries_describe_the_table(case: Any) -> None:
     assert summary.loc[slope, "failures"] == (~rows["ok"]).sum() and "prices" in str(results)
 
 
+def test_standard_deviations_of_zero_are_not_identified(case: Any) -> None:
+    """At symmetric nodes structural errors do not depend on sigma where it is zero, whatever its standard error is."""
+    made, _ = case
+    starts = {"beta": made._parameters.start.beta} if made.problem.K3 == 0 else {}
+    held = {"sigma": [[1e-8]], "bounds": {"sigma": ([[0.0]], [[1e-7]])}}
+    table = MonteCarlo(made.simulation, made.problem, seed=3, **held, **starts, **MOMENTS).run(6, batch_size=6).table
+    sigma = table["block"] == "sigma"
+    assert not table.loc[sigma, "identified"].any() and table.loc[~sigma, "identified"].all()
+
+
+def test_summaries_leave_out_what_is_not_identified() -> None:
+    """The second replication failed, the third does not identify sigma."""
+    table = pd.DataFrame(
+        {
+            "replication": range(4),
+            "block": "sigma",
+            "parameter": "x x x",
+            "true": 2.0,
+            "estimate": [1.0, np.nan, 0.0, 2.6],
+            "standard_error": [0.4, np.nan, 1e9, 0.4],
+            "ok": [True, False, True, True],
+            "identified": [True, False, False, True],
+        }
+    )
+    row = montecarlo.MonteCarloResults(table, 1.0, pd.DataFrame(), 0).summary().loc[("sigma", "x x x")]
+    LINEAR_ALGEBRA.check(row[["mean", "bias", "mean_se"]], [1.2, -0.8, 0.4])
+    # of the intervals 1 +- 0.78 and 2.6 +- 0.78 the second contains 2, and both exclude zero
+    assert (row["coverage"], row["power"]) == (0.5, 1.0)
+    assert row[["replications", "failures", "unidentified"]].tolist() == [4, 1, 1]
+
+
 def test_failed_equilibria_are_failures() -> None:
     made = MonteCarlo(design(), seed=3, **MOMENTS)
     broken = made._truth.model.coefficients.beta.at[1].set(2.0)
@@ -100,18 +132,45 @@ def test_failed_equilibria_are_failures() -> None:
     assert not table["ok"].any() and table["status"].str.contains("slope down").all()
 
 
+def test_memory_decides_how_large_batches_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, sizes = study(True), []
+
+    def run_batch(self: MonteCarlo, first: int, size: int) -> pd.DataFrame:
+        sizes.append(size)
+        return pd.DataFrame({name: np.arange(first, first + size) for name in self.columns})
+
+    monkeypatch.setattr(MonteCarlo, "run_batch", run_batch)
+    assert made.default_batch_size == montecarlo.LARGEST_BATCH
+    made.run(4, memory=1)
+    assert sizes == [1, 1, 1, 1]
+    results = made.run(made.default_batch_size + 2)
+    assert sizes[4:] == [made.default_batch_size // 2 + 1] * 2
+    assert list(results.batches["size"]) == sizes[4:] and results.peak_memory > 1e8
+
+
 def test_wrong_studies_are_refused() -> None:
     simulation = design()
     with pytest.raises(ValueError, match="replications must be a positive integer, not 0"):
         MonteCarlo(simulation, **MOMENTS).run(0)
     with pytest.raises(ValueError, match="batch_size must be a positive integer"):
         MonteCarlo(simulation, **MOMENTS).run(2, batch_size=-1)
+    with pytest.raises(ValueError, match="memory must be a positive number of bytes, not 0"):
+        MonteCarlo(simulation, **MOMENTS).run(2, memory=0)
     with pytest.raises(ValueError, match="Variances must be at least zero"):
         MonteCarlo(simulation, xi_variance=-1.0)
     with pytest.raises(ValueError, match="alpha are no parameters"):
         MonteCarlo(simulation, alpha=1.0)
     with pytest.raises(ValueError, match="method must be one of"):
         MonteCarlo(simulation, method="3s")
+    with pytest.raises(ValueError, match="W_type='clustered' needs a column 'clustering_ids' in product_data"):
+        MonteCarlo(simulation, W_type="clustered")
+    with pytest.raises(ValueError, match="se_type must be 'robust', 'clustered' or 'unadjusted', not 'wrong'"):
+        MonteCarlo(simulation, se_type="wrong")
+    solved = simulation.replace_endogenous()
+    data = solved.to_problem().product_table.data
+    few = {name: values for name, values in data.items() if "instruments" not in name}
+    with pytest.raises(IdentificationError, match=r"fewer moments \(2\) than parameters \(4: "):
+        MonteCarlo(simulation, solved.to_problem(simulation.product_formulations[:2], few), beta=None)
     other = design((5, 3, 5, 4) * 4 + (5, 3, 4, 5)).replace_endogenous().to_problem()
     with pytest.raises(ValueError, match="The problem must have the same products as the simulation"):
         MonteCarlo(simulation, other)
@@ -133,9 +192,9 @@ def test_studies_go_on_where_they_stopped(case: Any, tmp_path: Path, monkeypatch
         "study.json",
     ]
     run: list[int] = []
-    original = MonteCarlo._run_batch
+    original = MonteCarlo.run_batch
     monkeypatch.setattr(
-        MonteCarlo, "_run_batch", lambda self, first, size: run.append(first) or original(self, first, size)
+        MonteCarlo, "run_batch", lambda self, first, size: run.append(first) or original(self, first, size)
     )
     (path / "batch-000000000.parquet").unlink()
     resumed = made.run(5, path=path).table
@@ -169,25 +228,31 @@ import runpy
 import sys
 import blpjax
 blpjax.options.verbose = False
-runpy.run_path("tests/study_design.py")["study"](True).run(12, batch_size=2, path=sys.argv[1])
+runpy.run_path("tests/study_design.py")["study"](True).run(60, batch_size=2, path=sys.argv[1])
 """
 
 
 @pytest.mark.slow
 def test_killed_studies_lose_nothing(tmp_path: Path) -> None:
     """A process that is killed at three moments, and then left alone, ends with the table of one that was not."""
-    whole = study(True).run(12, batch_size=2, path=tmp_path / "whole").table
+    made = study(True)
+    whole = made.run(60, batch_size=2, path=tmp_path / "whole").table
     path = tmp_path / "killed"
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": str(root)}
-    for parts in (1, 2, 4):
+    written: dict[str, int] = {}
+    moments = np.random.default_rng(0).uniform(size=3)
+    for k, moment in enumerate(moments):
         process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)], cwd=root, env=environment)
-        while len(list(path.glob("*.parquet"))) < parts and process.poll() is None:
-            time.sleep(0.02)
+        while len(list(path.glob("batch-*"))) < 1 + len(written) + 8 * moment and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(0.05 * moment)  # in the middle of a batch
         process.kill()
-        process.wait()
-    kept = {file.name: file.stat().st_mtime_ns for file in path.glob("*.parquet")}
-    assert len(kept) >= 4
-    resumed = study(True).run(12, path=path).table
-    assert all((path / name).stat().st_mtime_ns == written for name, written in kept.items())
+        assert process.wait() == -signal.SIGKILL
+        found = {file.name: file.stat().st_mtime_ns for file in path.glob("batch-*")}
+        assert written.items() <= found.items()  # what was written has not been written again
+        assert k < len(found) < 30
+        written = found
+    resumed = made.run(60, path=path).table
+    assert all((path / name).stat().st_mtime_ns == when for name, when in written.items())
     pd.testing.assert_frame_equal(resumed, whole)

@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 
 from blpjax import Formulation, Problem
+from blpjax.economy import log_shares_within
 from blpjax.exceptions import IdentificationError
 from blpjax.nested_starts import estimate_rho
-from tests.tolerances import CENTRAL_DIFFERENCE
+from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING
 
 
-def nested_logit(seed: int) -> Problem:
+def nested_logit(seed: int, epsilon_scale: float = 1.0) -> Problem:
     """Data of a plain logit whose groups are irrelevant, so that estimates of rho are about zero."""
     rng = np.random.default_rng(seed)
     T, J = 30, 6
@@ -24,7 +25,7 @@ def nested_logit(seed: int) -> Problem:
     table["demand_instruments1"] = table["demand_instruments0"] * table["nesting_ids"]
     table["demand_instruments2"] = table["prices"]
     table["demand_instruments3"] = table["demand_instruments0"] ** 2
-    return Problem(Formulation("1 + prices + x"), table)
+    return Problem(Formulation("1 + prices + x"), table, epsilon_scale=epsilon_scale)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -42,6 +43,42 @@ def test_automatic_starts_leave_rho_free(groups: int) -> None:
             np.testing.assert_allclose(automatic.rho[:, 0], linear, atol=1e-6)
         bounded = problem.solve(rho=["auto"] * groups, rho_bounds=(0, 2), method="1s")
         assert np.isfinite(bounded.rho_se).all()
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_linear_estimates_of_rho_are_those_of_scaled_utilities(by_group: bool) -> None:
+    """``delta = scale (log S_j / S_0 - rho log S_j / S_h)`` is linear in X1: two-stage least squares by hand."""
+    scale = 2.5
+    problem = nested_logit(1, scale)
+    table = pd.DataFrame({name: np.ravel(values) for name, values in problem.product_table.data.items()})
+    outside = 1 - table.groupby("market_ids").shares.transform("sum")
+    within = table.shares / table.groupby(["market_ids", "nesting_ids"]).shares.transform("sum")
+    regressors = scale * np.log(within.to_numpy())[:, None]
+    if by_group:
+        regressors = regressors * (table.nesting_ids.to_numpy()[:, None] == np.array([0, 1]))
+    exogenous = table[["demand_instruments0", "demand_instruments1", "demand_instruments2", "demand_instruments3", "x"]]
+    Z = np.c_[exogenous, np.ones(len(table))]
+    X = np.c_[regressors, np.ones(len(table)), table[["prices", "x"]]]
+    fitted = Z @ np.linalg.lstsq(Z, X)[0]
+    expected = np.linalg.lstsq(fitted, scale * np.log(table.shares / outside))[0][: regressors.shape[1]]
+    LINEAR_ALGEBRA.check(estimate_rho(problem, by_group), expected)
+
+
+def test_logarithms_of_shares_within_groups() -> None:
+    """Also where rows of a market are apart and IDs are strings."""
+    table = pd.DataFrame(
+        {"market": [1, 0, 1, 0, 1, 0], "nest": list("babaab"), "shares": [0.1, 0.2, 0.3, 0.25, 0.2, 0.1]}
+    )
+    found = log_shares_within(*(table[name].to_numpy() for name in ("shares", "market", "nest")))
+    expected = np.log(table.shares / table.groupby(["market", "nest"]).shares.transform("sum"))
+    ROUNDING.check(found.values, expected)
+    assert found.nests.tolist() == [1, 0, 1, 0, 0, 1]
+
+
+def test_linear_estimates_of_rho_are_the_one_step_estimates_of_the_scaled_model() -> None:
+    problem = nested_logit(1, 2.5)
+    results = problem.solve(rho=0.4, rho_bounds=(-2, 0.99), method="1s")
+    np.testing.assert_allclose(results.rho[:, 0], estimate_rho(problem), atol=1e-6)
 
 
 def test_automatic_starts_of_rho_need_nests_and_instruments() -> None:

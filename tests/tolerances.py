@@ -30,6 +30,10 @@ class Tolerance:
 # The same arithmetic on the same 64-bit numbers in another order: rounding errors of sums of a few thousand terms.
 ROUNDING = Tolerance(1e-12, 1e-13)
 
+# Markets in other places, on several devices: the same arithmetic market by market, sums in another order, and what
+# an optimiser makes of their rounding errors.
+SHARDED = Tolerance(1e-10, 1e-12)
+
 # Linear algebra on the same numbers (least squares, inverses, weighting matrices): rounding times condition numbers
 # up to 1e4.
 LINEAR_ALGEBRA = Tolerance(1e-8, 1e-10)
