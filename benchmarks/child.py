@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.child nevo pyblp``, and likewise ``autos``, ``post``; ``... simulated blpjax T J I REPETITIONS``
 with numbers of markets, products and agents, and of evaluations after the first; ``... equilibrium blpjax T J I``;
-``... unequal blpjax T LEAST MOST I`` with numbers of products from LEAST to MOST.
+``... unequal blpjax T LEAST MOST I`` with numbers of products from LEAST to MOST; ``... study blpjax T SIZE`` with a
+number of replications.
 """
 
 import dataclasses
@@ -94,6 +95,17 @@ def run_unequal(library: str, size: UnequalSize) -> Report:
     return Report(outcome, seconds, (), peak_memory())
 
 
+def run_study(library: str, markets: int, size: int) -> Report:
+    """Run a batch of replications. There is no objective; estimates are their means."""
+    importlib.import_module(library).options.verbose = False
+    study = importlib.import_module("benchmarks.studies").study(markets, supply=True)
+    began = time.perf_counter()
+    results = study.run(size, batch_size=size)
+    seconds = time.perf_counter() - began
+    means = tuple(float(value) for value in results.summary()["mean"])
+    return Report(Outcome(0.0, means, (), 1, bool(results.table["ok"].all())), seconds, (), peak_memory())
+
+
 def peak_memory() -> int:
     """Largest resident memory of this process, in bytes."""
     # On Linux `getrusage` counts what the parent held when it started this process; the kernel's own mark does not.
@@ -120,6 +132,8 @@ def main(arguments: list[str]) -> None:
             report = run_equilibrium(library, Size(*map(int, numbers)))
         case "unequal":
             report = run_unequal(library, UnequalSize(*map(int, numbers)))
+        case "study":
+            report = run_study(library, *map(int, numbers))
         case _:
             report = run_autos(library, afterwards=case == "post")
     print(json.dumps(dataclasses.asdict(report)))

@@ -62,7 +62,7 @@ class Settings:
     unequal: UnequalSize = UnequalSize()
     unequal_pyblp: int = 200
     study_markets: int = 50
-    batches: tuple[int, ...] = (1, 10, 100)
+    batches: tuple[int, ...] = (1, 10, 100, 1000)
 
 
 QUICK = Settings(repeat=1, warm=5, pyblp=False, starts=10)

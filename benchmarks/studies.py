@@ -14,7 +14,7 @@ import numpy as np
 
 import blpjax
 from benchmarks.estimation import measure_pyblp, quiet
-from benchmarks.processes import goal_reached
+from benchmarks.processes import gibibytes, goal_reached, run_process
 from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
 
@@ -84,6 +84,9 @@ def _batch_row(settings: Settings, supply: bool, size: int, theirs: Timing | Non
     )
     failures = int((~results.table["ok"]).sum() / len(made.labels))
     details: dict[str, Any] = {"first run, seconds": f"{first}", "failures": f"{failures} of {size}"}
+    if supply:
+        alone = run_process("study", "blpjax", str(settings.study_markets), str(size)).report
+        details["peak memory of a process"] = gibibytes(alone.peak)
     if theirs is not None:
         details["goal"] = goal_reached(row, GOAL)
     return dataclasses.replace(row, first=None, details=details)

@@ -150,8 +150,9 @@ def estimate_lanes(options: BatchOptions, varying: Lane, shared: Lane, size: int
 
 
 class _LinearParts(eqx.Module):
-    """Linear steps and factors of the weighting matrices of all lanes."""
+    """What depends on the weighting matrices of all lanes, see `MomentInputs`."""
 
+    instruments: list[Array]
     step: gmm.LinearStep
     weight_factor: Array
 
@@ -280,7 +281,14 @@ def _inform(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearPa
 
 def _inputs(lane: Lane, part: _LinearParts) -> MomentInputs:
     return MomentInputs(
-        lane.economy, lane.data, lane.fixed, part.step, part.weight_factor, jnp.asarray(1.0), lane.limits
+        lane.economy,
+        lane.data,
+        lane.fixed,
+        part.instruments,
+        part.step,
+        part.weight_factor,
+        jnp.asarray(1.0),
+        lane.limits,
     )
 
 
@@ -307,7 +315,7 @@ def _begin(
         state = initialise(start, lane.lower, lane.upper, W.shape[0], TrustRegionOptions(decrease_tol=DECREASE))
         shapes = jax.eval_shape(lambda: moments.evaluate(specification, inputs, state.theta, lane.delta))
         best = jax.tree.map(_nothing, shapes)
-        parts = _LinearParts(inputs.step, inputs.weight_factor)
+        parts = _LinearParts(inputs.instruments, inputs.step, inputs.weight_factor)
         return parts, _Run(Advance(state, state.theta), best, jnp.full(state.theta.shape, jnp.nan))
 
     return each_lane(one, varying, theta, weights, placement=shared.placement)

@@ -69,7 +69,7 @@ def _evaluate(
 ) -> _Values:
     found = moments.structure(specification, inputs, theta, start)
     concentrated = moments.concentrate(specification, inputs, found.dependent)
-    r = np.sqrt(start.size) * inputs.weight_factor.T @ concentrated.moments
+    r = np.sqrt(start.size) * concentrated.weighted
     ok = jnp.isfinite(r).all() & succeeded(found.inversion.status).all()
     if found.costs is not None:
         ok = ok & succeeded(found.costs.status).all()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from blpjax import gmm
@@ -121,14 +122,18 @@ class ModelData(eqx.Module):
 class MomentInputs(eqx.Module):
     """Everything that the moments depend on, other than theta and the starting values of delta. All traced.
 
-    `fixed` holds the values of fixed parameters, `step` the linear IV-GMM step of all moments but covariance moments,
-    `weight_factor` L with ``W = L L'`` for all moments, and `factor` is one, or 1 / N for an objective that is not
-    scaled by N.
+    `fixed` holds the values of fixed parameters, `instruments` Z L (N, M) for each equation, with ``W = L L'`` for all
+    moments, `step` the linear IV-GMM step with these instruments, `weight_factor` L, and `factor` is one, or 1 / N for
+    an objective that is not scaled by N. With covariance moments instruments are Z, and the step that of the others.
+
+    Moments of Z that W then multiplies would lose digits in proportion to the condition number of Z, as optimal
+    instruments may have a large one: the objective would be too noisy to be minimised.
     """
 
     economy: Economy
     data: ModelData
     fixed: Coefficients
+    instruments: list[Float[Array, "N _"]]
     step: LinearStep
     weight_factor: Float[Array, "M M"]
     factor: Float[Array, ""]
@@ -178,12 +183,12 @@ class Structure(NamedTuple):
 
 
 class Concentrated(NamedTuple):
-    """Averaged moments (M,) and what they come from: residuals by equation, with covariance moments as these see them.
+    """Weighted averaged moments ``L'gbar`` (M,) and residuals by equation, with covariance moments as these see them.
 
     `coefficients` (K,) are all concentrated parameters: elements of beta, then of gamma.
     """
 
-    moments: Float[Array, " M"]
+    weighted: Float[Array, " M"]
     residuals: list[Float[Array, " N"]]
     coefficients: Float[Array, " K"]
 
@@ -198,12 +203,17 @@ def make_inputs(
     limits: FixedPointLimits,
 ) -> MomentInputs:
     """Prepare the linear step at a weighting matrix W (M, M), which may be singular."""
-    equations = data.equations
-    A = cross_moments([e.Z for e in equations], _concentrated_columns(specification, data), data.weights)
-    n = A.shape[0]
-    step = linear_step(A, W[:n, :n])
-    factor_of_W = step.weight_factor if data.covariance is None else gmm.weight_factor(W)
-    return MomentInputs(economy, data, fixed, step, factor_of_W, factor, limits)
+    Z, X = [equation.Z for equation in data.equations], _concentrated_columns(specification, data)
+    L = gmm.weight_factor(W)
+    if data.covariance is None:
+        ends = np.cumsum([0, *(z.shape[1] for z in Z)])
+        Z = [z @ L[first:last] for z, first, last in zip(Z, ends[:-1], ends[1:], strict=True)]
+        A = jnp.concatenate([cross_moments([z], [x], data.weights) for z, x in zip(Z, X, strict=True)], axis=1)
+        step = linear_step(A, jnp.eye(A.shape[0]))
+    else:
+        A = cross_moments(Z, X, data.weights)
+        step = linear_step(A, W[: A.shape[0], : A.shape[0]])
+    return MomentInputs(economy, data, fixed, Z, step, L, factor, limits)
 
 
 def invert(
@@ -255,22 +265,47 @@ def structure(
 def concentrate(
     specification: Specification, inputs: MomentInputs, dependent: list[Float[Array, " N"]]
 ) -> Concentrated:
-    """Averaged moments with linear parameters concentrated out, for `Structure.dependent`."""
-    data = inputs.data
-    b = average_moments([e.Z for e in data.equations], dependent, data.weights)
+    """Weighted moments with linear parameters concentrated out, for `Structure.dependent`."""
+    data, covariance, step = inputs.data, inputs.data.covariance, inputs.step
+    if covariance is None:
+        parts = [average_moments([z], [y], data.weights) for z, y in zip(inputs.instruments, dependent, strict=True)]
+        b = sum(parts[1:], parts[0])
+        if data.offset is not None:
+            b = b - inputs.weight_factor.T @ data.offset
+        return Concentrated(step.moments(b), dependent, step.coefficients(b))
+    b = average_moments(inputs.instruments, dependent, data.weights)
     if data.offset is not None:
         b = b - data.offset[: b.size]
-    coefficients, moments = inputs.step.coefficients(b), inputs.step.moments(b)
-    covariance = data.covariance
-    if covariance is None:
-        return Concentrated(moments, dependent, coefficients)
+    coefficients = step.coefficients(b)
     X1, X3 = _concentrated_columns(specification, data)
     xi = covariance.demand(dependent[0]) - X1 @ coefficients[: X1.shape[1]]
     omega = covariance.supply(dependent[1]) - X3 @ coefficients[X1.shape[1] :]
     more = average_moments([covariance.instruments], [xi * omega - covariance.mean], data.weights)
     if data.offset is not None:
         more = more - data.offset[b.size :]
-    return Concentrated(jnp.concatenate([moments, more]), [xi, omega], coefficients)
+    weighted = inputs.weight_factor.T @ jnp.concatenate([step.moments(b), more])
+    return Concentrated(weighted, [xi, omega], coefficients)
+
+
+def average_concentrated(
+    specification: Specification, inputs: MomentInputs, dependent: list[Float[Array, " N"]]
+) -> Float[Array, " M"]:
+    """Averaged moments ``gbar`` (M,) with linear parameters concentrated out, for `Structure.dependent`."""
+    data = inputs.data
+    found = concentrate(specification, inputs, dependent)
+    X = _concentrated_columns(specification, data)
+    ends = np.cumsum([0, *(x.shape[1] for x in X)])
+    unexplained = [
+        y - x @ found.coefficients[first:last]
+        for y, x, first, last in zip(dependent, X, ends[:-1], ends[1:], strict=True)
+    ]
+    Z = [equation.Z for equation in data.equations]
+    if data.covariance is not None:
+        xi, omega = found.residuals
+        Z.append(data.covariance.instruments)
+        unexplained.append(xi * omega - data.covariance.mean)
+    averaged = average_moments(Z, unexplained, data.weights)
+    return averaged if data.offset is None else averaged - data.offset
 
 
 def averaged_moments(
@@ -281,9 +316,9 @@ def averaged_moments(
     NaN where shares could not be inverted, or costs recovered, in some market.
     """
     found = structure(specification, inputs, theta, start)
-    moments = concentrate(specification, inputs, found.dependent).moments
     # a factor, so that derivatives are NaN as well
-    return moments * jnp.where(_succeeded(found), 1.0, jnp.nan)
+    valid = jnp.where(_succeeded(found), 1.0, jnp.nan)
+    return valid * average_concentrated(specification, inputs, found.dependent)
 
 
 def objective(
@@ -293,8 +328,9 @@ def objective(
 
     NaN where shares could not be inverted, or costs recovered, in some market.
     """
-    g = averaged_moments(specification, inputs, theta, start)
-    r = inputs.weight_factor.T @ g
+    found = structure(specification, inputs, theta, start)
+    valid = jnp.where(_succeeded(found), 1.0, jnp.nan)
+    r = valid * concentrate(specification, inputs, found.dependent).weighted
     return inputs.factor * inputs.data.count * (r @ r)
 
 
@@ -302,12 +338,12 @@ def evaluate(
     specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
 ) -> Evaluation:
     """Objective, gradient and the Jacobian of its least-squares residuals, from one inversion of the shares."""
-    outer = jnp.sqrt(inputs.data.count) * inputs.weight_factor.T
+    scale = jnp.sqrt(inputs.data.count)
 
     def forward(values: Array) -> tuple[tuple[Array, list[Array], Array], Structure]:
         found = structure(specification, inputs, values, start)
         concentrated = concentrate(specification, inputs, found.dependent)
-        return (outer @ concentrated.moments, concentrated.residuals, found.inversion.delta), found
+        return (scale * concentrated.weighted, concentrated.residuals, found.inversion.delta), found
 
     (r, residuals, delta), push, found = jax.linearize(forward, theta, has_aux=True)
     if theta.size:

@@ -168,7 +168,7 @@ def _sampled_moments(
     specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
 ) -> SampledMoments:
     found = moments.structure(specification, inputs, theta, start)
-    averaged = moments.concentrate(specification, inputs, found.dependent).moments
+    averaged = moments.average_concentrated(specification, inputs, found.dependent)
     costs = None if found.costs is None else found.costs.status
     return SampledMoments(averaged, found.inversion.status, found.inversion.residuals, costs)
 

@@ -481,3 +481,4 @@ def test_studies_are_timed_by_replication() -> None:
     for row in rows:
         assert row.failure == "" and row.converged == (True,) and row.warm is not None and row.warm.median > 0
         assert row.details["failures"].startswith("0 of ")
+    assert ["peak memory of a process" in row.details for row in rows] == [True, True, False]

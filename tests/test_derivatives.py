@@ -139,7 +139,7 @@ def test_objective_agrees_with_an_unrolled_contraction(functions: ModelFunctions
     formulas."""
     products, agents = tables(1, PRODUCTS, AGENTS)
     data = functions.inputs.data.demand
-    W = functions.inputs.step.weight_factor @ functions.inputs.step.weight_factor.T
+    W = functions.inputs.weight_factor @ functions.inputs.weight_factor.T
 
     def delta_of(theta: Any, rows: np.ndarray, people: np.ndarray) -> Any:
         nodes, income = agents[["nodes0", "nodes1"]].to_numpy()[people], agents.income.to_numpy()[people]

@@ -84,7 +84,7 @@ ROUTINES = {
     "tnc": {"gtol": 1e-6, "ftol": 1e-14, "xtol": 1e-10},
     "cg": {"gtol": 1e-7},
     "bfgs": {"gtol": 1e-7},
-    "newton-cg": {"xtol": 1e-5},
+    "newton-cg": {"xtol": 1e-4},
     "optax-l-bfgs": {"gtol": 1e-7},
     "nelder-mead": {"xatol": 1e-9, "fatol": 1e-12},
     "powell": {"xtol": 1e-10, "ftol": 1e-15},
