@@ -51,7 +51,7 @@ from blpjax.pickling import read_pickle, save_pickle  # noqa: E402
 from blpjax.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem  # noqa: E402
 from blpjax.processes import parallel  # noqa: E402
 from blpjax.progress import OptimizationProgress  # noqa: E402
-from blpjax.reestimation import ReestimationResults  # noqa: E402
+from blpjax.reestimation_results import ReestimationResults  # noqa: E402
 from blpjax.results import ProblemResults  # noqa: E402
 from blpjax.simulation import Simulation  # noqa: E402
 from blpjax.simulation_results import SimulationResults  # noqa: E402

@@ -319,6 +319,12 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise ValueError(f"{name} must be one of {list(choices)}, not {value!r}.")
 
 
+def check_level(level: float) -> None:
+    """Raise `ValueError` unless a level of confidence is between zero and one."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between zero and one, such as 0.95, not {level!r}.")
+
+
 def _read_numbers(name: str, values: Any) -> np.ndarray:
     try:
         return np.array(values, dtype=float)

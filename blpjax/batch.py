@@ -91,6 +91,11 @@ class BatchOutcome(eqx.Module):
     status: Int[np.ndarray, " B"]
     ok: Bool[np.ndarray, " B"]
 
+    @property
+    def reasons(self) -> Int[np.ndarray, " B"]:
+        """Codes of `Status`, of success only where an estimation is `ok`: otherwise some number is not finite."""
+        return np.where(succeeded(self.status) & ~self.ok, int(Status.NOT_FINITE), self.status)
+
 
 def estimate_batch(
     options: BatchOptions, varying: Lane, shared: Lane, size: int, devices: Sequence[jax.Device] | None = None

@@ -21,6 +21,7 @@ from blpjax.characteristics import Characteristics
 from blpjax.compilation import filtered_program
 from blpjax.economy import Ownership
 from blpjax.equations import exogenous_columns
+from blpjax.estimations import describe_method
 from blpjax.exceptions import Status, succeeded
 from blpjax.inputs.formulation import Formulation
 from blpjax.iteration import Iteration
@@ -100,7 +101,9 @@ class InstrumentPlan(eqx.Module):
     @property
     def description(self) -> str:
         """All of the plan but its arrays and what it takes from the problem."""
-        loop = None if self.iteration is None else (self.iteration.fixed_point, self.iteration.limits)
+        loop = None
+        if self.iteration is not None:
+            loop = describe_method(self.iteration.fixed_point), self.iteration.limits
         return repr((self.kept, self.equilibria, loop, self.constant_costs, self.first_steps))
 
     def instruments(
@@ -191,8 +194,7 @@ def estimate_optimally(
         Z = np.asarray(shared.data.demand.instruments)
         expected = jnp.asarray(optimal_instruments.fit_prices(Z, np.asarray(observed.prices).T).T)
     made = _make(options.specification, plan, varying, shared, jnp.asarray(first.parameters), observed, expected)
-    status = np.where(succeeded(first.status) & ~first.ok, int(Status.NOT_FINITE), first.status)
-    status = np.where(first.ok, np.asarray(made.status), status)
+    status = np.where(first.ok, np.asarray(made.status), first.reasons)
     second = estimate_lanes(options, *_replace(varying, shared, made, first, succeeded(status)), size)
     return _combine(first, status, second)
 

@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.special
 from jaxtyping import Array, Float
 
+from blpjax.arguments import check_level
 from blpjax.exceptions import raise_for_status
 from blpjax.iteration import Iteration
 from blpjax.model import Model, Prices
@@ -96,8 +97,7 @@ class DeltaMethodResults:
         ValueError
             When the level is not between zero and one.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level must be between zero and one, such as 0.95, not {level!r}.")
+        check_level(level)
         z = scipy.special.ndtri((1 + level) / 2)
         return Interval(
             jax.tree.map(lambda v, se: v - z * se, self.value, self.standard_errors),

@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +15,7 @@ from blpjax.placement import Placement, build_placement
 LARGEST_PIECE = 32
 
 _begun: set[Hashable] = set()
-_locks: dict[Hashable, threading.Lock] = defaultdict(threading.Lock)
+_locks: dict[Hashable, threading.Lock] = {}
 
 
 def one_by_one() -> bool:
@@ -87,7 +86,7 @@ def spread(
 
 def _first_alone(key: Hashable, call: Callable[[], Any]) -> Any:
     if key not in _begun:
-        with _locks[key]:
+        with _locks.setdefault(key, threading.Lock()):  # one lock for all threads, unlike that of a defaultdict
             if key not in _begun:
                 found = call()
                 _begun.add(key)

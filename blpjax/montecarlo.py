@@ -19,6 +19,7 @@ from blpjax.batch import BatchOptions, BatchOutcome, Lane, estimate_lanes, place
 from blpjax.batch_instruments import Observed, OptimalInstruments, estimate_optimally, plan_instruments
 from blpjax.characteristics import Characteristics
 from blpjax.compilation import filtered_program
+from blpjax.estimations import BATCH_BYTES, describe, describe_layout, largest_batch, read_batches
 from blpjax.exceptions import Status, succeeded
 from blpjax.inputs.identification import check_order_condition
 from blpjax.iteration import Iteration
@@ -28,16 +29,12 @@ from blpjax.markets import market_tastes
 from blpjax.model import Model
 from blpjax.moments import Specification
 from blpjax.montecarlo_results import COLUMNS, MonteCarloResults
-from blpjax.parameters import BLOCKS, Coefficients, ParameterLayout, Parameters, UtilityForm, compress
+from blpjax.parameters import BLOCKS, Coefficients, ParameterLayout, Parameters, compress
 from blpjax.placement import Placement, read_devices
 from blpjax.problem import Problem
 from blpjax.simulation import Simulation
 from blpjax.studies import Sizes, run_study
 from blpjax.study_files import fingerprint_of
-
-#: Batches are made so that they take about this many bytes.
-BATCH_BYTES = 2**30
-LARGEST_BATCH = 512
 
 #: How shares are inverted by default. All lanes wait for the slowest one, so that a trial of the optimiser at which the
 #: inversion is hard has to fail soon: it steps back then.
@@ -149,9 +146,7 @@ class MonteCarlo:
     @property
     def blocks(self) -> list[str]:
         """The block of each parameter."""
-        layout = self._parameters.layout
-        names = [name for name in BLOCKS for _ in getattr(layout, name)]
-        return names + ["beta"] * len(layout.concentrated_beta) + ["gamma"] * len(layout.concentrated_gamma)
+        return self._parameters.parameter_blocks
 
     @functools.cached_property
     def true_values(self) -> np.ndarray:
@@ -206,17 +201,15 @@ class MonteCarlo:
             When the executor's workers were lost again and again. Finished batches are kept.
         """
         count = read_draws(replications, "replications")
-        given = None if batch_size is None else read_draws(batch_size, "batch_size")
-        if memory is not None and not memory > 0:
-            raise ValueError(f"memory must be a positive number of bytes, not {memory!r}.")
-        largest = self.default_batch_size if memory is None else self._lanes_within(memory)
+        given, bytes_ = read_batches(batch_size, memory)
         study = self
         if devices is not None:
             if executor is not None:
                 raise ValueError("devices cannot be given for an executor: its workers use all devices that they have.")
             study = copy.copy(self)
             study._devices = read_devices(devices, jax.local_devices())
-        outcome = run_study(study, count, Sizes(given, largest), None if path is None else Path(path), executor)
+        sizes = Sizes(given, self._lanes_within(bytes_))
+        outcome = run_study(study, count, sizes, None if path is None else Path(path), executor)
         return MonteCarloResults(outcome.table, outcome.seconds, outcome.batches, outcome.peak_memory)
 
     @property
@@ -235,17 +228,8 @@ class MonteCarlo:
         return self._lanes_within(BATCH_BYTES)
 
     def _lanes_within(self, memory: int) -> int:
-        """How many lanes memory holds, by an estimate.
-
-        Where lanes are vectorised, each needs about P + 16 arrays over all pairs of a market's products and agents, and
-        with a supply side also pairs of products: 0.75 MB were measured for 10 markets of 20 products and 9 agents with
-        P = 2, and 0.84 is the estimate. On CPUs only a few lanes are worked on at a time, and batches need less.
-        """
-        supply = self.problem.model_data.supply is not None
-        sizes = [bucket.size for bucket in self.problem.economy.buckets]
-        pairs = sum(markets * products * (agents + products * supply) for markets, products, agents in sizes)
-        lane = 8 * (self._parameters.layout.P + 16) * pairs
-        return int(np.clip(memory // max(lane, 1), 1, LARGEST_BATCH))
+        problem = self.problem
+        return largest_batch(problem.economy, self._parameters.layout.P, problem.model_data.supply is not None, memory)
 
     @functools.cached_property
     def _shared(self) -> Lane:
@@ -270,18 +254,21 @@ class MonteCarlo:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Identifies the study: data, true parameters, estimator and seed."""
+        truth, plan, data = self._truth, self._plan, self.problem.model_data
         fixed = eqx.filter(self._shared, _varies(self._shared), inverse=True)
-        plan = self._plan
-        shifters = None if plan is None else plan.shifters
-        arrays = jax.tree.leaves((self._truth, fixed, self._limits, shifters))
-        specification = self._options.specification
-        form = specification.layout.form
-        # functions have no text that is the same in another process, but names
-        names = [f and (f.name or getattr(f.function, "__qualname__", "")) for f in form.transformations]
-        plain = specification._replace(layout=specification.layout._replace(form=UtilityForm()))
-        chosen = self._options._replace(specification=plain)
+        estimated = self.problem.characteristics
+        exogenous = {name: x for name, x in estimated.variables.items() if name not in ("prices", "shares")}
+        arrays = jax.tree.leaves((truth, fixed, exogenous, None if plan is None else plan.shifters))
+        formulas = [
+            [column.label for column in columns]
+            for known in (truth.model.characteristics, estimated)
+            for columns in (known.X1_columns, known.X2_columns, known.X3_columns)
+        ]
+        true = describe_layout(truth.model.layout), truth.logarithmic
         again = None if plan is None else plan.description
-        return fingerprint_of(repr((self.seed, chosen, names, form.epsilon_scale, self.labels, again)), arrays)
+        return fingerprint_of(
+            repr((self.seed, formulas, true, describe(self._options, data), self.labels, again)), arrays
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what can be computed again."""
@@ -321,7 +308,7 @@ class MonteCarlo:
     def _tabulate(self, first: int, found: BatchOutcome, equilibria: np.ndarray) -> pd.DataFrame:
         B, Q = found.parameters.shape
         solved = succeeded(equilibria).all(axis=1)
-        status = np.where(solved, found.status, equilibria.max(axis=1))
+        status = np.where(solved, found.reasons, equilibria.max(axis=1))
         sentences = [Status(code).sentence for code in status]
         values = (
             np.repeat(np.arange(first, first + B), Q),

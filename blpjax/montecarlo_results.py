@@ -7,6 +7,7 @@ import pandas as pd
 import scipy.stats
 
 from blpjax import report
+from blpjax.arguments import check_level
 from blpjax.memory import format_bytes
 
 #: Columns of a study's table.
@@ -56,7 +57,13 @@ class MonteCarloResults:
         of confidence intervals at this level, `power` of the test at ``1 - level`` that the parameter is zero,
         `replications`, `failures`, and how often a parameter was `unidentified`: such replications, as with a standard
         deviation of zero and symmetric nodes, do not count for `mean_se`, `coverage` and `power`.
+
+        Raises
+        ------
+        ValueError
+            When the level is not between zero and one.
         """
+        check_level(level)
         z = float(scipy.stats.norm.ppf(0.5 + level / 2))
         rows = {}
         for name, group in self.table.groupby(["block", "parameter"], sort=False):

@@ -109,13 +109,14 @@ class _Optimum(NamedTuple):
 def try_starts(given: Any, options: StepOptions, context: StepContext, delta: np.ndarray) -> Trials:
     """Minimise the objective of a first GMM step from many starting values.
 
-    Lanes of one compiled program do that where they can: for the default optimiser with exact derivatives and inner
-    loops inside of programs, and markets on one device. Otherwise starts are tried one after the other.
+    Lanes of one compiled program do that where they can: for the default optimiser with its default options, exact
+    derivatives and inner loops inside of programs, and markets on one device. Otherwise starts are tried one after the
+    other.
 
     Parameters
     ----------
     given : `starts` of `Problem.solve`.
-    options, context : those of the step. Tolerances of the default optimiser are the default ones in lanes.
+    options, context : those of the step.
     delta : (N,) where inversions start.
 
     Raises
@@ -132,7 +133,9 @@ def try_starts(given: Any, options: StepOptions, context: StepContext, delta: np
     if options.optimization.method == "return":
         raise ValueError("starts need an optimization, but Optimization('return') does not optimize.")
     settings.output(f"Trying {len(points)} starts ...")
-    in_lanes = options.optimization.method == "trust-region" and options.differences is None
+    optimization = options.optimization
+    default = optimization.method == "trust-region" and not optimization.method_options
+    in_lanes = default and options.differences is None
     sharded = context.inputs.economy.placement is not None
     if in_lanes and not sharded and options.iteration.fixed_point.host is None:
         ends = _run_lanes(points, options, context, delta)
@@ -287,7 +290,7 @@ def _read_blocks(given: Mapping[str, Any], parameters: Parameters, name: str) ->
 def _run_lanes(points: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray) -> _Ends:
     inputs, (S, P) = context.inputs, points.shape
     lane = build_lane(options, inputs.economy, inputs.data, points[0], delta, context.cluster_ids, context.W)
-    size = min(S, largest_batch(inputs.economy, P))
+    size = min(S, largest_batch(inputs.economy, P, inputs.data.supply is not None))
     chosen = BatchOptions(options.specification, options.types, 1)
     parts = []
     for first in range(0, S, size):
@@ -376,9 +379,9 @@ def _tabulate(
     chosen: np.ndarray,
     options: StepOptions,
 ) -> pd.DataFrame:
-    layout = options.parameters.layout
-    blocks = [block for block in BLOCKS for _ in getattr(layout, block)]
-    names = [f"{block} {label}" for block, label in zip(blocks, options.parameters.theta_labels, strict=True)]
+    parameters = options.parameters
+    labels = zip(parameters.theta_blocks, parameters.theta_labels, strict=True)
+    names = [f"{block} {label}" for block, label in labels]
     table = pd.DataFrame(
         {
             "start": np.arange(len(points)),

@@ -205,6 +205,17 @@ class Parameters:
         beta = [self.labels.X1[k] for k in self.layout.concentrated_beta]
         return self.theta_labels + beta + [self.labels.X3[k] for k in self.layout.concentrated_gamma]
 
+    @property
+    def theta_blocks(self) -> list[str]:
+        """The block of each element of theta, such as `sigma`."""
+        return [block for block in BLOCKS for _ in getattr(self.layout, block)]
+
+    @property
+    def parameter_blocks(self) -> list[str]:
+        """The block of each of the `parameter_labels`."""
+        beta, gamma = self.layout.concentrated_beta, self.layout.concentrated_gamma
+        return self.theta_blocks + ["beta"] * len(beta) + ["gamma"] * len(gamma)
+
     def unbounded(self) -> "Parameters":
         """The same parameters with infinite bounds, for routines that cannot use bounds."""
 

@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,38 +19,19 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Bool, Float, Int
 
-from blpjax import estimator, moments, options, report
+from blpjax import estimator, moments, options
 from blpjax.arguments import check_choice, read_costs_bounds, read_draws
 from blpjax.batch import BatchOptions, BatchOutcome, Lane, estimate_batch
-from blpjax.bootstrap import BootstrappedResults, Resampled, coefficients_of, results_at
 from blpjax.compilation import filtered_program
-from blpjax.economy import Economy, MarketIndex
-from blpjax.estimations import BATCH_BYTES, build_lane, describe, largest_batch, split_lane
+from blpjax.estimations import build_lane, describe, largest_batch, read_batches, split_lane
 from blpjax.exceptions import Status, succeeded
-from blpjax.inputs.tables import ProductTable
-from blpjax.iteration import Iteration
 from blpjax.lanes import each_lane
 from blpjax.moments import ModelData
-from blpjax.parameters import BLOCKS
-from blpjax.pickling import Picklable
 from blpjax.projection import Projection, build_projection
+from blpjax.reestimation_results import COLUMNS, ProblemLike, ReestimationResults, ResultsLike
 from blpjax.solver import StepOptions
 from blpjax.studies import Sizes, StudyOutcome, run_study
 from blpjax.study_files import fingerprint_of
-
-#: Columns of the table of draws.
-COLUMNS = (
-    "draw",
-    "block",
-    "parameter",
-    "estimate",
-    "standard_error",
-    "ok",
-    "status",
-    "objective",
-    "gradient_norm",
-    "evaluations",
-)
 
 #: The equations of `ModelData.equations`, also where their leaves are stand-ins.
 _EQUATIONS: tuple[Callable[[Any], Any], ...] = (lambda data: data.demand, lambda data: data.supply.equation)
@@ -58,179 +39,11 @@ _EQUATIONS: tuple[Callable[[Any], Any], ...] = (lambda data: data.demand, lambda
 _UNIDENTIFIED = "the sample does not identify the linear parameters"
 
 
-@runtime_checkable
-class ProblemLike(Protocol):
-    """What is needed of a problem."""
-
-    product_table: ProductTable
-    model_data: ModelData
-
-    @property
-    def N(self) -> int:
-        """Number of products in all markets."""
-
-    @property
-    def economy(self) -> Economy:
-        """All markets, padded into buckets."""
-
-    @property
-    def market_index(self) -> MarketIndex:
-        """Rows of each market in the product table."""
-
-    @property
-    def clusters(self) -> tuple[np.ndarray, int]:
-        """Clusters of products, counted from zero, and their number."""
-
-    @property
-    def demand_ids(self) -> np.ndarray:
-        """Levels of fixed effects absorbed from demand."""
-
-    @property
-    def supply_ids(self) -> np.ndarray:
-        """Levels of fixed effects absorbed from supply."""
-
-
-@runtime_checkable
-class ResultsLike(Resampled, Protocol):
-    """What is needed of results."""
-
-    step: int
-    delta: np.ndarray
-    moments: np.ndarray
-    simulation_covariances: np.ndarray
-
-    @property
-    def problem(self) -> ProblemLike:
-        """The problem that was solved."""
-
-
 class FirstStep(NamedTuple):
     """Where the first step of each estimation begins: theta (P,), and the full sample's weighting matrix (M, M)."""
 
     theta: np.ndarray
     W: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ReestimationResults(Picklable):
-    """Estimates from bootstrap samples.
-
-    Attributes
-    ----------
-    problem_results : results of the full sample.
-    unit : what was drawn, ``'markets'`` or ``'clusters'``.
-    recentre : whether moments were recentred.
-    table : a row for each draw and parameter, with the columns `draw`, `block` (`sigma`, `beta` and so on),
-        `parameter`, `estimate`, `standard_error` (both NaN where the draw failed), `ok` (whether all steps converged
-        and the sample identifies the linear parameters), `status` (the sentence that says how it ended), `objective`
-        (scaled by the number of observations), `gradient_norm` and `evaluations`.
-    seconds : time that this run took.
-    batches, peak_memory : see `MonteCarloResults`.
-    """
-
-    problem_results: ResultsLike
-    unit: str
-    recentre: bool
-    table: pd.DataFrame
-    seconds: float
-    batches: pd.DataFrame
-    peak_memory: int
-
-    @property
-    def draws(self) -> int:
-        """Number of draws."""
-        return len(self.table) // max(len(self.problem_results.parameters), 1)
-
-    @property
-    def parameters(self) -> np.ndarray:
-        """(draws, Q) estimates of all parameters, NaN in draws that failed."""
-        return self.table["estimate"].to_numpy().reshape(self.draws, -1)
-
-    @property
-    def ok(self) -> np.ndarray:
-        """(draws,) whether the estimation succeeded."""
-        return self.table["ok"].to_numpy().reshape(self.draws, -1).all(axis=1)
-
-    def summary(self, level: float = 0.95) -> pd.DataFrame:
-        """A row for each parameter, from draws that are `ok`.
-
-        Columns are the full-sample `estimate`, its asymptotic `standard_error`, `bootstrap_se` (standard deviation over
-        draws), `bias` (mean over draws less estimate), the percentile interval at this level, from `lower` to `upper`,
-        the basic interval, which mirrors it at the estimate, from `basic_lower` to `basic_upper`, `draws` and
-        `failures`.
-
-        Raises
-        ------
-        ValueError
-            When the level is not between zero and one.
-        """
-        if not 0 < level < 1:
-            raise ValueError(f"level must be between zero and one, not {level!r}.")
-        results, known = self.problem_results, self.parameters[self.ok]
-        estimate, Q = results.parameters[:, 0], len(results.parameters)
-        lower, upper, mean, deviation = np.full((4, Q), np.nan)
-        if len(known):
-            lower, upper = np.quantile(known, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-            mean = known.mean(axis=0)
-        if len(known) > 1:
-            deviation = known.std(axis=0, ddof=1)
-        covariances = np.diag(results.parameter_covariances) / len(results.delta)
-        first = self.table.iloc[:Q]
-        return pd.DataFrame(
-            {
-                "estimate": estimate,
-                "standard_error": np.sqrt(covariances),
-                "bootstrap_se": deviation,
-                "bias": mean - estimate,
-                "lower": lower,
-                "upper": upper,
-                "basic_lower": 2 * estimate - upper,
-                "basic_upper": 2 * estimate - lower,
-                "draws": self.draws,
-                "failures": int((~self.ok).sum()),
-            },
-            index=pd.MultiIndex.from_frame(first[["block", "parameter"]]),
-        )
-
-    def to_bootstrapped(
-        self, hold: str = "shares", iteration: Iteration | None = None, constant_costs: bool = True
-    ) -> BootstrappedResults:
-        """Outputs at the estimates of each draw that is `ok`, for the full data, with a first axis of draws.
-
-        Percentiles over that axis are confidence intervals, for example of elasticities
-        ``np.percentile(draws.to_bootstrapped().compute_elasticities(), [2.5, 97.5], axis=0)``.
-
-        Parameters
-        ----------
-        hold : ``'shares'``: prices and shares are as observed, mean utilities those that reproduce them, and costs
-            those that make prices optimal. ``'xi'``: structural errors are as estimated with the full sample, and
-            equilibrium prices and shares follow, as in `ProblemResults.bootstrap`.
-        iteration : how to invert shares or to solve for prices; defaults are those of the methods that do so.
-        constant_costs : see `ProblemResults.bootstrap`.
-
-        Raises
-        ------
-        ValueError
-            When no draw is `ok`, or `hold` is neither.
-
-        Warns
-        -----
-        ConvergenceWarning
-            Naming draws and markets for which there is no solution. Results are NaN there.
-        """
-        check_choice("hold", hold, ("shares", "xi"))
-        known = self.parameters[self.ok]
-        if not len(known):
-            raise ValueError("There are no estimates: all draws failed.")
-        coefficients = jax.device_get(coefficients_of(self.problem_results, known))
-        return results_at(self.problem_results, coefficients, hold, iteration, constant_costs)
-
-    def __str__(self) -> str:
-        title = f"Re-estimation from {self.draws} samples of {self.unit}"
-        took = report.format_seconds(self.seconds)
-        return f"{title} after {took}:\n" + self.summary().to_string(float_format=lambda x: f"{x:.4g}")
-
-    __repr__ = __str__
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -269,7 +82,7 @@ class BootstrapStudy:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Identifies data, estimator, units and seed."""
-        text = repr((self.seed, self.count, describe(self.options), self.labels))
+        text = repr((self.seed, self.count, describe(self.options, self.lane.data), self.labels))
         return fingerprint_of(text, [self.units, *jax.tree.leaves(self.lane)])
 
     def run_batch(self, first: int, size: int) -> pd.DataFrame:
@@ -363,15 +176,13 @@ def run_draws(
     memory: int | None,
 ) -> StudyOutcome:
     """Run draws of a study in batches that memory holds."""
-    given = None if batch_size is None else read_draws(batch_size, "batch_size")
-    if memory is not None and not memory > 0:
-        raise ValueError(f"memory must be a positive number of bytes, not {memory!r}.")
+    given, bytes_ = read_batches(batch_size, memory)
     more = problem.N
     for equation, ids in zip(study.lane.data.equations, study.absorbed, strict=True):
         if ids.shape[1]:
             more += problem.N * (equation.X.shape[1] + 2 * equation.Z.shape[1] + 1) + ids.max() ** 2
-    P = study.options.specification.layout.P
-    largest = largest_batch(problem.economy, P, int(more), BATCH_BYTES if memory is None else memory)
+    P, supply = study.options.specification.layout.P, study.lane.data.supply is not None
+    largest = largest_batch(problem.economy, P, supply, bytes_, int(more))
     return run_study(study, count, Sizes(given, largest), None if path is None else Path(path), executor)
 
 
@@ -392,7 +203,7 @@ def build_study(
         See `ProblemResults.reestimate`.
     """
     _refuse(results, step_options, costs_bounds)
-    problem, layout = results.problem, step_options.parameters.layout
+    problem = results.problem
     drawn = _read_unit(problem, step_options, unit)
     units = problem.clusters[0] if drawn == "clusters" else problem.market_index.codes
     bounds = read_costs_bounds(costs_bounds, problem.model_data.supply is not None)
@@ -402,8 +213,6 @@ def build_study(
     same = np.asarray(estimator.initial_weights(problem.model_data.weighted_instruments))
     given = None if np.allclose(begin.W, same, rtol=1e-9, atol=0) else begin.W
     lane = build_lane(step_options, problem.economy, data, begin.theta, results.delta[:, 0], problem.clusters[0], given)
-    blocks = [name for name in BLOCKS for _ in getattr(layout, name)]
-    blocks += ["beta"] * len(layout.concentrated_beta) + ["gamma"] * len(layout.concentrated_gamma)
     return BootstrapStudy(
         options=BatchOptions(step_options.specification, step_options.types, min(results.step, 2)),
         lane=lane,
@@ -411,7 +220,7 @@ def build_study(
         count=int(np.max(units)) + 1,
         seed=int(seed),
         labels=tuple(results.parameter_labels),
-        blocks=tuple(blocks),
+        blocks=tuple(step_options.parameters.parameter_blocks),
         absorbed=absorbed,
     )
 

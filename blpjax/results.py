@@ -25,7 +25,8 @@ from blpjax.optimal_instruments import OptimalInstrumentResults, compute_optimal
 from blpjax.pickling import Picklable
 from blpjax.postestimation import PostEstimation
 from blpjax.queries import OutputTables
-from blpjax.reestimation import FirstStep, ReestimationResults, reestimate
+from blpjax.reestimation import FirstStep, reestimate
+from blpjax.reestimation_results import ReestimationResults
 from blpjax.states import Step, read_step, step_state
 
 

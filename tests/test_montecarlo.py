@@ -1,5 +1,6 @@
 """Monte Carlo studies: lanes give what single estimations give, whatever the size of batches."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -18,7 +19,9 @@ import pytest
 
 import blpjax
 from blpjax import montecarlo
-from blpjax.exceptions import IdentificationError, IdentificationWarning, StorageError
+from blpjax.batch import BatchOutcome
+from blpjax.estimations import LARGEST_BATCH, describe
+from blpjax.exceptions import IdentificationError, IdentificationWarning, Status, StorageError
 from blpjax.montecarlo import MonteCarlo
 from tests.study_design import MOMENTS, F, design, study
 from tests.tolerances import LINEAR_ALGEBRA
@@ -90,6 +93,8 @@ def test_summaries_describe_the_table(case: Any) -> None:
     LINEAR_ALGEBRA.check(summary.loc[slope, "bias"], good["estimate"].mean() + 2.0)
     inside = (good["estimate"] + 2.0).abs() <= 1.959964 * good["standard_error"]
     assert summary.loc[slope, "coverage"] == inside.mean() and summary.loc[slope, "true"] == -2.0
+    with pytest.raises(ValueError, match="level must be between zero and one, such as 0.95, not 95"):
+        results.summary(95.0)
     assert summary.loc[slope, "failures"] == (~rows["ok"]).sum() and "prices" in str(results)
 
 
@@ -132,6 +137,76 @@ def test_failed_equilibria_are_failures() -> None:
     assert not table["ok"].any() and table["status"].str.contains("slope down").all()
 
 
+def test_numbers_that_are_not_finite_are_no_success(case: Any) -> None:
+    """Also where the optimiser converged."""
+    made, _ = case
+    Q = len(made.labels)
+    found = BatchOutcome(
+        parameters=np.ones((2, Q)),
+        standard_errors=np.array([[1.0] * Q, [np.nan] * Q]),
+        identified=np.ones((2, Q), bool),
+        objectives=np.ones(2),
+        gradient_norms=np.ones(2),
+        evaluations=np.ones(2, int),
+        status=np.full(2, int(Status.CONVERGED)),
+        ok=np.array([True, False]),
+    )
+    table = made._tabulate(0, found, np.full((2, 3), int(Status.CONVERGED)))
+    assert table["status"][0] == Status.CONVERGED.sentence and table["status"].iloc[-1] == Status.NOT_FINITE.sentence
+
+
+def test_other_designs_are_other_studies() -> None:
+    """Whatever changes a table changes the fingerprint, also what is in no array of the design."""
+
+    def made(
+        X1: str = "1 + prices + x", X2: str = "0 + x", norm: Any = None, scale: float = 1.0, **truth: Any
+    ) -> MonteCarlo:
+        iteration = blpjax.Iteration("simple", None if norm is None else {"norm": norm})
+        simulation = small_simulation(**truth)
+        table = dict(solved) | {"w": scale * np.linspace(1.0, 2.0, 17)}
+        problem = blpjax.Problem((F(X1), F(X2)), table, integration=blpjax.Integration("product", 3))
+        return MonteCarlo(simulation, problem, sigma=[[0.5]], beta=None, iteration=iteration, **MOMENTS)
+
+    solved = small_simulation().replace_endogenous().to_problem().product_table.data
+    designs: list[dict[str, Any]] = [
+        {},
+        {"costs_type": "log"},
+        {"epsilon_scale": 2.0},
+        {"rc_types": ["log"]},
+        {"rc_types": [blpjax.Transformation(lambda index: index)]},
+        {"rc_types": [blpjax.Transformation(lambda index: 2 * index)]},
+        {"X2": "0 + w"},
+        {"X2": "0 + w", "scale": 2.0},
+        {"X1": "1 + I(prices**2) + x"},
+        {"norm": lambda x: jnp.abs(x).max()},
+        {"norm": lambda x: 2 * jnp.abs(x).max()},
+    ]
+    found = [made(**changes).fingerprint for changes in designs]
+    assert len(set(found)) == len(designs)
+    assert made(**designs[5]).fingerprint == found[5] and made(**designs[-1]).fingerprint == found[-1]
+
+
+def test_costs_are_part_of_an_estimator(case: Any) -> None:
+    """Costs or their logarithms may be linear for the same numbers."""
+    options, supply = case[0]._options, study(True).problem.model_data
+    logarithmic = eqx.tree_at(lambda data: data.supply, supply, dataclasses.replace(supply.supply, logarithmic=True))
+    assert describe(options, supply) != describe(options, logarithmic)
+
+
+def small_simulation(**options: Any) -> blpjax.Simulation:
+    """Costs are above one, so that they have positive logarithms, and so are characteristics."""
+    sizes = (5, 3, 5, 4)
+    rng = np.random.default_rng(0)
+    data = {"market_ids": np.repeat(range(4), sizes), "firm_ids": np.concatenate([np.arange(n) // 2 for n in sizes])}
+    data |= {name: rng.uniform(1, 2, size=17) for name in ("x", "z")}
+    data |= {f"demand_instruments{k}": rng.uniform(size=17) for k in range(2)}
+    formulations = F("1 + prices + x"), F("0 + x"), F("1 + z")
+    known = {"beta": [1.0, -2.0, 2.0], "sigma": [[0.5]], "gamma": [1.0, 0.5], "seed": 0}
+    return blpjax.Simulation(
+        formulations, data, integration=blpjax.Integration("product", 3), **known, **MOMENTS, **options
+    )
+
+
 def test_memory_decides_how_large_batches_are(monkeypatch: pytest.MonkeyPatch) -> None:
     made, sizes = study(True), []
 
@@ -140,7 +215,7 @@ def test_memory_decides_how_large_batches_are(monkeypatch: pytest.MonkeyPatch) -
         return pd.DataFrame({name: np.arange(first, first + size) for name in self.columns})
 
     monkeypatch.setattr(MonteCarlo, "run_batch", run_batch)
-    assert made.default_batch_size == montecarlo.LARGEST_BATCH
+    assert made.default_batch_size == LARGEST_BATCH
     made.run(4, memory=1)
     assert sizes == [1, 1, 1, 1]
     results = made.run(made.default_batch_size + 2)

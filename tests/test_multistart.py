@@ -97,6 +97,17 @@ def test_mappings_are_arrays_by_name(problem: Any, results: Any) -> None:
     ESTIMATES.check(again.starts["smallest_eigenvalue"], expected["smallest_eigenvalue"][[0, 0]] / problem.N)
 
 
+def test_options_of_the_default_optimiser_are_honoured(problem: Any) -> None:
+    """Lanes have none."""
+    impatient = blpjax.Optimization("trust-region", {"max_evaluations": 1})
+    with (
+        pytest.warns(ConvergenceWarning, match="GMM step 1 did not converge"),
+        pytest.warns(ConvergenceWarning, match="None of the 2 starts ended at a local minimum"),
+    ):
+        again = solve(problem, starts=[[0.6], [3.0]], method="1s", optimization=impatient)
+    assert list(again.starts["evaluations"]) == [1, 1] and not again.starts["converged"].any()
+
+
 def test_other_routines_try_starts_in_turn(problem: Any, results: Any) -> None:
     again = solve(
         problem,
