@@ -310,14 +310,16 @@ class MonteCarlo:
         solved = succeeded(equilibria).all(axis=1)
         status = np.where(solved, found.reasons, equilibria.max(axis=1))
         sentences = [Status(code).sentence for code in status]
+        ok = found.ok & solved
+        valid = np.where(ok, 1.0, np.nan)[:, None]
         values = (
             np.repeat(np.arange(first, first + B), Q),
             np.tile(self.blocks, B),
             np.tile(self.labels, B),
             np.tile(self.true_values, B),
-            found.parameters.ravel(),
-            found.standard_errors.ravel(),
-            np.repeat(found.ok & solved, Q),
+            (valid * found.parameters).ravel(),
+            (valid * found.standard_errors).ravel(),
+            np.repeat(ok, Q),
             found.identified.ravel(),
             np.repeat(sentences, Q),
             np.repeat(found.objectives, Q),

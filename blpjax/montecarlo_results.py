@@ -34,9 +34,9 @@ class MonteCarloResults:
     Attributes
     ----------
     table : a row for each replication and parameter, with the columns `replication`, `block` (`sigma`, `beta` and so
-        on), `parameter`, `true`, `estimate`, `standard_error`, `ok` (whether the replication was simulated and all
-        steps converged), `identified` (whether structural errors depend on the parameter), `status` (the sentence that
-        says how it ended), `objective`, `gradient_norm` and `evaluations`.
+        on), `parameter`, `true`, `estimate`, `standard_error` (NaN where a replication failed), `ok` (whether the
+        replication was simulated and all steps converged), `identified` (whether structural errors depend on the
+        parameter), `status` (the sentence that says how it ended), `objective`, `gradient_norm` and `evaluations`.
     seconds : time that this run took.
     batches : a row for each batch: number of its `first` replication, `size`, `seconds` that it took, and `peak_memory`
         of the process that ran it until then, in bytes. Those of batches that were found in files are of when they were

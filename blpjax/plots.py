@@ -1,4 +1,4 @@
-"""Figures of results: substitution, price changes, markups and the objective. Needs matplotlib, the extra ``plots``.
+"""Figures of results: substitution, price changes, markups, the objective, replications. Need the extra ``plots``.
 
 Import it by name, ``from blpjax import plots``: nothing else in blpjax does. Each function draws into one axis of
 matplotlib, a new one by default, and returns it.
@@ -9,8 +9,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
+import scipy.stats
 
 from blpjax.functions import ModelFunctions
+from blpjax.montecarlo_results import MonteCarloResults
 from blpjax.postestimation import PostEstimation
 from blpjax.problem import Problem
 from blpjax.results import ProblemResults
@@ -283,6 +286,50 @@ class _Market:
             self.labels = [str(label) for label in ids[rows[self.products]]]
         else:
             self.labels = [str(position) for position in self.products]
+
+
+def plot_replications(
+    results: MonteCarloResults,
+    parameter: str,
+    block: str | None = None,
+    bins: int = 40,
+    ax: Axes | None = None,
+) -> Axes:
+    """How estimates of a Monte Carlo study lie around the truth, in standard errors, beside the standard normal.
+
+    Inference relies on the two being the same. Failed replications, and those that do not identify the parameter, are
+    left out; values beyond five standard errors are counted in the outermost bins.
+
+    Parameters
+    ----------
+    results : results of `MonteCarlo.run`.
+    parameter : its label in the table.
+    block : its block, such as `gamma`, where several have a parameter of this label.
+    bins : number of bins.
+    ax : where to draw.
+
+    Raises
+    ------
+    ValueError
+        When there is no such parameter, or more than one, its true value is not known, or no replication succeeded.
+    """
+    table = results.table[results.table["parameter"] == parameter]
+    blocks = sorted(set(table["block"]) if block is None else {block} & set(table["block"]))
+    if len(blocks) != 1:
+        known = pd.unique(results.table["block"] + " " + results.table["parameter"])
+        what = "None" if not blocks else f"More than one, in {', '.join(blocks)},"
+        raise ValueError(f"{what} of the parameters is {parameter!r}. There are: {', '.join(known)}.")
+    rows = table[(table["block"] == blocks[0]) & table["ok"] & table["identified"]]
+    distances = ((rows["estimate"] - rows["true"]) / rows["standard_error"]).to_numpy()
+    if not np.isfinite(distances).all() or not distances.size:
+        raise ValueError(f"{blocks[0]} {parameter} has no known true value, or no replication that succeeded.")
+    ax = _axis(ax)
+    ax.hist(np.clip(distances, -5, 5), bins=bins, range=(-5, 5), density=True, color="lightsteelblue")
+    grid = np.linspace(-5, 5, 201)
+    ax.plot(grid, scipy.stats.norm.pdf(grid), color="black", linewidth=0.8)
+    ax.set(xlabel="(estimate - truth) / standard error", ylabel="density")
+    ax.set_title(f"{blocks[0]} {parameter}, {len(rows)} replications")
+    return ax
 
 
 def _draw_matrix(market: _Market, matrix: Any, label: str, annotate: bool | None, ax: Axes | None) -> Axes:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 pytest.importorskip("matplotlib")
@@ -16,6 +17,7 @@ from matplotlib.axes import Axes
 
 import blpjax
 from blpjax import plots
+from blpjax.montecarlo_results import MonteCarloResults
 from tests import joint
 from tests.tolerances import CENTRAL_DIFFERENCE, ROUNDING
 
@@ -293,6 +295,44 @@ def test_profiles_without_standard_errors_need_spans() -> None:
     assert isinstance(first, blpjax.ProblemResults)
     with pytest.raises(ValueError, match="spans must be given, because there are no standard errors."):
         plots.plot_objective_profile(first)
+
+
+# --- replications ---------------------------------------------------------------------------------------------------
+
+
+def replications() -> MonteCarloResults:
+    """Estimates of one parameter that are normal around the truth, two parameters of the same label, and failures."""
+    draws = np.random.default_rng(0).normal(size=50)
+    columns = {"replication": np.arange(50), "status": "converged", "standard_error": 0.5, "identified": True}
+    columns |= {"objective": 0.0, "gradient_norm": 0.0, "evaluations": 5}
+    parts = [("beta", "prices", -2.0), ("beta", "1", 1.0), ("gamma", "1", np.nan)]
+    tables = [
+        pd.DataFrame(columns | {"block": b, "parameter": p, "true": t, "estimate": t + 0.5 * draws, "ok": draws < 1.5})
+        for b, p, t in parts
+    ]
+    return MonteCarloResults(pd.concat(tables, ignore_index=True), 1.0, pd.DataFrame(), 0)
+
+
+def test_replications_are_counted_in_standard_errors() -> None:
+    draws = np.random.default_rng(0).normal(size=50)
+    ax = plots.plot_replications(replications(), "prices", bins=10)
+    heights = [bar.get_height() for bar in ax.patches]
+    np.testing.assert_allclose(heights, np.histogram(draws[draws < 1.5], 10, (-5, 5), density=True)[0])
+    assert ax.get_title() == f"beta prices, {(draws < 1.5).sum()} replications"
+    assert "beta 1" in plots.plot_replications(replications(), "1", "beta").get_title()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("y",), r"None of the parameters is 'y'. There are: beta prices, beta 1, gamma 1."),
+        (("1",), r"More than one, in beta, gamma, of the parameters is '1'."),
+        (("1", "gamma"), "gamma 1 has no known true value"),
+    ],
+)
+def test_parameters_without_replications(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plots.plot_replications(replications(), *arguments)
 
 
 # --- matplotlib -----------------------------------------------------------------------------------------------------
