@@ -102,8 +102,10 @@ def run_trust_region(
         best = recorder.best
         if failing and hessian is not None and best is not None and not np.array_equal(theta, informed_at):
             informed_at = np.array(theta)
-            curvature = np.asarray(hessian(best.theta, best.evaluation), float)
-            if np.array_equal(best.theta, theta) and np.isfinite(curvature).all():
+            # where rounding hides decreases, the gradient decides what is accepted: that need not be the lowest point
+            at = best if np.array_equal(best.theta, theta) else recorder(theta)
+            curvature = np.asarray(hessian(at.theta, at.evaluation), float)
+            if at.ok and np.isfinite(curvature).all():
                 with _on_cpu():
                     state, proposed = with_curvature(state, curvature)
                     candidate, theta, code, rejections, iterations, norm, decrease = _observe(state, proposed)

@@ -86,6 +86,7 @@ class TrustRegionState(eqx.Module):
     scale : (P,) diagonal of D, in units of residuals per unit of theta.
     radius : trust-region radius, in units of residuals.
     augmented : whether the next step uses ``J'J + S`` instead of ``J'J``.
+    informed : whether S is exact at `theta`.
     switched : whether the last rejection changed the model and not the radius.
     rejections : trial points rejected since the last accepted one.
     started : whether some evaluation succeeded.
@@ -110,6 +111,7 @@ class TrustRegionState(eqx.Module):
     scale: Float[Array, " P"]
     radius: Float[Array, ""]
     augmented: Bool[Array, ""]
+    informed: Bool[Array, ""]
     switched: Bool[Array, ""]
     rejections: Int[Array, ""]
     started: Bool[Array, ""]
@@ -167,6 +169,7 @@ def initialise(
         scale=jnp.zeros(P),
         radius=infinity,
         augmented=jnp.asarray(False),
+        informed=jnp.asarray(False),
         switched=jnp.asarray(False),
         rejections=zero,
         started=jnp.asarray(False),
@@ -226,6 +229,7 @@ def inform(state: TrustRegionState, hessian: Float[Array | np.ndarray, "P P"]) -
         scale=scale,
         radius=jnp.where(length > 0, state.options.initial_radius * length, 1.0),
         augmented=jnp.asarray(True),
+        informed=jnp.asarray(True),
         switched=jnp.asarray(False),
         rejections=jnp.zeros_like(state.rejections),
         status=jnp.full_like(state.status, RUNNING),
@@ -331,7 +335,7 @@ def _compare(state: TrustRegionState, candidate: Array, evaluation: Residuals) -
         rejections=jnp.where(accepted, 0, state.rejections + 1),
         iterations=state.iterations + accepted,
     )
-    moved = _move(_learn(state, step, r, J), candidate, r, J)
+    moved = _move(_replace(_learn(state, step, r, J), informed=jnp.asarray(False)), candidate, r, J)
     return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), moved, state)
 
 
@@ -399,8 +403,9 @@ def _assess(state: TrustRegionState) -> TrustRegionState:
     stuck = collapsed | (state.rejections >= _FLOOR_REJECTIONS)
     converged = (norm <= options.gtol) & (decrease <= options.decrease_tol * (1 + state.objective))
     # Where J itself vanishes Gauss-Newton promises a decrease that is not there: trials have shown that, so one model
-    # suffices where the gradient is quiet. Where it is not, for it depends on units, both models have to agree.
-    promised = jnp.where(quiet, promises.min(), decrease)
+    # suffices where the gradient is quiet. Where it is not, for it depends on units, both models have to agree, unless
+    # one of them has the exact Hessian.
+    promised = jnp.where(state.informed, promises[1], jnp.where(quiet, promises.min(), decrease))
     floor = stuck & (promised <= options.floor_tol * (1 + state.objective))
     limit = state.evaluations >= options.max_evaluations
     ended = jnp.select(
