@@ -25,7 +25,16 @@ from blpjax.lanes import each_lane, one_by_one, spread
 from blpjax.moments import Evaluation, ModelData, MomentInputs, Specification
 from blpjax.parameters import Coefficients
 from blpjax.placement import Placement
-from blpjax.trust_region import RUNNING, Advance, Residuals, TrustRegionOptions, inform, initialise, propose, update
+from blpjax.trust_region import (
+    RUNNING,
+    Advance,
+    Residuals,
+    TrustRegionOptions,
+    inform,
+    initialise,
+    proceed,
+    update,
+)
 
 #: Lanes end where a full step promises a relative decrease of the objective below this. Rounding differs between
 #: batches and devices: less accurate lanes would carry it into their estimates.
@@ -33,9 +42,6 @@ DECREASE = 1e-21
 
 #: Evaluations of vectorised lanes between two looks at which of them have ended.
 ROUND = 6
-
-#: Trials that may be rejected in a row before the exact Hessian is computed.
-REJECTIONS = 3
 
 #: Batches are not made smaller than this when lanes have ended: another program would have to be compiled.
 SMALLEST = 8
@@ -163,11 +169,10 @@ class _LinearParts(eqx.Module):
 
 
 class _Run(eqx.Module):
-    """The optimiser, the evaluation at its best point, and where the exact Hessian was last computed."""
+    """The optimiser and the evaluation at its best point."""
 
     advance: Advance
     best: Evaluation
-    informed_at: Float[Array, "*B P"]
 
 
 class _Finished(eqx.Module):
@@ -193,18 +198,11 @@ def _minimise(options: BatchOptions, varying: Lane, shared: Lane, parts: _Linear
 
     while lanes.size:
         run = work(_round)
-        state, informed_at = jax.device_get((run.advance.state, run.informed_at))
-        lanes = np.flatnonzero(_is_stuck(state, informed_at))
-        if lanes.size and state.theta.size:
+        lanes = np.flatnonzero(np.asarray(run.advance.stuck))
+        if lanes.size:
             run = work(_inform)
         lanes = np.flatnonzero(np.asarray(run.advance.state.status) == RUNNING)
     return run
-
-
-def _is_stuck(state: Any, informed_at: Any) -> Any:
-    """Whether only the exact Hessian can tell how to go on, for the state of one lane or of many."""
-    failing = (state.status == Status.STALLED) | ((state.status == RUNNING) & (state.rejections >= REJECTIONS))
-    return failing & (state.theta != informed_at).any(axis=-1)
 
 
 def _pad_lanes(lanes: np.ndarray, size: int, devices: int) -> np.ndarray:
@@ -243,7 +241,7 @@ def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearPar
         def continues(count: tuple[Array, _Run]) -> Array:
             done, now = count
             state = now.advance.state
-            return (done < most) & (state.status == RUNNING) & ~_is_stuck(state, now.informed_at)
+            return (done < most) & (state.status == RUNNING) & ~now.advance.stuck
 
         def evaluate(count: tuple[Array, _Run]) -> tuple[Array, _Run]:
             done, now = count
@@ -255,7 +253,7 @@ def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearPar
             state = update(now.advance.state, candidate, Residuals(found.residuals, found.residual_jacobian, found.ok))
             better = found.ok & (state.theta == candidate).all()
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, known)
-            return done + 1, _Run(Advance(state, propose(state)), best, now.informed_at)
+            return done + 1, _Run(proceed(state), best)
 
         return jax.lax.while_loop(continues, evaluate, (jnp.asarray(0), begun))[1]
 
@@ -272,14 +270,10 @@ def _inform(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearPa
         inputs = _inputs(eqx.combine(lane, shared), part)
         state, delta = now.advance.state, now.best.inversion.delta
         H = jax.jacfwd(jax.grad(lambda values: moments.objective(solved, inputs, values, delta)))(state.theta)
-        usable = jnp.isfinite(H).all() & now.best.ok
-        informed = inform(state, (H + H.T) / 2)
-        advance = jax.tree.map(lambda new, old: jnp.where(usable, new, old), informed, now.advance)
-        return _Run(advance, now.best, state.theta)
+        return _Run(inform(state, jnp.where(now.best.ok, (H + H.T) / 2, jnp.nan)), now.best)
 
     def where_stuck(lane: Lane, part: _LinearParts, now: _Run) -> _Run:
-        stuck = _is_stuck(now.advance.state, now.informed_at)
-        return jax.lax.cond(stuck, one, lambda lane, part, now: now, lane, part, now)
+        return jax.lax.cond(now.advance.stuck, one, lambda lane, part, now: now, lane, part, now)
 
     return each_lane(where_stuck, varying, parts, run, placement=shared.placement)
 
@@ -321,7 +315,7 @@ def _begin(
         shapes = jax.eval_shape(lambda: moments.evaluate(specification, inputs, state.theta, lane.delta))
         best = jax.tree.map(_nothing, shapes)
         parts = _LinearParts(inputs.instruments, inputs.step, inputs.weight_factor)
-        return parts, _Run(Advance(state, state.theta), best, jnp.full(state.theta.shape, jnp.nan))
+        return parts, _Run(Advance(state, state.theta, jnp.asarray(False)), best)
 
     return each_lane(one, varying, theta, weights, placement=shared.placement)
 

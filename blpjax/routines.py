@@ -22,7 +22,6 @@ from blpjax.trust_region import (
     RUNNING,
     Residuals,
     TrustRegionOptions,
-    TrustRegionState,
     advance,
     initialise,
     with_curvature,
@@ -30,9 +29,6 @@ from blpjax.trust_region import (
 
 #: Options of the L-BFGS routine with directions from Optax, and their defaults.
 OPTAX_DEFAULTS = {"memory_size": 10, "maxiter": 1000, "gtol": 1e-6}
-
-#: Trust-region trials that may be rejected in a row before the exact Hessian is asked for.
-_REJECTIONS = 3
 
 
 class OptimizationStatus(enum.IntEnum):
@@ -91,45 +87,28 @@ def run_trust_region(
     record = recorder(start)
     with _on_cpu():
         state = initialise(start, recorder.lower, recorder.upper, np.shape(record.evaluation.residuals)[0], options)
-    informed_at = np.full_like(start, np.nan)
     while True:
         r, J = jax.device_get((record.evaluation.residuals, record.evaluation.residual_jacobian))
         evaluation = Residuals(np.asarray(r, float), np.asarray(J, float), np.asarray(record.ok))
         with _on_cpu():
-            state, proposed = advance(state, record.theta, evaluation)
-            candidate, theta, code, rejections, iterations, norm, decrease = _observe(state, proposed)
-        failing = code == Status.STALLED or (code == RUNNING and rejections >= _REJECTIONS)
+            state, candidate, stuck = jax.device_get(advance(state, record.theta, evaluation))
         best = recorder.best
-        if failing and hessian is not None and best is not None and not np.array_equal(theta, informed_at):
-            informed_at = np.array(theta)
+        if stuck and hessian is not None and best is not None:
             # where rounding hides decreases, the gradient decides what is accepted: that need not be the lowest point
-            at = best if np.array_equal(best.theta, theta) else recorder(theta)
+            at = best if np.array_equal(best.theta, state.theta) else recorder(state.theta)
             curvature = np.asarray(hessian(at.theta, at.evaluation), float)
-            if at.ok and np.isfinite(curvature).all():
-                with _on_cpu():
-                    state, proposed = with_curvature(state, curvature)
-                    candidate, theta, code, rejections, iterations, norm, decrease = _observe(state, proposed)
-        if iterations > recorder.iterations:
-            recorder.count_iteration(count=int(iterations))
-        if code != RUNNING:
-            words = f"projected gradient norm {norm:.1e}, promised decrease of the objective {decrease:.1e}"
-            return RoutineEnd(np.array(theta), OptimizationStatus(Status(int(code)).value), words)
+            with _on_cpu():
+                curvature = curvature if at.ok else np.full_like(curvature, np.nan)
+                state, candidate, _ = jax.device_get(with_curvature(state, curvature))
+        if state.iterations > recorder.iterations:
+            recorder.count_iteration(count=int(state.iterations))
+        if state.status != RUNNING:
+            words = (
+                f"projected gradient norm {state.projected_gradient_norm:.1e}, "
+                f"promised decrease of the objective {state.decrease:.1e}"
+            )
+            return RoutineEnd(np.array(state.theta), OptimizationStatus(Status(int(state.status)).value), words)
         record = recorder(candidate)
-
-
-def _observe(state: TrustRegionState, proposed: jax.Array) -> tuple[Any, ...]:
-    """What the host loop needs to know, on the host."""
-    return jax.device_get(
-        (
-            proposed,
-            state.theta,
-            state.status,
-            state.rejections,
-            state.iterations,
-            state.projected_gradient_norm,
-            state.decrease,
-        )
-    )
 
 
 def _on_cpu() -> contextlib.AbstractContextManager[Any]:

@@ -12,8 +12,8 @@ Convergence is of first order, a vanishing projected gradient from which no mode
 point is a minimum must be read off the exact Hessian. A region that cannot be evaluated is backed away from but not
 walked around: where descent leads straight into it, the method ends as stalled.
 
-`initialise`, `propose`, `update` and `inform` are pure functions of a `TrustRegionState`. A host loop that prints
-progress calls `advance` (update and propose in one program) once per evaluation; `minimize_in_graph` runs the same
+`initialise`, `proceed`, `update` and `inform` are pure functions of a `TrustRegionState`. A host loop that prints
+progress calls `advance` (update and proceed in one program) once per evaluation; `minimize_in_graph` runs the same
 functions in a `jax.lax.while_loop`, also under `jax.vmap`.
 """
 
@@ -37,7 +37,12 @@ START_REDUCTIONS = 8
 
 _EPS = float(jnp.finfo(jnp.float64).eps)
 _EIGENVALUE_FLOOR = 1e-13
-_FLOOR_REJECTIONS = 3
+
+#: Trials that may be rejected in a row before rounding, or a model without the exact Hessian, is to blame.
+REJECTIONS = 3
+
+#: Exact Hessians that may be asked for since q last decreased by more than its rounding error.
+_HESSIANS = 3
 
 #: An element moves in a step by at most so many times its size, that of its starting value, or `_SMALLEST`. Where its
 #: column of the Jacobian all but vanishes, as for standard deviations near zero, models know nothing of what is far.
@@ -87,6 +92,8 @@ class TrustRegionState(eqx.Module):
     radius : trust-region radius, in units of residuals.
     augmented : whether the next step uses ``J'J + S`` instead of ``J'J``.
     informed : whether S is exact at `theta`.
+    asked_at, asked : (P,) where the exact Hessian was last asked for, and how often it was without q decreasing.
+    asked_objective : q there when counting began.
     switched : whether the last rejection changed the model and not the radius.
     rejections : trial points rejected since the last accepted one.
     started : whether some evaluation succeeded.
@@ -112,6 +119,9 @@ class TrustRegionState(eqx.Module):
     radius: Float[Array, ""]
     augmented: Bool[Array, ""]
     informed: Bool[Array, ""]
+    asked_at: Float[Array, " P"]
+    asked_objective: Float[Array, ""]
+    asked: Int[Array, ""]
     switched: Bool[Array, ""]
     rejections: Int[Array, ""]
     started: Bool[Array, ""]
@@ -125,10 +135,16 @@ class TrustRegionState(eqx.Module):
 
 
 class Advance(NamedTuple):
-    """State after an evaluation, and the point to evaluate next."""
+    """State after an evaluation, the point to evaluate next, and whether the exact Hessian is needed before that."""
 
     state: TrustRegionState
     candidate: Float[Array, " P"]
+    stuck: Bool[Array, ""]
+
+
+def proceed(state: TrustRegionState) -> Advance:
+    """What to do next."""
+    return Advance(state, propose(state), _is_stuck(state))
 
 
 def initialise(
@@ -170,6 +186,9 @@ def initialise(
         radius=infinity,
         augmented=jnp.asarray(False),
         informed=jnp.asarray(False),
+        asked_at=jnp.full(P, jnp.nan),
+        asked_objective=infinity,
+        asked=zero,
         switched=jnp.asarray(False),
         rejections=zero,
         started=jnp.asarray(False),
@@ -210,17 +229,40 @@ def update(
 
 @program(effort=0)
 def advance(state: TrustRegionState, candidate: Float[Array | np.ndarray, " P"], evaluation: Residuals) -> Advance:
-    """`update`, then `propose`, as one compiled program: what a host loop calls once per evaluation."""
-    state = update(state, candidate, evaluation)
-    return Advance(state, propose(state))
+    """`update`, then `proceed`, as one compiled program: what a host loop calls once per evaluation."""
+    return proceed(update(state, candidate, evaluation))
+
+
+def _is_stuck(state: TrustRegionState) -> Array:
+    """Whether only the exact Hessian can tell how to go on.
+
+    It helped if q has decreased since. Where gradients have errors, by which steps are accepted that change nothing,
+    it is not asked for without end.
+    """
+    failing = (state.status == Status.STALLED) | ((state.status == RUNNING) & (state.rejections >= REJECTIONS))
+    helpful = (state.asked < _HESSIANS) | _decreased(state)
+    return failing & helpful & (state.theta != state.asked_at).any()
+
+
+def _decreased(state: TrustRegionState) -> Array:
+    return state.objective < (1 - state.options.floor_tol) * state.asked_objective
 
 
 def inform(state: TrustRegionState, hessian: Float[Array | np.ndarray, "P P"]) -> Advance:
     """Continue from the best point with the exact Hessian of q there, where trial after trial was rejected.
 
     Secants know nothing of directions in which the Jacobian vanishes by symmetry, as at a standard deviation of zero.
+    A Hessian that is not finite changes nothing, but is not asked for again.
     """
-    half = 0.5 * jnp.asarray(hessian)
+    decreased = _decreased(state)
+    state = _replace(
+        state,
+        asked_at=state.theta,
+        asked_objective=jnp.where(decreased, state.objective, state.asked_objective),
+        asked=jnp.where(decreased, 1, state.asked + 1),
+    )
+    usable = jnp.isfinite(jnp.asarray(hessian)).all()
+    half = 0.5 * jnp.where(usable, hessian, 0.0)
     scale = jnp.maximum(state.scale, jnp.sqrt(jnp.abs(jnp.diagonal(half))))
     length = jnp.linalg.norm(scale * state.theta)
     informed = _replace(
@@ -234,8 +276,7 @@ def inform(state: TrustRegionState, hessian: Float[Array | np.ndarray, "P P"]) -
         rejections=jnp.zeros_like(state.rejections),
         status=jnp.full_like(state.status, RUNNING),
     )
-    informed = _assess(informed)
-    return Advance(informed, propose(informed))
+    return proceed(jax.tree.map(lambda new, old: jnp.where(usable, new, old), _assess(informed), state))
 
 
 #: `inform` as one compiled program.
@@ -259,10 +300,9 @@ def minimize_in_graph(
     state = initialise(start, lower, upper, shapes.residuals.shape[0], options, safe_point)
 
     def body(carry: Advance) -> Advance:
-        state = update(carry.state, carry.candidate, evaluate(carry.candidate))
-        return Advance(state, propose(state))
+        return proceed(update(carry.state, carry.candidate, evaluate(carry.candidate)))
 
-    initial = Advance(state, state.theta)
+    initial = Advance(state, state.theta, jnp.asarray(False))
     return jax.lax.while_loop(lambda carry: carry.state.status == RUNNING, body, initial).state
 
 
@@ -400,7 +440,7 @@ def _assess(state: TrustRegionState) -> TrustRegionState:
 
     length = jnp.maximum(jnp.linalg.norm(state.scale * state.theta), jnp.linalg.norm(state.residuals))
     collapsed = state.radius <= 2 * _EPS * length
-    stuck = collapsed | (state.rejections >= _FLOOR_REJECTIONS)
+    stuck = collapsed | (state.rejections >= REJECTIONS)
     converged = (norm <= options.gtol) & (decrease <= options.decrease_tol * (1 + state.objective))
     # Where J itself vanishes Gauss-Newton promises a decrease that is not there: trials have shown that, so one model
     # suffices where the gradient is quiet. Where it is not, for it depends on units, both models have to agree, unless

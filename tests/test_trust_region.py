@@ -120,7 +120,7 @@ def run(
     while int(state.status) == RUNNING:
         points.append(candidate)
         r, J = both(candidate)
-        state, candidate = advance(state, candidate, Residuals(r, J, np.asarray(not fails(candidate))))
+        state, candidate, _ = advance(state, candidate, Residuals(r, J, np.asarray(not fails(candidate))))
         candidate = np.asarray(candidate)
     return state, np.array(points)
 
@@ -299,7 +299,7 @@ def test_a_wrong_jacobian_ends_in_failure() -> None:
     candidate = np.asarray(state.theta)
     while int(state.status) == RUNNING:
         evaluation = Residuals(rosenbrock(candidate), -jax.jacfwd(rosenbrock)(candidate), np.asarray(True))
-        state, candidate = advance(state, candidate, evaluation)
+        state, candidate, _ = advance(state, candidate, evaluation)
     assert int(state.status) == Status.STALLED
 
 
@@ -310,7 +310,7 @@ def test_rounding_errors_of_evaluations_end_in_success_at_the_floor() -> None:
     candidate = np.asarray(state.theta)
     while int(state.status) == RUNNING:
         r = kowalik(candidate) * (1 + 1e-14 * random.normal(size=M))
-        state, candidate = advance(state, candidate, Residuals(r, jax.jacfwd(kowalik)(candidate), np.asarray(True)))
+        state, candidate, _ = advance(state, candidate, Residuals(r, jax.jacfwd(kowalik)(candidate), np.asarray(True)))
     exact, _ = run(kowalik, [0.25, 0.39, 0.415, 0.39], gtol=1e-14)
     assert int(state.status) == Status.ROUNDING_FLOOR
     assert int(state.evaluations) < 40
