@@ -1,6 +1,6 @@
 """Many estimations of one shape at once: GMM estimators as lanes of compiled programs.
 
-A lane goes through the same steps as `Problem.solve` with its default optimiser and has the same objective, so that its
+A lane goes through the same steps as `Problem.solve` with the same optimiser and has the same objective, so that its
 estimates are the same. On CPUs lanes are worked on one after the other, on several cores; elsewhere they are
 vectorised, and those that have ended are taken out, so that they stop costing anything.
 """
@@ -21,24 +21,12 @@ from blpjax.economy import Economy
 from blpjax.estimator import CovarianceTypes, LinearParameters, lacks_influence, predicted_delta, summarise_step
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.lane_optimizer import LaneOptimizer
 from blpjax.lanes import each_lane, one_by_one, spread
 from blpjax.moments import Evaluation, ModelData, MomentInputs, Specification
 from blpjax.parameters import Coefficients
 from blpjax.placement import Placement
-from blpjax.trust_region import (
-    RUNNING,
-    Advance,
-    Residuals,
-    TrustRegionOptions,
-    inform,
-    initialise,
-    proceed,
-    update,
-)
-
-#: Lanes end where a full step promises a relative decrease of the objective below this. Rounding differs between
-#: batches and devices: less accurate lanes would carry it into their estimates.
-DECREASE = 1e-21
+from blpjax.trust_region import RUNNING
 
 #: Evaluations of vectorised lanes between two looks at which of them have ended.
 ROUND = 6
@@ -48,11 +36,15 @@ SMALLEST = 8
 
 
 class BatchOptions(NamedTuple):
-    """What decides which programs are compiled: layout and inner loop, types of covariances, number of GMM steps."""
+    """What decides which programs are compiled.
+
+    Layout and inner loop, types of covariances, number of GMM steps, and the optimiser.
+    """
 
     specification: Specification
     types: CovarianceTypes
     steps: int
+    optimizer: LaneOptimizer = LaneOptimizer()
 
 
 class Lane(eqx.Module):
@@ -169,9 +161,9 @@ class _LinearParts(eqx.Module):
 
 
 class _Run(eqx.Module):
-    """The optimiser and the evaluation at its best point."""
+    """What the optimiser does next, an `Advance` of one of them, and the evaluation at its best point."""
 
-    advance: Advance
+    advance: Any
     best: Evaluation
 
 
@@ -250,10 +242,10 @@ def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearPar
             start = predicted_delta(known.inversion.delta, known.delta_by_theta, step, whole.delta)
             start = jnp.where(known.ok, start, whole.delta)
             found = moments.evaluate(options.specification, inputs, candidate, start)
-            state = update(now.advance.state, candidate, Residuals(found.residuals, found.residual_jacobian, found.ok))
-            better = found.ok & (state.theta == candidate).all()
+            advance = options.optimizer.advance(now.advance, found)
+            better = found.ok & (advance.state.theta == candidate).all()
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, known)
-            return done + 1, _Run(proceed(state), best)
+            return done + 1, _Run(advance, best)
 
         return jax.lax.while_loop(continues, evaluate, (jnp.asarray(0), begun))[1]
 
@@ -268,9 +260,13 @@ def _inform(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearPa
 
     def one(lane: Lane, part: _LinearParts, now: _Run) -> _Run:
         inputs = _inputs(eqx.combine(lane, shared), part)
-        state, delta = now.advance.state, now.best.inversion.delta
-        H = jax.jacfwd(jax.grad(lambda values: moments.objective(solved, inputs, values, delta)))(state.theta)
-        return _Run(inform(state, jnp.where(now.best.ok, (H + H.T) / 2, jnp.nan)), now.best)
+        delta = now.best.inversion.delta
+
+        def hessian(state: Any) -> Array:
+            H = jax.jacfwd(jax.grad(lambda values: moments.objective(solved, inputs, values, delta)))(state.theta)
+            return jnp.where(now.best.ok, (H + H.T) / 2, jnp.nan)
+
+        return _Run(options.optimizer.inform(now.advance, hessian), now.best)
 
     def where_stuck(lane: Lane, part: _LinearParts, now: _Run) -> _Run:
         return jax.lax.cond(now.advance.stuck, one, lambda lane, part, now: now, lane, part, now)
@@ -311,11 +307,11 @@ def _begin(
         lane = eqx.combine(varying, shared)
         factor = jnp.asarray(1.0)
         inputs = moments.make_inputs(specification, lane.economy, lane.data, lane.fixed, W, factor, lane.limits)
-        state = initialise(start, lane.lower, lane.upper, W.shape[0], TrustRegionOptions(decrease_tol=DECREASE))
-        shapes = jax.eval_shape(lambda: moments.evaluate(specification, inputs, state.theta, lane.delta))
+        advance = options.optimizer.begin(start, lane.lower, lane.upper, W.shape[0])
+        shapes = jax.eval_shape(lambda: moments.evaluate(specification, inputs, start, lane.delta))
         best = jax.tree.map(_nothing, shapes)
         parts = _LinearParts(inputs.instruments, inputs.step, inputs.weight_factor)
-        return parts, _Run(Advance(state, state.theta, jnp.asarray(False)), best)
+        return parts, _Run(advance, best)
 
     return each_lane(one, varying, theta, weights, placement=shared.placement)
 

@@ -24,11 +24,13 @@ from blpjax.exceptions import Status, succeeded
 from blpjax.inputs.identification import check_order_condition
 from blpjax.iteration import Iteration
 from blpjax.kernels.contraction import logit_delta
+from blpjax.lane_optimizer import LaneOptimizer, read_optimizer
 from blpjax.lanes import each_lane, spread
 from blpjax.markets import market_tastes
 from blpjax.model import Model
 from blpjax.moments import Specification
 from blpjax.montecarlo_results import COLUMNS, MonteCarloResults
+from blpjax.optimize import Optimization
 from blpjax.parameters import BLOCKS, Coefficients, ParameterLayout, Parameters, compress
 from blpjax.placement import Placement, read_devices
 from blpjax.problem import Problem
@@ -63,7 +65,7 @@ class MonteCarlo:
     """A Monte Carlo study of an estimator.
 
     In each replication structural errors are drawn anew, firms set prices, and the model is estimated as by
-    `Problem.solve` with its default optimiser. Exogenous variables and instruments stay those of the simulation.
+    `Problem.solve`. Exogenous variables and instruments stay those of the simulation.
     Replications are processed in batches, as lanes of one compiled program. Draws of a replication depend on `seed` and
     its number only.
 
@@ -77,6 +79,9 @@ class MonteCarlo:
     xi_variance, omega_variance, correlation : of structural errors.
     optimal_instruments : whether and how each replication is estimated again with optimal instruments at its own
         estimates: `OptimalInstruments`, or its `method`, such as ``'approximate'``. By default there is one estimation.
+    optimization : ``'trust-region'``, the default, or ``'optax-l-bfgs'``, which ignores bounds, and their options.
+        Tolerances refer to the objective without the factor N. Defaults are strict, so that tables do not depend on
+        rounding: a ``decrease_tol`` of 1e-21 for the first one and a ``gtol`` of 1e-9 for the second one.
     sigma, pi, rho, tau, beta, gamma, method, W_type, se_type, center_moments, costs_bounds, iteration, and bounds :
         those of `Problem.solve`. By default parameters start at the truth, and inversions that take more than 200
         evaluations fail, at which the optimiser steps back.
@@ -88,7 +93,8 @@ class MonteCarlo:
     IdentificationError
         When there are fewer moments than parameters.
     NotImplementedError
-        For problems with absorbed fixed effects or covariance moments, and optimal instruments with draws.
+        For problems with absorbed fixed effects or covariance moments, other optimisers, and optimal instruments with
+        draws.
     """
 
     _devices: list[jax.Device] | None = None
@@ -108,6 +114,7 @@ class MonteCarlo:
         center_moments: bool = True,
         costs_bounds: Any = None,
         iteration: Iteration | None = None,
+        optimization: Optimization | None = None,
         bounds: dict[str, Any] | None = None,
         optimal_instruments: OptimalInstruments | str | None = None,
         **parameters: Any,
@@ -128,6 +135,7 @@ class MonteCarlo:
             Specification(layout, chosen.fixed_point),
             read_covariance_types(W_type, se_type, center_moments, n_clusters),
             2 if method == "2s" else 1,
+            _read_optimizer(optimization, bounds),
         )
         self._limits = jax.tree.map(jnp.asarray, chosen.limits)
         self._bounds = read_costs_bounds(costs_bounds, problem.model_data.supply is not None)
@@ -351,6 +359,20 @@ def _check_problem(simulation: Simulation, problem: Problem) -> None:
             "A simulation without X3 has no marginal costs, from which prices could be drawn. Formulate X3; the "
             "problem may leave it out."
         )
+
+
+def _read_optimizer(optimization: Optimization | None, bounds: Any) -> LaneOptimizer:
+    if optimization is not None and not isinstance(optimization, Optimization):
+        raise TypeError(f"optimization must be an Optimization or None, not {type(optimization).__name__}.")
+    optimizer = read_optimizer(optimization)
+    if optimizer is None:
+        raise NotImplementedError(
+            "Monte Carlo studies optimise inside of compiled programs, which other routines than "
+            "Optimization('trust-region') and Optimization('optax-l-bfgs') cannot do."
+        )
+    if bounds and optimization is not None and not optimization.supports_bounds:
+        raise ValueError("Optimization('optax-l-bfgs') ignores bounds. Use 'trust-region', or leave bounds out.")
+    return optimizer
 
 
 def _read_parameters(

@@ -16,6 +16,7 @@ from blpjax import options as settings
 from blpjax.batch import BatchOptions, estimate_batch
 from blpjax.estimations import build_lane, largest_batch, split_lane
 from blpjax.exceptions import ConvergenceWarning, Status, succeeded
+from blpjax.lane_optimizer import LaneOptimizer, read_optimizer
 from blpjax.parameters import BLOCKS, Bounds, Parameters, compress
 from blpjax.progress import project_gradient
 from blpjax.solver import StepContext, StepOptions, solve_step, usable_bounds
@@ -109,9 +110,9 @@ class _Optimum(NamedTuple):
 def try_starts(given: Any, options: StepOptions, context: StepContext, delta: np.ndarray) -> Trials:
     """Minimise the objective of a first GMM step from many starting values.
 
-    Lanes of one compiled program do that where they can: for the default optimiser with its default options, exact
-    derivatives and inner loops inside of programs, and markets on one device. Otherwise starts are tried one after the
-    other.
+    Lanes of one compiled program do that where they can: for the default optimiser with its default options or Optax's
+    L-BFGS, exact derivatives and inner loops inside of programs, and markets on one device. Otherwise starts are tried
+    one after the other.
 
     Parameters
     ----------
@@ -133,12 +134,11 @@ def try_starts(given: Any, options: StepOptions, context: StepContext, delta: np
     if options.optimization.method == "return":
         raise ValueError("starts need an optimization, but Optimization('return') does not optimize.")
     settings.output(f"Trying {len(points)} starts ...")
-    optimization = options.optimization
-    default = optimization.method == "trust-region" and not optimization.method_options
-    in_lanes = default and options.differences is None
+    optimizer = _read_optimizer(options, context)
+    outside = options.differences is not None or options.iteration.fixed_point.host is not None
     sharded = context.inputs.economy.placement is not None
-    if in_lanes and not sharded and options.iteration.fixed_point.host is None:
-        ends = _run_lanes(points, options, context, delta)
+    if optimizer is not None and not outside and not sharded:
+        ends = _run_lanes(points, options, context, delta, optimizer)
     else:
         ends = _run_in_turn(points, options, context, delta)
     optima, reached = _find_optima(ends, options, context, delta)
@@ -287,11 +287,20 @@ def _read_blocks(given: Mapping[str, Any], parameters: Parameters, name: str) ->
     return blocks
 
 
-def _run_lanes(points: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray) -> _Ends:
+def _read_optimizer(options: StepOptions, context: StepContext) -> LaneOptimizer | None:
+    optimization = options.optimization
+    if optimization.method == "trust-region" and optimization.method_options:
+        return None  # its tolerances are relative to one plus the objective, of which lanes leave out the factor
+    return read_optimizer(optimization, float(context.inputs.factor))
+
+
+def _run_lanes(
+    points: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray, optimizer: LaneOptimizer
+) -> _Ends:
     inputs, (S, P) = context.inputs, points.shape
     lane = build_lane(options, inputs.economy, inputs.data, points[0], delta, context.cluster_ids, context.W)
     size = min(S, largest_batch(inputs.economy, P, inputs.data.supply is not None))
-    chosen = BatchOptions(options.specification, options.types, 1)
+    chosen = BatchOptions(options.specification, options.types, 1, optimizer)
     parts = []
     for first in range(0, S, size):
         rows = np.arange(first, first + size) % S  # the last batch is as large as the others

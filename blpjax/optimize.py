@@ -17,7 +17,7 @@ from blpjax.routines import (
     OptimizationStatus,
     RoutineEnd,
     run_custom,
-    run_optax,
+    run_quasi_newton,
     run_scipy,
     run_trust_region,
 )
@@ -116,7 +116,8 @@ class Optimization:
         bounds. ``'trust-region'`` has those of `blpjax.trust_region.TrustRegionOptions`: ``gtol`` (1e-7, largest
         element of the projected gradient), ``decrease_tol`` (1e-14, relative decrease of the objective that a full
         step promises), ``max_evaluations`` (1000), ``initial_radius`` (1), ``floor_tol`` and ``noise``.
-        ``'optax-l-bfgs'`` has ``memory_size`` (10), ``maxiter`` (1000) and ``gtol`` (1e-6). ``'knitro'`` has Knitro's
+        ``'optax-l-bfgs'`` (`blpjax.quasi_newton`) has ``memory_size`` (10), ``maxiter`` (1000) and ``gtol`` (1e-6).
+        ``'knitro'`` has Knitro's
         user options by name, by default ``algorithm`` 1, ``hessopt`` 2, ``honorbnds`` 1 and ``gradopt`` 1 (2 without
         gradients), and ``knitro_dir``, its directory, by default that of the environment variable KNITRODIR.
     compute_gradient : bool, optional
@@ -287,7 +288,7 @@ def _run(
         case "trust-region":
             end = run_trust_region(recorder, theta, options, hessian)
         case "optax-l-bfgs":
-            end = run_optax(recorder, theta, options)
+            end = run_quasi_newton(recorder, theta, options)
         case "knitro":
             end = run_knitro(recorder, theta, options, display)
         case _:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 import scipy.optimize
 from numpy.typing import ArrayLike
 
+from blpjax import quasi_newton
 from blpjax.exceptions import Status
 from blpjax.recorder import Recorder
 from blpjax.trust_region import (
@@ -28,7 +28,7 @@ from blpjax.trust_region import (
 )
 
 #: Options of the L-BFGS routine with directions from Optax, and their defaults.
-OPTAX_DEFAULTS = {"memory_size": 10, "maxiter": 1000, "gtol": 1e-6}
+OPTAX_DEFAULTS = {"memory_size": 10, **quasi_newton.QuasiNewtonOptions()._asdict()}
 
 
 class OptimizationStatus(enum.IntEnum):
@@ -119,38 +119,28 @@ def _on_cpu() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
 
-def run_optax(recorder: Recorder, start: np.ndarray, method_options: Mapping[str, Any]) -> RoutineEnd:
-    """L-BFGS directions and a strong Wolfe line search (Nocedal and Wright 2006, algorithms 3.5 and 3.6)."""
-    options = OPTAX_DEFAULTS | dict(method_options)
-    lbfgs = optax.scale_by_lbfgs(memory_size=int(options["memory_size"]))
-    direction_of = jax.jit(lbfgs.update)
-    theta, state = start, lbfgs.init(start)
-    previous: float | None = None
-    restarted = True
-    for _ in range(int(options["maxiter"])):
-        objective, gradient = recorder.value_and_gradient(theta)
-        if np.abs(gradient).max() <= options["gtol"]:
-            return RoutineEnd(theta, OptimizationStatus.CONVERGED, f"gradient norm {np.abs(gradient).max():.1e}")
-        # Before the first iteration, expect a decrease that makes the first step's length about one, as SciPy does.
-        before = objective + 0.5 * float(np.linalg.norm(gradient)) if previous is None else previous
-        preconditioned, state = direction_of(gradient, state, theta)
-        direction = -np.asarray(preconditioned)
-        with _scipy_warnings_ignored():
-            step = scipy.optimize.line_search(
-                lambda x: recorder.value_and_gradient(x)[0],
-                lambda x: recorder.value_and_gradient(x)[1],
-                *(theta, direction, gradient, objective, before),
-                maxiter=30,
-            )[0]
-        if step is None:
-            if restarted:
-                return RoutineEnd(theta, OptimizationStatus.STALLED, "the line search failed along the gradient")
-            state, previous, restarted = lbfgs.init(theta), None, True
-            continue
-        theta, previous, restarted = theta + step * direction, objective, False
-        recorder(theta)
-        recorder.count_iteration(theta)
-    return RoutineEnd(theta, OptimizationStatus.MAX_EVALUATIONS, f"{options['maxiter']} iterations")
+def run_quasi_newton(recorder: Recorder, start: np.ndarray, method_options: Mapping[str, Any]) -> RoutineEnd:
+    """L-BFGS with Optax's directions, one evaluation at a time (`blpjax.quasi_newton`)."""
+    given = OPTAX_DEFAULTS | dict(method_options)
+    options = quasi_newton.QuasiNewtonOptions(float(given["gtol"]), int(given["maxiter"]))
+    record = recorder(start)
+    with _on_cpu():
+        state = quasi_newton.initialise(start, int(given["memory_size"]), options)
+    while True:
+        objective, gradient, ok = record.objective, record.gradient, record.ok
+        if recorder.policy is not None:  # failed evaluations have values then
+            objective, gradient = recorder.value_and_gradient(record.theta)
+            ok = True
+        with _on_cpu():
+            J = np.asarray(jax.device_get(record.evaluation.residual_jacobian), float)
+            evaluation = (np.asarray(objective, float), np.asarray(gradient, float), J, np.asarray(ok))
+            state, candidate, _ = jax.device_get(quasi_newton.advance(state, record.theta, *evaluation))
+        if state.iterations > recorder.iterations:
+            recorder.count_iteration(state.theta)
+        if state.status != RUNNING:
+            words = f"gradient norm {state.projected_gradient_norm:.1e}"
+            return RoutineEnd(np.array(state.theta), OptimizationStatus(Status(int(state.status)).value), words)
+        record = recorder(candidate)
 
 
 def run_scipy(recorder: Recorder, start: np.ndarray, method: str, method_options: Mapping[str, Any]) -> RoutineEnd:

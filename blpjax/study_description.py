@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from blpjax.batch_instruments import OptimalInstruments
 from blpjax.exceptions import BLPError, DescriptionError
 from blpjax.inputs.construction import build_id_data
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.iteration import Iteration
 from blpjax.montecarlo import MonteCarlo
+from blpjax.optimize import Optimization
 from blpjax.parameters import BLOCKS
 from blpjax.problem import Problem
 from blpjax.simulation import Simulation
@@ -108,9 +110,15 @@ class StudyDescription:
         known = dict(self.tables["estimation"])
         for name in ("X1", "X2", "X3", "demographics", "demand_only", "rc_types", "costs_type"):
             known.pop(name, None)
-        iteration = self.tables["estimation.iteration"]
-        if iteration:
-            known["iteration"] = Iteration(iteration["method"], iteration.get("options"))
+        known["iteration"] = self._read_iteration("estimation.iteration")
+        if optimization := self.tables["estimation.optimization"]:
+            known["optimization"] = Optimization(optimization["method"], optimization.get("options"))
+        if instruments := dict(self.tables["estimation.optimal_instruments"]):
+            for name in ("supply_shifters", "demand_shifters"):
+                if name in instruments:
+                    instruments[f"{name[:-1]}_formulation"] = Formulation(instruments.pop(name))
+            instruments["iteration"] = self._read_iteration("estimation.optimal_instruments.iteration")
+            known["optimal_instruments"] = OptimalInstruments(**instruments)
         return MonteCarlo(
             simulation,
             problem,
@@ -120,6 +128,10 @@ class StudyDescription:
             **self.tables["estimation.start"],
             bounds=dict(self.tables["estimation.bounds"]),
         )
+
+    def _read_iteration(self, table: str) -> Iteration | None:
+        known = self.tables[table]
+        return Iteration(known["method"], known.get("options")) if known else None
 
     def _read_products(self) -> Any:
         known = self.tables["products"]
@@ -265,6 +277,7 @@ _KINDS: dict[str, Callable[[Any], Any]] = {
     "a positive integer": _positive,
     "a number": lambda value: float(_exactly(int, float)(value)),
     "a list of texts": _texts,
+    "a list of integers": lambda value: [_exactly(int)(number) for number in _exactly(list)(value)],
     "a number or nested lists of numbers of equal length": _numbers,
     "a list of two, lower and upper, numbers or nested lists of them": _pair,
     "a table": _exactly(dict),
@@ -279,6 +292,7 @@ class _Key(NamedTuple):
 _TEXT, _INTEGER, _NUMBER = _Key("a text"), _Key("an integer"), _Key("a number")
 _ARRAY = _Key("a number or nested lists of numbers of equal length")
 _PAIR = _Key("a list of two, lower and upper, numbers or nested lists of them")
+_ROUTINE = {"method": _Key("a text", True), "options": _Key("a table")}
 
 #: Tables and their keys. Tables within tables are named by both.
 _TABLES: dict[str, dict[str, _Key]] = {
@@ -311,11 +325,18 @@ _TABLES: dict[str, dict[str, _Key]] = {
         **dict.fromkeys(("costs_type", "method", "W_type", "se_type"), _TEXT),
         "center_moments": _Key("true or false"),
         "costs_bounds": _PAIR,
-        "optimal_instruments": _TEXT,
     },
     "estimation.start": {name: _ARRAY for name in BLOCKS if name != "tau"},
     "estimation.bounds": {name: _PAIR for name in BLOCKS if name != "tau"},
-    "estimation.iteration": {"method": _Key("a text", True), "options": _Key("a table")},
+    "estimation.iteration": _ROUTINE,
+    "estimation.optimization": _ROUTINE,
+    "estimation.optimal_instruments": {
+        "method": _Key("a text", True),
+        **dict.fromkeys(("first_method", "supply_shifters", "demand_shifters"), _TEXT),
+        "constant_costs": _Key("true or false"),
+        "drop_indices": _Key("a list of integers"),
+    },
+    "estimation.optimal_instruments.iteration": _ROUTINE,
     "run": {
         **dict.fromkeys(("replications", "batch_size", "memory"), _Key("a positive integer")),
         "path": _TEXT,
@@ -327,4 +348,11 @@ _TABLES: dict[str, dict[str, _Key]] = {
 _DRAWN = ("monte_carlo", "halton", "lhs", "mlhs")
 
 #: Tables that may be left out although some of their keys are required where they are there.
-_OPTIONAL = ("agents", "integration", "estimation.iteration")
+_OPTIONAL = (
+    "agents",
+    "integration",
+    "estimation.iteration",
+    "estimation.optimization",
+    "estimation.optimal_instruments",
+    "estimation.optimal_instruments.iteration",
+)

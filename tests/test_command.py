@@ -108,6 +108,15 @@ sigma = [[[0.1]], [[inf]]]
 [estimation.iteration]
 method = "newton"
 options = { max_evaluations = 50 }
+
+[estimation.optimization]
+method = "trust-region"
+options = { max_evaluations = 30 }
+
+[estimation.optimal_instruments]
+method = "approximate"
+first_method = "1s"
+drop_indices = []
 """
     file.write_text(file.read_text() + text)
     made = read_description(file).build()
@@ -115,7 +124,25 @@ options = { max_evaluations = 50 }
     assert made._options.steps == 1 and made._options.specification.method.name == "newton"
     np.testing.assert_array_equal(made._shared.theta, [1.5, -1.0])
     np.testing.assert_array_equal(made._shared.lower, [0.1, -np.inf])
+    assert dict(made._options.optimizer.options)["max_evaluations"] == 30
+    assert made._plan.first_steps == 1 and made._plan.kept == (True, True)
     assert np.isnan(made.true_values).all()  # another model than that of the simulation
+
+
+def test_shifters_of_optimal_instruments_are_described(file: Path) -> None:
+    table = """
+[estimation.optimal_instruments]
+method = "approximate"
+supply_shifters = "0 + x + z"
+constant_costs = false
+
+[estimation.optimal_instruments.iteration]
+method = "simple"
+
+[run]
+"""
+    plan = read_description(edit(file, "[run]", table)).build()._plan
+    assert plan.shifters[0].shape[1] == 2 and not plan.constant_costs and plan.iteration.fixed_point.name == "simple"
 
 
 def test_the_demand_side_alone(file: Path) -> None:
@@ -162,6 +189,9 @@ def test_data_may_be_drawn(file: Path) -> None:
     ('"product"', '"lhs"', r"\[integration\] needs a seed, options = \{ seed = 0 \}"),
     ("[run]", "[estimation]\nmethod = '3s'\n[run]", r"the estimation cannot be built: method must be one of"),
     ("[run]", "[estimation]\nX2 = 'x'\n[run]", r"\[estimation\] needs X1"),
+    ("[run]", "[estimation.optimization]\nmethod = 'bfgs'\n[run]", r"other routines than Optimization\('trust-region'"),
+    ("[run]", "[estimation.optimization]\noptions = {}\n[run]", r"\[estimation.optimization\] has no method"),
+    ("[run]", "[estimation.optimal_instruments]\nmethod = 'a'\n[run]", r"cannot be built: method must be one of"),
     ("[run]", "[estimation]\nX1 = 'x'\ndemand_only = true\n[run]", r"\[estimation\] has formulations and demand_only"),
 ])  # fmt: skip
 def test_wrong_descriptions_are_refused(

@@ -52,6 +52,37 @@ def test_replications_are_estimated_as_by_solve(case: Any) -> None:
         np.testing.assert_allclose(mine["standard_error"], errors, rtol=1e-6, atol=1e-8)
 
 
+def test_both_optimisers_give_the_same_table(case: Any) -> None:
+    made, results = case
+    starts = {"beta": None} if made.problem.K3 == 0 else {}
+    chosen = blpjax.Optimization("optax-l-bfgs")
+    table = MonteCarlo(made.simulation, made.problem, seed=3, optimization=chosen, **starts, **MOMENTS).run(6, 6).table
+    both = table["ok"] & results.table["ok"]
+    # a standard deviation and its negative are the same, and L-BFGS has no bounds
+    sign = np.where(table["block"] == "sigma", np.sign(table["estimate"]), 1.0)
+    settled = both & ((table["block"] != "sigma") | (results.table["estimate"] > 1e-3))
+    assert (
+        both.groupby(table["replication"]).all().sum() >= 5
+        and (table["evaluations"] != results.table["evaluations"]).any()
+    )
+    for column, values in (("estimate", sign * table["estimate"]), ("standard_error", table["standard_error"])):
+        np.testing.assert_allclose(values[settled], results.table.loc[settled, column], rtol=1e-6, atol=1e-7)
+
+
+def test_optimisers_that_lanes_do_not_have_are_refused(case: Any) -> None:
+    made, _ = case
+    with pytest.raises(NotImplementedError, match=r"other routines than Optimization\('trust-region'\)"):
+        MonteCarlo(made.simulation, optimization=blpjax.Optimization("bfgs"))
+    with pytest.raises(ValueError, match="ignores bounds. Use 'trust-region'"):
+        MonteCarlo(
+            made.simulation, optimization=blpjax.Optimization("optax-l-bfgs"), bounds={"sigma": ([[0.0]], [[3.0]])}
+        )
+    limited = blpjax.Optimization("trust-region", {"max_evaluations": 2})
+    table = MonteCarlo(made.simulation, optimization=limited, sigma=[[0.3]], **MOMENTS).run(2, 2).table
+    assert (table["evaluations"] == 4).all() and not table["ok"].any()
+    assert table["status"].str.contains("maximum number of evaluations").all()
+
+
 def test_data_are_equilibria_of_the_simulation(case: Any) -> None:
     """Prices and shares are those of `replace_endogenous` for the same structural errors."""
     made, _ = case

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import blpjax
+from blpjax import multistart
 from blpjax.exceptions import ConvergenceWarning, IdentificationWarning
 from tests import joint
 from tests.study_design import design
@@ -45,6 +46,14 @@ def test_starts_lead_where_solve_does(problem: Any, results: Any) -> None:
         assert table["smallest_eigenvalue"][s] > 0
         ESTIMATES.check(table["smallest_eigenvalue"][s], single.reduced_hessian_eigenvalues[0])
     assert (table["start: sigma x x x"] == POINTS[:, 0]).all() and list(table["start"]) == [0, 1, 2, 3]
+
+
+def test_l_bfgs_runs_in_lanes_too(problem: Any, results: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multistart, "_run_in_turn", None)
+    chosen = blpjax.Optimization("optax-l-bfgs", {"gtol": 1e-8})
+    table = solve(problem, starts=POINTS[[0, 3]], method="1s", optimization=chosen).starts
+    assert table["converged"].all() and (table["gradient_norm"] <= 1e-8).all()
+    ESTIMATES.check(np.abs(table["estimate: sigma x x x"]), results.starts["estimate: sigma x x x"][[0, 3]])
 
 
 def test_failed_starts_are_seen_for_what_they_are(results: Any) -> None:
