@@ -5,7 +5,7 @@ What is done for a lane is what `ProblemResults.compute_optimal_instruments`, `O
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from blpjax import moments, optimal_instruments, variation
 from blpjax.arguments import check_choice
 from blpjax.batch import BatchOptions, BatchOutcome, Lane, estimate_lanes
-from blpjax.characteristics import Characteristics
+from blpjax.characteristics import Characteristics, build_characteristics
 from blpjax.compilation import filtered_program
 from blpjax.economy import Ownership
 from blpjax.equations import exogenous_columns
@@ -81,7 +81,7 @@ class InstrumentPlan(eqx.Module):
     Attributes
     ----------
     characteristics, ownership, costs_type : those of the problem. Prices and shares are replaced by those of lanes.
-    shifters : matrices with N rows of supply shifters and of demand shifters, None for none.
+    shifters : formulas of supply shifters and of demand shifters in place of X1, None for none.
     kept : which of the P columns of optimal instruments are kept.
     equilibria : whether expected prices are those of equilibria, and not fitted values.
     iteration, constant_costs : how to solve for them.
@@ -90,7 +90,7 @@ class InstrumentPlan(eqx.Module):
 
     characteristics: Characteristics
     ownership: Ownership | None
-    shifters: tuple[Float[Array, "N _"] | None, Float[Array, "N _"] | None]
+    shifters: tuple[Characteristics | None, Characteristics | None]
     kept: tuple[bool, ...] = eqx.field(static=True)
     equilibria: bool = eqx.field(static=True)
     iteration: Iteration | None = eqx.field(static=True)
@@ -104,15 +104,28 @@ class InstrumentPlan(eqx.Module):
         loop = None
         if self.iteration is not None:
             loop = describe_method(self.iteration.fixed_point), self.iteration.limits
-        return repr((self.kept, self.equilibria, loop, self.constant_costs, self.first_steps))
+        shifters = [one and [column.label for column in one.X1_columns] for one in self.shifters]
+        return repr((self.kept, self.equilibria, loop, self.constant_costs, self.first_steps, shifters))
 
     def instruments(
-        self, layout: ParameterLayout, optimal: tuple[Any, Any], prices: Float[Array, " N"], shares: Float[Array, " N"]
+        self,
+        layout: ParameterLayout,
+        optimal: tuple[Any, Any],
+        prices: Float[Array, " N"],
+        shares: Float[Array, " N"],
+        changes: Mapping[str, Float[Array, " N"]] | None = None,
     ) -> tuple[Float[Array, "N MD"], Float[Array, "N MS"] | None]:
-        """All instruments of demand and supply, given optimal ones (N, P) and expected prices and shares."""
-        known = self.characteristics
+        """All instruments of demand and supply, given optimal ones (N, P) and expected prices and shares.
+
+        `changes` replace exogenous variables.
+        """
+        changed = changes or {}
+        known = _replace_variables(self.characteristics, changed)
+        shifters = tuple(
+            None if one is None else _replace_variables(one, changed).evaluate({})[0] for one in self.shifters
+        )
         excluded = optimal_instruments.excluded_instruments(
-            (layout, known), optimal, np.array(self.kept, bool), prices, shares, self.shifters
+            (layout, known), optimal, np.array(self.kept, bool), prices, shares, (shifters[0], shifters[1])
         )
         X1, X3 = known.evaluate({})[0], known.evaluate_X3({})
         demand = jnp.hstack([excluded[0], X1[:, np.array(exogenous_columns(known.X1_columns, "prices"), int)]])
@@ -150,10 +163,15 @@ def plan_instruments(problem: Problem, layout: ParameterLayout, given: Any, step
         (optimal_instruments.find_shifters(X3, X1), optimal_instruments.find_shifters(X1, X3)),
         supply,
     )
-    built = optimal_instruments.build_shifters(shifters, problem.product_table.data)
     iteration = optimal_instruments.read_price_iteration(chosen.iteration, supply)
     dropped = optimal_instruments.read_dropped(chosen.drop_indices, layout, problem.characteristics)
-    supply_shifters, demand_shifters = (None if values is None else jnp.asarray(values) for values in built)
+    table = problem.product_table
+    supply_shifters, demand_shifters = (
+        None
+        if formulation is None
+        else build_characteristics([formulation.build(table.data), None, None], table.prices, table.shares)
+        for formulation in shifters
+    )
     return InstrumentPlan(
         characteristics=problem.characteristics,
         ownership=problem.ownership,
@@ -168,10 +186,11 @@ def plan_instruments(problem: Problem, layout: ParameterLayout, given: Any, step
 
 
 class Observed(eqx.Module):
-    """Prices and shares (B, N) of all lanes."""
+    """Prices and shares (B, N) of all lanes, and the exogenous variables that they do not share."""
 
     prices: Float[Array, "*B N"]
     shares: Float[Array, "*B N"]
+    exogenous: dict[str, Any]
 
 
 def estimate_optimally(
@@ -185,14 +204,18 @@ def estimate_optimally(
 
     Parameters
     ----------
-    options, varying, shared : as in `estimate_lanes`. Instruments are in `shared`.
+    options, varying, shared : as in `estimate_lanes`.
     """
     size = observed.prices.shape[0]
     first = estimate_lanes(options._replace(steps=plan.first_steps), varying, shared, size)
     expected = None
     if not plan.equilibria:
-        Z = np.asarray(shared.data.demand.instruments)
-        expected = jnp.asarray(optimal_instruments.fit_prices(Z, np.asarray(observed.prices).T).T)
+        prices, Z = np.asarray(observed.prices), varying.data.demand.instruments
+        if Z is None:
+            fitted = optimal_instruments.fit_prices(np.asarray(shared.data.demand.instruments), prices.T).T
+        else:
+            fitted = np.stack([optimal_instruments.fit_prices(*one) for one in zip(np.asarray(Z), prices, strict=True)])
+        expected = jnp.asarray(fitted)
     made = _make(options.specification, plan, varying, shared, jnp.asarray(first.parameters), observed, expected)
     status = np.where(first.ok, np.asarray(made.status), first.reasons)
     second = estimate_lanes(options, *_replace(varying, shared, made, first, succeeded(status)), size)
@@ -226,7 +249,9 @@ def _make(
         realized = realize(setting, found.explained)
         weighed = optimal_instruments.weigh_jacobians(found.errors, realized.xi_jacobian, realized.omega_jacobian, jnp)
         optimal = (weighed.demand, weighed.supply)
-        demand, supply = plan.instruments(specification.layout, optimal, realized.prices, realized.shares)
+        demand, supply = plan.instruments(
+            specification.layout, optimal, realized.prices, realized.shares, observed.exogenous
+        )
         demand = _orthonormal(demand)
         supply = None if supply is None else _orthonormal(supply)
         finite = jnp.isfinite(demand).all() & (True if supply is None else jnp.isfinite(supply).all())
@@ -283,7 +308,9 @@ def _estimated(
         status = jnp.maximum(status, costs.status.max())
     model = Model(
         economy=lane.economy,
-        characteristics=plan.characteristics.replace({"prices": observed.prices, "shares": observed.shares}),
+        characteristics=_replace_variables(
+            plan.characteristics, {"prices": observed.prices, "shares": observed.shares, **observed.exogenous}
+        ),
         coefficients=coefficients,
         delta=inversion.delta,
         layout=layout,
@@ -292,6 +319,11 @@ def _estimated(
     )
     bases = jnp.stack(explained, axis=1)
     return _Estimated(model, jnp.stack(values, axis=1) - bases, bases, status)
+
+
+def _replace_variables(characteristics: Characteristics, changes: Mapping[str, Array]) -> Characteristics:
+    """The same formulas with other values of those variables that they use."""
+    return characteristics.replace({name: x for name, x in changes.items() if name in characteristics.variables})
 
 
 def _replace(varying: Lane, shared: Lane, made: _Made, first: BatchOutcome, usable: np.ndarray) -> tuple[Lane, Lane]:

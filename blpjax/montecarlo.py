@@ -21,6 +21,7 @@ from blpjax.characteristics import Characteristics
 from blpjax.compilation import filtered_program
 from blpjax.estimations import BATCH_BYTES, describe, describe_layout, largest_batch, read_batches
 from blpjax.exceptions import Status, succeeded
+from blpjax.exogenous import NOTHING, DataGenerator, ExogenousDraws
 from blpjax.inputs.identification import check_order_condition
 from blpjax.iteration import Iteration
 from blpjax.kernels.contraction import logit_delta
@@ -49,23 +50,26 @@ class _Truth(eqx.Module):
     model: Model
     delta: Float[Array, " N"]
     tilde_costs: Float[Array, " N"]
+    gamma: Float[Array, " K3"]
     root: Float[Array, "2 2"]
     logarithmic: bool = eqx.field(static=True)
 
 
 class _Drawn(eqx.Module):
-    """Prices and shares (N,) of a replication, and the status of its equilibrium."""
+    """Prices and shares (N,) of a replication, the status of its equilibrium, and what else was drawn."""
 
     prices: Float[Array, " N"]
     shares: Float[Array, " N"]
     status: Any
+    exogenous: ExogenousDraws
 
 
 class MonteCarlo:
     """A Monte Carlo study of an estimator.
 
     In each replication structural errors are drawn anew, firms set prices, and the model is estimated as by
-    `Problem.solve`. Exogenous variables and instruments stay those of the simulation.
+    `Problem.solve`. Exogenous variables and instruments stay those of the simulation unless a `data_generator` draws
+    them, too.
     Replications are processed in batches, as lanes of one compiled program. Draws of a replication depend on `seed` and
     its number only.
 
@@ -76,6 +80,11 @@ class MonteCarlo:
         simulation's equilibrium. Formulations and instruments may be others than those of the simulation, but
         instruments may not depend on prices or shares, which change from one replication to the next.
     seed : of all draws.
+    data_generator : function of a `numpy.random.Generator`, the replication's own, that returns columns of product data
+        by name: numeric exogenous variables of formulas, and all of ``demand_instruments0``, ... or a matrix
+        ``demand_instruments``, and likewise for supply. What it leaves out stays, but instruments that the problem has
+        from `SimulationResults.to_problem` by default are built from the new variables. Executors need a function that
+        can be pickled.
     xi_variance, omega_variance, correlation : of structural errors.
     optimal_instruments : whether and how each replication is estimated again with optimal instruments at its own
         estimates: `OptimalInstruments`, or its `method`, such as ``'approximate'``. By default there is one estimation.
@@ -105,6 +114,7 @@ class MonteCarlo:
         problem: Problem | None = None,
         *,
         seed: int = 0,
+        data_generator: Any = None,
         xi_variance: float = 1.0,
         omega_variance: float = 1.0,
         correlation: float = 0.9,
@@ -145,6 +155,10 @@ class MonteCarlo:
             self._plan = plan_instruments(problem, layout, optimal_instruments, self._options.steps)
             moments = self._plan.count_moments(layout, problem.model_data.supply is not None)
             check_order_condition(moments, len(self.labels), self.labels, warn=False)
+        self._generator = None
+        if data_generator is not None:
+            shifters = [] if self._plan is None else [one for one in self._plan.shifters if one is not None]
+            self._generator = DataGenerator(data_generator, self.seed, simulation, problem, shifters)
 
     @property
     def labels(self) -> list[str]:
@@ -263,10 +277,11 @@ class MonteCarlo:
     def fingerprint(self) -> str:
         """Identifies the study: data, true parameters, estimator and seed."""
         truth, plan, data = self._truth, self._plan, self.problem.model_data
-        fixed = eqx.filter(self._shared, _varies(self._shared), inverse=True)
+        fixed = eqx.filter(self._shared, _varies(self._shared, self._generator is not None), inverse=True)
         estimated = self.problem.characteristics
         exogenous = {name: x for name, x in estimated.variables.items() if name not in ("prices", "shares")}
-        arrays = jax.tree.leaves((truth, fixed, exogenous, None if plan is None else plan.shifters))
+        drawn = None if self._generator is None else self._generator.draw(np.arange(2))
+        arrays = jax.tree.leaves((truth, fixed, exogenous, drawn, None if plan is None else plan.shifters))
         formulas = [
             [column.label for column in columns]
             for known in (truth.model.characteristics, estimated)
@@ -295,22 +310,30 @@ class MonteCarlo:
         first : number of the first one.
         size : how many are processed together.
         """
-        found, equilibria = spread(
-            lambda lanes, placement: self._estimate(first + lanes, placement), size, self._devices, self.fingerprint
-        )
+        drawn = NOTHING
+        if self._generator is not None:
+            drawn = self._generator.draw(np.arange(first, first + size))
+
+        def work(lanes: np.ndarray, placement: Placement | None) -> tuple[BatchOutcome, Any]:
+            own = jax.tree.map(lambda values: jnp.asarray(values[lanes]), drawn)
+            return self._estimate(first + lanes, own, placement)
+
+        found, equilibria = spread(work, size, self._devices, self.fingerprint)
         return self._tabulate(first, found, np.asarray(equilibria))
 
-    def _estimate(self, replications: np.ndarray, placement: Placement | None) -> tuple[BatchOutcome, Any]:
+    def _estimate(
+        self, replications: np.ndarray, exogenous: ExogenousDraws, placement: Placement | None
+    ) -> tuple[BatchOutcome, Any]:
         """Estimates of replications by their numbers, and how their equilibria went."""
         whole, layout = place_lane(self._shared, placement), self._options.specification.layout
-        drawn = _draw(self._truth, jax.random.key(self.seed), jnp.asarray(replications), placement)
-        lanes = _build_lanes(whole, self.problem.characteristics, layout, drawn)
-        mask = _varies(whole)
+        drawn = _draw(self._truth, jax.random.key(self.seed), jnp.asarray(replications), exogenous, placement)
+        lanes = _build_lanes(whole, self.problem.characteristics, layout, self.problem.add_exogenous, drawn)
+        mask = _varies(whole, self._generator is not None)
         shared = eqx.filter(whole, mask, inverse=True)
         varying = eqx.filter(lanes, mask)
         if self._plan is None:
             return estimate_lanes(self._options, varying, shared, replications.size), drawn.status
-        observed = Observed(drawn.prices, drawn.shares)
+        observed = Observed(drawn.prices, drawn.shares, exogenous.variables)
         return estimate_optimally(self._options, self._plan, varying, shared, observed), drawn.status
 
     def _tabulate(self, first: int, found: BatchOutcome, equilibria: np.ndarray) -> pd.DataFrame:
@@ -412,35 +435,49 @@ def _build_truth(simulation: Simulation, moments: tuple[float, float, float]) ->
         model=known.model(known.delta - known.xi),
         delta=jnp.asarray(known.delta - known.xi),
         tilde_costs=jnp.asarray(known.tilde_costs - known.omega),
+        gamma=jnp.asarray(known.coefficients.gamma),
         root=jnp.asarray(scales[:, None] * np.array([[1.0, 0.0], [correlation, rest]])),
         logarithmic=known.costs_type == "log",
     )
 
 
 @filtered_program(effort=1)
-def _draw(truth: _Truth, key: Array, replications: Array, placement: Placement | None = None) -> _Drawn:
-    """Equilibria of replications, by their numbers."""
+def _draw(
+    truth: _Truth,
+    key: Array,
+    replications: Array,
+    exogenous: ExogenousDraws = NOTHING,
+    placement: Placement | None = None,
+) -> _Drawn:
+    """Equilibria of replications, by their numbers and exogenous variables."""
 
-    def one(replication: Array) -> _Drawn:
+    def one(replication: Array, exogenous: ExogenousDraws) -> _Drawn:
         normal = jax.random.normal(jax.random.fold_in(key, replication), (2, truth.delta.size))
         xi, omega = truth.root @ normal
-        tilde_costs = truth.tilde_costs + omega
+        known, delta, tilde_costs = truth.model.characteristics, truth.delta, truth.tilde_costs
+        if changes := exogenous.of(known):
+            known = known.replace(changes)
+            delta = known.evaluate({})[0] @ jnp.asarray(truth.model.coefficients.beta)
+            tilde_costs = known.evaluate_X3({}) @ truth.gamma
+        tilde_costs += omega
         costs = jnp.exp(tilde_costs) if truth.logarithmic else tilde_costs
-        model = eqx.tree_at(lambda m: m.delta, truth.model, truth.delta + xi)
+        model = eqx.tree_at(lambda m: (m.delta, m.characteristics), truth.model, (delta + xi, known))
         found = model.solve_prices(costs=costs, prices=costs)
         solved = model.at({"prices": found.prices})
-        return _Drawn(found.prices, solved.shares, found.status)
+        return _Drawn(found.prices, solved.shares, found.status, exogenous)
 
-    return each_lane(one, replications, placement=placement)
+    return each_lane(one, replications, exogenous, placement=placement)
 
 
 @filtered_program(effort=1)
-def _build_lanes(shared: Lane, characteristics: Characteristics, layout: ParameterLayout, drawn: _Drawn) -> Lane:
-    """Lanes with the prices and shares of replications in all data."""
+def _build_lanes(
+    shared: Lane, characteristics: Characteristics, layout: ParameterLayout, add_exogenous: bool, drawn: _Drawn
+) -> Lane:
+    """Lanes with what replications have drawn in all data."""
     economy, data = shared.economy, shared.data
 
     def one(drawn: _Drawn) -> Lane:
-        known = {"prices": drawn.prices, "shares": drawn.shares}
+        known = {"prices": drawn.prices, "shares": drawn.shares, **drawn.exogenous.of(characteristics)}
         X1, X2 = characteristics.evaluate(known)
         current = [
             eqx.tree_at(lambda b: (b.shares, b.X2), bucket, values)
@@ -462,6 +499,7 @@ def _build_lanes(shared: Lane, characteristics: Characteristics, layout: Paramet
                 moved,
                 (X3, X3, drawn.prices, X1_slope, X2, X2_slope),
             )
+        moved = drawn.exogenous.move(moved, characteristics.replace(known), add_exogenous)
         tastes = market_tastes(shared.fixed, layout)
         delta = [
             jax.vmap(lambda market: tastes.scale * logit_delta(market.shares, tastes.of_groups(market)))(bucket)
@@ -476,8 +514,8 @@ def _build_lanes(shared: Lane, characteristics: Characteristics, layout: Paramet
     return each_lane(one, drawn, placement=shared.placement)
 
 
-def _varies(shared: Lane) -> Lane:
-    """A tree of booleans: what differs between lanes."""
+def _varies(shared: Lane, exogenous: bool) -> Lane:
+    """A tree of booleans: what differs between lanes, instruments only where `exogenous` variables do."""
     none = jax.tree.map(lambda leaf: False, shared)
 
     def parts(lane: Lane) -> list[Any]:
@@ -488,6 +526,9 @@ def _varies(shared: Lane) -> Lane:
             supply = lane.data.supply
             chosen += [supply.equation.X, supply.equation.X_unabsorbed, supply.prices]
             chosen += [supply.X1_slope, supply.X2, supply.X2_slope]
+        if exogenous:
+            for equation in lane.data.equations:
+                chosen += [equation.Z, equation.instruments]
         return chosen
 
     return eqx.tree_at(parts, none, replace_fn=lambda leaf: True)

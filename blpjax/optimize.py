@@ -33,7 +33,7 @@ __all__ = [
 
 _DESCRIPTIONS = {
     "trust-region": "the bounded structured quasi-Newton least squares trust-region method",
-    "optax-l-bfgs": "the L-BFGS algorithm with directions from Optax and a line search from SciPy",
+    "optax-l-bfgs": "the L-BFGS algorithm with directions from Optax",
     "slsqp": "Sequential Least SQuares Programming in SciPy",
     "trust-constr": "the trust-region routine in SciPy",
     "l-bfgs-b": "the L-BFGS-B algorithm in SciPy",

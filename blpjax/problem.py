@@ -215,9 +215,9 @@ class Problem(ProblemData, Picklable):
             seed and a box. A list of mappings from names of parameters to matrices, such as ``[{"sigma": ..., "pi":
             ...}, ...]``, or an array with a row for each start holds the values themselves; what mappings leave out has
             the given value, and zeros of given matrices stay zero. With the default optimiser and its default options,
-            starts are tried at the same time, and otherwise one after the other. The best one has the smallest
-            objective of those where optimisation converged and second-order conditions hold. W is that before any
-            initial update. Results have a table of `starts`.
+            or ``'optax-l-bfgs'``, starts are tried at the same time, and otherwise one after the other. The best one
+            has the smallest objective of those where optimisation converged and second-order conditions hold. W is that
+            before any initial update. Results have a table of `starts`.
 
         Returns
         -------

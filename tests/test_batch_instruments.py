@@ -172,7 +172,7 @@ def _make_one(problem: Any, read: Any, plan: Any, results: Any) -> Any:
         jax.tree.map(lambda leaf: leaf[None], varying),
         shared,
         jnp.asarray(results.parameters[:, 0])[None],
-        Observed(jnp.asarray(table.prices)[None], jnp.asarray(table.shares)[None]),
+        Observed(jnp.asarray(table.prices)[None], jnp.asarray(table.shares)[None], {}),
         expected,
     )
 

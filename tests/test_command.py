@@ -142,7 +142,11 @@ method = "simple"
 [run]
 """
     plan = read_description(edit(file, "[run]", table)).build()._plan
-    assert plan.shifters[0].shape[1] == 2 and not plan.constant_costs and plan.iteration.fixed_point.name == "simple"
+    assert (
+        len(plan.shifters[0].X1_columns) == 2
+        and not plan.constant_costs
+        and plan.iteration.fixed_point.name == "simple"
+    )
 
 
 def test_the_demand_side_alone(file: Path) -> None:
