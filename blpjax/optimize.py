@@ -137,9 +137,9 @@ class Optimization:
 
     Notes
     -----
-    Where the objective cannot be evaluated, routines other than ``'trust-region'`` see a large finite value and, as the
-    gradient, a slope back to the last iterate, or what `error_behavior` of `Problem.solve` says. Such a point is never
-    returned as an optimum.
+    Where the objective cannot be evaluated, ``'trust-region'`` and ``'optax-l-bfgs'`` step back. Other routines see a
+    large finite value and, as the gradient, a slope back to the last iterate. All but the first one see what
+    `error_behavior` of `Problem.solve` says instead, if it is given. Such a point is never returned as an optimum.
     """
 
     method: str | Callable[..., tuple[Any, bool]]
