@@ -33,6 +33,9 @@ _NOISE = 1e-13
 #: slopes need not become flat.
 _TRIALS, _PATIENCE = 30, 10
 
+#: Such steps in a row, by which the method creeps toward a wall, before it gives up.
+_STEEP = 5
+
 #: Promised decrease, divided by one plus the objective, at which a line search may fail because of rounding, and at
 #: which all is rounding.
 _FLOOR, _NOTHING = 1e-14, 1e-20
@@ -56,6 +59,7 @@ class QuasiNewtonState(eqx.Module):
     direction, slope : (P,) search direction and the derivative of the objective along it.
     length, low, high : step length to try next as a multiple of the direction, and an interval that holds a good one.
     trials : lengths tried along the direction.
+    steep : steps taken in a row after which the slope was as steep as before.
     restarted : whether the direction is that of steepest descent.
     started : whether some evaluation succeeded.
     start_reductions : how often the starting values were halved.
@@ -77,6 +81,7 @@ class QuasiNewtonState(eqx.Module):
     low: Float[Array, ""]
     high: Float[Array, ""]
     trials: Int[Array, ""]
+    steep: Int[Array, ""]
     restarted: Bool[Array, ""]
     started: Bool[Array, ""]
     start_reductions: Int[Array, ""]
@@ -130,6 +135,7 @@ def initialise(
         low=jnp.zeros(()),
         high=infinity,
         trials=zero,
+        steep=zero,
         restarted=no,
         started=no,
         start_reductions=zero,
@@ -267,7 +273,9 @@ def _search(state: QuasiNewtonState, trial: _Trial) -> QuasiNewtonState:
     reason = jnp.where(at_floor, Status.ROUNDING_FLOOR.value, Status.STALLED.value)
     ended = _replace(tried, status=jnp.where(failed, reason, tried.status))
     tried = _choose(failed & ~state.restarted & ~at_floor, _restart(tried), ended)
-    return _choose(decreased & (flat | (state.trials >= _PATIENCE)), _accept(state, trial), tried)
+    taken = _accept(_replace(state, steep=jnp.where(flat, 0, state.steep + 1)), trial)
+    taken = _replace(taken, status=jnp.where(taken.steep >= _STEEP, Status.STALLED.value, taken.status))
+    return _choose(decreased & (flat | (state.trials >= _PATIENCE)), taken, tried)
 
 
 def _assess(state: QuasiNewtonState) -> QuasiNewtonState:

@@ -85,6 +85,13 @@ def test_no_progress_before_an_optimum_is_not_convergence() -> None:
     assert int(found.status) == Status.STALLED and (found.theta == START).all()
 
 
+def test_creeping_toward_a_wall_is_given_up() -> None:
+    """The way down leads straight into a region that cannot be evaluated."""
+    found = run(START, fails=lambda theta: theta[1] > 1.05)
+    assert int(found.status) == Status.STALLED and int(found.evaluations) < 300
+    assert float(found.objective) < float(residuals(jnp.asarray(START)) @ residuals(jnp.asarray(START)))
+
+
 def test_rounding_ends_the_method_as_what_it_is() -> None:
     """Where objectives of size 1e6 hide all changes, slopes decide; a tolerance of zero cannot be reached."""
     found = run(START, QuasiNewtonOptions(gtol=0.0), offset=1e6)
