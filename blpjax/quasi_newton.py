@@ -4,7 +4,8 @@ Directions are those of `optax.scale_by_lbfgs` (Liu and Nocedal 1989). The line 
 the weak Wolfe conditions, by interpolation, expansion and bisection (Lewis and Overton 2013, Nonsmooth optimization via
 quasi-Newton methods, Mathematical Programming 141); where changes of the objective drown in rounding, slopes replace
 objectives (Hager and Zhang 2005, A new conjugate gradient method with guaranteed descent, SIAM Journal on Optimization
-16). Evaluations may fail: such steps are too long.
+16). Evaluations may fail: such steps are too long. A region that cannot be evaluated is not walked around, and a saddle
+point, such as a standard deviation of zero at symmetric nodes, is not left.
 
 `initialise`, `proceed` and `update` are pure functions of a `QuasiNewtonState`, with the roles of those in
 `blpjax.trust_region`.
@@ -21,7 +22,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from blpjax.compilation import program
 from blpjax.exceptions import Status
-from blpjax.trust_region import RUNNING, START_REDUCTIONS
+from blpjax.trust_region import LONGEST, RUNNING, SMALLEST, START_REDUCTIONS, gauss_newton_decrease
 
 #: Weak Wolfe conditions: share of the promised decrease, and of the slope, that a step may leave.
 _DECREASE, _CURVATURE = 1e-4, 0.9
@@ -38,7 +39,10 @@ _STEEP = 5
 
 #: Promised decrease, divided by one plus the objective, at which a line search may fail because of rounding, and at
 #: which all is rounding.
-_FLOOR, _NOTHING = 1e-14, 1e-20
+_FLOOR, _NOTHING = 1e-12, 1e-20
+
+#: See `_units`.
+_FAINT = 1e-3
 
 
 class QuasiNewtonOptions(NamedTuple):
@@ -54,7 +58,9 @@ class QuasiNewtonState(eqx.Module):
     Attributes
     ----------
     theta, objective, gradient : (P,), scalar, (P,). Before the first success, theta is the next starting point.
-    scale : (P,) units of theta that directions are made in: column norms of the residuals' Jacobian at the start.
+    scale : (P,) units of theta that directions are made in: column norms of the residuals' Jacobian at the start, of
+        those that all but vanish there larger ones.
+    typical : (P,) sizes of starting values.
     memory : Optax's state of recent steps and changes of the gradient.
     direction, slope : (P,) search direction and the derivative of the objective along it.
     length, low, high : step length to try next as a multiple of the direction, and an interval that holds a good one.
@@ -64,7 +70,7 @@ class QuasiNewtonState(eqx.Module):
     started : whether some evaluation succeeded.
     start_reductions : how often the starting values were halved.
     projected_gradient_norm : largest absolute element of the gradient.
-    decrease : decrease of the objective that the method's model promises.
+    decrease : decrease of the sum of squares that linear least squares promises.
     evaluations, failures, iterations : number of evaluations, of failed ones, and of steps taken.
     status : `RUNNING` or a code of `Status`.
     """
@@ -74,6 +80,7 @@ class QuasiNewtonState(eqx.Module):
     objective: Float[Array, ""]
     gradient: Float[Array, " P"]
     scale: Float[Array, " P"]
+    typical: Float[Array, " P"]
     memory: Any
     direction: Float[Array, " P"]
     slope: Float[Array, ""]
@@ -105,7 +112,7 @@ class _Trial(NamedTuple):
     theta: Array
     objective: Array
     gradient: Array
-    scale: Array
+    residual_jacobian: Array
     ok: Array
 
 
@@ -128,6 +135,7 @@ def initialise(
         objective=infinity,
         gradient=jnp.zeros_like(theta),
         scale=jnp.ones_like(theta),
+        typical=jnp.abs(theta),
         memory=optax.scale_by_lbfgs(memory_size).init(theta),
         direction=jnp.zeros_like(theta),
         slope=jnp.zeros(()),
@@ -164,9 +172,8 @@ def update(
     """State after the candidate's evaluation: begin, take the step, or try another length."""
     objective, gradient = jnp.asarray(objective), jnp.asarray(gradient)
     ok = jnp.asarray(ok) & jnp.isfinite(objective) & jnp.isfinite(gradient).all()
-    norms = jnp.linalg.norm(jnp.asarray(residual_jacobian), axis=0)
-    scale = jnp.where(state.started, state.scale, jnp.where(norms > 0, norms, 1.0))
-    trial = _Trial(jnp.asarray(candidate), jnp.where(ok, objective, 0.0), jnp.where(ok, gradient, 0.0), scale, ok)
+    J = jnp.where(ok, jnp.asarray(residual_jacobian), 0.0)
+    trial = _Trial(jnp.asarray(candidate), jnp.where(ok, objective, 0.0), jnp.where(ok, gradient, 0.0), J, ok)
     case = jnp.where(state.started, 2, jnp.where(ok, 1, 0))
     state = jax.lax.switch(case, [_reduce_start, _accept, _search], state, trial)
     return _assess(_replace(state, evaluations=state.evaluations + 1, failures=state.failures + (1 - ok)))
@@ -202,21 +209,31 @@ def _reduce_start(state: QuasiNewtonState, trial: _Trial) -> QuasiNewtonState:
 
 def _accept(state: QuasiNewtonState, trial: _Trial) -> QuasiNewtonState:
     """The trial becomes the iterate, and a new direction begins there."""
-    preconditioned, memory = _lbfgs(state).update(trial.gradient / trial.scale, state.memory, trial.scale * trial.theta)
+    scale = jnp.where(state.started, state.scale, _units(trial))
+    preconditioned, memory = _lbfgs(state).update(trial.gradient / scale, state.memory, scale * trial.theta)
     moved = _replace(
         state,
         theta=trial.theta,
         objective=trial.objective,
         gradient=trial.gradient,
-        scale=trial.scale,
+        scale=scale,
         memory=memory,
+        decrease=gauss_newton_decrease(trial.residual_jacobian, trial.gradient),
         restarted=~state.started,
         iterations=state.iterations + state.started,
         started=jnp.asarray(True),
     )
-    moved = _search_along(moved, -jnp.asarray(preconditioned) / trial.scale)
+    moved = _search_along(moved, -jnp.asarray(preconditioned) / scale)
     curved = (trial.gradient - state.gradient) @ (trial.theta - state.theta) > 0
     return _choose((curved | ~state.started) & (moved.slope < 0), moved, _restart(moved))
+
+
+def _units(trial: _Trial) -> Array:
+    """Column norms, but none by which an element's own size would matter a thousand times less than that of others."""
+    norms = jnp.linalg.norm(trial.residual_jacobian, axis=0)
+    sizes = jnp.maximum(jnp.abs(trial.theta), SMALLEST)
+    scale = jnp.maximum(norms, _FAINT * (norms * sizes).max(initial=0.0) / sizes)
+    return jnp.where(scale > 0, scale, 1.0)
 
 
 def _restart(state: QuasiNewtonState) -> QuasiNewtonState:
@@ -232,16 +249,16 @@ def _lbfgs(state: QuasiNewtonState) -> optax.GradientTransformation:
 
 
 def _search_along(state: QuasiNewtonState, direction: Array) -> QuasiNewtonState:
-    slope = state.gradient @ direction
+    longest = LONGEST * jnp.maximum(jnp.maximum(jnp.abs(state.theta), state.typical), SMALLEST)
+    ratio = (longest / jnp.maximum(jnp.abs(direction), 1e-300)).min(initial=1.0)
     return _replace(
         state,
         direction=direction,
-        slope=slope,
-        length=jnp.ones(()),
+        slope=state.gradient @ direction,
+        length=ratio,
         low=jnp.zeros(()),
         high=jnp.asarray(jnp.inf),
         trials=jnp.zeros_like(state.trials),
-        decrease=-0.5 * slope,
     )
 
 

@@ -44,10 +44,10 @@ REJECTIONS = 3
 #: Exact Hessians that may be asked for since q last decreased by more than its rounding error.
 _HESSIANS = 3
 
-#: An element moves in a step by at most so many times its size, that of its starting value, or `_SMALLEST`. Where its
+#: An element moves in a step by at most so many times its size, that of its starting value, or `SMALLEST`. Where its
 #: column of the Jacobian all but vanishes, as for standard deviations near zero, models know nothing of what is far.
-_LONGEST = 10.0
-_SMALLEST = 0.1
+LONGEST = 10.0
+SMALLEST = 0.1
 
 
 class TrustRegionOptions(NamedTuple):
@@ -487,6 +487,14 @@ def _promised_decrease(B: Array, g: Array) -> Array:
     return 0.5 * ((vectors.T @ g) ** 2 / jnp.maximum(size, _EIGENVALUE_FLOOR * size.max())).sum()
 
 
+def gauss_newton_decrease(residual_jacobian: Float[Array, "M P"], gradient: Float[Array, " P"]) -> Float[Array, ""]:
+    """Decrease of q that unbounded linear least squares promises, where its gradient is ``2 J'r``."""
+    norms = _column_norms(residual_jacobian)
+    scale = jnp.where(norms > 0, norms, 1.0)
+    J = residual_jacobian / scale[None, :]
+    return 2 * _promised_decrease(J.T @ J, 0.5 * gradient / scale)
+
+
 class _ActiveSet(NamedTuple):
     """Scaled step found so far, elements that have not reached a bound, and whether all bounds hold."""
 
@@ -500,7 +508,7 @@ def _step(state: TrustRegionState) -> Array:
     free = _free(state, state.theta, state.gradient)
     B = _scaled_model(state, state.augmented, free)
     g = jnp.where(free, 0.5 * state.gradient / state.scale, 0.0)
-    longest = _LONGEST * jnp.maximum(jnp.maximum(jnp.abs(state.theta), state.typical), _SMALLEST)
+    longest = LONGEST * jnp.maximum(jnp.maximum(jnp.abs(state.theta), state.typical), SMALLEST)
     lower = jnp.where(free, jnp.maximum(state.lower - state.theta, -longest) * state.scale, 0.0)
     upper = jnp.where(free, jnp.minimum(state.upper - state.theta, longest) * state.scale, 0.0)
     radius = state.radius

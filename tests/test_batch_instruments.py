@@ -175,6 +175,7 @@ def _make_one(problem: Any, read: Any, plan: Any, results: Any) -> Any:
         Observed(jnp.asarray(table.prices)[None], jnp.asarray(table.shares)[None], {}),
         expected,
     )
+@pytest.mark.slow
 
 
 def test_failed_first_estimations_and_expected_prices_are_failures() -> None:
