@@ -175,9 +175,9 @@ def _make_one(problem: Any, read: Any, plan: Any, results: Any) -> Any:
         Observed(jnp.asarray(table.prices)[None], jnp.asarray(table.shares)[None], {}),
         expected,
     )
+
+
 @pytest.mark.slow
-
-
 def test_failed_first_estimations_and_expected_prices_are_failures() -> None:
     first = study(True, iteration=Iteration("anderson", {"max_evaluations": 1})).run(3, batch_size=3).table
     prices = OptimalInstruments(iteration=Iteration("squarem", {"max_evaluations": 1}))

@@ -117,9 +117,9 @@ def test_equilibria_are_those_of_simulations_with_their_data() -> None:
     ).replace_endogenous()
     np.testing.assert_allclose(drawn.prices[0], again.product_data["prices"].ravel(), rtol=1e-8)
     np.testing.assert_allclose(drawn.shares[0], again.product_data["shares"].ravel(), rtol=1e-8)
+
+
 @pytest.mark.slow
-
-
 def test_instruments_may_be_drawn_too() -> None:
     """Those that are not drawn and not default ones stay."""
     drawn = study(draw_instruments, with_instruments())
