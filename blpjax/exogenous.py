@@ -88,7 +88,10 @@ class DataGenerator:
         self._primitives, self._table = simulation.primitives, problem.product_table
         known = self._primitives
         used = (known.characteristics, problem.characteristics, *more)
-        self._numeric = {name for one in used for name in one.variables} - {"prices", "shares"}
+        columns = [column for one in used for column in (*one.X1_columns, *one.X2_columns, *one.X3_columns)]
+        # indicators of levels would stay those of the simulation
+        categorical = {name for column in columns for name in column.names - set(column.inputs)}
+        self._numeric = {name for one in used for name in one.variables} - {"prices", "shares"} - categorical
         basic = basic_instruments(known, {**known.products.data})
         sides = {"demand_instruments": self._table.demand_instruments}
         if problem.model_data.supply is not None:
@@ -133,8 +136,9 @@ class DataGenerator:
                 f"{where}: the function must return the same variables in every replication, "
                 f"{sorted(self._names)}, not {sorted(variables)}."
             )
-        instruments = {}
-        rebuilt = basic_instruments(self._primitives, {**self._primitives.products.data, **variables})
+        instruments, rebuilt = {}, {}
+        if self._built:
+            rebuilt = basic_instruments(self._primitives, {**self._primitives.products.data, **variables})
         for name, given in self._given.items():
             values = read_matrix(columns, name, where, self._table.market_ids)[0]
             if not values.shape[1]:

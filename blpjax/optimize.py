@@ -117,9 +117,9 @@ class Optimization:
         element of the projected gradient), ``decrease_tol`` (1e-14, relative decrease of the objective that a full
         step promises), ``max_evaluations`` (1000), ``initial_radius`` (1), ``floor_tol`` and ``noise``.
         ``'optax-l-bfgs'`` (`blpjax.quasi_newton`) has ``memory_size`` (10), ``maxiter`` (1000) and ``gtol`` (1e-6).
-        ``'knitro'`` has Knitro's
-        user options by name, by default ``algorithm`` 1, ``hessopt`` 2, ``honorbnds`` 1 and ``gradopt`` 1 (2 without
-        gradients), and ``knitro_dir``, its directory, by default that of the environment variable KNITRODIR.
+        ``'knitro'`` has Knitro's user options by name, by default ``algorithm`` 1, ``hessopt`` 2, ``honorbnds`` 1 and
+        ``gradopt`` 1 (2 without gradients), and ``knitro_dir``, its directory, by default that of the environment
+        variable KNITRODIR.
     compute_gradient : bool, optional
         Whether the routine uses gradients. Must be false for ``'nelder-mead'`` and ``'powell'`` and true for
         ``'newton-cg'``, ``'trust-region'`` and ``'optax-l-bfgs'``. If it is false, others take differences of the

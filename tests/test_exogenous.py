@@ -17,7 +17,7 @@ from blpjax import montecarlo
 from blpjax.exceptions import DataError, IdentificationWarning, StorageError
 from blpjax.montecarlo import MonteCarlo
 from blpjax.simulation_data import basic_instruments
-from tests.study_design import MOMENTS, design
+from tests.study_design import MOMENTS, F, design
 from tests.tolerances import LINEAR_ALGEBRA
 
 SEED = 3
@@ -171,6 +171,18 @@ def varying(generator: np.random.Generator) -> dict[str, np.ndarray]:
 def test_wrong_columns_are_refused(returned: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         study(lambda generator: returned)
+
+
+def test_variables_with_levels_are_not_drawn() -> None:
+    """Indicators in formulas would stay those of the simulation."""
+    known = simulation()
+    data = {"market_ids": known.product_data["market_ids"].ravel(), "firm_ids": known.product_data["firm_ids"].ravel()}
+    data |= {"x": np.arange(N) % 3.0, "z": np.linspace(0.5, 1.5, N)}
+    parameters = {"beta": [1.0, -2.0, 0.1, 0.2], "sigma": known.sigma, "gamma": known.gamma}
+    formulations = (F("1 + prices + C(x)"), *known.product_formulations[1:])
+    levels = blpjax.Simulation(formulations, data, agent_data=known.agent_data, **parameters, **MOMENTS, seed=0)
+    with pytest.raises(ValueError, match="'x' is neither a numeric variable of a formula"):
+        MonteCarlo(levels, seed=SEED, data_generator=draw, **MOMENTS)
 
 
 def test_other_mistakes_are_named() -> None:
