@@ -14,8 +14,9 @@ from benchmarks import models
 from benchmarks.estimation import Solver, quiet
 from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
-from blpjax import estimator, trust_region
-from blpjax.functions import ModelFunctions
+from blpjax.objective import inference
+from blpjax.objective.functions import ModelFunctions
+from blpjax.optimize import trust_region
 
 
 def profile_rows(settings: Settings) -> Iterator[Row]:
@@ -81,13 +82,13 @@ def _time_parts(problem: Any, results: Any, repetitions: int) -> dict[str, Timin
         "inversion": time_at_both(functions.inversion, [(theta,) for theta in ends]),
         "trust-region step": time_at_both(trust_region.advance, states),
         "Hessian": _time(
-            lambda: estimator.hessian(functions.specification, functions.inputs, ends[-1], delta), repetitions
+            lambda: inference.hessian(functions.specification, functions.inputs, ends[-1], delta), repetitions
         ),
     }
 
 
 def _evaluate(functions: ModelFunctions, theta: jax.Array) -> Any:
-    return estimator.evaluate(functions.specification, functions.inputs, theta, functions.start)
+    return inference.evaluate(functions.specification, functions.inputs, theta, functions.start)
 
 
 def _state(theta: jax.Array, evaluation: Any) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from benchmarks.comparison import compare, outcome_of
 from benchmarks.processes import goal_reached
 from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
-from blpjax.lapack import original_lapack_threads
+from blpjax.machine.lapack import original_lapack_threads
 
 #: Warm ratios to PyBLP, and number of evaluations, that are aimed at.
 GOALS = {"gradient": 300, "both": 150}

@@ -18,8 +18,8 @@ from benchmarks.estimation import quiet
 from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
 
-#: PyBLP's results from the first of these starting values, made and described by ``tests/reference/make_reference.py``.
-STORED = Path(__file__).parents[1] / "tests" / "reference" / "random_starts.json"
+#: PyBLP's results from the first of these starting values, made by ``tests/parity/reference/make_reference.py``.
+STORED = Path(__file__).parents[1] / "tests" / "parity" / "reference" / "random_starts.json"
 
 SEED = 20260101
 

@@ -12,49 +12,44 @@ import jax as _jax
 
 _jax.config.update("jax_enable_x64", True)
 
-from blpjax import compilation as _compilation  # noqa: E402
-from blpjax import lapack as _lapack  # noqa: E402
-from blpjax import micro as _micro  # noqa: E402
+from blpjax.machine import compilation as _compilation  # noqa: E402
+from blpjax.machine import lapack as _lapack  # noqa: E402
+from blpjax.outputs import micro as _micro  # noqa: E402
 
 _compilation.configure_cache()
 _lapack.limit_lapack_threads()
 
 from blpjax import data, exceptions, options  # noqa: E402
-from blpjax.batch_instruments import OptimalInstruments  # noqa: E402
-from blpjax.bootstrap import BootstrappedResults  # noqa: E402
-from blpjax.delta_method import DeltaMethodResults  # noqa: E402
-from blpjax.formulas import estimation_summary, problem_from_formula  # noqa: E402
-from blpjax.frac import FracStarts  # noqa: E402
-from blpjax.functions import ModelFunctions  # noqa: E402
-from blpjax.importance_sampling import ImportanceSamplingResults  # noqa: E402
+from blpjax.estimation.progress import OptimizationProgress  # noqa: E402
+from blpjax.estimation.start_frac import FracStarts  # noqa: E402
+from blpjax.estimation.starts import Starts  # noqa: E402
+from blpjax.inference.bootstrap import BootstrappedResults  # noqa: E402
+from blpjax.inference.delta_method import DeltaMethodResults  # noqa: E402
+from blpjax.inference.fixed_effects import FixedEffectProjection  # noqa: E402
+from blpjax.inference.importance_sampling import ImportanceSamplingResults  # noqa: E402
+from blpjax.inference.optimal_instruments import OptimalInstrumentResults  # noqa: E402
+from blpjax.inference.reestimation_results import ReestimationResults  # noqa: E402
 from blpjax.inputs.agent_products import build_agent_product_data  # noqa: E402
-from blpjax.inputs.construction import (  # noqa: E402
-    build_id_data,
-    build_integration,
-    build_ownership,
-    data_to_dict,
-)
+from blpjax.inputs.construction import build_id_data, build_integration, build_ownership, data_to_dict  # noqa: E402
 from blpjax.inputs.formulation import Formulation  # noqa: E402
 from blpjax.inputs.instruments import build_blp_instruments, build_differentiation_instruments  # noqa: E402
 from blpjax.inputs.integration import Integration  # noqa: E402
 from blpjax.inputs.matrices import build_matrix  # noqa: E402
 from blpjax.iteration import Iteration  # noqa: E402
-from blpjax.loading import load  # noqa: E402
-from blpjax.minimum_distance import FixedEffectProjection  # noqa: E402
-from blpjax.montecarlo import MonteCarlo  # noqa: E402
-from blpjax.montecarlo_results import MonteCarloResults  # noqa: E402
-from blpjax.multistart import Starts  # noqa: E402
-from blpjax.optimal_instruments import OptimalInstrumentResults  # noqa: E402
-from blpjax.optimize import Optimization  # noqa: E402
-from blpjax.parameters import Transformation  # noqa: E402
-from blpjax.pickling import read_pickle, save_pickle  # noqa: E402
-from blpjax.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem  # noqa: E402
-from blpjax.processes import parallel  # noqa: E402
-from blpjax.progress import OptimizationProgress  # noqa: E402
-from blpjax.reestimation_results import ReestimationResults  # noqa: E402
-from blpjax.results import ProblemResults  # noqa: E402
-from blpjax.simulation import Simulation  # noqa: E402
-from blpjax.simulation_results import SimulationResults  # noqa: E402
+from blpjax.machine.parallel import parallel  # noqa: E402
+from blpjax.machine.pickling import read_pickle, save_pickle  # noqa: E402
+from blpjax.model.parameters import Transformation  # noqa: E402
+from blpjax.objective.functions import ModelFunctions  # noqa: E402
+from blpjax.optimize.optimize import Optimization  # noqa: E402
+from blpjax.problem.load import load  # noqa: E402
+from blpjax.problem.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem  # noqa: E402
+from blpjax.problem.results import ProblemResults  # noqa: E402
+from blpjax.r_style import estimation_summary, problem_from_formula  # noqa: E402
+from blpjax.simulation.results import SimulationResults  # noqa: E402
+from blpjax.simulation.simulation import Simulation  # noqa: E402
+from blpjax.studies.lane_instruments import OptimalInstruments  # noqa: E402
+from blpjax.studies.monte_carlo import MonteCarlo  # noqa: E402
+from blpjax.studies.results import MonteCarloResults  # noqa: E402
 
 __version__ = "0.1.0"
 

@@ -1,7 +1,7 @@
-"""``python -m blpjax study.toml``: see `blpjax.command`."""
+"""``python -m blpjax study.toml``: see `blpjax.studies.command`."""
 
 import sys
 
-from blpjax.command import main
+from blpjax.studies.command import main
 
 sys.exit(main())

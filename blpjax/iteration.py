@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from blpjax.host_iteration import MINPACK, SCIPY_METHODS, HostRoutine
+from blpjax.machine.host_routines import MINPACK, SCIPY_METHODS, HostRoutine
 
 Norm = Callable[[Any], Any]
 

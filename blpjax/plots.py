@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from blpjax.functions import ModelFunctions
-from blpjax.montecarlo_results import MonteCarloResults
-from blpjax.postestimation import PostEstimation
-from blpjax.problem import Problem
-from blpjax.results import ProblemResults
+from blpjax.objective.functions import ModelFunctions
+from blpjax.outputs.outputs import PostEstimation
+from blpjax.problem.problem import Problem
+from blpjax.problem.results import ProblemResults
+from blpjax.studies.results import MonteCarloResults
 
 try:
     from matplotlib import pyplot

@@ -11,7 +11,7 @@ import dask_jobqueue
 from dask.distributed import Client
 
 from blpjax import MonteCarloResults
-from blpjax.study_description import read_description
+from blpjax.studies.description import read_description
 
 
 def main(file: Path) -> MonteCarloResults:

@@ -37,7 +37,7 @@ jaxtyping.install_import_hook("blpjax", "beartype.beartype")
 
 import jax  # noqa: E402
 
-import blpjax.economy  # noqa: E402  (turns on 64-bit)
+import blpjax.economy.buckets  # noqa: E402  (turns on 64-bit)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -59,7 +59,7 @@ def unchecked_types(monkeypatch: pytest.MonkeyPatch) -> None:
 def several_buckets() -> Iterator[None]:
     """Put markets of different sizes into several buckets although they are few and small."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blpjax.economy, "WORTHWHILE_PAIRS", 0)
+        patch.setattr(blpjax.economy.buckets, "WORTHWHILE_PAIRS", 0)
         yield
 
 

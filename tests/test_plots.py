@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 
 import blpjax
 from blpjax import plots
-from blpjax.montecarlo_results import MonteCarloResults
-from tests import joint
+from blpjax.studies.results import MonteCarloResults
+from tests.support import joint
 from tests.tolerances import CENTRAL_DIFFERENCE, ROUNDING
 
 BETA = [None, -2.0, None, None]

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pyhdfe
 
-from ..exceptions import AbsorptionError, DataError
-from .design import is_categorical, variable_levels
-from .expressions import source_text, variable_names
-from .formulation import Formulation
-from .table_format import find_vector
-from .terms import Term
+from blpjax.exceptions import AbsorptionError, DataError
+from blpjax.inputs.design import is_categorical, variable_levels
+from blpjax.inputs.expressions import source_text, variable_names
+from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.table_format import find_vector
+from blpjax.inputs.terms import Term
 
 
 @dataclass(frozen=True, eq=False)

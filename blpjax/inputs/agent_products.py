@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..exceptions import DataError
-from .columns import list_rows, read_market_ids, read_required_ids
-from .table_format import plain_value, read_table
+from blpjax.exceptions import DataError
+from blpjax.inputs.columns import list_rows, read_market_ids, read_required_ids
+from blpjax.inputs.table_format import plain_value, read_table
 
 _KEYS = ("market_ids", "agent_ids", "product_ids")
 

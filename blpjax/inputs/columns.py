@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..exceptions import DataError
-from .table_format import find_vector, is_missing, plain_value
+from blpjax.exceptions import DataError
+from blpjax.inputs.table_format import find_vector, is_missing, plain_value
 
 _SHOWN = 3  # offenders listed in a message
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..exceptions import DataError
-from .formulation import Formulation
-from .tables import lacking_products
+from blpjax.exceptions import DataError
+from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.tables import lacking_products
 
 
 class Demographics(NamedTuple):

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..exceptions import DataError
-from .expressions import (
+from blpjax.exceptions import DataError
+from blpjax.inputs.expressions import (
     Expression,
     Function,
     Indicator,
@@ -27,8 +27,8 @@ from .expressions import (
     source_text,
     variable_names,
 )
-from .table_format import describe_rows, find_vector, is_missing, plain_value
-from .terms import INTERCEPT, Term
+from blpjax.inputs.table_format import describe_rows, find_vector, is_missing, plain_value
+from blpjax.inputs.terms import INTERCEPT, Term
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyhdfe
 
-from .design import Column, DesignMatrix, design_matrix
-from .expressions import variable_names
-from .terms import INTERCEPT, Term, parse_terms
+from blpjax.inputs.design import Column, DesignMatrix, design_matrix
+from blpjax.inputs.expressions import variable_names
+from blpjax.inputs.terms import INTERCEPT, Term, parse_terms
 
 __all__ = ["Column", "DesignMatrix", "Formulation"]
 

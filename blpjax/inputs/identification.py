@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.linalg
 
-from ..exceptions import IdentificationError, IdentificationWarning
-from .design import DesignMatrix
+from blpjax.exceptions import IdentificationError, IdentificationWarning
+from blpjax.inputs.design import DesignMatrix
 
 # A residualised column this small compared with the original is what rounding or an iterative method has left of it.
 _ABSORBED = 1e-6

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .absorb import build_absorber
-from .columns import read_market_ids, read_required_ids
-from .formulation import Formulation
-from .table_format import read_table
+from blpjax.inputs.absorb import build_absorber
+from blpjax.inputs.columns import read_market_ids, read_required_ids
+from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.table_format import read_table
 
 #: Elements of the largest temporary array, unless differences from a single product are more.
 _BLOCK = 2**18

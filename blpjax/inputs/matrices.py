@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .absorb import build_absorber
-from .formulation import Formulation
-from .table_format import read_table
+from blpjax.inputs.absorb import build_absorber
+from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.table_format import read_table
 
 
 def build_matrix(formulation: Formulation, data: object) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 
-from ..exceptions import DataError
+from blpjax.exceptions import DataError
 
 
 def read_table(data: object, table: str) -> dict[str, np.ndarray]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..exceptions import DataError, DataWarning
-from .columns import (
+from blpjax.exceptions import DataError, DataWarning
+from blpjax.inputs.columns import (
     find_columns,
     list_markets,
     list_rows,
@@ -24,8 +24,8 @@ from .columns import (
     read_vector,
     unique_ids,
 )
-from .integration import Integration
-from .table_format import plain_value, read_table
+from blpjax.inputs.integration import Integration
+from blpjax.inputs.table_format import plain_value, read_table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

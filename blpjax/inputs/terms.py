@@ -12,7 +12,7 @@ from formulaic.errors import FormulaicError
 from formulaic.parser import DefaultOperatorResolver
 from formulaic.parser.types import ASTNode, FormulaParser, Token
 
-from .expressions import Expression, Function, Variable, parse_expression, source_text
+from blpjax.inputs.expressions import Expression, Function, Variable, parse_expression, source_text
 
 OPERATORS = "+ - * / : **"
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..exceptions import DataError
-from .columns import check_present, list_rows, read_market_ids
-from .table_format import find_vector, is_missing, plain_value, read_table
+from blpjax.exceptions import DataError
+from blpjax.inputs.columns import check_present, list_rows, read_market_ids
+from blpjax.inputs.table_format import find_vector, is_missing, plain_value, read_table
 
 IDS = ("market_ids", "product_ids")
 

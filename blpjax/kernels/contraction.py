@@ -22,11 +22,11 @@ from blpjax.kernels.fixed_point import (
     Image,
     NewtonPoint,
     continued,
-    implicit,
     iterate,
     newton,
     safeguarded,
 )
+from blpjax.kernels.implicit import implicit
 from blpjax.kernels.linear_algebra import solve
 from blpjax.kernels.shares import (
     Choices,

@@ -1,6 +1,6 @@
 """Equilibrium prices of one market (Bertrand competition), and the conditions of first and second order.
 
-Firms' first-order conditions ``s = A (p - c)`` (see `blpjax.kernels.supply`) are solved in the form of Morrow and
+Firms' first-order conditions ``s = A (p - c)`` (see `blpjax.kernels.markups`) are solved in the form of Morrow and
 Skerlos (2011), ``p - c = zeta(p)`` with ``zeta = Lambda^{-1} [(H o Gamma') (p - c) - s]``, where
 ``Lambda_jj = sum_i w_i P_ji alpha_ji`` and ``Gamma_jk = sum_i w_i P_ji P_ki alpha_ki``. Since
 ``zeta - (p - c) = -(s - A (p - c)) / Lambda_jj``, the loops divide the profit gradient by the diagonal of Lambda.
@@ -17,18 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.kernels.fixed_point import FixedPoint, Image, NewtonPoint, implicit, iterate, newton, safeguarded
+from blpjax.kernels.demand import DemandAt, DemandPoint, demand_hessian, demand_with_curvature
+from blpjax.kernels.fixed_point import FixedPoint, Image, NewtonPoint, iterate, newton, safeguarded
+from blpjax.kernels.implicit import implicit
 from blpjax.kernels.linear_algebra import solve
-from blpjax.kernels.supply import (
-    DemandAt,
-    DemandPoint,
-    demand_hessian,
-    demand_with_curvature,
-    markup_matrix,
-    markup_product,
-    ownership_matrix,
-    price_derivatives,
-)
+from blpjax.kernels.markups import markup_matrix, markup_product, ownership_matrix, price_derivatives
 
 #: Marginal costs at given shares, ``costs_at(shares, arguments)``. It must not close over traced values.
 CostsAt = Callable[[Array, Any], Array]
@@ -66,7 +59,7 @@ def solve_prices(
         only its own utility. It must be finite for padding too.
     costs_at : ``costs_at(shares, arguments)`` gives marginal costs (J,). Firms take them as given even where they
         depend on shares.
-    owned : (J,) codes of firms or (J, J) ownership matrix, see `blpjax.kernels.supply.ownership_matrix`.
+    owned : (J,) codes of firms or (J, J) ownership matrix, see `blpjax.kernels.markups.ownership_matrix`.
     start : (J,) initial prices; padding keeps them.
     arguments : pytree of arrays.
     method : ``'simple'`` (``p <- c + zeta(p)``), ``'squarem'``, ``'anderson'`` and ``'newton'`` (damped, on

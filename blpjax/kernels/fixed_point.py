@@ -1,19 +1,16 @@
-"""Loops that solve fixed points and roots, and the one rule by which their solutions are differentiated.
+"""Loops that solve fixed points and roots.
 
-Nothing is ever differentiated through iterations: `implicit` wraps a solver and differentiates the equation that its
-solution satisfies. Every loop is a `lax.while_loop` on the unknowns of one market, made for `jax.vmap`.
+Nothing is ever differentiated through iterations: see `blpjax.kernels.implicit`. Every loop is a `lax.while_loop` on
+the unknowns of one market, made for `jax.vmap`.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.exceptions import Status, succeeded
@@ -29,14 +26,21 @@ class Image(NamedTuple):
 
 Map = Callable[[Array], Array | Image]
 
+
 Floor = float | Float[Array, ""]
+
 
 #: A loop that makes no more progress has reached the accuracy of 64-bit arithmetic when its residual is below this.
 ROUNDING_FLOOR = 1e-12
+
+
 _PATIENCE = 12
+
 
 #: On the way to a problem, problems are solved to this residual, each with at most so many evaluations.
 _ON_THE_WAY = 1e-6
+
+
 _STAGE = 50
 
 
@@ -470,59 +474,3 @@ def continued(
 
 def _chosen(condition: Array, yes: _Stage, no: _Stage) -> _Stage:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def implicit(
-    solve: Callable[..., FixedPoint],
-    residual: Callable[..., Array],
-    linear_solve: Callable[..., Array],
-    *arguments: Any,
-) -> FixedPoint:
-    """Solve ``residual(x, *arguments) = 0`` for x with ``solve(*arguments)`` and differentiate the equation.
-
-    The derivative is ``dx = -(d residual / dx)^{-1} d residual``, at first and, because it is written in terms of this
-    function itself, at every higher order. Only `FixedPoint.value` has derivatives.
-
-    Parameters
-    ----------
-    solve : function of the arguments that returns a `FixedPoint`. Never differentiated.
-    residual : ``residual(x, *arguments)``, zero at the solution, of the shape of x.
-    linear_solve : ``linear_solve(x, right, *arguments)`` solves with the derivative of `residual` in x. Where `solve`
-        returns `factors`, they are passed on as a keyword argument.
-    arguments : pytrees of arrays. The three functions must not close over traced values.
-    """
-    return solve(*arguments)
-
-
-def _implicit_jvp(
-    solve: Callable[..., FixedPoint],
-    residual: Callable[..., Array],
-    linear_solve: Callable[..., Array],
-    primals: tuple[Any, ...],
-    tangents: tuple[Any, ...],
-) -> tuple[FixedPoint, FixedPoint]:
-    solution = implicit(solve, residual, linear_solve, *primals)
-    leaves, structure = jax.tree.flatten(primals)
-    directions = jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
-    moving = [i for i, d in enumerate(directions) if not isinstance(d, SymbolicZero)]
-
-    def equation(values: list[Array]) -> Array:
-        full = list(leaves)
-        for i, value in zip(moving, values, strict=True):
-            full[i] = value
-        return residual(solution.value, *jax.tree.unflatten(structure, full))
-
-    _, right = jax.jvp(equation, ([leaves[i] for i in moving],), ([directions[i] for i in moving],))
-    zeros = jax.tree.map(_zero_tangent, solution)
-    known = {} if solution.factors is None else {"factors": solution.factors}
-    return solution, eqx.tree_at(lambda s: s.value, zeros, -linear_solve(solution.value, right, *primals, **known))
-
-
-def _zero_tangent(leaf: Array) -> Any:
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-        return jnp.zeros_like(leaf)
-    return np.zeros(leaf.shape, jax.dtypes.float0)
-
-
-implicit.defjvp(_implicit_jvp, symbolic_zeros=True)

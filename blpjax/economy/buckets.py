@@ -1,0 +1,402 @@
+"""The data of an economy as arrays that compiled programs read: markets padded into a few size buckets.
+
+A padded product has a share and an availability of zero and characteristics of zero; a padded agent has a weight of
+zero. Vectors over products exist in two layouts: *long*, one element for each row of the user's product table, and
+*padded*, the buckets' (T, J) arrays laid end to end. `Economy.gather` turns padded into long, `Economy.scatter` long
+into padded.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from blpjax.inputs.demographics import build_demographics
+from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.integration import Integration
+from blpjax.inputs.tables import AgentTable, read_agents
+from blpjax.machine.placement import Placement
+
+MAX_BUCKETS = 4
+
+
+#: Another bucket, and so another part in every compiled program, has to save this share of the padded work,
+_WORTHWHILE = 0.1
+
+
+#: and at least that many pairs of products and agents: what they cost in a hundred evaluations is less than a second,
+#: about what compilation of another part takes.
+WORTHWHILE_PAIRS = 2**16
+
+
+#: More padded work than this many times the actual counts so many times.
+_WASTEFUL, _WASTEFUL_WEIGHT = 1.5, 10.0
+
+
+class Bucket(eqx.Module):
+    """Markets of similar size: T markets of at most J products and I agents.
+
+    With nests, `groups` are codes of the groups in each market, and `nests` which of these a product belongs to, -1 for
+    padding. Demographics are (T, I, D, J) where they are specific to products. With a `placement`, markets are spread
+    over its devices, and some of them have no products: see `blpjax.economy.sharding`.
+    """
+
+    shares: Float[Array, "T J"]
+    X2: Float[Array, "T J K2"]
+    availability: Float[Array, "T J #I"]
+    weights: Float[Array, "T I"]
+    nodes: Float[Array, "T I R"]
+    demographics: Float[Array, "T I D"] | Float[Array, "T I D J"]
+    nests: Int[Array, "T J"] | None = None
+    groups: Int[Array, "T H"] | None = None
+    placement: Placement | None = eqx.field(static=True, default=None)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Numbers of markets, products and agents (T, J, I)."""
+        return (self.shares.shape[0], self.shares.shape[1], self.weights.shape[1])
+
+    @property
+    def present(self) -> Bool[Array, "*T J"]:
+        """Whether a product is one, and not padding: somebody can choose it."""
+        return (self.availability > 0).any(axis=-1)
+
+
+class Economy(eqx.Module):
+    """All markets of a problem.
+
+    `positions` (N,) says where each long row stands in the padded layout, and `sources` which long row a place of the
+    padded layout shows: for padding, the first row of its market. `market_positions` (T,) says where each market, in
+    the sorted order of its IDs, stands among the buckets' markets laid end to end.
+    """
+
+    buckets: tuple[Bucket, ...]
+    positions: Int[Array, " N"]
+    sources: Int[Array, " padded"]
+    market_positions: Int[Array, " T"]
+
+    @property
+    def padded_size(self) -> int:
+        """Number of product places, padding included."""
+        return sum(bucket.shares.size for bucket in self.buckets)
+
+    @property
+    def placement(self) -> Placement | None:
+        """Devices that markets are spread over, or None where one device has all of them."""
+        return self.buckets[0].placement
+
+    def gather(self, parts: Sequence[Array]) -> Array:
+        """Long rows (N, ...) of arrays (T, J, ...), one for each bucket. They are on every device."""
+        parts = self.collect(parts)
+        flat = [part.reshape(part.shape[0] * part.shape[1], *part.shape[2:]) for part in parts]
+        return jnp.concatenate(flat)[self.positions]
+
+    def scatter(self, values: Array) -> tuple[Array, ...]:
+        """Arrays (T, J, ...), one for each bucket, of long rows (N, ...). Padding is zero."""
+        flat = jnp.zeros((self.padded_size, *values.shape[1:]), values.dtype).at[self.positions].set(values)
+        return self._split(flat)
+
+    def spread(self, values: Array) -> tuple[Array, ...]:
+        """Arrays (T, J, ...), one for each bucket, of long rows (N, ...). Padding repeats its market's first product.
+
+        Functions of variables, such as logarithms, stay finite there.
+        """
+        return self._split(values[self.sources])
+
+    def stack(self, parts: Sequence[Array]) -> Array:
+        """Rows (N, widest) of arrays (T, J, J), one for each bucket: NaN in the columns of padded products."""
+        widest = max(part.shape[2] for part in parts)
+        rows = []
+        for part, bucket in zip(parts, self.buckets, strict=True):
+            masked = jnp.where(bucket.present[:, None, :], part, jnp.nan)
+            padding = ((0, 0), (0, 0), (0, widest - part.shape[2]))
+            rows.append(jnp.pad(masked, padding, constant_values=jnp.nan))
+        return self.gather(rows)
+
+    def unstack(self, rows: Array) -> tuple[Array, ...]:
+        """Arrays (T, J, J), one for each bucket, of rows (N, widest). Padding is zero."""
+        parts = []
+        everywhere = self.collect([bucket.present for bucket in self.buckets])
+        for present, part in zip(everywhere, self.scatter(rows), strict=True):
+            J = present.shape[1]
+            cut = jnp.pad(part, ((0, 0), (0, 0), (0, max(0, J - part.shape[2]))))[:, :, :J]
+            parts.append(jnp.where(present[:, None, :] & present[:, :, None], cut, 0.0))
+        return tuple(parts)
+
+    def _split(self, flat: Array) -> tuple[Array, ...]:
+        parts, at = [], 0
+        for bucket in self.buckets:
+            T, J, _ = bucket.size
+            parts.append(flat[at : at + T * J].reshape(T, J, *flat.shape[1:]))
+            at += T * J
+        return tuple(parts)
+
+    def collect(self, parts: Sequence[Array]) -> Sequence[Array]:
+        """Arrays by bucket, from all devices: whatever follows is computed on each, and every process can read it."""
+        placement = self.placement
+        return parts if placement is None else placement.gather(list(parts))
+
+    def gather_markets(self, parts: Sequence[Array]) -> Array:
+        """Values by market (T, ...) in the sorted order of market IDs, from one array (T_b, ...) for each bucket."""
+        return jnp.concatenate(self.collect(parts))[self.market_positions]
+
+    def scatter_markets(self, values: Array) -> tuple[Array, ...]:
+        """Arrays (T_b, J), one for each bucket, that repeat values by market (T,) for all places of a market."""
+        sizes = np.cumsum([bucket.size[0] for bucket in self.buckets])
+        flat = jnp.zeros(int(sizes[-1]), values.dtype).at[self.market_positions].set(values)
+        parts = jnp.split(flat, sizes[:-1])
+        return tuple(
+            jnp.broadcast_to(part[:, None], bucket.size[:2]) for part, bucket in zip(parts, self.buckets, strict=True)
+        )
+
+
+class MarketIndex(NamedTuple):
+    """Which rows belong to which market: IDs in sorted order, and for each the rows of a table in the table's order."""
+
+    ids: np.ndarray
+    rows: tuple[np.ndarray, ...]
+
+    @property
+    def codes(self) -> np.ndarray:
+        """(N,) position of each row's market among `ids`."""
+        codes = np.zeros(sum(rows.size for rows in self.rows), int)
+        for t, rows in enumerate(self.rows):
+            codes[rows] = t
+        return codes
+
+    @property
+    def long_ids(self) -> np.ndarray:
+        """(N,) market ID of each row."""
+        return self.ids[self.codes]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AgentsInEconomy:
+    """Checked agent data, their demographics (I, D), or (I, D, max J), with labels, and the economy they live in.
+
+    `counts` are numbers of agents by market, in the sorted order of market IDs.
+    """
+
+    table: AgentTable
+    demographics: np.ndarray
+    demographic_labels: tuple[str, ...]
+    economy: Economy
+    counts: tuple[int, ...]
+
+
+def index_markets(market_ids: np.ndarray) -> MarketIndex:
+    """Rows of each market, for market IDs (N,)."""
+    ids, codes = np.unique(market_ids, return_inverse=True)
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=ids.size))
+    return MarketIndex(ids, tuple(np.split(order, ends[:-1])))
+
+
+def build_economy(
+    products: MarketIndex,
+    agents: MarketIndex,
+    *,
+    shares: np.ndarray,
+    X2: np.ndarray,
+    weights: np.ndarray,
+    nodes: np.ndarray,
+    demographics: np.ndarray,
+    availability: np.ndarray | None = None,
+    nests: np.ndarray | None = None,
+) -> Economy:
+    """Pad the long arrays of a problem into buckets.
+
+    Parameters
+    ----------
+    products, agents : rows of each market in the two tables, over the same IDs.
+    shares : (N,) market shares; X2 : (N, K2) characteristics.
+    weights, nodes, demographics : (I,), (I, R) and (I, D), or (I, D, max J), rows of the agent table.
+    availability : (I, max J) agents' availability of the products of their market, or None where all can be chosen.
+    nests : (N,) codes of products' groups, or None.
+    """
+    sizes = np.array([(p.size, a.size) for p, a in zip(products.rows, agents.rows, strict=True)])
+    groups = bucket_markets(sizes)
+    buckets, positions, at = [], np.zeros(shares.size, int), 0
+    sources = np.zeros(sum(len(group) * sizes[group, 0].max() for group in groups), int)
+    for group in groups:
+        J, width = sizes[group].max(axis=0).tolist()
+        rows = [products.rows[t] for t in group]
+        people = [agents.rows[t] for t in group]
+        for i, r in enumerate(rows):
+            first = at + i * J
+            positions[r] = first + np.arange(r.size)
+            sources[first : first + J] = np.r_[r, np.full(J - r.size, r[0])]
+        at += len(group) * J
+        buckets.append(
+            Bucket(
+                shares=_pad(shares, rows, J),
+                X2=_pad(X2, rows, J),
+                availability=_pad_availability(availability, rows, people, J, width),
+                weights=_pad(weights, people, width),
+                nodes=_pad(nodes, people, width),
+                demographics=_pad(demographics[..., :J] if demographics.ndim == 3 else demographics, people, width),
+                **_pad_nests(nests, rows, J),
+            )
+        )
+    market_positions = np.argsort(np.concatenate(groups))
+    return Economy(tuple(buckets), jax.device_put(positions), jax.device_put(sources), jax.device_put(market_positions))
+
+
+def closed_form_delta(
+    shares: np.ndarray, markets: np.ndarray, nesting_ids: np.ndarray | None = None, rho: np.ndarray | None = None
+) -> np.ndarray:
+    """(N,) mean utilities of the logit, ``log S_j - log S_0``, less ``rho log(S_j / S_h)`` with nests (Berry 1994).
+
+    `markets` (N,) are codes of markets, and `rho` is (1,), or (H,) in the sorted order of `nesting_ids`.
+    """
+    delta: np.ndarray = np.log(shares) - np.log1p(-np.bincount(markets, weights=shares)[markets])
+    if nesting_ids is None or rho is None:
+        return delta
+    found = log_shares_within(shares, markets, nesting_ids)
+    return delta - (rho if rho.size == 1 else rho[found.nests]) * found.values
+
+
+class SharesWithin(NamedTuple):
+    """Logarithms (N,) of products' shares within their groups, and codes of groups in the sorted order of IDs."""
+
+    values: np.ndarray
+    nests: np.ndarray
+
+
+def log_shares_within(shares: np.ndarray, markets: np.ndarray, nesting_ids: np.ndarray) -> SharesWithin:
+    """``log(S_j / S_h)`` for codes of markets (N,) and IDs of groups (N,)."""
+    nests = np.unique(nesting_ids, return_inverse=True)[1].reshape(-1)
+    groups = np.unique(markets * (nests.max() + 1) + nests, return_inverse=True)[1]
+    return SharesWithin(np.log(shares) - np.log(np.bincount(groups, weights=shares)[groups]), nests)
+
+
+def _pad(values: np.ndarray, rows: Sequence[np.ndarray], width: int) -> Array:
+    padded = np.zeros((len(rows), width, *values.shape[1:]))
+    for i, r in enumerate(rows):
+        padded[i, : r.size] = values[r]
+    return jax.device_put(padded)
+
+
+def _pad_availability(
+    values: np.ndarray | None, rows: Sequence[np.ndarray], people: Sequence[np.ndarray], J: int, width: int
+) -> Array:
+    """Availability (T, J, 1), or (T, J, I) where it is specific to agents."""
+    padded = np.zeros((len(rows), J, 1 if values is None else width))
+    for t, (products, agents) in enumerate(zip(rows, people, strict=True)):
+        if values is None:
+            padded[t, : products.size] = 1.0
+        else:
+            padded[t, : products.size, : agents.size] = values[agents, : products.size].T
+    return jax.device_put(padded)
+
+
+def _pad_nests(codes: np.ndarray | None, rows: Sequence[np.ndarray], J: int) -> dict[str, Any]:
+    """Groups of each market (T, H), and the place of each product's group among them (T, J), -1 for padding."""
+    if codes is None:
+        return {}
+    found = [np.unique(codes[r], return_inverse=True) for r in rows]
+    groups, nests = np.zeros((len(rows), max(g.size for g, _ in found)), int), np.full((len(rows), J), -1)
+    for t, (known, places) in enumerate(found):
+        groups[t, : known.size] = known
+        nests[t, : places.size] = places.reshape(-1)
+    return {"nests": jax.device_put(nests), "groups": jax.device_put(groups)}
+
+
+def build_agents(
+    formulation: Formulation | None,
+    data: object,
+    integration: Integration | None,
+    products: MarketIndex,
+    shares: np.ndarray,
+    X2: np.ndarray,
+    weights_tol: float,
+    nesting_ids: np.ndarray | None = None,
+) -> AgentsInEconomy:
+    """Check agent data, or build agents, and put them into an economy with the products.
+
+    Parameters
+    ----------
+    formulation : demographics, or None.
+    data, integration : agent data, what builds nodes and weights, or both; see `read_agents`.
+    products : rows of each market in the product table.
+    shares, X2 : (N,) market shares and (N, K2) characteristics.
+    weights_tol : by how much weights may differ from summing to one without a warning.
+    nesting_ids : (N,) groups of products, or None.
+
+    Raises
+    ------
+    DataError, ValueError, TypeError
+        When agents cannot be used; see `read_agents`.
+    """
+    names = None if formulation is None else formulation.names
+    agents = read_agents(data, integration, X2.shape[1], products.long_ids, names, weights_tol)
+    labels: tuple[str, ...] = ()
+    demographics = np.zeros((agents.weights.size, 0))
+    if formulation is not None:
+        values, labels = build_demographics(formulation, agents.data, products.long_ids)
+        demographics = values if agents.rows is None else values[agents.rows]
+    index = index_markets(agents.market_ids)
+    economy = build_economy(
+        products,
+        index,
+        shares=shares,
+        X2=X2,
+        weights=agents.weights,
+        nodes=agents.nodes,
+        demographics=demographics,
+        availability=agents.availability,
+        nests=None if nesting_ids is None else np.unique(nesting_ids, return_inverse=True)[1].reshape(-1),
+    )
+    return AgentsInEconomy(agents, demographics, labels, economy, tuple(rows.size for rows in index.rows))
+
+
+def bucket_markets(sizes: np.ndarray, most: int = MAX_BUCKETS) -> list[np.ndarray]:
+    """Group markets of sizes (T, 2), products and agents, into at most `most` buckets with little padding.
+
+    Markets are sorted by products, by agents and by their product in turn; for each order the best cuts are found by
+    dynamic programming on the padded work ``sum T_b max J max I``, and the best order is taken. Returns the positions
+    of each bucket's markets.
+    """
+    best_cost, best_groups = np.inf, [np.arange(len(sizes))]
+    for keys in ((sizes[:, 1], sizes[:, 0]), (sizes[:, 0], sizes[:, 1]), (sizes.prod(axis=1),)):
+        order = np.lexsort(keys)
+        cost, cuts = _best_cuts(sizes[order], most)
+        if cost < best_cost * (1 - 1e-12):
+            best_cost, best_groups = cost, [np.sort(part) for part in np.split(order, cuts)]
+    return best_groups
+
+
+def _best_cuts(sizes: np.ndarray, most: int) -> tuple[float, list[int]]:
+    """Penalised cost of the best contiguous groups of sorted sizes (T, 2), and where to cut."""
+    starts = np.flatnonzero(np.r_[True, (sizes[1:] != sizes[:-1]).any(axis=1)])
+    ends = np.r_[starts[1:], len(sizes)]
+    if starts.size > 200:  # many distinct sizes: cutting at 200 of them is as good
+        keep = np.linspace(0, starts.size - 1, 200).astype(int)
+        starts, ends = starts[keep], np.r_[starts[keep][1:], len(sizes)]
+    n = starts.size
+    work = np.full((n, n), np.inf)  # of one group from piece a to piece b
+    for a in range(n):
+        largest = np.maximum.accumulate(sizes[starts[a] :], axis=0)[ends[a:] - 1 - starts[a]]
+        work[a, a:] = (ends[a:] - starts[a]) * largest.prod(axis=1)
+    total = sizes.prod(axis=1).sum()
+
+    def wasted(padded: float) -> float:
+        return (_WASTEFUL_WEIGHT - 1) * max(0.0, padded - _WASTEFUL * total - WORTHWHILE_PAIRS)
+
+    cost = work[0].copy()
+    cuts: list[list[int]] = [[] for _ in range(n)]
+    best: tuple[float, list[int]] = (float(cost[-1] + wasted(cost[-1])), [])
+    for k in range(2, min(most, n) + 1):
+        options = cost[:-1, None] + work[1:, :]  # last group from piece a + 1 to piece b
+        chosen = options.argmin(axis=0)
+        cuts = [[*cuts[chosen[b]], int(starts[chosen[b] + 1])] for b in range(n)]
+        cost = options[chosen, np.arange(n)]
+        penalised = cost[-1] + wasted(cost[-1]) + (k - 1) * max(_WORTHWHILE * total, WORTHWHILE_PAIRS)
+        if penalised < best[0]:
+            best = (float(penalised), cuts[-1])
+    return best

@@ -1,0 +1,39 @@
+"""The only place that maps kernels, which see one market, over the markets of an economy."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from blpjax.economy.buckets import Bucket
+
+#: Markets are processed in chunks of at most this many product-agent pairs (32 MiB for each such array).
+CHUNK_ELEMENTS = 2**22
+
+
+def loop_elements() -> int:
+    """How many product-agent pairs go into a chunk of loops that may take very different numbers of steps.
+
+    A chunk takes as many steps as its slowest market. On CPUs large chunks save nothing that would make up for it.
+    """
+    return 2**16 if jax.default_backend() == "cpu" else CHUNK_ELEMENTS
+
+
+def map_markets(kernel: Callable[..., Any], bucket: Bucket, *arguments: Any, elements: int | None = None) -> Any:
+    """Apply ``kernel(bucket_of_one_market, *arguments_of_one_market)`` to all markets of a bucket.
+
+    Markets are vectorised in chunks of at most so many product-agent pairs, by default `CHUNK_ELEMENTS`, so that memory
+    stays bounded whatever their number. Where markets are spread over devices, each device maps its own.
+    """
+    if bucket.placement is not None:
+
+        def on_device(own: Bucket, *values: Any) -> Any:
+            return map_markets(kernel, dataclasses.replace(own, placement=None), *values, elements=elements)
+
+        return bucket.placement.map(on_device, bucket, *arguments)
+    T, J, width = bucket.size
+    chunk = max(1, (CHUNK_ELEMENTS if elements is None else elements) // max(J * width, 1))
+    if chunk >= T:
+        return jax.vmap(kernel)(bucket, *arguments)
+    return jax.lax.map(lambda stacked: kernel(*stacked), (bucket, *arguments), batch_size=chunk)

@@ -1,0 +1,4 @@
+"""One estimation, or many as lanes of one program: options, steps, starting values.
+
+Brings an objective and an optimiser together. Imports everything above it. Start with `step`, then `lanes`.
+"""

@@ -1,0 +1,105 @@
+"""What is said about a GMM step when it is done: whether it converged, and whether singular matrices spoil it."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from blpjax import options
+from blpjax.estimation.step import StepResult
+from blpjax.exceptions import ConvergenceWarning, IdentificationError, IdentificationWarning
+from blpjax.inputs.identification import find_collinearity
+from blpjax.objective.inference import CovarianceTypes, lacks_influence
+from blpjax.reporting import report
+
+
+def report_outcome(result: StepResult, seconds: float) -> None:
+    """Print how a step ended, and warn with `ConvergenceWarning` unless it converged everywhere."""
+    outcome = result.outcome
+    took = report.format_seconds(seconds)
+    options.output("")
+    if outcome.converged and not result.failed_markets:
+        options.output(f"GMM step {result.step} completed after {took}.")
+        return
+    text = f"GMM step {result.step} did not converge: {outcome.message}"
+    if result.failed_markets:
+        text += f" At the returned parameters: {result.failed_markets}"
+    options.output(f"{text} ({took})")
+    warnings.warn(text, ConvergenceWarning, stacklevel=3)
+
+
+def warn_of_singularity(
+    result: StepResult,
+    types: CovarianceTypes,
+    contributions: np.ndarray,
+    labels: Sequence[str],
+    theta_labels: Sequence[str],
+) -> None:
+    """Warn with `IdentificationWarning` when W, standard errors, or the estimates themselves rest on a singular matrix.
+
+    Parameters
+    ----------
+    result : the step.
+    types : how covariances were estimated.
+    contributions : (N, M) contributions of products to moments, which are named by the M `labels`.
+    theta_labels : names of the P elements of theta.
+
+    Raises
+    ------
+    IdentificationError
+        When one of these matrices is singular and `options.pseudo_inverses` is off.
+    """
+    summary, M = result.summary, contributions.shape[1]
+    if not np.isfinite(summary.moments_covariances).all():
+        return
+    condition = _scaled_condition_number(np.asarray(summary.moments_covariances))
+    _refuse_pseudo_inverses(result, M)
+    if np.isfinite(options.singular_tol) and (summary.covariances_rank < M or condition > options.singular_tol):
+        found = find_collinearity(contributions)
+        named = ", ".join(repr(labels[group[0]]) for group in found.groups)
+        few = types.W_type == "clustered" and types.n_clusters is not None and types.n_clusters < M
+        reason = f"there are only {types.n_clusters} clusters" if few else f"collinear moments: {named or 'none'}"
+        warnings.warn(
+            f"The covariances of the {M} moments have rank {summary.covariances_rank} and condition number "
+            f"{condition:.1e} ({reason}), so the updated weighting matrix is a pseudo-inverse or inaccurate. Consider "
+            "fewer instruments.",
+            IdentificationWarning,
+            stacklevel=3,
+        )
+    lacking = lacks_influence(result.outcome.evaluation, result.theta)
+    if lacking.any():
+        vanishing = ", ".join(repr(label) for label, lacks in zip(theta_labels, lacking, strict=True) if lacks)
+        warnings.warn(
+            f"Structural errors do not depend on {vanishing} near the estimates, so the standard errors of these "
+            "parameters mean nothing. Standard deviations of zero do this when integration nodes are symmetric.",
+            IdentificationWarning,
+            stacklevel=3,
+        )
+    elif summary.inference.rank < summary.parameters.size:
+        warnings.warn(
+            f"The Jacobian of the moments has rank {summary.inference.rank} at the estimates, but there are "
+            f"{summary.parameters.size} parameters, so not all of them are identified and standard errors mean "
+            "nothing. Consider more instruments or fewer parameters.",
+            IdentificationWarning,
+            stacklevel=3,
+        )
+
+
+def _refuse_pseudo_inverses(result: StepResult, moments: int) -> None:
+    inference, size = result.summary.inference, result.summary.parameters.size
+    for what, rank, full, advice in (
+        ("covariances of the moments", result.summary.covariances_rank, moments, "fewer instruments"),
+        ("Jacobian of the moments", inference.rank, size, "more instruments or fewer parameters"),
+    ):
+        if rank < full and not options.pseudo_inverses:
+            raise IdentificationError(
+                f"The rank of the {what} in GMM step {result.step} is {rank} and not {full}: the inverse that the "
+                f"updated weighting matrix or standard errors need does not exist. Consider {advice}, or allow "
+                "pseudo-inverses: options.pseudo_inverses = True."
+            )
+
+
+def _scaled_condition_number(S: np.ndarray) -> float:
+    """Condition number of covariances scaled to a unit diagonal, which units of measurement do not change."""
+    scale = np.sqrt(np.where(np.diag(S) > 0, np.diag(S), 1.0))
+    return float(np.linalg.cond(S / np.outer(scale, scale))) if S.size else 1.0

@@ -1,0 +1,186 @@
+"""Lanes for estimations that have much in common: how they are built, described, and put into batches."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from blpjax.economy.buckets import Economy
+from blpjax.estimation.lane_optimizer import LaneOptimizer
+from blpjax.estimation.options import StepOptions, usable_bounds
+from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.machine.placement import Placement
+from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout, UtilityForm
+from blpjax.objective.data import ModelData, Specification
+from blpjax.objective.inference import (
+    CovarianceTypes,
+)
+
+#: Batches are made so that arrays over lanes, products and agents take about this many bytes.
+BATCH_BYTES = 2**30
+LARGEST_BATCH = 512
+
+
+class BatchOptions(NamedTuple):
+    """What decides which programs are compiled.
+
+    Layout and inner loop, types of covariances, number of GMM steps, and the optimiser.
+    """
+
+    specification: Specification
+    types: CovarianceTypes
+    steps: int
+    optimizer: LaneOptimizer = LaneOptimizer()
+
+
+class Lane(eqx.Module):
+    """Everything that one estimation depends on.
+
+    All arrays are traced. Without `W` the first step has that of 2SLS. With a `placement` lanes are spread over its
+    devices.
+
+    Batches are two such trees: one whose arrays have a first axis of lanes, and one with what lanes share. Each has
+    None where the other one has an array.
+    """
+
+    economy: Economy
+    data: ModelData
+    fixed: Coefficients
+    theta: Float[Array, " P"]
+    lower: Float[Array, " P"]
+    upper: Float[Array, " P"]
+    delta: Float[Array, " N"]
+    cluster_ids: Int[Array, " N"]
+    limits: FixedPointLimits
+    W: Float[Array, "M M"] | None = None
+    placement: Placement | None = eqx.field(static=True, default=None)
+
+
+def place_lane(lane: Lane, placement: Placement | None) -> Lane:
+    """The same lane, or part of it, where lanes are spread over devices."""
+    placed = copy.copy(lane)
+    object.__setattr__(placed, "placement", placement)  # the constructor refuses parts of lanes where it checks types
+    return placed
+
+
+def build_lane(
+    options: StepOptions,
+    economy: Economy,
+    data: ModelData,
+    theta: np.ndarray,
+    delta: np.ndarray,
+    cluster_ids: np.ndarray,
+    W: np.ndarray | None = None,
+) -> Lane:
+    """One estimation with the parameters, bounds and inner loop of `Problem.solve`.
+
+    Parameters
+    ----------
+    theta, delta : (P,) and (N,) where the optimiser and inversions start.
+    cluster_ids : (N,) clusters, counted from zero.
+    W : (M, M) weighting matrix of the first step, by default that of 2SLS.
+    """
+    lower, upper = usable_bounds(options)
+    return Lane(
+        economy=economy,
+        data=data,
+        fixed=Coefficients(*(jnp.asarray(getattr(options.parameters.start, name)) for name in BLOCKS)),
+        theta=jnp.asarray(theta, float),
+        lower=jnp.asarray(lower),
+        upper=jnp.asarray(upper),
+        delta=jnp.asarray(delta, float),
+        cluster_ids=jnp.asarray(cluster_ids),
+        limits=jax.tree.map(jnp.asarray, options.iteration.limits),
+        W=None if W is None else jnp.asarray(W),
+    )
+
+
+def split_lane(lane: Lane, where: Callable[[Lane], Any], values: Any) -> tuple[Lane, Lane]:
+    """What differs between lanes, with a first axis of lanes, and what they share.
+
+    Parameters
+    ----------
+    lane : one of them.
+    where : function of a lane that returns leaves, among them such as are None in `lane`.
+    values : arrays to take their place, with a first axis of lanes.
+    """
+    nothing = eqx.filter(lane, False)
+    varying = eqx.tree_at(where, nothing, values, is_leaf=_is_none)
+    return varying, eqx.tree_at(where, lane, [None] * len(values), is_leaf=_is_none)
+
+
+def read_batches(batch_size: Any, memory: Any) -> tuple[int | None, int]:
+    """How many lanes a batch has, if that is given, and how many bytes a batch may need otherwise.
+
+    Raises
+    ------
+    ValueError
+        When one of them is not positive, or the first no integer.
+    """
+    if memory is not None and (
+        isinstance(memory, bool) or not isinstance(memory, int | float | np.number) or not memory > 0
+    ):
+        raise ValueError(f"memory must be a positive number of bytes, not {memory!r}.")
+    size = batch_size
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1):
+        raise ValueError(f"batch_size must be a positive integer, not {size!r}.")
+    return None if size is None else int(size), BATCH_BYTES if memory is None else int(memory)
+
+
+def largest_batch(economy: Economy, P: int, supply: bool, memory: int = BATCH_BYTES, more: int = 0) -> int:
+    """How many lanes go into a batch, as many as `memory` bytes hold, by an estimate.
+
+    Where lanes are vectorised, each needs about P + 16 arrays over all pairs of a market's products and agents, and
+    with a supply side also pairs of products: 0.75 MB were measured for 10 markets of 20 products and 9 agents with
+    P = 2, and 0.84 is the estimate. On CPUs only a few lanes are worked on at a time, and batches need less. `more` is
+    how many numbers a lane has beside these.
+    """
+    sizes = [bucket.size for bucket in economy.buckets]
+    pairs = sum(markets * products * (agents + products * supply) for markets, products, agents in sizes)
+    return int(np.clip(memory // max(8 * ((P + 16) * pairs + more), 1), 1, LARGEST_BATCH))
+
+
+def describe(options: BatchOptions, data: ModelData) -> str:
+    """A text that is the same for the same options only, and in every process."""
+    specification = options.specification
+    plain = options._replace(specification=None)  # type: ignore[arg-type]
+    logarithmic = data.supply is not None and data.supply.logarithmic
+    layout, method = describe_layout(specification.layout), describe_method(specification.method)
+    return repr((plain, layout, method, logarithmic))
+
+
+def describe_layout(layout: ParameterLayout) -> str:
+    """A text that is the same for the same layout only. Functions are told by their names and some values."""
+    functions = [
+        f and (f.name, f.parameters, _values(f.function, *np.full(len(f.parameters), 0.5)))
+        for f in layout.form.transformations
+    ]
+    return repr((layout._replace(form=UtilityForm()), functions, layout.form.epsilon_scale))
+
+
+def describe_method(method: FixedPointMethod) -> str:
+    """A text that is the same for the same method only, see `describe_layout`."""
+    norm, host = None if method.norm is None else _values(method.norm), method.host
+    if host is not None and callable(host.method):
+        host = dataclasses.replace(host, method=_name(host.method))
+    return repr((method._replace(norm=None, host=host), norm))
+
+
+def _values(function: Any, *arguments: float) -> tuple[Any, ...]:
+    """Name of a function of arrays, and some of its values, of which other processes have all but the last digits."""
+    found = np.asarray(function(jnp.linspace(-1.5, 2.0, 8), *arguments))
+    return _name(function), [f"{value:.6g}" for value in found.ravel()]
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__qualname__", ""))
+
+
+def _is_none(leaf: object) -> bool:
+    return leaf is None

@@ -1,0 +1,331 @@
+"""Many estimations of one shape at once: GMM estimators as lanes of compiled programs.
+
+A lane goes through the same steps as `Problem.solve` with the same optimiser and has the same objective, so that its
+estimates are the same. On CPUs lanes are worked on one after the other, on several cores; elsewhere they are
+vectorised, and those that have ended are taken out, so that they stop costing anything.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from blpjax.estimation.lane import BatchOptions, Lane, place_lane
+from blpjax.exceptions import Status, succeeded
+from blpjax.iteration import FixedPointMethod
+from blpjax.machine.compilation import filtered_program
+from blpjax.machine.placement import Placement
+from blpjax.machine.spread import each_lane, one_by_one, spread
+from blpjax.objective import iv, moments
+from blpjax.objective.inference import (
+    LinearParameters,
+    lacks_influence,
+    predicted_delta,
+    summarise_step,
+)
+from blpjax.objective.moments import Evaluation, MomentInputs
+from blpjax.optimize.trust_region import RUNNING
+
+#: Evaluations of vectorised lanes between two looks at which of them have ended.
+ROUND = 6
+
+
+#: Batches are not made smaller than this when lanes have ended: another program would have to be compiled.
+SMALLEST = 8
+
+
+class BatchOutcome(eqx.Module):
+    """Outcome of each of B estimations.
+
+    `parameters` and `standard_errors` (B, Q) are those of theta and of the concentrated elements of beta and gamma;
+    `identified` (B, Q) says whether structural errors depend on a parameter, without which its standard error means
+    nothing. `status` (B,) are codes of `Status`, that of the first step that failed or of the last one. `ok` (B,) says
+    whether all steps succeeded and all numbers are finite. `gradient_norms`, `objectives` and `evaluations` (B,) are
+    those of the last step, evaluations summed over steps.
+    """
+
+    parameters: Float[np.ndarray, "B Q"]
+    standard_errors: Float[np.ndarray, "B Q"]
+    identified: Bool[np.ndarray, "B Q"]
+    objectives: Float[np.ndarray, " B"]
+    gradient_norms: Float[np.ndarray, " B"]
+    evaluations: Int[np.ndarray, " B"]
+    status: Int[np.ndarray, " B"]
+    ok: Bool[np.ndarray, " B"]
+
+    @property
+    def reasons(self) -> Int[np.ndarray, " B"]:
+        """Codes of `Status`, of success only where an estimation is `ok`: otherwise some number is not finite."""
+        return np.where(succeeded(self.status) & ~self.ok, int(Status.NOT_FINITE), self.status)
+
+
+def estimate_batch(
+    options: BatchOptions, varying: Lane, shared: Lane, size: int, devices: Sequence[jax.Device] | None = None
+) -> BatchOutcome:
+    """Estimate `size` models.
+
+    Parameters
+    ----------
+    varying : arrays with a first axis of lanes, None for what is in `shared`.
+    shared : what all lanes have in common, None for what is in `varying`.
+    devices : where, see `blpjax.machine.spread.spread`.
+    """
+
+    def work(lanes: np.ndarray, placement: Placement | None) -> BatchOutcome:
+        own = place_lane(_take(varying, jnp.asarray(lanes)), placement)
+        return estimate_lanes(options, own, place_lane(shared, placement), lanes.size)
+
+    key = (options, jax.tree.structure((varying, shared)), *(leaf.shape for leaf in jax.tree.leaves((varying, shared))))
+    return spread(work, size, devices, key)
+
+
+def estimate_lanes(options: BatchOptions, varying: Lane, shared: Lane, size: int) -> BatchOutcome:
+    """`estimate_batch` for as many models as should be worked on at a time, where the lanes' placement says."""
+    theta = varying.theta
+    if theta is None:
+        theta = jnp.broadcast_to(shared.theta, (size, *shared.theta.shape))
+    weights = _initial_weights(varying, shared)
+    total, status = np.zeros(size, int), np.full(size, RUNNING)
+    for step in range(1, options.steps + 1):
+        parts, run = _begin(options, varying, shared, theta, weights)
+        run = _minimise(options, varying, shared, parts, run)
+        finished = _finish(options, step, varying, shared, parts, run, weights)
+        state = run.advance.state
+        theta, weights = state.theta, finished.updated_W
+        total += np.asarray(state.evaluations)
+        failed = (status != RUNNING) & ~succeeded(status)
+        status = np.where(failed, status, np.asarray(state.status))
+    found = jax.device_get(finished)
+    finite = np.isfinite(found.parameters).all(axis=1) & np.isfinite(found.standard_errors).all(axis=1)
+    return BatchOutcome(
+        parameters=found.parameters,
+        standard_errors=found.standard_errors,
+        identified=found.identified,
+        objectives=found.objective,
+        gradient_norms=np.asarray(state.projected_gradient_norm),
+        evaluations=total,
+        status=status,
+        ok=finite & found.ok & succeeded(status),
+    )
+
+
+class _LinearParts(eqx.Module):
+    """What depends on the weighting matrices of all lanes, see `MomentInputs`."""
+
+    instruments: list[Array]
+    step: iv.LinearStep
+    weight_factor: Array
+
+
+class _Run(eqx.Module):
+    """What the optimiser does next, an `Advance` of one of them, and the evaluation at its best point."""
+
+    advance: Any
+    best: Evaluation
+
+
+class _Finished(eqx.Module):
+    parameters: Array
+    standard_errors: Array
+    identified: Array
+    objective: Array
+    updated_W: Array
+    ok: Array
+
+
+def _minimise(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, run: _Run) -> _Run:
+    """Run all lanes to their end. Vectorised lanes that have ended are left out; others then cost nothing anyway."""
+    size = run.advance.state.status.shape[0]
+    lanes = np.arange(size)
+
+    def work(program: Callable[..., _Run]) -> _Run:
+        if one_by_one() or lanes.size == size:
+            return program(options, varying, shared, parts, run)
+        chosen = jnp.asarray(_pad_lanes(lanes, size, 1 if shared.placement is None else shared.placement.size))
+        pieces = (_take(tree, chosen) for tree in (varying, parts, run))
+        return _put(run, program(options, next(pieces), shared, *pieces), chosen)
+
+    while lanes.size:
+        run = work(_round)
+        lanes = np.flatnonzero(np.asarray(run.advance.stuck))
+        if lanes.size:
+            run = work(_inform)
+        lanes = np.flatnonzero(np.asarray(run.advance.state.status) == RUNNING)
+    return run
+
+
+def _pad_lanes(lanes: np.ndarray, size: int, devices: int) -> np.ndarray:
+    """Lanes and then `size`, which is none: there are few numbers of lanes, so that few programs are compiled."""
+    width = size
+    while width > 4 * lanes.size and width > SMALLEST * devices:
+        width = -(-width // (4 * devices)) * devices
+    return np.concatenate([lanes, np.full(width - lanes.size, size)])
+
+
+@filtered_program(effort=0)
+def _take(tree: Any, lanes: Array) -> Any:
+    """Some lanes of a tree. What stands in for no lane has ended."""
+    found = jax.tree.map(lambda leaf: leaf.at[lanes].get(mode="clip"), tree)
+    if not isinstance(found, _Run):
+        return found
+    status = found.advance.state.status
+    ended = jnp.where(lanes < jax.tree.leaves(tree)[0].shape[0], status, int(Status.CONVERGED))
+    return eqx.tree_at(lambda run: run.advance.state.status, found, ended)
+
+
+@filtered_program(effort=0)
+def _put(tree: Any, part: Any, lanes: Array) -> Any:
+    return jax.tree.map(lambda leaf, new: leaf.at[lanes].set(new, mode="drop"), tree, part)
+
+
+@filtered_program(effort=1)
+def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, run: _Run) -> _Run:
+    """Evaluations of every lane until it ends or is stuck; a few of them where lanes are vectorised."""
+    most = jnp.iinfo(int).max if one_by_one() else ROUND
+
+    def one(lane: Lane, part: _LinearParts, begun: _Run) -> _Run:
+        whole = eqx.combine(lane, shared)
+        inputs = _inputs(whole, part)
+
+        def continues(count: tuple[Array, _Run]) -> Array:
+            done, now = count
+            state = now.advance.state
+            return (done < most) & (state.status == RUNNING) & ~now.advance.stuck
+
+        def evaluate(count: tuple[Array, _Run]) -> tuple[Array, _Run]:
+            done, now = count
+            candidate, known = now.advance.candidate, now.best
+            step = candidate - now.advance.state.theta
+            start = predicted_delta(known.inversion.delta, known.delta_by_theta, step, whole.delta)
+            start = jnp.where(known.ok, start, whole.delta)
+            found = moments.evaluate(options.specification, inputs, candidate, start)
+            advance = options.optimizer.advance(now.advance, found)
+            better = found.ok & (advance.state.theta == candidate).all()
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, known)
+            return done + 1, _Run(advance, best)
+
+        return jax.lax.while_loop(continues, evaluate, (jnp.asarray(0), begun))[1]
+
+    return each_lane(one, varying, parts, run, placement=shared.placement)
+
+
+@filtered_program(effort=1)
+def _inform(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, run: _Run) -> _Run:
+    """Continue with the exact Hessian at the best point, as `Problem.solve` does where trials are rejected."""
+    # derivatives need the solution of the inversion, not the loop that finds it
+    solved = options.specification._replace(method=FixedPointMethod("return"))
+
+    def one(lane: Lane, part: _LinearParts, now: _Run) -> _Run:
+        inputs = _inputs(eqx.combine(lane, shared), part)
+        delta = now.best.inversion.delta
+
+        def hessian(state: Any) -> Array:
+            H = jax.jacfwd(jax.grad(lambda values: moments.objective(solved, inputs, values, delta)))(state.theta)
+            return jnp.where(now.best.ok, (H + H.T) / 2, jnp.nan)
+
+        return _Run(options.optimizer.inform(now.advance, hessian), now.best)
+
+    def where_stuck(lane: Lane, part: _LinearParts, now: _Run) -> _Run:
+        return jax.lax.cond(now.advance.stuck, one, lambda lane, part, now: now, lane, part, now)
+
+    return each_lane(where_stuck, varying, parts, run, placement=shared.placement)
+
+
+def _inputs(lane: Lane, part: _LinearParts) -> MomentInputs:
+    return MomentInputs(
+        lane.economy,
+        lane.data,
+        lane.fixed,
+        part.instruments,
+        part.step,
+        part.weight_factor,
+        jnp.asarray(1.0),
+        lane.limits,
+    )
+
+
+@filtered_program(effort=0)
+def _initial_weights(varying: Lane, shared: Lane) -> Array:
+    def one(lane: Lane) -> Array:
+        whole = eqx.combine(lane, shared)
+        return whole.data.initial_weights() if whole.W is None else whole.W
+
+    return each_lane(one, varying, placement=shared.placement)
+
+
+@filtered_program(effort=0)
+def _begin(
+    options: BatchOptions, varying: Lane, shared: Lane, theta: Array, weights: Array
+) -> tuple[_LinearParts, _Run]:
+    """Linear steps at weighting matrices, and optimisers at starting values."""
+    specification = options.specification
+
+    def one(varying: Lane, start: Array, W: Array) -> tuple[_LinearParts, _Run]:
+        lane = eqx.combine(varying, shared)
+        factor = jnp.asarray(1.0)
+        inputs = moments.make_inputs(specification, lane.economy, lane.data, lane.fixed, W, factor, lane.limits)
+        advance = options.optimizer.begin(start, lane.lower, lane.upper, W.shape[0])
+        shapes = jax.eval_shape(lambda: moments.evaluate(specification, inputs, start, lane.delta))
+        best = jax.tree.map(_nothing, shapes)
+        parts = _LinearParts(inputs.instruments, inputs.step, inputs.weight_factor)
+        return parts, _Run(advance, best)
+
+    return each_lane(one, varying, theta, weights, placement=shared.placement)
+
+
+def _nothing(leaf: jax.ShapeDtypeStruct) -> Array:
+    return jnp.full(leaf.shape, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, leaf.dtype)
+
+
+@filtered_program(effort=1)
+def _finish(
+    options: BatchOptions,
+    step: int,
+    varying: Lane,
+    shared: Lane,
+    parts: _LinearParts,
+    run: _Run,
+    weights: Array,
+) -> _Finished:
+    """Covariances and the next weighting matrix at the estimates."""
+    specification = options.specification
+
+    def one(varying: Lane, part: _LinearParts, now: _Run, W: Array) -> _Finished:
+        lane = eqx.combine(varying, shared)
+        theta, evaluation = now.advance.state.theta, now.best
+        inputs, supply = _inputs(lane, part), lane.data.supply
+        delta = evaluation.inversion.delta
+        tilde_costs = None if evaluation.costs is None else evaluation.costs.tilde_costs
+        beta, gamma = moments.linear_parameters(specification, inputs, theta, delta, tilde_costs)
+        explained = lane.data.demand.X @ beta
+        explained_costs = None if supply is None else supply.equation.X @ gamma
+        linear = LinearParameters(beta, gamma, explained, explained_costs)
+        omega = None if tilde_costs is None or supply is None else supply.equation.errors(tilde_costs, gamma)
+        found = summarise_step(
+            specification,
+            options.types,
+            step,
+            inputs,
+            theta,
+            evaluation,
+            linear,
+            lane.data.demand.errors(delta, beta),
+            omega,
+            W,
+            lane.cluster_ids,
+        )
+        concentrated = jnp.ones(found.parameters.size - theta.size, bool)
+        return _Finished(
+            found.parameters,
+            found.inference.standard_errors,
+            jnp.concatenate([~lacks_influence(evaluation, theta), concentrated]),
+            evaluation.objective,
+            found.updated_W,
+            evaluation.ok,
+        )
+
+    return each_lane(one, varying, parts, run, weights, placement=shared.placement)

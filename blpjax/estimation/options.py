@@ -1,0 +1,219 @@
+"""Options of `Problem.solve` that every GMM step needs."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from blpjax import options
+from blpjax.exceptions import (
+    IdentificationError,
+)
+from blpjax.inputs.arguments import check_choice, read_numbers
+from blpjax.iteration import Iteration
+from blpjax.model.parameters import Bounds, Parameters
+from blpjax.objective import inference, iv
+from blpjax.objective.data import Specification
+from blpjax.objective.inference import CovarianceTypes
+from blpjax.optimize.optimize import Optimization
+from blpjax.optimize.recorder import FailurePolicy
+
+DeltaBehavior = Literal["predicted", "first", "logit", "last"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """Options of `Problem.solve` that every GMM step needs.
+
+    `differences` is the step of finite differences, or None for exact derivatives.
+    """
+
+    parameters: Parameters
+    costs_bounded: bool
+    optimization: Optimization
+    iteration: Iteration
+    types: inference.CovarianceTypes
+    check_optimality: Literal["gradient", "both"]
+    error_behavior: Literal["revert", "punish", "raise"] | None
+    delta_behavior: DeltaBehavior
+    scale_objective: bool
+    error_punishment: float = 1.0
+    differences: float | None = None
+
+    @property
+    def specification(self) -> Specification:
+        """The static part, which decides which programs are compiled."""
+        return Specification(self.parameters.layout, self.iteration.fixed_point)
+
+    @property
+    def failure_policy(self) -> FailurePolicy | None:
+        """What optimisation routines see where the objective cannot be evaluated; None is their default."""
+        if self.error_behavior is None or self.error_behavior == "raise":
+            return None
+        return FailurePolicy(self.error_behavior, self.error_punishment)
+
+
+def usable_parameters(options: StepOptions) -> Parameters:
+    """The parameters with their bounds, infinite ones when the optimisation routine ignores them."""
+    return options.parameters if options.optimization.supports_bounds else options.parameters.unbounded()
+
+
+def usable_bounds(options: StepOptions) -> Bounds:
+    """Bounds of theta, infinite when the optimisation routine ignores them."""
+    return usable_parameters(options).bounds
+
+
+def has_finite_bounds(options: StepOptions) -> bool:
+    """Whether any element of theta has a bound that the optimisation routine uses."""
+    return bool(np.isfinite(np.concatenate(usable_bounds(options))).any())
+
+
+_UNSUPPORTED: dict[str, tuple[object, str]] = {
+    "phi": (None, "dynamic moments are not implemented"),
+    "phi_bounds": (None, "dynamic moments are not implemented"),
+    "demand_moment_types": ("levels", "only moments in levels are implemented"),
+    "supply_moment_types": ("levels", "only moments in levels are implemented"),
+    "micro_moments": ((), "micro moments are not implemented yet"),
+    "micro_sample_covariances": (None, "micro moments are not implemented yet"),
+}
+
+
+#: Decrease of the objective, relative to its size, that errors of finite differences pretend is possible.
+_DIFFERENCES_FLOOR = 1e-8
+
+
+def refuse_unsupported(**given: Any) -> None:
+    """Raise `NotImplementedError` for arguments of `Problem.solve` and of results that are not the defaults."""
+    for name, value in given.items():
+        default, reason = _UNSUPPORTED[name]
+        if not _same(value, default):
+            raise NotImplementedError(f"{name} is not supported: {reason}. Leave it out.")
+
+
+def read_step_options(
+    *,
+    parameters: Parameters,
+    costs_bounded: bool,
+    optimization: Optimization | None,
+    iteration: Iteration,
+    check_optimality: Any,
+    error_behavior: Any,
+    error_punishment: Any,
+    finite_differences: Any,
+    delta_behavior: Any,
+    scale_objective: bool,
+    W_type: str,
+    se_type: str,
+    center_moments: bool,
+    n_clusters: int | None,
+) -> StepOptions:
+    """Options of `Problem.solve` as all GMM steps use them.
+
+    `costs_bounded` says whether costs have bounds, and `n_clusters` is None without clustering IDs.
+
+    Raises
+    ------
+    ValueError, TypeError, NotImplementedError
+        When an option is none of those that there are.
+    """
+    check_choice("check_optimality", check_optimality, ("gradient", "both"))
+    check_choice("delta_behavior", delta_behavior, (None, "predicted", "first", "logit", "last"))
+    check_choice("error_behavior", error_behavior, (None, "revert", "punish", "raise"))
+    if not isinstance(finite_differences, bool | np.bool_):
+        raise TypeError(f"finite_differences must be true or false, not {finite_differences!r}.")
+    if optimization is not None and not isinstance(optimization, Optimization):
+        raise TypeError(f"optimization must be Optimization or None, not {type(optimization).__name__}.")
+    types = read_covariance_types(W_type, se_type, center_moments, n_clusters)
+    chosen = Optimization("trust-region") if optimization is None else optimization
+    if finite_differences and chosen.method == "trust-region":
+        found = {"floor_tol": _DIFFERENCES_FLOOR, **(chosen.method_options or {})}
+        chosen = dataclasses.replace(chosen, method_options=found)
+    punishment = _read_punishment(error_punishment, error_behavior, chosen)
+    if delta_behavior == "predicted" and not chosen.compute_gradient:
+        raise ValueError("delta_behavior='predicted' needs derivatives: an Optimization with compute_gradient=True.")
+    if delta_behavior is None:
+        delta_behavior = "predicted" if chosen.method == "trust-region" else "first"
+    return StepOptions(
+        parameters=parameters,
+        costs_bounded=costs_bounded,
+        optimization=chosen,
+        iteration=iteration,
+        types=types,
+        check_optimality=check_optimality,
+        error_behavior=error_behavior,
+        error_punishment=punishment,
+        delta_behavior=delta_behavior,
+        scale_objective=bool(scale_objective),
+        differences=options.finite_differences_epsilon if finite_differences else None,
+    )
+
+
+def read_covariance_types(W_type: str, se_type: str, center_moments: bool, n_clusters: int | None) -> CovarianceTypes:
+    """How covariances are estimated; `ValueError` for kinds that there are not, and for clusters without IDs."""
+    for name, covariances in (("W_type", W_type), ("se_type", se_type)):
+        iv.check_kind(covariances, name)
+        if covariances == "clustered" and n_clusters is None:
+            raise ValueError(f"{name}='clustered' needs a column 'clustering_ids' in product_data.")
+    return CovarianceTypes(W_type, se_type, bool(center_moments), 1 if n_clusters is None else n_clusters)
+
+
+def _read_punishment(punishment: Any, behavior: str | None, optimization: Optimization) -> float:
+    number = isinstance(punishment, int | float | np.integer | np.floating) and not isinstance(punishment, bool)
+    if not number or not 0 <= punishment < np.inf:
+        raise ValueError(f"error_punishment must be a number of at least zero, not {punishment!r}.")
+    if behavior not in ("revert", "punish"):
+        if punishment != 1:
+            raise ValueError(
+                f"error_punishment does nothing with error_behavior={behavior!r}. Use it with 'revert', which is "
+                "PyBLP's default, or with 'punish'."
+            )
+    elif optimization.method == "trust-region":
+        raise ValueError(
+            f"error_behavior='{behavior}' needs an optimization routine that is led by values of the objective, for "
+            "example Optimization('l-bfgs-b'). Optimization('trust-region'), the default, steps back from evaluations "
+            "that fail: leave error_behavior and error_punishment out."
+        )
+    return float(punishment)
+
+
+def read_weights(W: Any, size: int) -> np.ndarray:
+    """A weighting matrix (size, size) as given, made exactly symmetric.
+
+    Raises
+    ------
+    ValueError
+        When it has another shape or is not finite, symmetric and positive semidefinite.
+    """
+    array = read_numbers("W", W)
+    if array.shape != (size, size):
+        raise ValueError(f"W must have the shape {(size, size)}, not {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError("W must be finite.")
+    if (np.abs(array - array.T) > options.psd_atol + options.psd_rtol * np.abs(array)).any():
+        raise ValueError("W must be symmetric.")
+    scale = np.sqrt(np.where(np.diag(array) > 0, np.diag(array), 1.0))
+    if np.linalg.eigvalsh(array / np.outer(scale, scale)).min(initial=0.0) < -1e-6:
+        raise ValueError("W must be positive semidefinite.")
+    return (array + array.T) / 2
+
+
+def refuse_pseudo_inverse(weights: np.ndarray, instrument_labels: Sequence[str]) -> None:
+    """Raise `IdentificationError` when a weighting matrix (M, M) is a pseudo-inverse and these are not wanted."""
+    M = len(weights)
+    if options.pseudo_inverses or (rank := int(iv.numerical_rank(jnp.asarray(weights)))) == M:
+        return
+    raise IdentificationError(
+        f"The {M} instruments {', '.join(map(repr, instrument_labels))} have rank {rank}, so the initial weighting "
+        "matrix has to be a pseudo-inverse. Remove collinear instruments, or set options.pseudo_inverses = True."
+    )
+
+
+def _same(value: Any, default: object) -> bool:
+    """Whether an argument has its default value, an empty list being as good as an empty tuple."""
+    if value is default:
+        return True
+    if isinstance(default, tuple):
+        return isinstance(value, Sequence) and not isinstance(value, str) and tuple(value) == default
+    return isinstance(value, str | bool | int | float) and value == default

@@ -1,0 +1,70 @@
+"""Nesting parameters by linear instrumental variables (Berry 1994).
+
+Without random coefficients, ``log(S_j / S_0) = X1 beta + rho log(S_j / S_h) + xi``: rho is the coefficient on the
+logarithm of a product's share within its group, which is endogenous.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from blpjax.economy.buckets import closed_form_delta, log_shares_within
+from blpjax.estimation.start_frac import ProblemLike
+from blpjax.exceptions import IdentificationError
+from blpjax.model.starting_values import LARGEST_RHO
+from blpjax.objective import iv
+
+AUTO = "auto"
+
+#: Estimates below this start here: an element that started at zero would be fixed there.
+FLOOR = 0.01
+
+
+def fill_rho(problem: ProblemLike, rho: Any, bounds: Any) -> Any:
+    """Rho as `Problem.solve` was given it, with linear estimates within bounds in place of ``'auto'``.
+
+    They are at least `FLOOR` and at most `LARGEST_RHO`, as far as bounds allow.
+
+    ``'auto'`` is one parameter for all groups, a sequence of H times ``'auto'`` one for each of them.
+    """
+    given = np.asarray(rho, dtype=object).reshape(-1)
+    automatic = [isinstance(value, str) and value == AUTO for value in given]
+    if not any(automatic):
+        return rho
+    if problem.H == 0:
+        raise ValueError("rho must not be given, because there are no nesting_ids in product_data.")
+    if not all(automatic) or given.size not in (1, problem.H):
+        raise ValueError(f"rho must be 'auto', {problem.H} times 'auto', or numbers, not {rho!r}.")
+    found = estimate_rho(problem, by_group=given.size > 1)
+    lower, upper = (None, None) if bounds is None else bounds
+    least = FLOOR if lower is None else np.maximum(np.asarray(lower, float), FLOOR)
+    most = LARGEST_RHO if upper is None else np.minimum(np.asarray(upper, float), LARGEST_RHO)
+    return np.clip(found, np.minimum(least, most), most)
+
+
+def estimate_rho(problem: ProblemLike, by_group: bool = False) -> np.ndarray:
+    """Two-stage least squares estimates of rho, (1,) or (H,), with the demand-side instruments.
+
+    Raises
+    ------
+    IdentificationError
+        When the instruments do not identify rho.
+    """
+    table, codes, scale = problem.product_table, problem.market_index.codes, problem.epsilon_scale
+    assert table.nesting_ids is not None
+    within, nests = log_shares_within(table.shares, codes, table.nesting_ids)
+    columns = scale * within[:, None]
+    if by_group:
+        columns = columns * (nests[:, None] == np.arange(problem.H)[None, :])
+    demand = problem.model_data.demand
+    X = jnp.hstack([jnp.asarray(problem.residualize_demand(columns)), demand.X])
+    log_shares = scale * closed_form_delta(table.shares, codes)
+    step = iv.linear_step(iv.cross_moments([demand.Z], [X]), iv.initial_weights([demand.Z]))
+    if int(step.rank) < X.shape[1]:
+        raise IdentificationError(
+            "rho='auto' needs instruments for shares within groups, but the demand-side instruments do not tell rho "
+            "from the coefficients of X1. Add, for example, numbers of products in groups."
+        )
+    estimates = step.coefficients(iv.average_moments([demand.Z], [jnp.asarray(log_shares)]))
+    return np.asarray(estimates)[: columns.shape[1]]

@@ -1,0 +1,411 @@
+"""Many starting values for one estimation: where each of them leads, and which optimum is the best."""
+
+import dataclasses
+import operator
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from blpjax import options as settings
+from blpjax.estimation.lane import BatchOptions, build_lane, largest_batch, split_lane
+from blpjax.estimation.lane_optimizer import LaneOptimizer, read_optimizer
+from blpjax.estimation.lanes import estimate_batch
+from blpjax.estimation.options import StepOptions, usable_bounds
+from blpjax.estimation.step import StepContext, solve_step
+from blpjax.exceptions import ConvergenceWarning, Status, succeeded
+from blpjax.model.parameters import BLOCKS, Bounds, Parameters, compress
+from blpjax.objective import inference
+from blpjax.optimize.bounds import project_gradient
+
+#: Two starts reached the same optimum when objectives differ by less than this, and so does, at one of them, the
+#: quadratic model of the objective between them. Both are relative to one plus the objective, which is scaled by N: a
+#: distance of a hundredth of a standard error changes it by 1e-4.
+SAME_OBJECTIVE, SAME_POINT = 1e-6, 1e-4
+
+#: Smallest eigenvalue of the Hessian, scaled to a unit diagonal, that rounding errors may give to a minimum.
+NEGATIVE_CURVATURE = -1e-8
+
+#: Elements at a bound do not count for second-order conditions where the gradient pushes them against it by this.
+PUSHED = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Starts:
+    """Starting values for `Problem.solve`: the given ones, and quasi-random points in a box.
+
+    Points are those of a scrambled Halton sequence.
+
+    Parameters
+    ----------
+    number : number of starts, the given values included.
+    seed : of the sequence.
+    lower, upper : arrays (P,) or numbers, or mappings from names of parameters to matrices, such as
+        ``{"sigma": ..., "pi": ...}``, of which free elements count. NaN and what is missing have defaults. The box is
+        within the bounds of the parameters, and by default it is these. Where there is no bound, the box ends at the
+        distance ``2 |value|`` from the given starting value.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When `number` is not a positive integer or `seed` not an integer.
+    """
+
+    number: int
+    seed: int = 0
+    lower: Any = None
+    upper: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("number", "seed"):
+            if isinstance(getattr(self, name), bool | np.bool_):
+                raise TypeError(f"{name} of Starts must be an integer, not {getattr(self, name)!r}.")
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
+        if self.number < 1 or self.seed < 0:
+            raise ValueError(
+                f"number of Starts must be at least one and seed at least zero, not {self.number} and {self.seed}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Trials:
+    """Where starts led: `theta` (P,), the best local minimum, None where none was found, and the table of all starts.
+
+    The table has a row for each start and the columns `start` (its number), `chosen`, `optimum` (which of the distinct
+    optima it reached, counted from zero by objective, -1 for none), `converged`, `minimum` (whether second-order
+    conditions hold at that optimum), `status`, `objective`, `gradient_norm` (of the projected gradient),
+    `smallest_eigenvalue` of that optimum's Hessian without elements that are held by a bound, `evaluations`, and the
+    starting value and the estimate of each element of theta, such as ``'start: sigma x'`` and ``'estimate: sigma x'``.
+    """
+
+    theta: np.ndarray | None
+    table: pd.DataFrame
+
+
+class _Ends(NamedTuple):
+    """Where the optimiser ended from each of S starts."""
+
+    theta: np.ndarray
+    objective: np.ndarray
+    gradient_norm: np.ndarray
+    evaluations: np.ndarray
+    converged: np.ndarray
+    status: list[str]
+
+
+class _Optimum(NamedTuple):
+    """A point with first and second derivatives of the objective scaled by N, and whether it is a local minimum."""
+
+    theta: np.ndarray
+    objective: float
+    gradient: np.ndarray
+    hessian: np.ndarray
+    smallest_eigenvalue: float
+    minimum: bool
+
+
+def try_starts(given: Any, options: StepOptions, context: StepContext, delta: np.ndarray) -> Trials:
+    """Minimise the objective of a first GMM step from many starting values.
+
+    Lanes of one compiled program do that where they can: for the default optimiser with its default options or Optax's
+    L-BFGS, exact derivatives and inner loops inside of programs, and markets on one device. Otherwise starts are tried
+    one after the other.
+
+    Parameters
+    ----------
+    given : `starts` of `Problem.solve`.
+    options, context : those of the step.
+    delta : (N,) where inversions start.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For starts of the wrong shape or outside of bounds.
+
+    Warns
+    -----
+    ConvergenceWarning
+        When no start ended at a local minimum.
+    """
+    points = read_starts(given, options.parameters, usable_bounds(options))
+    if options.optimization.method == "return":
+        raise ValueError("starts need an optimization, but Optimization('return') does not optimize.")
+    settings.output(f"Trying {len(points)} starts ...")
+    optimizer = _read_optimizer(options, context)
+    outside = options.differences is not None or options.iteration.fixed_point.host is not None
+    sharded = context.inputs.economy.placement is not None
+    if optimizer is not None and not outside and not sharded:
+        ends = _run_lanes(points, options, context, delta, optimizer)
+    else:
+        ends = _run_in_turn(points, options, context, delta)
+    optima, reached = _find_optima(ends, options, context, delta)
+    best = next((k for k, optimum in enumerate(optima) if optimum.minimum), None)
+    chosen = np.zeros(len(points), bool)
+    if best is not None:
+        same = np.flatnonzero(reached == best)
+        chosen[same[ends.objective[same].argmin()]] = True
+    table = _tabulate(points, ends, optima, reached, chosen, options)
+    settings.output(describe_starts(table))
+    if best is None:
+        warnings.warn(
+            f"None of the {len(points)} starts ended at a local minimum; estimation starts at the given values. "
+            "The starts of the results say how each of them ended.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+        return Trials(None, table)
+    return Trials(optima[best].theta, table)
+
+
+def describe_starts(table: pd.DataFrame) -> str:
+    """How many starts reached the chosen optimum, and which others there are, in words."""
+    found = table[table["minimum"]]
+    failed = int((~table["converged"]).sum())
+    parts = []
+    if table["chosen"].any():
+        best = table.loc[table["chosen"], "optimum"].iloc[0]
+        parts.append(f"{int((table['optimum'] == best).sum())} of {len(table)} starts reached the chosen optimum")
+    distinct = found["optimum"].nunique()
+    parts.append(f"{distinct} distinct local {'optimum' if distinct == 1 else 'optima'}")
+    if distinct:
+        low, high = found["objective"].min(), found["objective"].max()
+        parts.append(f"objectives from {low:.{settings.digits}g} to {high:.{settings.digits}g}")
+    if others := int((table["converged"] & ~table["minimum"]).sum()):
+        parts.append(f"{others} ended where second-order conditions fail")
+    if failed:
+        parts.append(f"{failed} did not converge")
+    return "Starts: " + "; ".join(parts) + "."
+
+
+def read_starts(given: Any, parameters: Parameters, bounds: Bounds) -> np.ndarray:
+    """Starting values (S, P) that `starts` of `Problem.solve` stands for.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When something has the wrong shape, is not finite or is outside of bounds, which the message names.
+    """
+    if not parameters.layout.P:
+        raise ValueError("starts need free parameters, but theta has no elements.")
+    if isinstance(given, int | np.integer) and not isinstance(given, bool):
+        given = Starts(int(given))
+    if isinstance(given, Starts):
+        return _draw_points(given, parameters, bounds)
+    if isinstance(given, Sequence) and len(given) and all(isinstance(start, Mapping) for start in given):
+        points = np.stack([_read_start(start, parameters, f"starts[{s}]") for s, start in enumerate(given)])
+    else:
+        try:
+            points = np.array(given, float)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                "starts must be a number, Starts, a list of mappings from names of parameters to matrices, or an array "
+                f"with a row for each start, not {type(given).__name__}."
+            ) from error
+    P = parameters.layout.P
+    if points.ndim != 2 or points.shape[1] != P or not len(points):
+        raise ValueError(f"starts must have the shape (number of starts, {P}), not {points.shape}.")
+    for s, p in np.argwhere(~((points >= bounds.lower) & (points <= bounds.upper) & np.isfinite(points))):
+        raise ValueError(
+            f"starts[{s}] has {points[s, p]:g} for '{parameters.theta_labels[p]}', which is not a number within its "
+            f"bounds [{bounds.lower[p]:g}, {bounds.upper[p]:g}]."
+        )
+    return points
+
+
+def _draw_points(starts: Starts, parameters: Parameters, bounds: Bounds) -> np.ndarray:
+    value, P = parameters.theta, parameters.layout.P
+    sides = []
+    for name, bound, sign in (("lower", bounds.lower, -1.0), ("upper", bounds.upper, 1.0)):
+        default = np.where(np.isfinite(bound), bound, value + sign * 2 * np.abs(value))
+        side = _read_side(getattr(starts, name), parameters, f"{name} of Starts")
+        sides.append(np.clip(np.where(np.isnan(side), default, side), bounds.lower, bounds.upper))
+    lower, upper = sides
+    if (~np.isfinite(lower) | ~np.isfinite(upper) | (lower > upper)).any():
+        p = int(np.argmax(~np.isfinite(lower) | ~np.isfinite(upper) | (lower > upper)))
+        raise ValueError(
+            f"The box of Starts must be finite, but it is [{lower[p]:g}, {upper[p]:g}] for "
+            f"'{parameters.theta_labels[p]}'."
+        )
+    from scipy.stats import qmc  # a slow import that only these points need
+
+    points = qmc.Halton(P, rng=np.random.default_rng(starts.seed)).random(starts.number - 1)
+    return np.concatenate([value[None, :], lower + points * (upper - lower)])
+
+
+def _read_side(given: Any, parameters: Parameters, name: str) -> np.ndarray:
+    """One side of a box (P,), NaN where nothing was given."""
+    P = parameters.layout.P
+    if given is None:
+        return np.full(P, np.nan)
+    if isinstance(given, Mapping):
+        blocks = _read_blocks(given, parameters, name)
+        parts = []
+        for block in BLOCKS:
+            index = getattr(parameters.layout, block)
+            parts += [blocks[block][i] if block in blocks else np.nan for i in index]
+        return np.array(parts, float)
+    values = np.array(given, float)
+    if values.shape not in ((), (P,)):
+        raise ValueError(f"{name} must be a number, have the shape ({P},), or be a mapping, not {values.shape}.")
+    return np.broadcast_to(values, P)
+
+
+def _read_start(given: Mapping[str, Any], parameters: Parameters, name: str) -> np.ndarray:
+    """Theta (P,) of matrices of parameters; those that are missing have the given starting values."""
+    blocks = _read_blocks(given, parameters, name)
+    known = parameters.at(parameters.theta)
+    for block, values in blocks.items():
+        fixed = np.ones(values.shape, bool)
+        if index := getattr(parameters.layout, block):
+            fixed[tuple(np.array(index).T)] = False
+        if block in ("beta", "gamma"):
+            fixed[list(getattr(parameters.layout, f"concentrated_{block}"))] = False
+        for i in map(tuple, np.argwhere(fixed & (values != getattr(known, block)))):
+            raise ValueError(
+                f"{name}['{block}'][{', '.join(map(str, i))}] is {values[i]:g}, but this element is fixed at "
+                f"{np.asarray(getattr(known, block))[i]:g}."
+            )
+    return compress(
+        parameters.layout, dataclasses.replace(known, **{block: np.asarray(values) for block, values in blocks.items()})
+    )
+
+
+def _read_blocks(given: Mapping[str, Any], parameters: Parameters, name: str) -> dict[str, np.ndarray]:
+    if unknown := sorted(set(map(str, given)) - set(BLOCKS)):
+        raise ValueError(f"{name} has {', '.join(unknown)}, but there are only {', '.join(BLOCKS)}.")
+    blocks = {}
+    for block, matrix in given.items():
+        shape = np.shape(getattr(parameters.start, block))
+        values = np.array(matrix, float)
+        if values.size != int(np.prod(shape)) or (values.ndim == 2 and len(shape) == 2 and values.shape != shape):
+            raise ValueError(f"{name}['{block}'] must have the shape {shape}, not {values.shape}.")
+        values = values.reshape(shape)
+        blocks[block] = np.tril(values) if block == "sigma" else values
+    return blocks
+
+
+def _read_optimizer(options: StepOptions, context: StepContext) -> LaneOptimizer | None:
+    optimization = options.optimization
+    if optimization.method == "trust-region" and optimization.method_options:
+        return None  # its tolerances are relative to one plus the objective, of which lanes leave out the factor
+    return read_optimizer(optimization, float(context.inputs.factor))
+
+
+def _run_lanes(
+    points: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray, optimizer: LaneOptimizer
+) -> _Ends:
+    inputs, (S, P) = context.inputs, points.shape
+    lane = build_lane(options, inputs.economy, inputs.data, points[0], delta, context.cluster_ids, context.W)
+    size = min(S, largest_batch(inputs.economy, P, inputs.data.supply is not None))
+    chosen = BatchOptions(options.specification, options.types, 1, optimizer)
+    parts = []
+    for first in range(0, S, size):
+        rows = np.arange(first, first + size) % S  # the last batch is as large as the others
+        varying, shared = split_lane(lane, lambda whole: [whole.theta], [jnp.asarray(points[rows])])
+        parts.append(estimate_batch(chosen, varying, shared, size))
+    found = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:S], *parts)
+    factor, theta = float(inputs.factor), found.parameters[:, :P]
+    return _Ends(
+        theta=theta,
+        objective=factor * found.objectives,
+        gradient_norm=factor * found.gradient_norms,
+        evaluations=found.evaluations,
+        converged=succeeded(found.status) & np.isfinite(found.objectives) & np.isfinite(theta).all(axis=1),
+        status=[Status(code).sentence for code in found.status],
+    )
+
+
+def _run_in_turn(points: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray) -> _Ends:
+    patient = None if options.error_behavior == "raise" else options.error_behavior
+    chosen = dataclasses.replace(options, check_optimality="gradient", error_behavior=patient)
+    results = []
+    for s, point in enumerate(points):
+        settings.output(f"Start {s} ...")
+        results.append(solve_step(1, chosen, context, context.W, point, delta))
+    gradients = [project_gradient(found.theta, found.gradient, usable_bounds(options)) for found in results]
+    return _Ends(
+        theta=np.stack([found.theta for found in results]),
+        objective=np.array([found.objective for found in results]),
+        gradient_norm=np.array([np.abs(gradient).max(initial=0.0) for gradient in gradients]),
+        evaluations=np.array([found.outcome.evaluations for found in results]),
+        converged=np.array([found.outcome.converged and not found.failed_markets for found in results]),
+        status=[found.failed_markets or found.outcome.message for found in results],
+    )
+
+
+def _find_optima(
+    ends: _Ends, options: StepOptions, context: StepContext, delta: np.ndarray
+) -> tuple[list[_Optimum], np.ndarray]:
+    """Distinct optima by objective, and which of them each start reached (S,)."""
+    optima: list[_Optimum] = []
+    reached = np.full(len(ends.status), -1)
+    for s in np.argsort(ends.objective, kind="stable"):
+        if not ends.converged[s]:
+            continue
+        theta, objective = ends.theta[s], ends.objective[s] / float(context.inputs.factor)
+        same = (k for k, optimum in enumerate(optima) if _is_same(optimum, theta, objective))
+        reached[s] = next(same, len(optima))
+        if reached[s] == len(optima):
+            optima.append(_examine(theta, options, context, delta))
+    return optima, reached
+
+
+def _is_same(optimum: _Optimum, theta: np.ndarray, objective: float) -> bool:
+    size, step = 1 + abs(optimum.objective), theta - optimum.theta
+    values, vectors = np.linalg.eigh(optimum.hessian)
+    change = np.abs(optimum.gradient @ step) + (np.abs(values) * (vectors.T @ step) ** 2).sum() / 2
+    return bool(abs(objective - optimum.objective) <= SAME_OBJECTIVE * size and change <= SAME_POINT * size)
+
+
+def _examine(theta: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray) -> _Optimum:
+    """Second-order conditions, without elements that the gradient pushes against a bound."""
+    inputs, factor = context.inputs, float(context.inputs.factor)
+    evaluation = inference.evaluate(options.specification, inputs, jnp.asarray(theta), jnp.asarray(delta))
+    hessian = inference.hessian(options.specification, inputs, jnp.asarray(theta), evaluation.inversion.delta)
+    H, gradient, bounds = np.asarray(hessian), np.asarray(evaluation.gradient), usable_bounds(options)
+    push = np.where(theta <= bounds.lower, gradient, np.where(theta >= bounds.upper, -gradient, 0.0))
+    reduced = H[np.ix_(push <= PUSHED * factor, push <= PUSHED * factor)]
+    finite = bool(np.isfinite(H).all())
+    smallest, minimum = np.nan, finite
+    if finite and reduced.size:
+        smallest = float(np.linalg.eigvalsh(reduced)[0])
+        diagonal = np.diag(reduced)
+        scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+        minimum = bool(np.linalg.eigvalsh(reduced / np.outer(scale, scale))[0] >= NEGATIVE_CURVATURE)
+    H = H if finite else np.zeros_like(H)
+    objective = float(evaluation.objective) / factor
+    return _Optimum(theta, objective, gradient / factor, H / factor, smallest, minimum)
+
+
+def _tabulate(
+    points: np.ndarray,
+    ends: _Ends,
+    optima: list[_Optimum],
+    reached: np.ndarray,
+    chosen: np.ndarray,
+    options: StepOptions,
+) -> pd.DataFrame:
+    parameters = options.parameters
+    labels = zip(parameters.theta_blocks, parameters.theta_labels, strict=True)
+    names = [f"{block} {label}" for block, label in labels]
+    table = pd.DataFrame(
+        {
+            "start": np.arange(len(points)),
+            "chosen": chosen,
+            "optimum": reached,
+            "converged": ends.converged,
+            "minimum": [k >= 0 and optima[k].minimum for k in reached],
+            "status": np.array(ends.status, dtype=object),
+            "objective": ends.objective,
+            "gradient_norm": ends.gradient_norm,
+            "smallest_eigenvalue": [optima[k].smallest_eigenvalue if k >= 0 else np.nan for k in reached],
+            "evaluations": ends.evaluations,
+        }
+    )
+    for prefix, values in (("start", points), ("estimate", ends.theta)):
+        table[[f"{prefix}: {name}" for name in names]] = values
+    return table

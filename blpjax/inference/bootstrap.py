@@ -1,0 +1,287 @@
+"""Parametric bootstrap: outputs at parameters drawn from the asymptotic distribution of the estimates."""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from blpjax import options
+from blpjax.economy.buckets import AgentsInEconomy, Economy
+from blpjax.economy.mapping import loop_elements
+from blpjax.exceptions import ConvergenceWarning, describe_status, succeeded
+from blpjax.inputs.arguments import read_draws
+from blpjax.inputs.integration import Integration
+from blpjax.iteration import Iteration
+from blpjax.machine.pickling import Picklable
+from blpjax.model.elsewhere import (
+    Draw,
+    ResultsLike,
+    all_coefficients,
+    covariances_of_estimates,
+    hold_errors,
+    hold_shares_at,
+    lanes,
+    map_lanes,
+)
+from blpjax.model.model import Model
+from blpjax.model.parameters import BLOCKS, Coefficients
+from blpjax.outputs.outputs import PostEstimation
+from blpjax.outputs.query import Given, Output, OutputTables, read_iteration
+from blpjax.reporting import report
+
+Array = np.ndarray
+
+
+@runtime_checkable
+class Resampled(ResultsLike, Protocol):
+    """What bootstrapped results need of the results that parameters are drawn around."""
+
+    rho: np.ndarray
+    tau: np.ndarray
+    phi: np.ndarray
+    sigma_bounds: tuple[np.ndarray, ...]
+    pi_bounds: tuple[np.ndarray, ...]
+    beta_bounds: tuple[np.ndarray, ...]
+    gamma_bounds: tuple[np.ndarray, ...]
+
+    @property
+    def output_tables(self) -> OutputTables:
+        """The tables that label outputs."""
+
+    def build_agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
+        """The same economy with other agents."""
+
+    def model_in(self, economy: Economy) -> Model:
+        """The model at the estimates in an economy with other agents."""
+
+
+class PriceSearches(NamedTuple):
+    """How searches for prices ended, by draw and market: status codes, counters and residuals (draws, T)."""
+
+    status: Array
+    iterations: Array
+    evaluations: Array
+    residuals: Array
+
+
+class BootstrappedResults(PostEstimation, Picklable):
+    """Results at parameters drawn from their asymptotic distribution, with xi and omega as estimated.
+
+    Or at parameters that were estimated again, see `ReestimationResults.to_bootstrapped`.
+
+    Has the compute methods of `ProblemResults`. What they return has a first axis of draws; arrays that they are given
+    (but not firm IDs) may have one, too. Where an equilibrium was not found, prices, shares and delta are NaN, and
+    what is computed from them.
+
+    Attributes
+    ----------
+    problem_results : results that parameters were drawn around.
+    bootstrapped_sigma (draws, K2, K2), bootstrapped_pi (draws, K2, D), bootstrapped_rho (draws, 0, 1),
+    bootstrapped_phi (draws, 1, 0), bootstrapped_beta (draws, K1, 1), bootstrapped_gamma (draws, K3, 1) : parameters.
+    bootstrapped_prices (draws, N, 1) : equilibrium prices with a supply side, observed ones without.
+    bootstrapped_shares, bootstrapped_delta (draws, N, 1) : market shares and mean utilities.
+    computation_time : seconds it took.
+    draws : number of draws.
+    fp_converged, fp_iterations, contraction_evaluations (T, draws) : the search for equilibrium prices by market, in
+        the order of `Problem.unique_market_ids`; true, zero and zero without a supply side. `fp_residuals` has the
+        final norms of profit gradients. Where shares are held, they are about inversions of shares.
+    """
+
+    draws: int
+
+    def __init__(
+        self, problem_results: Resampled, drawn: Draw, searches: PriceSearches, computation_time: float
+    ) -> None:
+        coefficients = drawn.coefficients
+        self.problem_results = problem_results
+        self._drawn = drawn
+        self.draws = len(drawn.delta)
+        self.bootstrapped_sigma = coefficients.sigma
+        self.bootstrapped_pi = coefficients.pi
+        self.bootstrapped_rho = coefficients.rho[:, :, None]
+        self.bootstrapped_tau = coefficients.tau[:, :, None]
+        self.bootstrapped_phi = np.zeros((self.draws, *problem_results.phi.shape))
+        self.bootstrapped_beta = coefficients.beta[:, :, None]
+        self.bootstrapped_gamma = coefficients.gamma[:, :, None]
+        self.bootstrapped_prices = drawn.prices[:, :, None]
+        self.bootstrapped_shares = drawn.shares[:, :, None]
+        self.bootstrapped_delta = drawn.delta[:, :, None]
+        self.computation_time = computation_time
+        self.fp_converged = succeeded(searches.status).T
+        self.fp_iterations = searches.iterations.T
+        self.contraction_evaluations = searches.evaluations.T
+        self.fp_residuals = searches.residuals.T
+
+    def __str__(self) -> str:
+        columns = {
+            ("Computation", "Time"): report.format_seconds(self.computation_time),
+            ("Bootstrap", "Draws"): str(self.draws),
+        }
+        if self.contraction_evaluations.any():
+            columns["Fixed Point", "Iterations"] = str(self.fp_iterations.sum())
+            columns["Contraction", "Evaluations"] = str(self.contraction_evaluations.sum())
+        return report.one_row_table(columns, "Bootstrapped Results Summary")
+
+    __repr__ = __str__
+
+    def to_dict(self, attributes: Sequence[str] | None = None) -> dict[str, Any]:
+        """Attributes by name, all but `problem_results` by default.
+
+        Raises
+        ------
+        AttributeError
+            For names that are not attributes of these results.
+        """
+        return {name: getattr(self, name) for name in (ATTRIBUTES if attributes is None else attributes)}
+
+    def model_of(self, draw: int) -> Model:
+        """The model at one draw, counted from zero."""
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[draw]), self._drawn).model(self.problem_results.model)
+
+    @property
+    def model(self) -> Model:
+        """There is none: `model_of` has that of one draw."""
+        raise NotImplementedError("Bootstrapped results have a model for each draw. Use model_of(draw).")
+
+    @property
+    def output_tables(self) -> OutputTables:
+        """The problem's tables, which label outputs."""
+        return self.problem_results.output_tables
+
+    def build_agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
+        """The problem's economy with other agents."""
+        return self.problem_results.build_agents(agent_data, integration)
+
+    def model_in(self, economy: Economy) -> Model:
+        """The model at the estimates in an economy with other agents."""
+        return self.problem_results.model_in(economy)
+
+    def delta_method(self, function: Callable[[Model], Any], hold: str = "shares") -> Any:
+        """There is none: draws say themselves how uncertain outputs are."""
+        raise TypeError(
+            "Bootstrapped results have no standard errors by the delta method. Take standard deviations over draws."
+        )
+
+    def evaluate_output(self, function: Output, given: Given) -> Any:
+        """A pytree of NumPy arrays with a first axis of draws: the function at each draw's model."""
+        base = self.problem_results.model
+        moving = {name: values for name, values in given.items() if values.ndim > _DIMENSIONS.get(name, 1)}
+        fixed = {name: values for name, values in given.items() if name not in moving}
+
+        def evaluate(drawn: Draw, values: Given) -> Any:
+            return function(drawn.model(base), {**fixed, **values})
+
+        shapes = jax.eval_shape(evaluate, *jax.tree.map(lambda leaf: leaf[0], (self._drawn, moving)))
+        outputs = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        arrays = jax.tree.map(jnp.asarray, (self._drawn, moving))
+        return map_lanes(lambda chunk: jax.vmap(evaluate)(*chunk), arrays, lanes(base.economy, outputs))
+
+
+#: Arguments of compute methods that are matrices; others are vectors. One more axis is that of draws.
+_DIMENSIONS = {"ownership": 2}
+
+#: What `BootstrappedResults.to_dict` returns by default.
+ATTRIBUTES = tuple(
+    """bootstrapped_sigma bootstrapped_pi bootstrapped_rho bootstrapped_tau bootstrapped_phi bootstrapped_beta
+    bootstrapped_gamma bootstrapped_prices bootstrapped_shares bootstrapped_delta computation_time draws fp_converged
+    fp_iterations contraction_evaluations""".split()
+)
+
+
+def bootstrap_results(
+    results: Resampled,
+    draws: int = 1000,
+    seed: int | None = None,
+    iteration: Iteration | None = None,
+    constant_costs: bool = True,
+) -> BootstrappedResults:
+    """Draw parameters, and evaluate the model at each draw; see `ProblemResults.bootstrap`."""
+    return results_at(results, draw_coefficients(results, read_draws(draws), seed), "xi", iteration, constant_costs)
+
+
+def results_at(
+    results: Resampled,
+    coefficients: Coefficients,
+    hold: str = "xi",
+    iteration: Iteration | None = None,
+    constant_costs: bool = True,
+) -> BootstrappedResults:
+    """Results at coefficients with a first axis of draws.
+
+    Parameters
+    ----------
+    hold : ``'xi'``: structural errors are as estimated, and prices and shares follow; ``'shares'``: prices and shares
+        are as observed, and mean utilities are those that reproduce them.
+    iteration : how to solve for prices, or to invert shares.
+    constant_costs : see `ProblemResults.bootstrap`.
+    """
+    chosen = None if iteration is None else read_iteration(iteration)
+    options.output("Bootstrapping results ...")
+    began = time.perf_counter()
+    base = results.model
+    tilde_costs = jnp.asarray(results.tilde_costs[:, 0]) if results.tilde_costs.size else None
+
+    def solve(coefficients: Coefficients) -> Any:
+        if hold == "shares":
+            return hold_shares_at(base, coefficients, Iteration() if chosen is None else chosen)
+        return hold_errors(base, tilde_costs, coefficients, chosen, constant_costs)
+
+    arrays = jax.tree.map(jnp.asarray, coefficients)
+    count = len(arrays.beta)
+    found = map_lanes(jax.vmap(solve), arrays, lanes(base.economy, elements=loop_elements()))
+    searches = _searches(found.prices, count, len(results.problem.market_index.ids))
+    drawn = eqx.tree_at(lambda d: d.coefficients, found.draw, coefficients)
+    action = "The inversion of shares" if hold == "shares" else "The search for equilibrium prices"
+    _warn_of_failures(searches, results.problem.market_index.ids, action)
+    bootstrapped = BootstrappedResults(results, drawn, searches, time.perf_counter() - began)
+    options.output(f"Bootstrapped results after {report.format_seconds(bootstrapped.computation_time)}.")
+    options.output(f"\n{bootstrapped}")
+    return bootstrapped
+
+
+def draw_coefficients(results: Resampled, draws: int, seed: int | None) -> Coefficients:
+    """Draw parameters from their normal distribution, clipped to bounds, as arrays with a first axis of draws."""
+    covariances = covariances_of_estimates(results)
+    mean = results.parameters[:, 0]
+    state = np.random.RandomState(seed)
+    parameters = state.multivariate_normal(mean, covariances, draws) if mean.size else np.zeros((draws, 0))
+    found = coefficients_of(results, parameters)
+    clipped = []
+    for name in BLOCKS:
+        lower, upper = getattr(results, f"{name}_bounds")
+        values = np.asarray(getattr(found, name))
+        clipped.append(np.clip(values, lower.reshape(values.shape[1:]), upper.reshape(values.shape[1:])))
+    return eqx.tree_at(lambda c: [getattr(c, name) for name in BLOCKS], found, clipped)
+
+
+def coefficients_of(results: Resampled, parameters: np.ndarray) -> Coefficients:
+    """Coefficients with a first axis of draws of `parameters` (draws, Q)."""
+    model = results.model
+    return jax.vmap(lambda row: all_coefficients(model.layout, model.coefficients, row))(jnp.asarray(parameters))
+
+
+def _searches(prices: Any, draws: int, T: int) -> PriceSearches:
+    if prices is None:
+        none = np.zeros((draws, T), int)
+        return PriceSearches(none, none, none, np.zeros((draws, T)))
+    return PriceSearches(prices.status, prices.iterations, prices.evaluations, prices.residuals)
+
+
+def _warn_of_failures(searches: PriceSearches, market_ids: np.ndarray, action: str) -> None:
+    failed = np.flatnonzero(~succeeded(searches.status).all(axis=1))
+    if not failed.size:
+        return
+    worst = searches.status.argmax(axis=0), np.arange(len(market_ids))
+    described = describe_status(searches.status[worst], market_ids, searches.residuals[worst])
+    named = ", ".join(map(str, failed[:5].tolist())) + (f" and {failed.size - 5} more" if failed.size > 5 else "")
+    warnings.warn(
+        f"{action} failed for {failed.size} of {len(searches.status)} draws ({named}): it "
+        f"{described}. Results are NaN there.",
+        ConvergenceWarning,
+        stacklevel=5,
+    )

@@ -1,0 +1,244 @@
+"""Standard errors of any differentiable function of the model, by the delta method."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import scipy.special
+from jaxtyping import Array, Float
+
+from blpjax.exceptions import raise_for_status
+from blpjax.inputs.arguments import check_level
+from blpjax.iteration import Iteration
+from blpjax.model.elsewhere import (
+    ResultsLike,
+    all_coefficients,
+    covariances_of_estimates,
+    hold_errors,
+    hold_shares,
+    lanes,
+    map_lanes,
+)
+from blpjax.model.model import Model, Prices
+
+#: Jacobians and covariances have at most this many elements (2 GiB).
+MOST_ELEMENTS = 2**28
+
+
+class Interval(NamedTuple):
+    """Limits of confidence intervals, each an array or a pytree like the outputs."""
+
+    lower: Any
+    upper: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DeltaMethodResults:
+    """A function of the model at the estimates, and how uncertain it is.
+
+    The M numbers that the function returns are counted through all of its arrays, in the order of
+    ``jax.tree.leaves``, each by rows.
+
+    Attributes
+    ----------
+    value : what the function returned at the estimates: a NumPy array, or a pytree of them.
+    jacobian : (M, Q) derivatives in all parameters, NaN where the value is.
+    parameter_covariances : (Q, Q) covariances of the estimates, already divided by N.
+    parameter_labels : Q labels of the parameters.
+    hold : what stayed fixed, ``'shares'`` or ``'xi'``.
+    """
+
+    value: Any
+    jacobian: np.ndarray
+    parameter_covariances: np.ndarray
+    parameter_labels: list[str]
+    hold: str
+
+    @cached_property
+    def standard_errors(self) -> Any:
+        """Standard errors, like `value`; NaN where it is."""
+        variances = ((self.jacobian @ self.parameter_covariances) * self.jacobian).sum(axis=1)
+        return self._like_value(np.sqrt(np.maximum(variances, 0.0)))
+
+    @cached_property
+    def covariances(self) -> np.ndarray:
+        """(M, M) covariances ``J V J'`` of the outputs.
+
+        Raises
+        ------
+        ValueError
+            When they would take too much memory.
+        """
+        M = len(self.jacobian)
+        _refuse_size(M * M, f"Covariances of {M} outputs", "Use jacobian and parameter_covariances for some of them.")
+        return self.jacobian @ self.parameter_covariances @ self.jacobian.T
+
+    @property
+    def lower(self) -> Any:
+        """Lower limits of 95% confidence intervals, like `value`."""
+        return self.confidence_intervals().lower
+
+    @property
+    def upper(self) -> Any:
+        """Upper limits of 95% confidence intervals, like `value`."""
+        return self.confidence_intervals().upper
+
+    def confidence_intervals(self, level: float = 0.95) -> Interval:
+        """Limits ``value -+ z se`` with the normal quantile z of the level.
+
+        Raises
+        ------
+        ValueError
+            When the level is not between zero and one.
+        """
+        check_level(level)
+        z = scipy.special.ndtri((1 + level) / 2)
+        return Interval(
+            jax.tree.map(lambda v, se: v - z * se, self.value, self.standard_errors),
+            jax.tree.map(lambda v, se: v + z * se, self.value, self.standard_errors),
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each number: output, index, value, standard_error, and limits of the 95% confidence interval.
+
+        ``output`` says which array of a pytree it is in (empty for one array), ``index`` where it stands there.
+        """
+        rows: list[tuple[str, tuple[int, ...]]] = []
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.value):
+            rows += [(jax.tree_util.keystr(path), index) for index in np.ndindex(leaf.shape)]
+        columns = {
+            "value": self.value,
+            "standard_error": self.standard_errors,
+            "lower": self.lower,
+            "upper": self.upper,
+        }
+        numbers = {name: _flatten(tree) for name, tree in columns.items()}
+        return pd.DataFrame({"output": [r[0] for r in rows], "index": [r[1] for r in rows], **numbers})
+
+    def _like_value(self, numbers: np.ndarray) -> Any:
+        leaves, structure = jax.tree.flatten(self.value)
+        parts = np.split(numbers, np.cumsum([leaf.size for leaf in leaves])[:-1])
+        return jax.tree.unflatten(structure, [p.reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)])
+
+
+def apply_delta_method(
+    results: ResultsLike,
+    function: Callable[[Model], Any],
+    hold: str = "shares",
+    iteration: Iteration | None = None,
+    constant_costs: bool = True,
+) -> DeltaMethodResults:
+    """Differentiate a function of the model in all parameters of some results; see `ProblemResults.delta_method`."""
+    if hold not in ("shares", "xi"):
+        raise ValueError(f"hold must be 'shares' or 'xi', not {hold!r}.")
+    if hold == "shares" and (iteration is not None or not constant_costs):
+        raise ValueError("iteration and constant_costs are about prices that are solved again, with hold='xi'.")
+    if not callable(function):
+        raise TypeError(f"function must be a function of a Model, not {type(function).__name__}.")
+    covariances = covariances_of_estimates(results)
+    estimated, parameters = results.model, jnp.asarray(results.parameters[:, 0])
+    tilde_costs = jnp.asarray(results.tilde_costs[:, 0]) if results.tilde_costs.size else None
+
+    def outputs_at(parameters: Float[Array, " Q"]) -> tuple[Any, Prices | None]:
+        if hold == "shares":
+            model, prices = hold_shares(estimated, parameters), None
+        else:
+            coefficients = all_coefficients(estimated.layout, estimated.coefficients, parameters)
+            found = hold_errors(estimated, tilde_costs, coefficients, iteration, constant_costs)
+            model, prices = found.draw.model(estimated), found.prices
+        return jax.tree.map(jnp.asarray, function(model)), prices
+
+    shapes = _check_outputs(outputs_at, parameters)
+    found = _differentiate(outputs_at, parameters, lanes(estimated.economy, _count(shapes)))
+    if found.prices is not None:
+        ids, action = results.problem.market_index.ids, "The search for equilibrium prices at the estimates"
+        raise_for_status(found.prices.status, ids, action, found.prices.residuals, warn=True)
+    jacobian = np.where(np.isnan(_flatten(found.value))[:, None], np.nan, found.jacobian)
+    return DeltaMethodResults(found.value, jacobian, covariances, list(results.parameter_labels), hold)
+
+
+#: Outputs at given parameters, and how the search for equilibrium prices ended, if there was one.
+OutputsAt = Callable[[Array], tuple[Any, Prices | None]]
+
+
+class _Derivatives(NamedTuple):
+    """Outputs, their Jacobian (M, Q), and how the search for equilibrium prices ended, if there was one."""
+
+    value: Any
+    jacobian: np.ndarray
+    prices: Any
+
+
+def _check_outputs(outputs_at: OutputsAt, parameters: Array) -> Any:
+    """Shapes of outputs, or an exception when they cannot be differentiated."""
+    try:
+        shapes, _ = jax.eval_shape(outputs_at, parameters)
+    except jax.errors.ConcretizationTypeError as error:
+        _refuse_values(error)
+    except jax.errors.TracerArrayConversionError as error:
+        _refuse_values(error)
+    leaves = jax.tree.leaves(shapes)
+    if not leaves:
+        raise ValueError("function must return at least one array.")
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"function must return floating-point numbers, not {leaf.dtype}: they have no derivatives.")
+    M, Q = _count(shapes), parameters.size
+    _refuse_size(
+        M * Q,
+        f"Derivatives of {M} outputs (shapes {', '.join(str(leaf.shape) for leaf in leaves)}) in {Q} parameters",
+        "Return fewer numbers, and mind that methods of the model return columns (N, 1), while its attributes such as "
+        "prices are vectors (N,).",
+    )
+    return shapes
+
+
+def _refuse_values(error: Exception) -> None:
+    raise TypeError(
+        "function must consist of operations of JAX: use methods of the model and jax.numpy in place of numpy and of "
+        "methods of results, and no conditions on values."
+    ) from error
+
+
+def _differentiate(outputs_at: OutputsAt, parameters: Float[Array, " Q"], width: int) -> _Derivatives:
+    """The outputs and their Jacobian by columns, `width` of them at a time.
+
+    Nothing is compiled here but what methods of the model compile for themselves. These programs are found again
+    whatever the function, while a program of the whole would have to be compiled for each.
+    """
+    if not parameters.size:
+        value, prices = jax.tree.map(np.array, outputs_at(parameters))
+        return _Derivatives(value, np.zeros((_flatten(value).size, 0)), prices)
+    primals: list[Any] = []
+
+    def columns(directions: Float[Array, "lanes Q"]) -> Array:
+        def push(direction: Array) -> tuple[Any, Array]:
+            value, tangents, prices = jax.jvp(outputs_at, (parameters,), (direction,), has_aux=True)
+            return (value, prices), jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tangents)])
+
+        primal, tangents = jax.vmap(push, out_axes=(None, 0))(directions)
+        primals[:] = [primal]
+        return tangents
+
+    jacobian = map_lanes(columns, jnp.eye(parameters.size), width).T
+    value, prices = jax.tree.map(np.array, primals[0])
+    return _Derivatives(value, jacobian, prices)
+
+
+def _count(shapes: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def _flatten(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _refuse_size(elements: int, what: str, remedy: str) -> None:
+    if elements > MOST_ELEMENTS:
+        raise ValueError(f"{what} would take {elements * 8 / 2**30:.1f} GiB. {remedy}")

@@ -1,0 +1,323 @@
+"""Bootstrap by re-estimation: markets or clusters are drawn with replacement, and the model is estimated again.
+
+A unit that is drawn m times counts m times in all moments, so that every bootstrap sample is an estimation of the same
+shape with other weights of products. Moments are recentred as in Hall and Horowitz (1996, Bootstrap critical values for
+tests based on generalized-method-of-moments estimators, Econometrica 64, 891-916).
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jaxtyping import Array, Bool, Float, Int
+
+from blpjax import options
+from blpjax.estimation.lane import BatchOptions, Lane, build_lane, describe, largest_batch, read_batches, split_lane
+from blpjax.estimation.lanes import BatchOutcome, estimate_batch
+from blpjax.estimation.options import StepOptions
+from blpjax.exceptions import Status, succeeded
+from blpjax.inference.reestimation_results import COLUMNS, ProblemLike, ReestimationResults, ResultsLike
+from blpjax.inputs.arguments import check_choice, read_costs_bounds, read_draws
+from blpjax.machine.batch_files import fingerprint_of
+from blpjax.machine.batches import Sizes, StudyOutcome, run_study
+from blpjax.machine.compilation import filtered_program
+from blpjax.machine.spread import each_lane
+from blpjax.objective import inference, moments
+from blpjax.objective.absorption import Projection, build_projection
+from blpjax.objective.data import ModelData
+
+#: The equations of `ModelData.equations`, also where their leaves are stand-ins.
+_EQUATIONS: tuple[Callable[[Any], Any], ...] = (lambda data: data.demand, lambda data: data.supply.equation)
+
+_UNIDENTIFIED = "the sample does not identify the linear parameters"
+
+
+class FirstStep(NamedTuple):
+    """Where the first step of each estimation begins: theta (P,), and the full sample's weighting matrix (M, M)."""
+
+    theta: np.ndarray
+    W: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BootstrapStudy:
+    """Estimations from samples of units, as lanes: see `blpjax.machine.batches.Study`.
+
+    Attributes
+    ----------
+    options : what decides which programs are compiled.
+    lane : the estimation with the full sample, all weights one.
+    units : (N,) unit of each product, counted from zero. count : their number.
+    seed : of all draws.
+    labels, blocks : names and blocks of the Q parameters.
+    absorbed : levels of fixed effects (N, E) of each equation.
+    """
+
+    options: BatchOptions
+    lane: Lane
+    units: np.ndarray
+    count: int
+    seed: int
+    labels: tuple[str, ...]
+    blocks: tuple[str, ...]
+    absorbed: tuple[np.ndarray, ...]
+
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+        return "draws"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table."""
+        return COLUMNS
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identifies data, estimator, units and seed."""
+        text = repr((self.seed, self.count, describe(self.options, self.lane.data), self.labels))
+        return fingerprint_of(text, [self.units, *jax.tree.leaves(self.lane)])
+
+    def run_batch(self, first: int, size: int) -> pd.DataFrame:
+        """Estimates of draws `first`, ..., ``first + size - 1``."""
+        draws = jnp.arange(first, first + size)
+        weights = draw_weights(jax.random.key(self.seed), draws, jnp.asarray(self.units), self.count)
+        varying, shared = self._split(weights)
+        identified = _is_identified(self.options, varying, shared)
+        found = estimate_batch(self.options, varying, shared, size)
+        return self._tabulate(first, found, np.asarray(identified))
+
+    def _split(self, weights: Float[Array, "B N"]) -> tuple[Lane, Lane]:
+        """Lanes with these weights, and X and Z residualised with them."""
+        absorbing = [e for e, ids in enumerate(self.absorbed) if ids.shape[1]]
+
+        def where(lane: Lane) -> list[Any]:
+            leaves = [lane.data.weights]
+            for e in absorbing:
+                equation: Any = _EQUATIONS[e](lane.data)
+                projection = equation.absorb
+                leaves += [equation.X, equation.Z, projection.weights, projection.counts, projection.inverse]
+                leaves += [equation.instruments] if self._same(e) else []
+            return leaves
+
+        values = [weights]
+        for e in absorbing:
+            equation, ids = self.lane.data.equations[e], self.absorbed[e]
+            built = [build_projection(ids, row) for row in np.asarray(weights)]
+            counts, inverse = (jnp.stack([getattr(p, name) for p in built]) for name in ("counts", "inverse"))
+            X, Z = (_absorb(built[0], weights, counts, inverse, values) for values in (equation.X, equation.Z))
+            values += [X, Z, weights, counts, inverse] + ([Z] if self._same(e) else [])
+        return split_lane(self.lane, where, values)
+
+    def _same(self, e: int) -> bool:
+        """Whether the instruments of an equation are its residualised Z, and not what the user residualised."""
+        equation = self.lane.data.equations[e]
+        return np.array_equal(equation.instruments, equation.Z)
+
+    def _tabulate(self, first: int, found: BatchOutcome, identified: np.ndarray) -> pd.DataFrame:
+        B, Q = found.parameters.shape
+        ok = identified & succeeded(found.status) & np.isfinite(found.objectives)
+        ok &= np.isfinite(found.parameters).all(axis=1)
+        sentences = np.array([Status(code).sentence for code in found.status], dtype=object)
+        kept = np.where(ok, 1.0, np.nan)[:, None]
+        return pd.DataFrame(
+            {
+                "draw": np.repeat(np.arange(first, first + B), Q),
+                "block": np.tile(self.blocks, B),
+                "parameter": np.tile(self.labels, B),
+                "estimate": (found.parameters * kept).ravel(),
+                "standard_error": (found.standard_errors * kept).ravel(),
+                "ok": np.repeat(ok, Q),
+                "status": np.repeat(np.where(identified, sentences, _UNIDENTIFIED), Q),
+                "objective": np.repeat(found.objectives, Q),
+                "gradient_norm": np.repeat(found.gradient_norms, Q),
+                "evaluations": np.repeat(found.evaluations, Q),
+            }
+        )
+
+
+def reestimate(
+    results: ResultsLike,
+    step_options: StepOptions,
+    begin: FirstStep,
+    draws: int,
+    unit: str | None,
+    seed: int,
+    recentre: bool,
+    costs_bounds: Any,
+    **running: Any,
+) -> ReestimationResults:
+    """Draw samples and estimate; see `ProblemResults.reestimate`, whose `running` arguments decide where and how."""
+    count = read_draws(draws)
+    study = build_study(results, step_options, begin, unit, seed, recentre, costs_bounds)
+    outcome = run_draws(study, results.problem, count, **running)
+    drawn = _read_unit(results.problem, step_options, unit)
+    found = ReestimationResults(
+        results, drawn, recentre, outcome.table, outcome.seconds, outcome.batches, outcome.peak_memory
+    )
+    options.output(f"\n{found}")
+    return found
+
+
+def run_draws(
+    study: BootstrapStudy,
+    problem: ProblemLike,
+    count: int,
+    batch_size: int | None,
+    path: str | os.PathLike[str] | None,
+    executor: Any,
+    memory: int | None,
+) -> StudyOutcome:
+    """Run draws of a study in batches that memory holds."""
+    given, bytes_ = read_batches(batch_size, memory)
+    more = problem.N
+    for equation, ids in zip(study.lane.data.equations, study.absorbed, strict=True):
+        if ids.shape[1]:
+            more += problem.N * (equation.X.shape[1] + 2 * equation.Z.shape[1] + 1) + ids.max() ** 2
+    P, supply = study.options.specification.layout.P, study.lane.data.supply is not None
+    largest = largest_batch(problem.economy, P, supply, bytes_, int(more))
+    return run_study(study, count, Sizes(given, largest), None if path is None else Path(path), executor)
+
+
+def build_study(
+    results: ResultsLike,
+    step_options: StepOptions,
+    begin: FirstStep,
+    unit: str | None,
+    seed: int,
+    recentre: bool,
+    costs_bounds: Any,
+) -> BootstrapStudy:
+    """The study of bootstrap samples of some results.
+
+    Raises
+    ------
+    ValueError, NotImplementedError
+        See `ProblemResults.reestimate`.
+    """
+    _refuse(results, step_options, costs_bounds)
+    problem = results.problem
+    drawn = _read_unit(problem, step_options, unit)
+    units = problem.clusters[0] if drawn == "clusters" else problem.market_index.codes
+    bounds = read_costs_bounds(costs_bounds, problem.model_data.supply is not None)
+    absorbed = (problem.demand_ids, problem.supply_ids)[: len(problem.model_data.equations)]
+    offset = jnp.asarray(results.moments[:, 0]) if recentre else None
+    data = _weighted(problem.model_data, bounds, absorbed, offset)
+    same = np.asarray(inference.initial_weights(problem.model_data.weighted_instruments))
+    given = None if np.allclose(begin.W, same, rtol=1e-9, atol=0) else begin.W
+    lane = build_lane(step_options, problem.economy, data, begin.theta, results.delta[:, 0], problem.clusters[0], given)
+    return BootstrapStudy(
+        options=BatchOptions(step_options.specification, step_options.types, min(results.step, 2)),
+        lane=lane,
+        units=np.asarray(units),
+        count=int(np.max(units)) + 1,
+        seed=int(seed),
+        labels=tuple(results.parameter_labels),
+        blocks=tuple(step_options.parameters.parameter_blocks),
+        absorbed=absorbed,
+    )
+
+
+@filtered_program(effort=0)
+def draw_weights(key: Array, draws: Int[Array, " B"], units: Int[Array, " N"], count: int) -> Float[Array, "B N"]:
+    """How often each product's unit is drawn, when as many units are drawn as there are, by numbers of draws."""
+
+    def one(draw: Array) -> Array:
+        drawn = jax.random.randint(jax.random.fold_in(key, draw), (count,), 0, count)
+        return jnp.bincount(drawn, length=count)[units].astype(float)
+
+    return jax.vmap(one)(draws)
+
+
+@filtered_program(effort=0)
+def _is_identified(options: BatchOptions, varying: Lane, shared: Lane) -> Bool[Array, " B"]:
+    """Whether linear parameters are identified, which they are not when a sample lacks a level of an indicator."""
+
+    def one(part: Lane) -> Array:
+        lane = eqx.combine(part, shared)
+        W, factor = lane.data.initial_weights(), jnp.asarray(1.0)
+        step = moments.make_inputs(
+            options.specification, lane.economy, lane.data, lane.fixed, W, factor, lane.limits
+        ).step
+        return step.rank == step.coefficient_map.shape[0]
+
+    return each_lane(one, varying)
+
+
+@filtered_program(effort=0)
+def _absorb(
+    projection: Projection,
+    weights: Float[Array, "B N"],
+    counts: Float[Array, "B levels"],
+    inverse: Float[Array, "B G G"],
+    matrix: Float[Array, "N K"],
+) -> Float[Array, "B N K"]:
+    """Residuals of a matrix on fixed effects with the weights of each lane."""
+
+    def one(weights: Array, counts: Array, inverse: Array) -> Array:
+        return Projection(projection.first, counts, projection.others, inverse, weights)(matrix)
+
+    return each_lane(one, weights, counts, inverse)
+
+
+def _weighted(
+    data: ModelData, costs_bounds: np.ndarray, absorbed: tuple[np.ndarray, ...], offset: Array | None
+) -> ModelData:
+    """Data in which all products count once."""
+    ones = jnp.ones(data.demand.Z.shape[0])
+    equations = []
+    for equation, ids in zip(data.equations, absorbed, strict=True):
+        projection = build_projection(ids, np.asarray(ones)) if ids.shape[1] else None
+        equations.append(dataclasses.replace(equation, absorb=projection))
+    supply = data.supply
+    if supply is not None:
+        supply = dataclasses.replace(supply, equation=equations[1], costs_bounds=jnp.asarray(costs_bounds))
+    return dataclasses.replace(data, demand=equations[0], supply=supply, weights=ones, offset=offset)
+
+
+def _read_unit(problem: ProblemLike, step_options: StepOptions, unit: str | None) -> str:
+    """What is drawn; `ValueError` when that cannot be, or would not be what covariances stand for."""
+    clustered = "clustered" in (step_options.types.W_type, step_options.types.se_type)
+    check_choice("unit", unit, (None, "markets", "clusters"))
+    chosen = unit or ("clusters" if clustered else "markets")
+    if chosen == "clusters" and problem.product_table.clustering_ids is None:
+        raise ValueError("unit='clusters' needs a column 'clustering_ids' in product_data.")
+    if chosen == "markets" and clustered:
+        clusters, markets = problem.clusters[0], problem.market_index.codes
+        if len(np.unique(np.column_stack([clusters, markets]), axis=0)) > problem.clusters[1]:
+            raise ValueError(
+                "Errors of different markets are correlated, because there are clusters in several markets, and "
+                "covariances are clustered. Use unit='clusters'."
+            )
+    return chosen
+
+
+def _refuse(results: ResultsLike, step_options: StepOptions, costs_bounds: Any) -> None:
+    if results.step < 1:
+        raise ValueError("Results of an initial update cannot be estimated again. Use those of a GMM step.")
+    if results.problem.economy.placement is not None:
+        raise NotImplementedError(
+            "The markets of the problem are spread over devices, which re-estimation spreads samples over. Solve the "
+            "problem without shard()."
+        )
+    if results.problem.model_data.covariance is not None:
+        raise NotImplementedError("Covariance instruments are not supported in re-estimation. Leave them out.")
+    if results.simulation_covariances.any():
+        raise NotImplementedError(
+            "Simulation error (resample_agent_data) is not supported in re-estimation. Solve without it."
+        )
+    if step_options.iteration.fixed_point.host is not None:
+        raise NotImplementedError(
+            f"Iteration({step_options.iteration.method!r}) runs on the host, where estimations cannot be batched. "
+            "Solve with a method that runs inside compiled programs, such as the default one."
+        )
+    if step_options.costs_bounded and costs_bounds is None:
+        raise ValueError("Costs were bounded in estimation. Pass the same costs_bounds again.")

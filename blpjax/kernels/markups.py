@@ -1,0 +1,296 @@
+"""Markups and passthrough of one market in which firms set prices (Bertrand competition).
+
+Ownership enters as ``A = -H o (ds/dp)'``, element (j, k) being ``-H_jk ds_k / dp_j``, and markups solve ``A eta = s``.
+With ``alpha_ji = dV_ji / dp_j``, the slope of agent i's utility in the product's own price,
+
+    ds_k / dp_j = 1[j = k] sum_i w_i P_ji alpha_ji - sum_i w_i P_ki P_ji alpha_ji.
+
+With nests the first sum is divided by ``1 - rho``, and ``rho / (1 - rho) sum_i w_i P_ki Q_ji alpha_ji`` are subtracted
+where j and k are of the same group (`blpjax.kernels.shares`).
+
+Any H will do: partial, asymmetric, with a diagonal that is not one.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float, Int
+
+from blpjax.exceptions import Status
+from blpjax.kernels.demand import Curvature, DemandAt, DemandPoint, along_prices, demand_with_curvature, second_slopes
+from blpjax.kernels.fixed_point import FixedPoint
+from blpjax.kernels.implicit import implicit
+from blpjax.kernels.linear_algebra import Factors, factorise, solve
+
+
+class Firms(eqx.Module):
+    """Standard ownership: which of a market's F firms owns each product. Padding has no owner.
+
+    With few firms products with ``H = members members'`` cost less than with H.
+    """
+
+    members: Bool[Array, "*T J F"]
+
+    def apply(self, values: Float[Array, "J K"]) -> Float[Array, "J K"]:
+        """``H values``: sums over the products of each product's firm."""
+        members = self.members.astype(float)
+        return members @ (members.T @ values)
+
+
+#: Who owns what: codes of firms (-1 for padding), their products, or an ownership matrix.
+Owned = Int[Array, " J"] | Firms | Float[Array, "J J"]
+
+
+def ownership_matrix(owned: Owned) -> Float[Array, "J J"]:
+    """Ownership matrix H.
+
+    From (J,) integer codes of firms, or `Firms`, it is one where two products have the same firm; rows and columns of
+    padding, whose codes are negative, are zero. A (J, J) matrix is returned as it is.
+    """
+    if isinstance(owned, Firms):
+        members = owned.members.astype(float)
+        return members @ members.T
+    if owned.ndim == 2:
+        return owned
+    return ((owned[:, None] == owned[None, :]) & (owned >= 0)[None, :]).astype(float)
+
+
+def markups(point: DemandPoint, owned: Owned) -> Float[Array, " J"]:
+    """Markups ``eta = A^{-1} s``, in units of price; marginal costs are prices less these. Zero for padding.
+
+    Differentiable to any order in every array, by ``A d eta = ds - dA eta``. A singular A gives values that are not
+    finite. Source: Berry, Levinsohn and Pakes (1995).
+
+    Parameters
+    ----------
+    point : demand at the prices that are observed.
+    owned : (J,) codes of firms, `Firms`, or a (J, J) ownership matrix, see `ownership_matrix`.
+    """
+    known = owned if isinstance(owned, Firms) else ownership_matrix(owned)
+    return implicit(_solve_markups, _markup_gap, _solve_markup_matrix, point, known).value
+
+
+def markup_matrix(point: DemandPoint, owned: Firms | Float[Array, "J J"]) -> Float[Array, "J J"]:
+    """``A = -H o (ds/dp)'`` by one matrix product. Rows and columns of padding are those of the identity."""
+    absent = jnp.diag(jnp.where(point.present, 0.0, 1.0))
+    return absent - ownership_matrix(owned) * point.jacobian().T
+
+
+def markup_product(
+    point: DemandPoint, owned: Firms | Float[Array, "J J"], eta: Float[Array, " J"]
+) -> Float[Array, " J"]:
+    """``A eta`` without forming A; zero for padding.
+
+    With ``R = w o P o alpha``, ``Lambda_j = sum_i R_ji`` and ``N_ji = sum_k H_jk eta_k P_ki`` it is
+    ``sum_i R_ji N_ji - Lambda_j H_jj eta_j`` without nests, and with nests
+
+        sum_i R_ji (N_ji + rho / (1 - rho) sum_{k of j's group} H_jk eta_k Q_ki - H_jj eta_j / (1 - rho)).
+    """
+    if point.nests is None and point.C.ndim == 2:
+        return _markup_product(point, owned, eta)
+    parts = _parts(point, owned, eta)
+    return (parts.R * parts.spread).sum(axis=1)
+
+
+@jax.custom_jvp
+def _markup_product(point: DemandPoint, owned: Firms | Array, eta: Array) -> Array:
+    """The product without nests and with common tastes.
+
+    As for `blpjax.kernels.shares.shares`, the derivative rule is written in matrix products that any number of tangents
+    share, so that it never holds a J x I array for each tangent.
+    """
+    parts = _parts(point, owned, eta)
+    return (parts.R * parts.spread).sum(axis=1)
+
+
+class _Parts(NamedTuple):
+    """What the product and its derivatives are made of."""
+
+    P: Float[Array, "J I"]
+    S: Float[Array, "J I"]  # w o P
+    R: Float[Array, "J I"]  # w o P o alpha
+    N: Float[Array, "J I"]  # (H o eta') P
+    spread: Float[Array, "J I"]  # N_ji - H_jj eta_j, or what takes its place with nests
+
+
+def _parts(point: DemandPoint, owned: Firms | Array, eta: Array) -> _Parts:
+    found = point.choices()
+    P = found.inside
+    S = P * point.weights[None, :]
+    N = _weighted_sums(owned, eta, P)
+    own = _own_share(owned) * eta
+    if point.nests is None:
+        spread = N - own[:, None]
+    else:
+        nests = point.nests
+        assert found.within is not None
+        rivals = (ownership_matrix(owned) * nests.same(nests.odds) * eta[None, :]) @ found.within
+        spread = N + rivals - (own * nests.scales)[:, None]
+    return _Parts(P, S, S * point.utility_slopes(), N, spread)
+
+
+def _weighted_sums(owned: Firms | Array, eta: Array, values: Array) -> Array:
+    """``(H o eta') values``, of the shape of `values` (J, I)."""
+    if isinstance(owned, Firms):
+        return owned.apply(eta[:, None] * values)
+    return (owned * eta[None, :]) @ values
+
+
+def _own_share(owned: Firms | Array) -> Array:
+    """The diagonal of H."""
+    return owned.members.any(axis=1).astype(float) if isinstance(owned, Firms) else jnp.diagonal(owned)
+
+
+def _markup_product_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    point, owned, eta = primals
+    d_point, d_owned, d_eta = tangents
+    parts = _parts(point, owned, eta)
+    value = (parts.R * parts.spread).sum(axis=1)
+    tangent = _through_utilities(point, d_point, owned, eta, parts) + _through_slopes(point, d_point, parts)
+    matrix_moves = not isinstance(owned, Firms) and _moves(d_owned)
+    if matrix_moves or _moves(d_eta):
+        dense, own = parts.R @ parts.P.T, parts.R.sum(axis=1)
+        if matrix_moves:
+            tangent += (dense * d_owned) @ eta - own * jnp.diagonal(d_owned) * eta
+        if _moves(d_eta):
+            tangent += (dense * ownership_matrix(owned)) @ d_eta - own * _own_share(owned) * d_eta
+    if _moves(d_point.weights):
+        tangent += (parts.P * point.utility_slopes() * parts.spread) @ d_point.weights
+    if _moves(d_point.availability):
+        tangent += _through_availability(point, d_point.availability, owned, eta)
+    return value, tangent
+
+
+def _moves(tangent: Any) -> bool:
+    """Whether a tangent in a rule with symbolic zeros is one."""
+    return not isinstance(tangent, SymbolicZero)
+
+
+def _through_utilities(point: DemandPoint, d_point: Any, owned: Firms | Array, eta: Array, parts: _Parts) -> Array:
+    """``sum_i Q_ji (dV_ji - v_i) + R_ji sum_k E_jk P_ki (dV_ki - v_i)`` with ``Q = R o spread`` and ``E = H o eta'``.
+
+    This is the derivative through ``dP_ki = P_ki (dV_ki - v_i)`` with ``dV_ki = d delta_k + dX2_k' C_i + X2_k' dC_i``.
+    The agent-level sums ``v_i = sum_l P_li dV_li`` are added up first.
+    """
+    P, _, R, N, spread = parts
+    Q = R * spread
+    E = ownership_matrix(owned) * eta[None, :]
+    tangent, agent = jnp.zeros_like(point.delta), jnp.zeros_like(point.weights)
+    if _moves(d_point.delta):
+        d_delta = d_point.delta
+        tangent += Q.sum(axis=1) * d_delta + (E * (R @ P.T)) @ d_delta
+        agent += P.T @ d_delta
+    if _moves(d_point.X2):
+        d_X2 = d_point.X2
+        by_taste = E[None, :, :] * ((R[None, :, :] * point.C[:, None, :]) @ P.T)
+        tangent += (d_X2 * (Q @ point.C.T)).sum(axis=1) + jnp.einsum("mjk,km->j", by_taste, d_X2)
+        agent += (point.C * (d_X2.T @ P)).sum(axis=0)
+    if _moves(d_point.C):
+        d_C = d_point.C
+        sums = jax.vmap(lambda x: _weighted_sums(owned, eta * x, P), in_axes=1)(point.X2)
+        by_characteristic = R[None, :, :] * sums
+        tangent += (point.X2 * (Q @ d_C.T)).sum(axis=1) + jnp.einsum("mji,mi->j", by_characteristic, d_C)
+        agent += (d_C * (point.X2.T @ P)).sum(axis=0)
+    return tangent - (Q + R * N) @ agent
+
+
+def _through_slopes(point: DemandPoint, d_point: Any, parts: _Parts) -> Array:
+    """``sum_i w_i P_ji spread_ji d alpha_ji`` with ``d alpha = d delta_slope + dX2_slope' C + X2_slope' dC``."""
+    T = parts.S * parts.spread
+    tangent = jnp.zeros_like(point.delta)
+    if _moves(d_point.delta_slope):
+        tangent += T.sum(axis=1) * d_point.delta_slope
+    if _moves(d_point.X2_slope):
+        tangent += (d_point.X2_slope * (T @ point.C.T)).sum(axis=1)
+    if _moves(d_point.C):
+        tangent += (point.X2_slope * (T @ d_point.C.T)).sum(axis=1)
+    return tangent
+
+
+def _through_availability(point: DemandPoint, d_availability: Array, owned: Firms | Array, eta: Array) -> Array:
+    """The rare case that needs no special rule."""
+
+    def product(availability: Array) -> Array:
+        parts = _parts(eqx.tree_at(lambda p: p.availability, point, availability), owned, eta)
+        return (parts.R * parts.spread).sum(axis=1)
+
+    return jax.jvp(product, (point.availability,), (d_availability,))[1]
+
+
+_markup_product.defjvp(_markup_product_jvp, symbolic_zeros=True)
+
+
+def passthrough(
+    demand_at: DemandAt,
+    owned: Owned,
+    prices: Float[Array, " J"],
+    arguments: Any,
+) -> Float[Array, "J J"]:
+    """Passthrough of marginal costs to equilibrium prices: element (j, k) is ``dp_j / dc_k``. Identity for padding.
+
+    It differentiates ``A(p) (p - c) = s(p)`` totally at the given prices, which are an equilibrium at the costs that
+    they imply under this ownership, ``c = p - eta``. Utilities that are not linear in prices are allowed for.
+
+    Parameters
+    ----------
+    demand_at, arguments : demand at given prices, ``demand_at(prices, arguments)``.
+    owned : (J,) codes of firms or (J, J) ownership matrix.
+    prices : (J,) prices.
+    """
+    H = ownership_matrix(owned)
+    point, curvature = demand_with_curvature(demand_at, prices, arguments)
+    derivatives = price_derivatives(point, curvature, H, markups(point, H))
+    A = markup_matrix(point, H)
+    return solve(A + derivatives.markup_product - derivatives.shares, A)
+
+
+class PriceDerivatives(NamedTuple):
+    """Derivatives in prices, the column's product: of shares, of ``A eta`` at given eta, and of Lambda's diagonal."""
+
+    shares: Float[Array, "J J"]
+    markup_product: Float[Array, "J J"]
+    lambda_diagonal: Float[Array, "J J"]
+
+
+def price_derivatives(
+    point: DemandPoint, curvature: Curvature, H: Float[Array, "J J"], eta: Float[Array, " J"]
+) -> PriceDerivatives:
+    """Derivatives of demand and of ``A eta`` in prices. Zero for padding."""
+    if point.nests is not None:
+        return PriceDerivatives(
+            point.jacobian(),
+            along_prices(lambda moved: markup_product(moved, H, eta), point, curvature),
+            along_prices(DemandPoint.lambda_diagonal, point, curvature),
+        )
+    P, S, R, N, spread = _parts(point, H, eta)
+    alpha, second = point.utility_slopes(), second_slopes(point, curvature)
+    # dP_ji / dp_l = P_ji (1[j = l] alpha_li - M_li)
+    M = P * alpha
+    through_rivals = R @ M.T
+    own = ((R * alpha + S * second) * spread).sum(axis=1)
+    return PriceDerivatives(
+        jnp.diag(R.sum(axis=1)) - S @ M.T,
+        jnp.diag(own) + H * eta[None, :] * through_rivals - (R * (spread + N)) @ M.T,
+        jnp.diag((R * alpha + S * second).sum(axis=1)) - through_rivals,
+    )
+
+
+def _markup_gap(eta: Array, point: DemandPoint, owned: Firms | Array) -> Array:
+    return markup_product(point, owned, eta) + jnp.where(point.present, -point.shares(), eta)
+
+
+def _solve_markup_matrix(
+    eta: Array, right: Array, point: DemandPoint, owned: Firms | Array, factors: Factors | None = None
+) -> Array:
+    return solve(markup_matrix(point, owned), right, factors)
+
+
+def _solve_markups(point: DemandPoint, owned: Firms | Array) -> FixedPoint:
+    A = markup_matrix(point, owned)
+    factors = factorise(A)
+    eta = solve(A, jnp.where(point.present, point.shares(), 0.0), factors)
+    one = jnp.ones((), int)
+    return FixedPoint(eta, 0 * one + Status.CONVERGED, one, one, jnp.zeros(()), factors)

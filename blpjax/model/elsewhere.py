@@ -1,0 +1,188 @@
+"""The model at other parameters than the estimates, with either observed shares or structural errors held fixed.
+
+The delta method differentiates these functions, and bootstraps map them over draws.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from blpjax.economy.buckets import Economy, MarketIndex
+from blpjax.economy.mapping import CHUNK_ELEMENTS
+from blpjax.iteration import Iteration
+from blpjax.machine.compilation import filtered_program
+from blpjax.model.model import Model, Prices
+from blpjax.model.parameters import Coefficients, ParameterLayout, expand
+
+_NO_LOOP = Iteration("return")
+
+
+@runtime_checkable
+class MarketsLike(Protocol):
+    """What is needed of a problem: which rows of the product table belong to which market."""
+
+    @property
+    def market_index(self) -> MarketIndex:
+        """Rows of each market in the product table."""
+
+
+@runtime_checkable
+class ResultsLike(Protocol):
+    """What is needed of results: estimates of all Q parameters, their covariances, and the model at the estimates.
+
+    `parameters` (Q, 1) are theta and the concentrated elements of beta and gamma, `parameter_covariances` (Q, Q) the
+    covariances of sqrt(N) times their errors, `tilde_costs` (N, 1), or (N, 0) without a supply side.
+    """
+
+    parameters: np.ndarray
+    parameter_covariances: np.ndarray
+    parameter_labels: list[str]
+    tilde_costs: np.ndarray
+
+    @property
+    def problem(self) -> MarketsLike:
+        """The problem that was solved."""
+
+    @property
+    def model(self) -> Model:
+        """The model at the estimates."""
+
+
+class Draw(eqx.Module):
+    """What differs between models: `coefficients`, and mean utilities, prices and shares (N,)."""
+
+    coefficients: Coefficients
+    delta: Float[Array, "*draws N"]
+    prices: Float[Array, "*draws N"]
+    shares: Float[Array, "*draws N"]
+
+    def model(self, base: Model) -> Model:
+        """The model that differs from `base` in this."""
+        characteristics = base.characteristics.replace({"prices": self.prices, "shares": self.shares})
+        return eqx.tree_at(
+            lambda m: (m.coefficients, m.delta, m.characteristics),
+            base,
+            (self.coefficients, self.delta, characteristics),
+        )
+
+
+class Equilibrium(eqx.Module):
+    """Demand at some parameters, and how the search for equilibrium prices ended, None where prices are fixed.
+
+    Where shares are held, `prices` say how their inversion ended.
+    """
+
+    draw: Draw
+    prices: Prices | None
+
+
+def covariances_of_estimates(results: ResultsLike) -> np.ndarray:
+    """Covariances (Q, Q) of the estimates, `parameter_covariances` divided by N.
+
+    Raises
+    ------
+    ValueError
+        When they are unknown.
+    """
+    covariances = np.asarray(results.parameter_covariances)
+    if not np.isfinite(covariances).all():
+        raise ValueError(
+            "parameter_covariances of these results are unknown. Use results of the last GMM step, whose standard "
+            "errors are finite."
+        )
+    return covariances / results.model.delta.size
+
+
+def all_coefficients(layout: ParameterLayout, fixed: Coefficients, parameters: Float[Array, " Q"]) -> Coefficients:
+    """Put theta and concentrated elements of beta and gamma into the matrices; other elements come from `fixed`."""
+    P, K = layout.P, len(layout.concentrated_beta)
+    found = expand(layout, fixed, parameters[:P])
+    beta = jnp.asarray(found.beta).at[jnp.array(layout.concentrated_beta, int)].set(parameters[P : P + K])
+    gamma = jnp.asarray(found.gamma).at[jnp.array(layout.concentrated_gamma, int)].set(parameters[P + K :])
+    return eqx.tree_at(lambda c: (c.beta, c.gamma), found, (beta, gamma))
+
+
+def hold_shares(model: Model, parameters: Float[Array, " Q"]) -> Model:
+    """The model at parameters next to the estimates at which `model` is, with delta that reproduces its shares.
+
+    There is no loop: the value of delta is that of `model`, and derivatives come from the implicit function theorem.
+    """
+    coefficients = all_coefficients(model.layout, model.coefficients, parameters)
+    moved = eqx.tree_at(lambda m: m.coefficients, model, coefficients)
+    return eqx.tree_at(lambda m: m.delta, moved, moved.invert(_NO_LOOP).delta)
+
+
+@filtered_program(effort=1)
+def hold_shares_at(model: Model, coefficients: Coefficients, iteration: Iteration) -> Equilibrium:
+    """Demand at other coefficients, with the mean utilities that reproduce observed shares at observed prices."""
+    moved = eqx.tree_at(lambda m: m.coefficients, model, coefficients)
+    found = moved.invert(iteration)
+    loop = Prices(moved.prices, found.status, found.iterations, found.evaluations, found.residuals)
+    return Equilibrium(Draw(coefficients, found.delta, moved.prices, moved.shares), loop)
+
+
+@filtered_program(effort=1)
+def hold_errors(
+    model: Model,
+    tilde_costs: Float[Array, " N"] | None,
+    coefficients: Coefficients,
+    iteration: Iteration | None = None,
+    constant_costs: bool = True,
+) -> Equilibrium:
+    """Demand and equilibrium prices at other coefficients, with xi, omega and fixed effects as in `model`.
+
+    Parameters
+    ----------
+    model : the model at the estimates.
+    tilde_costs : (N,) costs or their logarithms at the estimates; None without a supply side, where prices are fixed.
+    coefficients : coefficients at which to evaluate.
+    iteration, constant_costs : see `Model.compute_prices`.
+    """
+    known, before = model.characteristics, model.coefficients
+    X1, _ = known.evaluate({})
+    delta = model.delta + X1 @ (coefficients.beta - before.beta)
+    moved = eqx.tree_at(lambda m: (m.coefficients, m.delta), model, (coefficients, delta))
+    if tilde_costs is None:
+        return Equilibrium(_draw(moved.at({})), None)
+    costs = tilde_costs + known.evaluate_X3({}) @ (coefficients.gamma - before.gamma)
+    if model.costs_type == "log":
+        costs = jnp.exp(costs)
+    found = moved.solve_prices(costs=costs, iteration=iteration, constant_costs=constant_costs)
+    return Equilibrium(_draw(moved.at({"prices": found.prices})), found)
+
+
+def _draw(model: Model) -> Draw:
+    return Draw(model.coefficients, model.delta, model.prices, model.shares)
+
+
+def lanes(economy: Economy, outputs: int = 0, elements: int | None = None) -> int:
+    """How many models can be evaluated side by side in bounded memory, when each has so many numbers as outputs.
+
+    The bound is on `elements` of arrays, by default `CHUNK_ELEMENTS`.
+    """
+    pairs = sum(T * J * max(J, width) for T, J, width in (bucket.size for bucket in economy.buckets))
+    return max(1, (CHUNK_ELEMENTS if elements is None else elements) // max(pairs, outputs, 1))
+
+
+def map_lanes(function: Callable[..., Any], arrays: Any, size: int) -> Any:
+    """Call a function of pytrees with a first axis for chunks of at most `size` along it; NumPy arrays come back.
+
+    All chunks have the same size, so that programs are compiled once: the last one repeats its last element.
+    """
+    total = jax.tree.leaves(arrays)[0].shape[0]
+    size = min(size, total)
+    parts = []
+    for first in range(0, total, size):
+        chosen, kept = np.minimum(np.arange(first, first + size), total - 1), min(size, total - first)
+        found = function(_take(arrays, chosen))
+        parts.append(jax.tree.map(np.asarray, _take(found, np.arange(kept))))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _take(arrays: Any, places: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: leaf[places], arrays)

@@ -1,0 +1,164 @@
+"""Equilibria at draws of structural errors, with Jacobians of the errors in theta, averaged over draws."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jaxtyping import Array, Bool, Float, Int
+
+from blpjax import options
+from blpjax.exceptions import Status, succeeded
+from blpjax.iteration import Iteration
+from blpjax.machine.compilation import filtered_program
+from blpjax.model import elsewhere
+from blpjax.model.model import Model
+
+
+class Setting(eqx.Module):
+    """Where structural errors are drawn around.
+
+    Attributes
+    ----------
+    model : the model at the estimates.
+    parameters : (Q,) all parameters, the P elements of theta first.
+    prices : (N,) expected prices, at which all draws are evaluated; None for equilibrium prices.
+    iteration, constant_costs : how to solve for equilibrium prices, as in `Model.compute_prices`.
+    """
+
+    model: Model
+    parameters: Float[Array, " Q"]
+    prices: Float[Array, " N"] | None
+    iteration: Iteration | None = eqx.field(static=True)
+    constant_costs: bool = eqx.field(static=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Averages:
+    """Averages over draws of Jacobians of xi and omega (N, P), of prices and of shares (N,).
+
+    A draw counts in the markets where its prices were found and all numbers are finite; averages over none are NaN.
+    How that went is (T, draws), in the sorted order of market IDs: `status`, and of the search for prices `iterations`,
+    `evaluations` and final `residuals`. `omega_jacobian` is NaN without a supply side.
+    """
+
+    xi_jacobian: np.ndarray
+    omega_jacobian: np.ndarray
+    prices: np.ndarray
+    shares: np.ndarray
+    status: np.ndarray
+    iterations: np.ndarray
+    evaluations: np.ndarray
+    residuals: np.ndarray
+
+
+def average_realizations(setting: Setting, draws: Iterator[np.ndarray], total: int) -> Averages:
+    """Average over draws, several at a time where memory allows.
+
+    Parameters
+    ----------
+    draws : `total` arrays: mean utilities at observed prices (N, 1), or these and transformed costs (N, 2).
+    """
+    model = setting.model
+    size = min(total, elsewhere.lanes(model.economy, (model.layout.P + 2) * 2 * model.delta.size))
+    sums: Any = None
+    outcomes = []
+    for first in tqdm.tqdm(range(0, total, size), disable=not options.verbose or size >= total):
+        kept = min(size, total - first)
+        drawn = [next(draws) for _ in range(kept)]
+        drawn += drawn[-1:] * (size - kept)  # all chunks have one size, so that programs are compiled once
+        found, loops = _realize_many(setting, jnp.asarray(np.stack(drawn)), jnp.arange(size) < kept)
+        sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
+        outcomes.append([np.asarray(loop)[:kept].T for loop in loops])
+    totals, counts = jax.device_get(sums)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where no draw counts
+        averages = [(values.T / counts).T for values in totals]
+    if drawn[0].shape[1] == 1:
+        averages[1] = np.full_like(averages[0], np.nan)
+    return Averages(*averages, *(np.concatenate(parts, axis=1) for parts in zip(*outcomes, strict=True)))
+
+
+class Realization(eqx.Module):
+    """What one draw implies: Jacobians of xi and omega (N, P), prices and shares (N,), and outcomes by market (T,)."""
+
+    xi_jacobian: Float[Array, "N P"]
+    omega_jacobian: Float[Array, "N P"]
+    prices: Float[Array, " N"]
+    shares: Float[Array, " N"]
+    status: Int[Array, " T"]
+    iterations: Int[Array, " T"]
+    evaluations: Int[Array, " T"]
+    residuals: Float[Array, " T"]
+
+
+def realize(setting: Setting, base: Float[Array, "N sides"]) -> Realization:
+    """Prices, shares and Jacobians, given mean utilities at observed prices and perhaps transformed costs.
+
+    Can be traced and mapped over settings and draws. The status of a market says whether its prices were found and all
+    its numbers are finite.
+    """
+    model = eqx.tree_at(lambda m: m.delta, setting.model, base[:, 0])
+    economy, tilde_costs = model.economy, base[:, 1] if base.shape[1] == 2 else None
+    T = economy.market_positions.shape[0]
+    zeros = jnp.zeros(T, int)
+    if setting.prices is not None:
+        prices, status, loop = setting.prices, zeros + int(Status.CONVERGED), (zeros, zeros, jnp.zeros(T))
+    else:
+        assert tilde_costs is not None
+        costs = jnp.exp(tilde_costs) if model.costs_type == "log" else tilde_costs
+        found = model.solve_prices(costs=costs, iteration=setting.iteration, constant_costs=setting.constant_costs)
+        prices, status, loop = found.prices, found.status, (found.iterations, found.evaluations, found.residuals)
+    realized = model.at({"prices": prices})
+    jacobians = _jacobians(realized, setting.parameters, tilde_costs)
+    finite = jnp.isfinite(jnp.column_stack([prices, realized.shares, *jacobians])).all(axis=1)
+    finite_markets = economy.gather_markets([part.all(axis=1) for part in economy.spread(finite)])
+    status = jnp.where(succeeded(status) & ~finite_markets, int(Status.NOT_FINITE), status)
+    return Realization(*jacobians, prices, realized.shares, status, *loop)
+
+
+@filtered_program(effort=1)
+def _realize_many(
+    setting: Setting, bases: Float[Array, "draws N sides"], wanted: Bool[Array, " draws"]
+) -> tuple[Any, Any]:
+    """Sums over the draws that count, with their numbers (N,), and outcomes of all draws (draws, T)."""
+    found = jax.vmap(lambda base: realize(setting, base))(bases)
+    economy = setting.model.economy
+    usable = jax.vmap(lambda status: economy.gather(economy.scatter_markets(succeeded(status))))(found.status)
+    counted = usable & wanted[:, None]
+
+    def total(values: Array) -> Array:
+        included = counted.reshape(*counted.shape, *[1] * (values.ndim - 2))
+        return jnp.where(included, values, 0.0).sum(axis=0)
+
+    sums = tuple(total(v) for v in (found.xi_jacobian, found.omega_jacobian, found.prices, found.shares))
+    return (sums, counted.sum(axis=0)), (found.status, found.iterations, found.evaluations, found.residuals)
+
+
+def _jacobians(
+    model: Model, parameters: Float[Array, " Q"], tilde_costs: Float[Array, " N"] | None
+) -> tuple[Float[Array, "N P"], Float[Array, "N P"]]:
+    """Derivatives of xi and omega in theta at the model's prices and shares, and fixed concentrated parameters.
+
+    Costs in ``d log c = d c / c`` are the drawn ones: at given expected prices they are not those that make prices
+    optimal.
+    """
+    P, known = model.layout.P, model.characteristics
+    X1, X3 = known.evaluate({})[0], known.evaluate_X3({})
+
+    def errors(theta: Array) -> tuple[Array, Array]:
+        moved = elsewhere.hold_shares(model, jnp.concatenate([theta, parameters[P:]]))
+        xi = moved.delta - X1 @ jnp.asarray(moved.coefficients.beta)
+        if tilde_costs is None:
+            return xi, jnp.zeros_like(xi)
+        slope = jnp.exp(-tilde_costs) if model.costs_type == "log" else 1.0
+        return xi, -slope * moved.markups() - X3 @ jnp.asarray(moved.coefficients.gamma)
+
+    if P == 0:
+        none = jnp.zeros((model.delta.size, 0))
+        return none, none
+    _, push = jax.linearize(errors, parameters[:P])
+    return jax.vmap(push, out_axes=1)(jnp.eye(P))

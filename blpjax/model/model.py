@@ -1,0 +1,445 @@
+"""A model of demand and pricing at given parameters: every output as a pure, differentiable function.
+
+Everything after estimation goes through `Model`: results call its methods at the estimates, bootstraps map them over
+draws, and the delta method differentiates them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from blpjax.economy.buckets import Economy
+from blpjax.economy.ownership import Ownership, firm_codes, ownership_matrices
+from blpjax.iteration import FixedPointLimits, FixedPointMethod, Iteration
+from blpjax.machine.compilation import filtered_program
+from blpjax.model import demand, pricing
+from blpjax.model.demand import Demand, linear_change
+from blpjax.model.inversion import Inversion
+from blpjax.model.parameters import ParameterLayout
+
+Values = Any
+
+
+"""Numbers by product: (N,) or (N, 1), traced or not."""
+
+
+class Prices(eqx.Module):
+    """Equilibrium prices (N,), NaN in markets without one, and how each market's loop ended.
+
+    `status`, `iterations`, `evaluations` and `residuals` (the norm of the profit gradient) are (T,) in the sorted order
+    of market IDs.
+    """
+
+    prices: Float[Array, " N"]
+    status: Int[Array, " T"]
+    iterations: Int[Array, " T"]
+    evaluations: Int[Array, " T"]
+    residuals: Float[Array, " T"]
+
+
+class MarketPlace(NamedTuple):
+    """Where one market is: its bucket, its place there, and its J rows of the product table."""
+
+    bucket: int
+    place: int
+    rows: np.ndarray
+
+
+def find_market(economy: Economy, position: int, rows: np.ndarray) -> MarketPlace:
+    """Place of the market at a position in the sorted order of market IDs, on the host."""
+    place = int(np.asarray(economy.market_positions)[position])
+    for b, bucket in enumerate(economy.buckets):
+        if place < bucket.size[0]:
+            return MarketPlace(b, place, np.asarray(rows))
+        place -= bucket.size[0]
+    raise IndexError(f"There is no market at position {position}.")
+
+
+class Model(Demand):
+    """Demand and, where there is one, supply at given parameters.
+
+    Methods have the names, arguments and shapes of those of `ProblemResults`, which documents them. They return JAX
+    arrays, can be traced, mapped and differentiated in the model itself and in the numbers that they are given, and
+    check nothing. Firm IDs are host arrays, not traced.
+
+    Attributes
+    ----------
+    economy : markets with agents, observed shares and availability.
+    characteristics : formulas and variables, with the prices and shares of this model.
+    coefficients : `sigma`, `pi`, `beta` and `gamma`.
+    delta : (N,) mean utilities at these variables.
+    layout : which node columns go with which columns of sigma.
+    ownership : who owns what, None when there are neither firm IDs nor ownership matrices.
+    costs_type : whether marginal costs (``'linear'``) or their logarithms (``'log'``) are linear in X3.
+    """
+
+    ownership: Ownership | None = None
+    costs_type: str = eqx.field(static=True, default="linear")
+
+    # demand
+
+    def compute_aggregate_elasticities(
+        self, factor: float | Array = 0.1, name: str | None = "prices"
+    ) -> Float[Array, "T 1"]:
+        """Changes of total sales when a variable is scaled by ``1 + factor``, divided by the factor."""
+        self.check_variable(name)
+        return _call(demand.aggregate_elasticities, self, jnp.asarray(factor, float), name)[:, None]
+
+    def compute_elasticities(self, name: str | None = "prices") -> Float[Array, "N J"]:
+        """Elasticities of demand ``x_k / s_j ds_j / dx_k``."""
+        return self._matrices(demand.elasticities, name)
+
+    def compute_demand_jacobians(self, name: str | None = "prices") -> Float[Array, "N J"]:
+        """Derivatives of demand ``ds_j / dx_k``."""
+        return self._matrices(demand.demand_jacobians, name)
+
+    def compute_demand_hessians(self, name: str | None = "prices") -> Float[Array, "N J J"]:
+        """Second derivatives of demand ``d^2 s_j / dx_k dx_l``."""
+        self.check_variable(name)
+        return _cubes(demand.demand_hessians, self, name)
+
+    def compute_diversion_ratios(self, name: str | None = "prices") -> Float[Array, "N J"]:
+        """Diversion ratios ``-(ds_k / dx_j) / (ds_j / dx_j)``, with the outside good on the diagonal."""
+        return self._matrices(demand.diversion_ratios, name)
+
+    def compute_long_run_diversion_ratios(self) -> Float[Array, "N J"]:
+        """Diversion ``(s_k(-j) - s_k) / s_j`` when j is removed, with the outside good on the diagonal."""
+        return _stacked(demand.long_run_diversion_ratios, self)
+
+    def compute_probabilities(self, prices: Values = None, delta: Values = None) -> Float[Array, "N I"]:
+        """Choice probabilities.
+
+        Columns of agents that a market lacks hold probabilities of an agent with average tastes.
+        """
+        return _probabilities(self, _long(delta), _changes(prices))
+
+    def compute_shares(self, prices: Values = None, delta: Values = None) -> Float[Array, "N 1"]:
+        """Market shares."""
+        return demand.market_shares(self, _long(delta), _changes(prices))[:, None]
+
+    def compute_consumer_surpluses(
+        self, prices: Values = None, keep_all: bool = False, eliminated: Values = None
+    ) -> Float[Array, "T columns"]:
+        """Consumer surpluses by market (T, 1), or with `keep_all` those of its agents (T, max I).
+
+        `eliminated` (N,) says which products cannot be chosen. Columns of agents that a market lacks have no meaning.
+        """
+        self.check_variable("prices")
+        removed = jnp.zeros(self.delta.shape, bool) if eliminated is None else jnp.asarray(eliminated).reshape(-1)
+        everyone, total = _surpluses(self, removed, _changes(prices))
+        return everyone if keep_all else total[:, None]
+
+    def invert(self, iteration: Iteration) -> Inversion:
+        """Mean utilities that reproduce `shares`, from `delta`, at these parameters; NaN in markets where it fails."""
+        return _call(demand.mean_utilities, self, *_options(iteration))
+
+    # matrices
+
+    def extract_diagonals(self, matrices: Array) -> Float[Array, "N 1"]:
+        """Diagonals of stacked matrices (N, max J), for example own elasticities."""
+        parts = self.economy.unstack(matrices)
+        return self.economy.gather([jnp.diagonal(part, axis1=1, axis2=2) for part in parts])[:, None]
+
+    def extract_diagonal_means(self, matrices: Array) -> Float[Array, "T 1"]:
+        """Means of the diagonals of stacked matrices (N, max J) by market."""
+        diagonals = self.economy.scatter(self.extract_diagonals(matrices)[:, 0])
+        means = [d.sum(axis=1) / b.present.sum(axis=1) for d, b in zip(diagonals, self.economy.buckets, strict=True)]
+        return self.economy.gather_markets(means)[:, None]
+
+    # supply
+
+    def compute_costs(self, firm_ids: Any = None, ownership: Values = None) -> Float[Array, "N 1"]:
+        """Marginal costs that make prices optimal."""
+        return (self.prices - self.markups(firm_ids, ownership))[:, None]
+
+    def compute_passthrough(self, firm_ids: Any = None, ownership: Values = None) -> Float[Array, "N J"]:
+        """Passthrough ``dp_j / dc_k`` of marginal costs to equilibrium prices."""
+        self.check_variable("prices")
+        return _stacked(pricing.passthrough, self, self.owned(firm_ids, ownership))
+
+    def compute_approximate_prices(
+        self, firm_ids: Any = None, ownership: Values = None, costs: Values = None
+    ) -> Float[Array, "N 1"]:
+        """Prices after changes of ownership or costs if shares and their slopes did not change."""
+        return (self._costs(costs) + self.markups(firm_ids, ownership))[:, None]
+
+    def compute_prices(
+        self,
+        firm_ids: Any = None,
+        ownership: Values = None,
+        costs: Values = None,
+        prices: Values = None,
+        iteration: Iteration | None = None,
+        constant_costs: bool = True,
+    ) -> Float[Array, "N 1"]:
+        """Equilibrium prices, NaN in markets in which none was found (`solve_prices` says why)."""
+        return self.solve_prices(firm_ids, ownership, costs, prices, iteration, constant_costs).prices[:, None]
+
+    def solve_prices(
+        self,
+        firm_ids: Any = None,
+        ownership: Values = None,
+        costs: Values = None,
+        prices: Values = None,
+        iteration: Iteration | None = None,
+        constant_costs: bool = True,
+    ) -> Prices:
+        """Equilibrium prices with statuses and counters. Arguments are those of `compute_prices`."""
+        self.check_variable("prices")
+        start = self._prices(prices)
+        limits, method = _options(PRICE_ITERATION if iteration is None else iteration)
+        moving = None if constant_costs or not self._costs_move else self.costs_type
+        return _equilibrium(self, self.owned(firm_ids, ownership), self._costs(costs), start, limits, method, moving)
+
+    def compute_hhi(self, firm_ids: Any = None, shares: Values = None) -> Float[Array, "T 1"]:
+        """Herfindahl-Hirschman indices of concentration."""
+        if firm_ids is not None:
+            firms = firm_codes(self.economy, firm_ids)
+        elif self.ownership is not None and jnp.issubdtype(self.ownership[0].dtype, jnp.integer):
+            firms = self.ownership
+        else:
+            raise ValueError("firm_ids must be given, because there is no column 'firm_ids' in product_data.")
+        given = _long(shares)
+        return _call(demand.herfindahl_hirschman_indices, self, firms, self.shares if given is None else given)[:, None]
+
+    def compute_markups(self, prices: Values = None, costs: Values = None) -> Float[Array, "N 1"]:
+        """Lerner indices ``(p - c) / p``."""
+        p, c = self._prices(prices), self._costs(costs)
+        return ((p - c) / p)[:, None]
+
+    def compute_profits(
+        self, prices: Values = None, shares: Values = None, costs: Values = None
+    ) -> Float[Array, "N 1"]:
+        """Profits ``(p - c) s`` of each product per consumer."""
+        s = _long(shares)
+        return ((self._prices(prices) - self._costs(costs)) * (self.shares if s is None else s))[:, None]
+
+    def compute_profit_hessians(self, prices: Values = None, costs: Values = None) -> Float[Array, "N J J"]:
+        """Second derivatives of each product's profits in prices, ``d^2 pi_j / dp_k dp_l``."""
+        self.check_variable("prices")
+        return _cubes(pricing.profit_hessians, self, self._prices(prices), self._costs(costs))
+
+    def profit_gradients(
+        self, prices: Values = None, costs: Values = None, firm_ids: Any = None, ownership: Values = None
+    ) -> Float[Array, " N"]:
+        """First-order conditions ``s_j + sum_k H_jk (p_k - c_k) ds_k / dp_j``, zero in equilibrium."""
+        self.check_variable("prices")
+        p, c = self._prices(prices), self._costs(costs)
+        return _call(pricing.profit_gradients, self, self.owned(firm_ids, ownership), p, c)
+
+    def firm_profit_hessians(
+        self, prices: Values = None, costs: Values = None, firm_ids: Any = None, ownership: Values = None
+    ) -> Float[Array, "N J"]:
+        """Derivatives of `profit_gradients` in prices: between products of one firm, the Hessian of its profits."""
+        self.check_variable("prices")
+        p, c = self._prices(prices), self._costs(costs)
+        return _stacked(pricing.firm_profit_hessians, self, self.owned(firm_ids, ownership), p, c)
+
+    def markups(self, firm_ids: Any = None, ownership: Values = None) -> Float[Array, " N"]:
+        """Markups ``p - c`` (N,) that make prices optimal, in units of prices."""
+        self.check_variable("prices")
+        return _call(pricing.markups, self, self.owned(firm_ids, ownership))
+
+    def owned(self, firm_ids: Any = None, ownership: Values = None) -> Ownership:
+        """Ownership matrices by firm IDs (N,), by stacked matrices (N, max J), or else the model's own.
+
+        They are matrices in any case, so that programs are the same.
+
+        Raises
+        ------
+        ValueError
+            When both are given, or neither and the model has none.
+        """
+        if firm_ids is not None and ownership is not None:
+            raise ValueError("Give either firm_ids or ownership, not both.")
+        if ownership is not None:
+            return self.economy.unstack(jnp.asarray(ownership, float))
+        firms = self.ownership if firm_ids is None else firm_codes(self.economy, firm_ids)
+        if firms is None:
+            raise ValueError(
+                "firm_ids or ownership must be given, because product_data has neither a column 'firm_ids' nor "
+                "ownership matrices."
+            )
+        return ownership_matrices(firms)
+
+    # other points
+
+    def at(self, changes: Mapping[str, Array], shares: Values = None) -> "Model":
+        """The model after variables, such as prices, have changed.
+
+        Mean utilities move with X1, and shares are recomputed unless they are given. Ownership stays the same.
+
+        Parameters
+        ----------
+        changes : new values (N,) by the names of variables.
+        shares : (N,) shares at these values.
+        """
+        moved = {name: jnp.asarray(values, float).reshape(-1) for name, values in changes.items()}
+        given = _long(shares)
+        found = demand.market_shares(self, None, moved) if given is None else given
+        characteristics = self.characteristics.replace({**moved, "shares": found})
+        delta = self.utilities(moved)
+        return eqx.tree_at(lambda m: (m.characteristics, m.delta), self, (characteristics, delta))
+
+    def with_agents(self, economy: Economy, layout: ParameterLayout) -> "Model":
+        """The model with other agents, whose nodes `layout` describes, at the same mean utilities.
+
+        It has no ownership, which belongs to the other economy's buckets.
+        """
+        return Model(economy, self.characteristics, self.coefficients, self.delta, layout, None, self.costs_type)
+
+    def update_costs(self, costs: Values, shares: Values) -> Float[Array, " N"]:
+        """Marginal costs at other shares: `costs` (N,) moved by ``(X3(s') - X3(s)) gamma``, perhaps in logs."""
+        base, moved = (jnp.asarray(values, float).reshape(-1) for values in (costs, shares))
+        change = linear_change(self.characteristics, "X3", jnp.asarray(self.coefficients.gamma), {"shares": moved})
+        return base * jnp.exp(change) if self.costs_type == "log" else base + change
+
+    def for_market(self, position: int, rows: np.ndarray) -> "Model":
+        """The model of one market alone: see `in_market`. The economy's arrays must be known, not traced."""
+        return self.in_market(find_market(self.economy, position, rows))
+
+    def in_market(self, place: MarketPlace) -> "Model":
+        """The model of one market alone, with as many rows as its bucket has products.
+
+        Outputs begin with the market's J rows and columns; the rest is padding, to be cut off. Programs for markets of
+        the same bucket are the same.
+        """
+        J = self.economy.buckets[place.bucket].size[1]
+        rows, missing = place.rows, J - place.rows.size
+        padded = np.r_[rows, np.full(missing, rows[0])]
+        positions = np.r_[np.arange(rows.size), np.full(missing, J)]
+        return _cut(self, place.bucket, jnp.asarray(place.place), jnp.asarray(padded), jnp.asarray(positions))
+
+    def check_variable(self, name: str | None) -> None:
+        """Raise `NameError` when no formula of utility has a numeric variable of this name."""
+        names = self.characteristics.names
+        if name is not None and name not in names:
+            raise NameError(f"No formula has a numeric variable {name!r}. Those of X1 and X2 are {', '.join(names)}.")
+
+    @property
+    def _costs_move(self) -> bool:
+        """Whether marginal costs depend on shares."""
+        return any(column.depends_on("shares") for column in self.characteristics.X3_columns)
+
+    def _matrices(self, function: Callable[..., Any], name: str | None) -> Array:
+        self.check_variable(name)
+        return _stacked(function, self, name)
+
+    def _prices(self, prices: Values) -> Array:
+        given = _long(prices)
+        return self.prices if given is None else given
+
+    def _costs(self, costs: Values) -> Array:
+        given = _long(costs)
+        return self.prices - self.markups() if given is None else given
+
+
+#: How equilibrium prices are found by default: where Anderson and Newton fail, after large mergers, SQUAREM does not.
+PRICE_ITERATION = Iteration("squarem", {"atol": 1e-12})
+
+
+def _long(values: Values) -> Array | None:
+    return None if values is None else jnp.asarray(values, float).reshape(-1)
+
+
+def _changes(prices: Values) -> dict[str, Array]:
+    given = _long(prices)
+    return {} if given is None else {"prices": given}
+
+
+def _options(iteration: Iteration) -> tuple[FixedPointLimits, FixedPointMethod]:
+    """Limits as arrays, so that other tolerances compile nothing."""
+    return jax.tree.map(jnp.asarray, iteration.limits), iteration.fixed_point
+
+
+@filtered_program(effort=1)
+def _call(function: Callable[..., Any], model: Model, *arguments: Any) -> Any:
+    return function(model, *arguments)
+
+
+@filtered_program(effort=1)
+def _stacked(function: Callable[..., Any], model: Model, *arguments: Any) -> Array:
+    """Rows (N, max J) of matrices."""
+    return model.economy.stack(function(model, *arguments))
+
+
+@filtered_program(effort=1)
+def _cubes(function: Callable[..., Any], model: Model, *arguments: Any) -> Array:
+    """Rows (N, max J, max J) of arrays (J, J, J), NaN at padded products."""
+    economy = model.economy
+    parts = function(model, *arguments)
+    widest = max(part.shape[2] for part in parts)
+    rows = []
+    for part, bucket in zip(parts, economy.buckets, strict=True):
+        present = bucket.present
+        known = present[:, None, :, None] & present[:, None, None, :]
+        padding = ((0, 0), (0, 0), *((0, widest - part.shape[2]),) * 2)
+        rows.append(jnp.pad(jnp.where(known, part, jnp.nan), padding, constant_values=jnp.nan))
+    return economy.gather(rows)
+
+
+@filtered_program(effort=1)
+def _probabilities(model: Model, delta: Array | None, changes: dict[str, Array]) -> Array:
+    parts = demand.choice_probabilities(model, delta, changes)
+    widest = max(part.shape[2] for part in parts)
+    padded = [jnp.pad(part, ((0, 0), (0, 0), (0, widest - part.shape[2]))) for part in parts]
+    return model.economy.gather(padded)
+
+
+@filtered_program(effort=1)
+def _surpluses(model: Model, eliminated: Array, changes: dict[str, Array]) -> tuple[Array, Array]:
+    parts, total = demand.consumer_surpluses(model, eliminated, changes)
+    widest = max(part.shape[1] for part in parts)
+    padded = [jnp.pad(part, ((0, 0), (0, widest - part.shape[1]))) for part in parts]
+    return model.economy.gather_markets(padded), total
+
+
+@filtered_program(effort=1)
+def _equilibrium(
+    model: Model,
+    owned: Ownership,
+    costs: Array,
+    start: Array,
+    limits: FixedPointLimits,
+    method: FixedPointMethod,
+    costs_type: str | None,
+) -> Prices:
+    found = pricing.equilibrium_prices(model, owned, costs, start, limits, method=method, costs_type=costs_type)
+    markets = model.economy.gather_markets
+    return Prices(
+        prices=model.economy.gather([part.value for part in found]),
+        status=markets([part.status for part in found]),
+        iterations=markets([part.iterations for part in found]),
+        evaluations=markets([part.evaluations for part in found]),
+        residuals=markets([part.residual for part in found]),
+    )
+
+
+@filtered_program(effort=1)
+def _cut(model: Model, bucket: int, place: Array, rows: Array, positions: Array) -> Model:
+    placement = model.economy.placement
+
+    def one(values: Array) -> Array:
+        found = jax.lax.dynamic_index_in_dim(values, place, keepdims=True)
+        return found if placement is None else placement.gather(found)
+
+    part = dataclasses.replace(jax.tree.map(one, model.economy.buckets[bucket]), placement=None)
+    sources = jnp.where(positions < rows.size, jnp.arange(rows.size), 0)
+    economy = Economy((part,), positions, sources, jnp.zeros(1, int))
+    variables = {name: values[rows] for name, values in model.characteristics.variables.items()}
+    ownership = None if model.ownership is None else (one(model.ownership[bucket]),)
+    return Model(
+        economy,
+        model.characteristics.replace(variables),
+        model.coefficients,
+        model.delta[rows],
+        model.layout,
+        ownership,
+        model.costs_type,
+    )

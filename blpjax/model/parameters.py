@@ -1,0 +1,241 @@
+"""Which parameters are free, fixed or concentrated out, their bounds and labels, and theta <-> matrices.
+
+Theta stacks the free elements of Sigma (lower triangle by rows), Pi (by rows), rho, tau, beta and gamma.
+Zeros are fixed at zero,
+equal bounds fix an element at its value, and missing elements of beta and gamma are concentrated out: estimated by
+linear IV-GMM at every theta.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Index = tuple[tuple[int, ...], ...]
+
+
+#: Blocks of parameters in the order in which theta stacks them.
+BLOCKS = ("sigma", "pi", "rho", "tau", "beta", "gamma")
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformation:
+    """A type of random coefficients: a function of the index ``Sigma nu + Pi d`` of one characteristic.
+
+    Parameters
+    ----------
+    function : ``function(index, *parameters)`` with an array of any shape, and a number for each of the parameters.
+        It returns an array of the same shape, and must be one that JAX can trace and differentiate.
+    parameters : names of the function's own parameters, which are elements of tau.
+    name : what to call the characteristic's type in messages.
+    """
+
+    function: Any
+    parameters: Any = ()
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"function must be a function of JAX arrays, not {self.function!r}.")
+        names = (self.parameters,) if isinstance(self.parameters, str) else tuple(self.parameters)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"parameters must be names of the function's parameters, not {self.parameters!r}.")
+        object.__setattr__(self, "parameters", names)
+
+
+class UtilityForm(NamedTuple):
+    """What utilities look like, beyond their parameters (static).
+
+    `transformations` has one for each column of X2, or None where random coefficients enter as they are; it is empty
+    where all do. Utilities are divided by `epsilon_scale`.
+    """
+
+    transformations: tuple[Transformation | None, ...] = ()
+    epsilon_scale: float = 1.0
+
+    @property
+    def tau(self) -> tuple[tuple[int, str], ...]:
+        """Column of X2 and name of each parameter of a transformation."""
+        return tuple((k, name) for k, f in enumerate(self.transformations) if f is not None for name in f.parameters)
+
+
+class ParameterLayout(NamedTuple):
+    """Where the elements of theta belong (static: it decides which program is compiled).
+
+    `sigma`, `pi`, `rho`, `tau`, `beta` and `gamma` are indices of free elements, `concentrated_beta` and
+    `concentrated_gamma` those of elements that are concentrated out. `sigma_columns` are the columns of Sigma that are
+    not all zero, `node_columns` the columns of nodes that go with them.
+    """
+
+    sigma: Index
+    pi: Index
+    rho: Index
+    tau: Index
+    beta: Index
+    gamma: Index
+    concentrated_beta: tuple[int, ...]
+    concentrated_gamma: tuple[int, ...]
+    sigma_columns: tuple[int, ...]
+    node_columns: tuple[int, ...]
+    form: UtilityForm = UtilityForm()
+
+    @property
+    def P(self) -> int:
+        """Number of elements of theta."""
+        return sum(len(getattr(self, name)) for name in BLOCKS)
+
+    @property
+    def nonlinear(self) -> int:
+        """Number of leading elements of theta on which mean utilities depend: those before beta."""
+        return self.part("beta").start
+
+    def part(self, name: str) -> slice:
+        """Where theta has the elements of a block."""
+        at = sum(len(getattr(self, block)) for block in BLOCKS[: BLOCKS.index(name)])
+        return slice(at, at + len(getattr(self, name)))
+
+
+class Coefficients(eqx.Module):
+    """Parameter matrices: `sigma` (K2, K2), `pi` (K2, D), `rho` (1,) or (H,), `tau`, `beta` (K1,) and `gamma` (K3,).
+
+    Concentrated elements of `beta` and `gamma` are zero until they are filled in.
+    """
+
+    sigma: Float[Array | np.ndarray, "K2 K2"]
+    pi: Float[Array | np.ndarray, "K2 D"]
+    rho: Float[Array | np.ndarray, " R"]
+    tau: Float[Array | np.ndarray, " S"]
+    beta: Float[Array | np.ndarray, " K1"]
+    gamma: Float[Array | np.ndarray, " K3"]
+
+
+class Bounds(NamedTuple):
+    """Lower and upper bounds of one block of parameters, arrays of the block's shape."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+class BlockBounds(NamedTuple):
+    """Bounds of all blocks."""
+
+    sigma: Bounds
+    pi: Bounds
+    rho: Bounds
+    tau: Bounds
+    beta: Bounds
+    gamma: Bounds
+
+
+class Labels(NamedTuple):
+    """Names of characteristics in X1 (beta), X2 (sigma, rows of pi) and X3 (gamma), of demographics and of nests."""
+
+    X1: tuple[str, ...]
+    X2: tuple[str, ...]
+    X3: tuple[str, ...]
+    demographics: tuple[str, ...]
+    nests: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """Starting values, bounds, layout and labels of the parameters of one call of `Problem.solve`."""
+
+    layout: ParameterLayout
+    start: Coefficients
+    limits: BlockBounds
+    labels: Labels
+    bounded_by_user: bool
+
+    @property
+    def theta(self) -> np.ndarray:
+        """Starting values (P,)."""
+        return compress(self.layout, self.start)
+
+    def at(self, theta: np.ndarray) -> Coefficients:
+        """Parameter matrices with the elements of theta (P,) in place, as NumPy arrays."""
+        blocks = {}
+        for name in BLOCKS:
+            blocks[name] = np.array(getattr(self.start, name))
+            if index := getattr(self.layout, name):
+                blocks[name][tuple(np.array(index).T)] = theta[self.layout.part(name)]
+        return Coefficients(**blocks)
+
+    @property
+    def bounds(self) -> Bounds:
+        """Bounds of theta, two arrays (P,)."""
+        sides: list[list[float]] = [[], []]
+        for name, bounds in self.limits._asdict().items():
+            for side, bound in zip(sides, bounds, strict=True):
+                side.extend(bound[i] for i in getattr(self.layout, name))
+        return Bounds(*(np.array(side, dtype=float) for side in sides))
+
+    @property
+    def theta_labels(self) -> list[str]:
+        """A label such as ``'prices x income'`` for each element of theta."""
+        X2, layout = self.labels.X2, self.layout
+        rows = [f"{X2[k]} x {X2[m]}" for k, m in layout.sigma]
+        rows += [f"{X2[k]} x {self.labels.demographics[d]}" for k, d in layout.pi]
+        rows += [self.rho_labels[h] for (h,) in layout.rho]
+        rows += [self.tau_labels[s] for (s,) in layout.tau]
+        rows += [self.labels.X1[k] for (k,) in layout.beta]
+        return rows + [self.labels.X3[k] for (k,) in layout.gamma]
+
+    @property
+    def rho_labels(self) -> list[str]:
+        """A group for each element of rho, or all of them."""
+        return ["All Groups"] if self.start.rho.size == 1 else list(self.labels.nests)
+
+    @property
+    def tau_labels(self) -> list[str]:
+        """The characteristic and the name of each parameter of a transformation."""
+        return [f"{self.labels.X2[k]}: {name}" for k, name in self.layout.form.tau]
+
+    @property
+    def parameter_labels(self) -> list[str]:
+        """Labels of theta and then of the concentrated elements of beta and gamma."""
+        beta = [self.labels.X1[k] for k in self.layout.concentrated_beta]
+        return self.theta_labels + beta + [self.labels.X3[k] for k in self.layout.concentrated_gamma]
+
+    @property
+    def theta_blocks(self) -> list[str]:
+        """The block of each element of theta, such as `sigma`."""
+        return [block for block in BLOCKS for _ in getattr(self.layout, block)]
+
+    @property
+    def parameter_blocks(self) -> list[str]:
+        """The block of each of the `parameter_labels`."""
+        beta, gamma = self.layout.concentrated_beta, self.layout.concentrated_gamma
+        return self.theta_blocks + ["beta"] * len(beta) + ["gamma"] * len(gamma)
+
+    def unbounded(self) -> "Parameters":
+        """The same parameters with infinite bounds, for routines that cannot use bounds."""
+
+        def infinite(bounds: Bounds) -> Bounds:
+            free = ~((bounds.lower == 0) & (bounds.upper == 0)) & (bounds.lower != bounds.upper)
+            return Bounds(np.where(free, -np.inf, bounds.lower), np.where(free, np.inf, bounds.upper))
+
+        return dataclasses.replace(self, limits=BlockBounds(*map(infinite, self.limits)))
+
+
+def expand(layout: ParameterLayout, fixed: Coefficients, theta: Float[Array, " P"]) -> Coefficients:
+    """Put the elements of theta into the matrices; all other elements come from `fixed`."""
+    blocks = {}
+    for name in BLOCKS:
+        index, matrix = getattr(layout, name), getattr(fixed, name)
+        if index:
+            matrix = jnp.asarray(matrix).at[tuple(np.array(index).T)].set(theta[layout.part(name)])
+        blocks[name] = matrix
+    return Coefficients(**blocks)
+
+
+def compress(layout: ParameterLayout, coefficients: Coefficients) -> np.ndarray:
+    """Theta (P,) of parameter matrices, the inverse of `expand`."""
+    values: list[float] = []
+    for name in BLOCKS:
+        matrix = np.asarray(getattr(coefficients, name))
+        values.extend(matrix[i] for i in getattr(layout, name))
+    return np.array(values, float)

@@ -1,0 +1,154 @@
+"""Pricing of firms in all markets: pure functions of demand and ownership."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from blpjax.economy.buckets import Bucket, Economy
+from blpjax.economy.mapping import loop_elements, map_markets
+from blpjax.economy.ownership import Ownership
+from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.kernels import equilibrium
+from blpjax.kernels import markups as markup_kernels
+from blpjax.kernels.demand import DemandPoint
+from blpjax.kernels.fixed_point import FixedPoint
+from blpjax.kernels.markups import Firms
+from blpjax.model.demand import Demand, MarketDemand, linear_change, over_markets
+from blpjax.model.tastes import MarketTastes, demand_point
+
+
+def markups(demand: Demand, owned: Ownership) -> Float[Array, " N"]:
+    """Markups ``p - c`` that make observed prices optimal, in prices' units."""
+    parts = over_markets(demand, lambda local, owned: markup_kernels.markups(local.point("prices", {}), owned), owned)
+    return demand.economy.gather(parts)
+
+
+def passthrough(demand: Demand, owned: Ownership) -> tuple[Float[Array, "T J J"], ...]:
+    """Derivatives of equilibrium prices in marginal costs ``dp_j / dc_k``, one array for each bucket."""
+
+    def kernel(local: MarketDemand, owned: Array) -> Array:
+        return markup_kernels.passthrough(_demand_at, owned, local.characteristics.variables["prices"], local)
+
+    return over_markets(demand, kernel, owned)
+
+
+def profit_gradients(
+    demand: Demand, owned: Ownership, prices: Float[Array, " N"], costs: Float[Array, " N"]
+) -> Float[Array, " N"]:
+    """Firms' first-order conditions ``s_j + sum_k H_jk (p_k - c_k) ds_k / dp_j``, zero in equilibrium."""
+
+    def kernel(local: MarketDemand, owned: Array, prices: Array, costs: Array) -> Array:
+        H = markup_kernels.ownership_matrix(owned)
+        return equilibrium.first_order_conditions(_demand_at(prices, local), H, prices, costs)
+
+    economy = demand.economy
+    return economy.gather(over_markets(demand, kernel, owned, economy.spread(prices), economy.spread(costs)))
+
+
+def firm_profit_hessians(
+    demand: Demand, owned: Ownership, prices: Float[Array, " N"], costs: Float[Array, " N"]
+) -> tuple[Float[Array, "T J J"], ...]:
+    """Derivatives of `profit_gradients` in prices, rows by condition, one array for each bucket."""
+
+    def kernel(local: MarketDemand, owned: Array, prices: Array, costs: Array) -> Array:
+        H = markup_kernels.ownership_matrix(owned)
+        return equilibrium.first_order_jacobian(_demand_at, H, prices, costs, local)
+
+    economy = demand.economy
+    return over_markets(demand, kernel, owned, economy.spread(prices), economy.spread(costs))
+
+
+def profit_hessians(
+    demand: Demand, prices: Float[Array, " N"], costs: Float[Array, " N"]
+) -> tuple[Float[Array, "T J J J"], ...]:
+    """Second derivatives of products' profits in prices, ``d^2 pi_j / dp_k dp_l``, one array for each bucket."""
+
+    def kernel(local: MarketDemand, prices: Array, costs: Array) -> Array:
+        return equilibrium.profit_hessian(_demand_at, prices, costs, local)
+
+    economy = demand.economy
+    return over_markets(demand, kernel, economy.spread(prices), economy.spread(costs))
+
+
+class Pricing(eqx.Module):
+    """What equilibrium prices of one market depend on: demand, and marginal costs at its shares."""
+
+    demand: MarketDemand
+    costs: Float[Array, " J"]
+    gamma: Float[Array, " K3"]
+
+
+def equilibrium_prices(
+    demand: Demand,
+    owned: Ownership,
+    costs: Float[Array, " N"],
+    start: Float[Array, " N"],
+    limits: FixedPointLimits,
+    *,
+    method: FixedPointMethod,
+    costs_type: str | None,
+) -> tuple[FixedPoint, ...]:
+    """Equilibrium prices from `start`, one batch of loops for each bucket.
+
+    Parameters
+    ----------
+    costs : (N,) marginal costs at the shares of `demand`.
+    costs_type : how costs move with shares in X3, ``'linear'`` or ``'log'``; None when they are constant.
+    """
+    costs_at = {None: _constant_costs, "linear": _linear_costs, "log": _log_costs}[costs_type]
+    gamma = jnp.asarray(demand.coefficients.gamma)
+
+    def kernel(local: MarketDemand, owned: Array, costs: Array, start: Array) -> FixedPoint:
+        pricing = Pricing(local, costs, gamma)
+        return equilibrium.solve_prices(_priced_demand_at, costs_at, owned, start, pricing, method, limits)
+
+    economy = demand.economy
+    known = economy.spread(costs), economy.spread(start)
+    return over_markets(demand, kernel, owned, *known, elements=loop_elements())
+
+
+def _demand_at(prices: Array, demand: MarketDemand) -> DemandPoint:
+    return demand.point("prices", {"prices": prices})
+
+
+def _priced_demand_at(prices: Array, pricing: Pricing) -> DemandPoint:
+    return _demand_at(prices, pricing.demand)
+
+
+def _constant_costs(shares: Array, pricing: Pricing) -> Array:
+    return pricing.costs
+
+
+def _cost_change(shares: Array, pricing: Pricing) -> Array:
+    """``(X3(s') - X3(s)) gamma``; zero for padding, whose shares are none."""
+    present = pricing.demand.market.present
+    known = pricing.demand.characteristics
+    safe = jnp.where(present, shares, known.variables["shares"])
+    return linear_change(known, "X3", pricing.gamma, {"shares": safe})
+
+
+def _linear_costs(shares: Array, pricing: Pricing) -> Array:
+    return pricing.costs + _cost_change(shares, pricing)
+
+
+def _log_costs(shares: Array, pricing: Pricing) -> Array:
+    return pricing.costs * jnp.exp(_cost_change(shares, pricing))
+
+
+def compute_markups(
+    economy: Economy,
+    parameters: MarketTastes,
+    ownership: tuple[Array | Firms, ...],
+    point: tuple[Float[Array, " N"], Float[Array, "N K2"], Float[Array, " N"], Float[Array, "N K2"]],
+) -> Float[Array, " N"]:
+    """Markups ``p - c`` of firms that set prices, at given tastes (equation 3.7).
+
+    `point` has mean utilities, X2, and the derivatives of both in prices (`DemandPoint`). Differentiable in everything.
+    """
+
+    def kernel(market: Bucket, owned: Array | Firms, *values: Array) -> Array:
+        found = markup_kernels.markups(demand_point(parameters, market, *values), owned)
+        return jnp.where(market.present, found, 0.0)
+
+    scattered = zip(economy.buckets, ownership, *map(economy.scatter, point), strict=True)
+    return economy.gather([map_markets(kernel, *arrays) for arrays in scattered])

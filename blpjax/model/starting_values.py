@@ -1,0 +1,240 @@
+"""Starting values, bounds and layout of parameters from the arguments of `Problem.solve`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from blpjax.inputs.design import DesignMatrix
+from blpjax.inputs.tables import assign_node_columns
+from blpjax.model.parameters import (
+    BLOCKS,
+    BlockBounds,
+    Bounds,
+    Coefficients,
+    Index,
+    Labels,
+    ParameterLayout,
+    Parameters,
+    Transformation,
+    UtilityForm,
+)
+
+#: Nesting parameters are below one: at most this by default, in routines that can use bounds.
+LARGEST_RHO = 0.99
+
+
+def build_parameters(
+    *,
+    sigma: Any,
+    pi: Any,
+    rho: Any = None,
+    tau: Any = None,
+    beta: Any,
+    gamma: Any,
+    bounds: Mapping[str, Any],
+    labels: Labels,
+    n_node_columns: int,
+    bounded: bool = True,
+    form: UtilityForm = UtilityForm(),  # noqa: B008 (an immutable tuple)
+) -> Parameters:
+    """Read the parameter arguments of `Problem.solve`.
+
+    `bounds` has pairs of bounds, or None, by block. Without `bounded`, for optimisation routines that ignore bounds,
+    sigma and rho have no default bounds. `form` becomes part of the layout.
+
+    Raises
+    ------
+    ValueError
+        For matrices of the wrong shape, missing or superfluous ones, and starting values outside of their bounds.
+    DataError
+        When there are fewer columns of nodes than columns of Sigma that are not all zero.
+    """
+    K2, D = len(labels.X2), len(labels.demographics)
+    values = {
+        "sigma": np.tril(_read("sigma", sigma, (K2, K2), "X2 was not formulated", required=K2 > 0)),
+        "pi": _read("pi", pi, (K2, D), "demographics were not formulated", required=D > 0),
+        "rho": _read_rho(rho, len(labels.nests)),
+        "tau": _read("tau", tau, (len(form.tau),), "no type in rc_types has parameters", required=bool(form.tau)),
+        "beta": _read_linear("beta", beta, len(labels.X1), "X1 has no columns"),
+        "gamma": _read_linear("gamma", gamma, len(labels.X3), "X3 was not formulated"),
+    }
+    limits = []
+    for name, value in values.items():
+        lower, upper = np.full(value.shape, -np.inf), np.full(value.shape, np.inf)
+        if bounded and name == "sigma":
+            np.fill_diagonal(lower, 0.0)
+        if bounded and name == "rho":
+            lower, upper = np.minimum(value, 0.0), np.maximum(value, LARGEST_RHO)
+        limits.append(_read_bounds(name, bounds.get(name), value, Bounds(lower, upper)))
+    free = {name: _free(value, bound) for (name, value), bound in zip(values.items(), limits, strict=True)}
+    concentrated = {name: tuple(np.flatnonzero(np.isnan(values[name])).tolist()) for name in ("beta", "gamma")}
+    nonzero = (values["sigma"] != 0).any(axis=0)
+    return Parameters(
+        layout=ParameterLayout(
+            **free,
+            concentrated_beta=concentrated["beta"],
+            concentrated_gamma=concentrated["gamma"],
+            sigma_columns=tuple(np.flatnonzero(nonzero).tolist()),
+            node_columns=tuple(assign_node_columns(n_node_columns, nonzero).tolist()),
+            form=form,
+        ),
+        start=Coefficients(**{name: np.nan_to_num(value) for name, value in values.items()}),
+        limits=BlockBounds(*limits),
+        labels=labels,
+        bounded_by_user=any(
+            bounds.get(name) is not None and (np.isfinite(np.array(limit)) & (limit.lower != limit.upper)).any()
+            for name, limit in zip(BLOCKS, limits, strict=True)
+        ),
+    )
+
+
+def _read_rho(rho: Any, H: int) -> np.ndarray:
+    """One nesting parameter for all groups, or one for each of the H groups."""
+    absent = "there are no nesting_ids in product_data"
+    single = rho is not None and np.size(rho) == 1
+    values = _read("rho", rho, (min(H, 1) if single else H,), absent, required=H > 0)
+    if (values >= 1).any():
+        raise ValueError(f"rho must be below one, not {values.max():g}.")
+    return values
+
+
+def _read_linear(name: str, values: Any, size: int, absent: str) -> np.ndarray:
+    if values is None:
+        return np.full(size, np.nan)
+    return _read(name, values, (size,), absent, required=False, missing=True)
+
+
+def _free(values: np.ndarray, bounds: Bounds) -> Index:
+    free = (np.nan_to_num(values) != 0) & (bounds.lower != bounds.upper)
+    return tuple(map(tuple, np.argwhere(free).tolist()))
+
+
+def _read(
+    name: str, values: Any, shape: tuple[int, ...], absent: str, required: bool, missing: bool = False
+) -> np.ndarray:
+    """A float array of the given shape, None read as missing; an empty or zero array when there is nothing to read."""
+    if values is None:
+        if required:
+            raise ValueError(
+                f"{name} must be given: an array of shape {shape}, with zeros where elements are fixed at zero."
+            )
+        return np.zeros(shape)
+    array = _as_floats(name, values)
+    if 0 in shape:
+        if array.size == 0:
+            return np.zeros(shape)
+        raise ValueError(f"{name} must not be given, because {absent}.")
+    if array.size == 1 and int(np.prod(shape)) == 1:
+        array = array.reshape(shape)
+    if len(shape) == 1 and array.ndim == 2 and 1 in array.shape:
+        array = array.reshape(-1)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have the shape {shape}, not {array.shape}.")
+    if not (np.isfinite(array) | (missing & np.isnan(array))).all():
+        raise ValueError(f"{name} must be finite: use zeros for elements that are fixed at zero.")
+    return array
+
+
+def _as_floats(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.array(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers.") from error
+
+
+def _read_bounds(name: str, bounds: Any, values: np.ndarray, default: Bounds) -> Bounds:
+    """Bounds of the shape of `values`; zeros are bounded by zero, missing bounds are infinite."""
+    fixed = values == 0
+    if bounds is None:
+        lower, upper = default.lower.copy(), default.upper.copy()
+    else:
+        try:
+            lower_given, upper_given = bounds
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name}_bounds must be a pair (lower, upper) of arrays of the shape of {name}."
+            ) from error
+        lower, upper = (
+            _one_bound(f"{name}_bounds", bound, values.shape, missing)
+            for bound, missing in ((lower_given, -np.inf), (upper_given, np.inf))
+        )
+    if name == "sigma":
+        fixed = fixed | (np.triu(np.ones(values.shape), 1) > 0)
+    lower[fixed], upper[fixed] = 0.0, 0.0
+    estimated = ~np.isnan(values)
+    if (
+        bounds is not None
+        and name in ("beta", "gamma")
+        and (np.isfinite(lower[~estimated]).any() or np.isfinite(upper[~estimated]).any())
+    ):
+        raise ValueError(
+            f"{name}_bounds must be infinite for elements of {name} that are concentrated out. Give them starting "
+            "values."
+        )
+    outside = estimated & ((values < lower) | (values > upper))
+    if outside.any():
+        i = tuple(np.argwhere(outside)[0].tolist())
+        raise ValueError(f"{name}{list(i)} = {values[i]:g} is not within its bounds [{lower[i]:g}, {upper[i]:g}].")
+    return Bounds(lower, upper)
+
+
+def _one_bound(name: str, bound: Any, shape: tuple[int, ...], missing: float) -> np.ndarray:
+    array = np.full(shape, missing) if bound is None else _as_floats(name, bound)
+    if array.size == 1:
+        array = np.full(shape, array.item())
+    if len(shape) == 1 and array.ndim == 2 and 1 in array.shape:
+        array = array.reshape(-1)
+    if array.shape != shape:
+        raise ValueError(f"{name} must hold arrays of the shape {shape}, not {array.shape}.")
+    return np.where(np.isnan(array), missing, array)
+
+
+#: Types of random coefficients by PyBLP's names. None is for those that enter as they are.
+_RC_TYPES = {
+    "linear": None,
+    "log": Transformation(jnp.exp, name="log"),
+    "logit": Transformation(jax.nn.sigmoid, name="logit"),
+}
+
+
+def read_utility_form(rc_types: Any, epsilon_scale: Any, K2: int) -> UtilityForm:
+    """Transformations of random coefficients and the scale of epsilon from arguments of `Problem`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When there is not one type for each column of X2, a type is neither a name nor a function, or the scale is not a
+        positive number.
+    """
+    number = isinstance(epsilon_scale, int | float | np.number) and not isinstance(epsilon_scale, bool)
+    if not number or not 0 < epsilon_scale < np.inf:
+        raise ValueError(f"epsilon_scale must be a positive number, not {epsilon_scale!r}.")
+    if rc_types is None:
+        return UtilityForm((), float(epsilon_scale))
+    if isinstance(rc_types, str) or not isinstance(rc_types, Sequence) or len(rc_types) != K2:
+        raise ValueError(f"rc_types must be a list with a type for each of the {K2} columns of X2, not {rc_types!r}.")
+    for kind in rc_types:
+        if not callable(kind) and not isinstance(kind, Transformation) and kind not in _RC_TYPES:
+            raise ValueError(
+                f"rc_types must be {', '.join(map(repr, _RC_TYPES))}, functions of JAX arrays or Transformation, not "
+                f"{kind!r}."
+            )
+    found = tuple(
+        kind if isinstance(kind, Transformation) else Transformation(kind) if callable(kind) else _RC_TYPES[kind]
+        for kind in rc_types
+    )
+    return UtilityForm(found if any(f is not None for f in found) else (), float(epsilon_scale))
+
+
+def check_price_coefficients(concentrated: Sequence[int], X1: DesignMatrix) -> None:
+    """Raise `ValueError` when coefficients of X1 on prices are concentrated out although there is a supply side."""
+    missing = [X1.labels[k] for k in concentrated if X1.columns[k].depends_on("prices")]
+    if missing:
+        raise ValueError(
+            f"beta needs starting values for {', '.join(map(repr, missing))}: with a supply side, coefficients on "
+            "prices cannot be concentrated out, because marginal costs depend on them. Give beta with None for the "
+            "elements that are concentrated out and numbers for these."
+        )

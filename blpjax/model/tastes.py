@@ -1,0 +1,77 @@
+"""Parameters of tastes as kernels need them, and demand of one market at given tastes."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from blpjax.economy.buckets import Bucket
+from blpjax.kernels.demand import DemandPoint
+from blpjax.kernels.shares import Nests, Tastes, nests_of, tastes
+from blpjax.model.parameters import Coefficients, ParameterLayout, UtilityForm
+
+
+class MarketTastes(eqx.Module):
+    """Parameters as kernels need them: the columns of Sigma that are not all zero, Pi, rho and tau."""
+
+    sigma: Float[Array, "K2 R"]
+    pi: Float[Array, "K2 D"]
+    rho: Float[Array, " H"]
+    tau: Float[Array, " S"]
+    node_columns: tuple[int, ...] = eqx.field(static=True)
+    form: UtilityForm = eqx.field(static=True)
+
+    @property
+    def scale(self) -> float:
+        """What utilities are divided by."""
+        return self.form.epsilon_scale
+
+    def of_agents(self, market: Bucket) -> Tastes:
+        """Tastes C of one market's agents."""
+        C = tastes(self.sigma, self.pi, market.nodes[:, list(self.node_columns)], market.demographics)
+        if not self.form.transformations:
+            return C
+        rows, at = [], 0
+        for k, transformation in enumerate(self.form.transformations):
+            row = C[..., k, :]
+            if transformation is not None:
+                end = at + len(transformation.parameters)
+                row, at = transformation.function(row, *self.tau[at:end]), end
+            rows.append(row)
+        return jnp.stack(rows, axis=-2)
+
+    def of_groups(self, market: Bucket) -> Nests | None:
+        """Groups of one market's products with their nesting parameters."""
+        if market.nests is None or market.groups is None:
+            return None
+        rho = jnp.broadcast_to(self.rho, market.groups.shape) if self.rho.size == 1 else self.rho[market.groups]
+        return nests_of(market.nests, rho)
+
+
+def market_tastes(coefficients: Coefficients, layout: ParameterLayout) -> MarketTastes:
+    """Pair columns of nodes with the columns of Sigma that are not all zero."""
+    sigma = jnp.asarray(coefficients.sigma)[:, list(layout.sigma_columns)]
+    pi, rho, tau = (jnp.asarray(getattr(coefficients, name)) for name in ("pi", "rho", "tau"))
+    return MarketTastes(sigma, pi, rho, tau, layout.node_columns, layout.form)
+
+
+def demand_point(
+    parameters: MarketTastes,
+    market: Bucket,
+    delta: Float[Array, " J"],
+    X2: Float[Array, "J K2"],
+    delta_slope: Float[Array, " J"],
+    X2_slope: Float[Array, "J K2"],
+) -> DemandPoint:
+    """Demand of one market at given tastes, mean utilities and X2, with the slopes of both in some variable."""
+    scale = parameters.scale
+    return DemandPoint(
+        delta / scale,
+        X2 / scale,
+        parameters.of_agents(market),
+        market.weights,
+        market.availability,
+        delta_slope / scale,
+        X2_slope / scale,
+        market.present,
+        parameters.of_groups(market),
+    )

@@ -1,0 +1,145 @@
+"""The equations of demand and supply as compiled programs read them, from designs, tables and fixed effects."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from blpjax import options
+from blpjax.economy.characteristics import Characteristics
+from blpjax.economy.ownership import Ownership, pack_firms
+from blpjax.inputs.absorb import Absorber
+from blpjax.inputs.design import Column, DesignMatrix
+from blpjax.inputs.identification import check_instruments, check_rank
+from blpjax.inputs.tables import ProductTable
+from blpjax.objective.absorption import build_projection
+from blpjax.objective.data import CovarianceMoments, Equation, ModelData, Supply
+
+
+class Designs(NamedTuple):
+    """X1, X2 and X3, None where there is no such matrix, and what absorbs fixed effects from demand and supply."""
+
+    X1: DesignMatrix
+    X2: DesignMatrix | None
+    X3: DesignMatrix | None
+    demand_absorber: Absorber
+    supply_absorber: Absorber
+
+
+class Equations(NamedTuple):
+    """Data of all moments, labels of their instruments, and how many of these are linearly independent."""
+
+    data: ModelData
+    instrument_labels: list[str]
+    instrument_rank: int
+
+
+class _Side(NamedTuple):
+    """One equation with labels of its instruments, and how many of these are linearly independent."""
+
+    equation: Equation
+    labels: list[str]
+    rank: int
+
+
+def build_equations(
+    designs: Designs,
+    table: ProductTable,
+    characteristics: Characteristics,
+    ownership: Ownership | None,
+    *,
+    logarithmic: bool,
+    add_exogenous: bool,
+) -> Equations:
+    """Absorb fixed effects, check ranks, and put data on the device.
+
+    Costs have no bounds and covariance moments a mean of zero.
+
+    Parameters
+    ----------
+    designs, table, characteristics, ownership : products. `ownership` is needed with X3 only.
+    logarithmic : whether X3 explains log costs.
+    add_exogenous : whether columns of X1 without prices and of X3 without shares are instruments, too.
+
+    Raises
+    ------
+    IdentificationError
+        When X1, X2 or X3 is rank-deficient.
+
+    Warns
+    -----
+    IdentificationWarning
+        When instruments are collinear.
+    """
+    X1, X2, X3 = designs[:3]
+    if X2 is not None:
+        check_rank(X2.values, X2.labels, "X2", None, *_tolerances())
+    excluded = table.demand_instruments, table.demand_instrument_labels
+    demand = _build_side(X1, "prices", ("X1", "ZD"), excluded, designs.demand_absorber, add_exogenous)
+    if X3 is None:
+        return Equations(ModelData(demand.equation), demand.labels, demand.rank)
+    excluded = table.supply_instruments, table.supply_instrument_labels
+    supply = _build_side(X3, "shares", ("X3", "ZS"), excluded, designs.supply_absorber, add_exogenous)
+    assert ownership is not None
+    X1_slope, X2_slope = characteristics.slopes("prices")
+    pricing = Supply(
+        equation=supply.equation,
+        ownership=pack_firms(ownership),
+        prices=jax.device_put(table.prices),
+        X1_slope=X1_slope,
+        X2=jax.device_put(np.zeros((table.prices.size, 0)) if X2 is None else X2.values),
+        X2_slope=X2_slope,
+        costs_bounds=jax.device_put(np.array([-np.inf, np.inf])),
+        logarithmic=logarithmic,
+    )
+    labels, rank = demand.labels + supply.labels, demand.rank + supply.rank
+    instruments = table.covariance_instruments
+    if instruments.shape[1] == 0:
+        return Equations(ModelData(demand.equation, pricing), labels, rank)
+    more = list(table.covariance_instrument_labels)
+    rank += check_instruments(instruments, more, "ZC", None, *_tolerances())
+    covariance = CovarianceMoments(
+        instruments=jax.device_put(instruments),
+        mean=jax.device_put(np.array(0.0)),
+        demand=build_projection(designs.demand_absorber.ids),
+        supply=build_projection(designs.supply_absorber.ids),
+    )
+    return Equations(ModelData(demand.equation, pricing, covariance), labels + more, rank)
+
+
+def exogenous_columns(columns: Sequence[Column], endogenous: str) -> list[int]:
+    """Which columns of X1 or X3 do not depend on a variable: these are instruments, after excluded ones."""
+    return [k for k, column in enumerate(columns) if not column.depends_on(endogenous)]
+
+
+def _build_side(
+    X: DesignMatrix,
+    endogenous: str,
+    names: tuple[str, str],
+    excluded: tuple[np.ndarray, Sequence[str]],
+    absorber: Absorber,
+    add_exogenous: bool,
+) -> _Side:
+    """An equation with instruments [excluded, exogenous X]. `names` are those of X and of the instruments."""
+    added = exogenous_columns(X.columns, endogenous) if add_exogenous else []
+    Z = np.c_[excluded[0], X.values[:, added]]
+    labels = [*excluded[1], *(X.labels[k] for k in added)]
+    unabsorbed = absorber.dimensions > 0
+    residuals, Z_residuals = absorber.residualize(X.values), absorber.residualize(Z)
+    check_rank(residuals, X.labels, names[0], X.values if unabsorbed else None, *_tolerances())
+    instruments = Z_residuals if add_exogenous else Z
+    original = Z if unabsorbed and add_exogenous else None
+    rank = check_instruments(instruments, labels, names[1], original, *_tolerances())
+    Z_device = jax.device_put(Z_residuals)
+    equation = Equation(
+        X=jax.device_put(residuals),
+        X_unabsorbed=jax.device_put(X.values),
+        Z=Z_device,
+        instruments=Z_device if add_exogenous else jax.device_put(Z),
+    )
+    return _Side(equation, labels, rank)
+
+
+def _tolerances() -> tuple[float, float]:
+    return options.collinear_atol, options.collinear_rtol

@@ -1,0 +1,87 @@
+"""The model as compiled, differentiable functions of theta: building blocks for other optimisers and samplers."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from blpjax.economy.characteristics import Characteristics
+from blpjax.model import demand
+from blpjax.model.demand import Demand
+from blpjax.model.inversion import Inversion
+from blpjax.model.parameters import Coefficients, expand
+from blpjax.objective import moments
+from blpjax.objective.data import Specification
+from blpjax.objective.moments import MomentInputs
+
+_invert = jax.jit(moments.invert, static_argnums=0)
+_averaged_moments = jax.jit(moments.averaged_moments, static_argnums=0)
+_objective = jax.jit(moments.objective, static_argnums=0)
+
+
+class ModelFunctions(eqx.Module):
+    """Functions of theta (P,), made by `Problem.functions`.
+
+    All are compiled and work with `jax.grad`, `jax.jacfwd`, `jax.jacrev`, `jax.hessian` and `jax.vmap`. They have no
+    memory: inversions always start at `start` (N,). Where shares could not be inverted in some market, moments and the
+    objective are NaN, and delta is the last iterate there; `inversion` names the markets' statuses.
+
+    `theta` holds the starting values that were given, and `theta_labels` says what the elements are.
+    """
+
+    specification: Specification = eqx.field(static=True)
+    inputs: MomentInputs
+    characteristics: Characteristics
+    start: Float[Array, " N"]
+    theta: Float[Array, " P"]
+    theta_labels: tuple[str, ...] = eqx.field(static=True)
+
+    def inversion(self, theta: Float[Array, " P"]) -> Inversion:
+        """Mean utilities with the status and counters of every market."""
+        return _invert(self.specification, self.inputs, theta, self.start)
+
+    def delta(self, theta: Float[Array, " P"]) -> Float[Array, " N"]:
+        """Mean utilities (N,) that reproduce the observed market shares."""
+        return self.inversion(theta).delta
+
+    def moments(self, theta: Float[Array, " P"]) -> Float[Array, " M"]:
+        """Averaged moments (M,) with linear parameters concentrated out."""
+        return _averaged_moments(self.specification, self.inputs, theta, self.start)
+
+    def objective(self, theta: Float[Array, " P"]) -> Float[Array, ""]:
+        """The GMM objective."""
+        return _objective(self.specification, self.inputs, theta, self.start)
+
+    def shares(self, theta: Float[Array, " P"], delta: Float[Array, " N"]) -> Float[Array, " N"]:
+        """Market shares (N,) at given tastes and mean utilities.
+
+        ``jax.jacfwd(functions.shares, 0)`` has their derivatives in theta (N, P); those in delta are blocks, see
+        `share_derivatives`.
+        """
+        return demand.market_shares(self._demand(theta, delta), None, {})
+
+    def probabilities(self, theta: Float[Array, " P"], delta: Float[Array, " N"]) -> tuple[Float[Array, "T J I"], ...]:
+        """Choice probabilities, one padded array (T, J, I) for each bucket of markets."""
+        return demand.choice_probabilities(self._demand(theta, delta), None, {})
+
+    def share_derivatives(
+        self, theta: Float[Array, " P"], delta: Float[Array, " N"]
+    ) -> tuple[Float[Array, "T J J"], ...]:
+        """Derivatives of shares in mean utilities, one padded array (T, J, J) for each bucket of markets."""
+        return demand.demand_jacobians(self._demand(theta, delta), None)
+
+    def delta_jacobian(self, theta: Float[Array, " P"]) -> Float[Array, "N P"]:
+        """Derivatives of the mean utilities in theta, ``-(ds / d delta)^{-1} ds / d theta``."""
+        return _delta_jacobian(self.specification, self.inputs, theta, self.start)
+
+    def _demand(self, theta: Array, delta: Array) -> Demand:
+        layout = self.specification.layout
+        coefficients: Coefficients = expand(layout, self.inputs.fixed, theta)
+        return Demand(self.inputs.economy, self.characteristics, coefficients, jnp.asarray(delta), layout)
+
+
+@partial(jax.jit, static_argnums=0)
+def _delta_jacobian(specification: Specification, inputs: MomentInputs, theta: Array, start: Array) -> Array:
+    return jax.jacfwd(lambda values: moments.invert(specification, inputs, values, start).delta)(theta)

@@ -1,0 +1,182 @@
+"""Simulation error: how much averaged moments vary when agents are drawn again."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from blpjax.economy.buckets import AgentsInEconomy, Economy
+from blpjax.economy.ownership import Ownership, pack_firms
+from blpjax.exceptions import DataError, raise_for_status
+from blpjax.inputs.tables import assign_node_columns
+from blpjax.machine.compilation import program
+from blpjax.objective import moments
+from blpjax.objective.data import Specification
+from blpjax.objective.moments import MomentInputs
+
+#: What the callable is called in messages.
+_NAME = "resample_agent_data"
+
+#: Covariances of fewer samples do not exist.
+_LEAST = 2
+
+
+@runtime_checkable
+class ProblemLike(Protocol):
+    """What is needed of a problem."""
+
+    agents_in_economy: AgentsInEconomy
+
+    @property
+    def K2(self) -> int:
+        """Number of characteristics with random coefficients."""
+
+    def build_agents(self, agent_data: Any = None) -> AgentsInEconomy:
+        """The economy with other agents."""
+
+    def ownership_in(self, economy: Economy) -> Ownership | None:
+        """Who owns what in an economy with other agents."""
+
+
+class SampledMoments(NamedTuple):
+    """Averaged moments (M,), and statuses (T,) of the inversion and, with a supply side, of the recovery of costs."""
+
+    moments: Float[Array, " M"]
+    inversion_status: Int[Array, " T"]
+    residuals: Float[Array, " T"]
+    costs_status: Int[Array, " T"] | None
+
+
+class AgentSamples:
+    """Sets of agents that the user's callable draws, from index 0 until it returns None. Can be iterated repeatedly.
+
+    The first two sets are drawn and checked at once, so that mistakes show before anything is estimated. The first
+    iteration uses them: the callable sees the indices in the order 0, 1, 2, ..., then again 0, 1, 2, ....
+
+    Parameters
+    ----------
+    resample : maps an index to agent data as in `Problem`, with nodes and weights, or to None when there are no more.
+    problem : the problem whose agents are drawn again.
+
+    Raises
+    ------
+    TypeError
+        When `resample` cannot be called.
+    ValueError
+        When there are no random coefficients, or fewer than two sets.
+    DataError
+        When a set of agents cannot be used.
+    """
+
+    def __init__(self, resample: Callable[[int], Any], problem: ProblemLike) -> None:
+        if not callable(resample):
+            raise TypeError(f"{_NAME} must be a function of an index or None, not {type(resample).__name__}.")
+        if problem.K2 == 0:
+            raise ValueError(f"{_NAME} needs random coefficients: a second formulation, X2.")
+        self._resample = resample
+        self._problem = problem
+        self._known: list[AgentsInEconomy] = []
+        for index in range(_LEAST):
+            agents = self._draw(index)
+            if agents is None:
+                raise ValueError(
+                    f"{_NAME} must return at least {_LEAST} sets of agents, but {_NAME}({index}) returned None."
+                )
+            self._known.append(agents)
+
+    def __iter__(self) -> Iterator[AgentsInEconomy]:
+        """Agents by index."""
+        known, self._known = self._known, []
+        yield from known
+        index = len(known)
+        while (agents := self._draw(index)) is not None:
+            yield agents
+            index += 1
+
+    def replace(self, specification: Specification, inputs: MomentInputs, agents: AgentsInEconomy) -> Any:
+        """Specification and inputs of the moments with these agents instead."""
+        economy, layout = agents.economy, specification.layout
+        nonzero = np.isin(np.arange(self._problem.K2), layout.sigma_columns)
+        columns = assign_node_columns(agents.table.nodes.shape[1], nonzero)
+        changed = specification._replace(layout=layout._replace(node_columns=tuple(columns.tolist())))
+        inputs = eqx.tree_at(lambda i: i.economy, inputs, economy)
+        if inputs.data.supply is not None:
+            ownership = self._problem.ownership_in(economy)
+            assert ownership is not None
+            inputs = eqx.tree_at(lambda i: i.data.supply.ownership, inputs, pack_firms(ownership))
+        return changed, inputs
+
+    def _draw(self, index: int) -> AgentsInEconomy | None:
+        data = self._resample(index)
+        if data is None:
+            return None
+        try:
+            agents = self._problem.build_agents(data)
+        except (DataError, TypeError, ValueError) as error:
+            raise DataError(f"What {_NAME}({index}) returned cannot be used: {error}") from error
+        known = self._problem.agents_in_economy.demographic_labels
+        if agents.demographic_labels != known:
+            raise DataError(
+                f"What {_NAME}({index}) returned cannot be used: its demographics are "
+                f"{list(agents.demographic_labels)}, not {list(known)}. Each set of agents needs all levels of "
+                "categorical variables."
+            )
+        return agents
+
+
+def simulation_covariances(
+    samples: AgentSamples,
+    specification: Specification,
+    inputs: MomentInputs,
+    theta: Float[Array, " P"],
+    delta: Float[Array, " N"],
+    market_ids: Any,
+) -> np.ndarray:
+    r"""Sample covariances (M, M) of averaged moments over sets of agents, at the same theta.
+
+    .. math:: \frac{1}{R - 1} \sum_{r=1}^R (\bar{g}_r - \bar{\bar{g}}) (\bar{g}_r - \bar{\bar{g}})'
+
+    Mean utilities, costs and the concentrated linear parameters are those of each set of agents. PyBLP's documentation,
+    equation (3.29).
+
+    Parameters
+    ----------
+    samples : sets of agents.
+    specification, inputs : those of the moments with the problem's own agents.
+    theta : (P,) parameters.
+    delta : (N,) where inversions start.
+    market_ids : T sorted market IDs, for messages.
+
+    Raises
+    ------
+    ConvergenceError
+        When shares cannot be inverted, or costs not recovered, for some set of agents; the message names the markets.
+    """
+    found: list[np.ndarray] = []
+    for index, agents in enumerate(samples):
+        sampled = _sampled_moments(*samples.replace(specification, inputs, agents), theta, delta)
+        _check(sampled, index, market_ids)
+        found.append(np.asarray(sampled.moments))
+    if len(found) < _LEAST:
+        raise ValueError(f"{_NAME} must return at least {_LEAST} sets of agents, not {len(found)}.")
+    return np.atleast_2d(np.cov(np.array(found), rowvar=False))
+
+
+@program(effort=1, static_argnums=0)
+def _sampled_moments(
+    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
+) -> SampledMoments:
+    found = moments.structure(specification, inputs, theta, start)
+    averaged = moments.average_concentrated(specification, inputs, found.dependent)
+    costs = None if found.costs is None else found.costs.status
+    return SampledMoments(averaged, found.inversion.status, found.inversion.residuals, costs)
+
+
+def _check(sampled: SampledMoments, index: int, market_ids: Any) -> None:
+    action = f"With the agents of {_NAME}({index}), the inversion of market shares"
+    raise_for_status(np.asarray(sampled.inversion_status), market_ids, action, np.asarray(sampled.residuals))
+    if sampled.costs_status is not None:
+        action = f"With the agents of {_NAME}({index}), the recovery of marginal costs"
+        raise_for_status(np.asarray(sampled.costs_status), market_ids, action)

@@ -1,0 +1,387 @@
+"""Optimisation of the GMM objective: configuration, and one checked result for all routines."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from blpjax import options as settings
+from blpjax.optimize.knitro import check_knitro, run_knitro
+from blpjax.optimize.recorder import Box, Evaluation, FailurePolicy, Recorder
+from blpjax.optimize.routines import (
+    OPTAX_DEFAULTS,
+    OptimizationStatus,
+    RoutineEnd,
+    run_custom,
+    run_quasi_newton,
+    run_scipy,
+    run_trust_region,
+)
+from blpjax.optimize.trust_region import START_REDUCTIONS, TrustRegionOptions
+
+__all__ = [
+    "ObjectiveProgress",
+    "Optimization",
+    "OptimizationOutcome",
+    "OptimizationStatus",
+    "minimize",
+]
+
+_DESCRIPTIONS = {
+    "trust-region": "the bounded structured quasi-Newton least squares trust-region method",
+    "optax-l-bfgs": "the L-BFGS algorithm with directions from Optax",
+    "slsqp": "Sequential Least SQuares Programming in SciPy",
+    "trust-constr": "the trust-region routine in SciPy",
+    "l-bfgs-b": "the L-BFGS-B algorithm in SciPy",
+    "tnc": "the truncated Newton algorithm in SciPy",
+    "cg": "the conjugate gradient algorithm in SciPy",
+    "bfgs": "the BFGS algorithm in SciPy",
+    "newton-cg": "the Newton-CG algorithm in SciPy",
+    "nelder-mead": "the Nelder-Mead algorithm in SciPy",
+    "powell": "the modified Powell algorithm in SciPy",
+    "knitro": "an installed version of Artelys Knitro",
+    "return": "a trivial routine that returns the initial parameters",
+}
+_UNBOUNDED = ("optax-l-bfgs", "cg", "bfgs", "newton-cg", "nelder-mead", "powell")
+_WITHOUT_GRADIENT = ("nelder-mead", "powell")
+_WITH_GRADIENT = ("newton-cg", "trust-region", "optax-l-bfgs")
+
+_BOUNDED = "keep_feasible "
+_OPTIONS = {
+    "trust-region": " ".join(TrustRegionOptions._fields),
+    "optax-l-bfgs": " ".join(OPTAX_DEFAULTS),
+    "return": "",
+    "nelder-mead": "disp maxiter maxfev initial_simplex xatol fatol adaptive",
+    "powell": "disp xtol ftol maxiter maxfev direc",
+    "cg": "disp maxiter gtol norm eps finite_diff_rel_step c1 c2",
+    "bfgs": "disp maxiter gtol norm eps finite_diff_rel_step xrtol c1 c2 hess_inv0",
+    "newton-cg": "disp xtol maxiter eps c1 c2",
+    "l-bfgs-b": _BOUNDED + "maxcor ftol gtol eps maxfun maxiter maxls finite_diff_rel_step",
+    "tnc": _BOUNDED + "disp eps scale offset maxCGit eta stepmx accuracy minfev ftol xtol gtol rescale maxfun "
+    "finite_diff_rel_step",
+    "slsqp": _BOUNDED + "disp iprint ftol eps maxiter finite_diff_rel_step",
+    "trust-constr": _BOUNDED + "disp verbose gtol xtol barrier_tol initial_tr_radius initial_constr_penalty "
+    "initial_barrier_parameter initial_barrier_tolerance factorization_method finite_diff_rel_step maxiter",
+}
+
+#: A routine's success is not believed when a Gauss-Newton step promises a larger decrease of q than this, relative and
+#: absolute.
+_CREDIBLE_DECREASE = (1e-3, 1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveProgress:
+    """What a custom routine learns about one evaluation of any objective.
+
+    Attributes
+    ----------
+    theta : (P,) point of evaluation.
+    objective : objective there; NaN or infinite when the evaluation failed.
+    gradient : (P,) gradient, or None without analytic gradients.
+    residuals, residual_jacobian : (M,) r with ``objective = r'r``, and (M, P) its Jacobian.
+    ok : whether the evaluation succeeded.
+    """
+
+    theta: np.ndarray
+    objective: float
+    gradient: np.ndarray | None
+    residuals: np.ndarray
+    residual_jacobian: np.ndarray
+    ok: bool
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Optimization:
+    """How to minimise the GMM objective.
+
+    Parameters
+    ----------
+    method : str or callable
+        Least squares routine, with bounds: ``'trust-region'``, the default of `Problem.solve`
+        (`blpjax.optimize.trust_region`: after Dennis, Gay and Welsch 1981). SciPy's routines with bounds: ``'slsqp'``,
+        ``'trust-constr'``,
+        ``'l-bfgs-b'``, ``'tnc'``, and ``'knitro'`` where Artelys Knitro is installed. Routines that ignore bounds:
+        ``'cg'``, ``'bfgs'``, ``'newton-cg'``, ``'optax-l-bfgs'``, and without gradients ``'nelder-mead'`` and
+        ``'powell'``. ``'return'`` evaluates the objective at the starting values and returns them.
+
+        A custom routine is a function ``method(initial, bounds, objective_function, iteration_callback, **options)``
+        that returns ``(final, converged)``. It gets (P,) starting values, P pairs of bounds, a function of theta that
+        returns ``(objective, gradient, progress)``, the gradient being None without analytic gradients, and a function
+        without arguments to call after each major iteration.
+    method_options : mapping, optional
+        Options of the routine, by SciPy's names for SciPy's routines, and ``keep_feasible`` (true) for those with
+        bounds. ``'trust-region'`` has those of `blpjax.optimize.trust_region.TrustRegionOptions`: ``gtol`` (1e-7,
+        largest element of the projected gradient), ``decrease_tol`` (1e-14, relative decrease of the objective that a
+        full step promises), ``max_evaluations`` (1000), ``initial_radius`` (1), ``floor_tol`` and ``noise``.
+        ``'optax-l-bfgs'`` (`blpjax.optimize.quasi_newton`) has ``memory_size`` (10), ``maxiter`` (1000) and ``gtol``
+        (1e-6).
+        ``'knitro'`` has Knitro's user options by name, by default ``algorithm`` 1, ``hessopt`` 2, ``honorbnds`` 1 and
+        ``gradopt`` 1 (2 without gradients), and ``knitro_dir``, its directory, by default that of the environment
+        variable KNITRODIR.
+    compute_gradient : bool, optional
+        Whether the routine uses gradients. Must be false for ``'nelder-mead'`` and ``'powell'`` and true for
+        ``'newton-cg'``, ``'trust-region'`` and ``'optax-l-bfgs'``. If it is false, others take differences of the
+        objective, and no derivatives are computed before the routine has ended.
+    universal_display : bool, optional
+        Whether progress is shown as the same table for all routines. If false, routines of SciPy and Knitro print their
+        own instead (SciPy's L-BFGS-B no longer prints anything), and others print nothing.
+
+    Raises
+    ------
+    OSError
+        For ``'knitro'`` when Knitro is not installed or does not start.
+    TypeError, ValueError
+        For unknown methods and options, and for a `compute_gradient` that the method cannot honour.
+
+    Notes
+    -----
+    Where the objective cannot be evaluated, ``'trust-region'`` and ``'optax-l-bfgs'`` step back. Other routines see a
+    large finite value and, as the gradient, a slope back to the last iterate. All but the first one see what
+    `error_behavior` of `Problem.solve` says instead, if it is given. Such a point is never returned as an optimum.
+    """
+
+    method: str | Callable[..., tuple[Any, bool]]
+    method_options: Mapping[str, Any] | None = None
+    compute_gradient: bool = True
+    universal_display: bool = True
+
+    def __post_init__(self) -> None:
+        _check_method(self.method)
+        if self.method_options is not None and not isinstance(self.method_options, Mapping):
+            raise TypeError(
+                f"The method_options of Optimization must be a mapping or None, not {self.method_options!r}."
+            )
+        options = dict(self.method_options or {})
+        object.__setattr__(self, "method_options", options)
+        for name in ("compute_gradient", "universal_display"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise TypeError(f"{name} of Optimization must be true or false, not {getattr(self, name)!r}.")
+        if isinstance(self.method, str):
+            _check_options(self.method, options)
+            _check_compute_gradient(self.method, self.compute_gradient)
+        if self.method == "knitro":
+            check_knitro(options)
+
+    def __repr__(self) -> str:
+        with_gradient = "with" if self.compute_gradient else "without"
+        routine = _DESCRIPTIONS[self.method] if isinstance(self.method, str) else "a custom routine"
+        listed = ", ".join(f"{name}: {value}" for name, value in (self.method_options or {}).items())
+        return f"Configured to optimize using {routine} {with_gradient} analytic gradients and options {{{listed}}}."
+
+    @property
+    def supports_bounds(self) -> bool:
+        """Whether the routine respects bounds."""
+        return self.method not in _UNBOUNDED
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizationOutcome:
+    """Result of an optimisation.
+
+    Attributes
+    ----------
+    theta : (P,) final values: those of the routine if it succeeded, otherwise the best that could be evaluated.
+    evaluation : the evaluation at theta.
+    converged : whether the routine succeeded and theta could be evaluated. Never true for a failed evaluation.
+    status : how optimisation ended.
+    message : the same in words, with details.
+    iterations, evaluations, failed_evaluations : major iterations, evaluations of the objective, and failed ones among
+        them.
+    """
+
+    theta: np.ndarray
+    evaluation: Any
+    converged: bool
+    status: OptimizationStatus
+    message: str
+    iterations: int
+    evaluations: int
+    failed_evaluations: int
+
+
+def minimize(
+    optimization: Optimization,
+    evaluate: Callable[[np.ndarray], Evaluation],
+    start: ArrayLike,
+    bounds: Box,
+    user_bounded: bool = False,
+    *,
+    on_iteration: Callable[[int], object] | None = None,
+    progress_factory: Callable[[np.ndarray, Any], object] | None = None,
+    hessian: Callable[[np.ndarray, Any], ArrayLike] | None = None,
+    complete: Callable[[np.ndarray, Any], Evaluation] | None = None,
+    failures: FailurePolicy | None = None,
+) -> OptimizationOutcome:
+    """Minimise an objective from (P,) starting values.
+
+    Parameters
+    ----------
+    optimization : what routine to use.
+    evaluate : function of theta (P,) that returns an `Evaluation`.
+    start : (P,) starting values. If they cannot be evaluated, they are moved half way toward zero, up to eight times
+        (not for ``'return'`` and custom routines, and not with `failures`), and the message says so.
+    bounds : object with attributes `lower` and `upper`, each (P,).
+    user_bounded : whether the user gave bounds, which gives a warning if the routine ignores them.
+    on_iteration : called with the number of major iterations whenever it grows.
+    progress_factory : makes a custom routine's progress object from theta and its evaluation, `ObjectiveProgress` by
+        default.
+    hessian : function of theta and its evaluation that returns the exact Hessian (P, P) of r'r. It is called rarely:
+        where trust-region steps keep failing, and where a routine's claim of success looks doubtful.
+    complete : function of theta and its evaluation that returns it with derivatives, if `evaluate` leaves them out for
+        a routine without gradients. It is called where the routine ends.
+    failures : what routines see where the objective cannot be evaluated, by default a larger value and a slope back.
+        The trust-region routine always steps back instead.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Only if nothing has been evaluated yet: later interruptions end the optimisation with a usable outcome.
+    TypeError, ValueError
+        If a custom routine returns something else than P final values and a flag.
+    """
+    if user_bounded and not optimization.supports_bounds:
+        warnings.warn(
+            f"Optimization('{optimization.method}') ignores parameter bounds. Use Optimization('trust-region'), "
+            "'l-bfgs-b', 'slsqp', 'trust-constr' or 'tnc' to respect them.",
+            UserWarning,
+            stacklevel=2,
+        )
+    theta = np.array(start, dtype=float).ravel()
+    lower, upper = (np.broadcast_to(np.asarray(bound, float), theta.shape) for bound in (bounds.lower, bounds.upper))
+    if not optimization.supports_bounds:
+        lower, upper = np.full_like(theta, -np.inf), np.full_like(theta, np.inf)
+    recorder = Recorder(evaluate, lower, upper, optimization.compute_gradient, on_iteration, complete, failures)
+    try:
+        end, reductions = _run(optimization, recorder, theta, progress_factory or _default_progress, hessian)
+    except KeyboardInterrupt:
+        if recorder.last is None:
+            raise
+        end, reductions = RoutineEnd(recorder.last.theta, OptimizationStatus.INTERRUPTED, ""), 0
+    return _conclude(optimization, recorder, end, reductions, hessian)
+
+
+def _run(
+    optimization: Optimization,
+    recorder: Recorder,
+    start: np.ndarray,
+    progress_factory: Callable[[np.ndarray, Any], object],
+    hessian: Callable[[np.ndarray, Any], ArrayLike] | None,
+) -> tuple[RoutineEnd, int]:
+    """Run the routine from starting values that can be evaluated; also return how often they were halved."""
+    method, options = optimization.method, dict(optimization.method_options or {})
+    if method == "return" or start.size == 0:
+        ok = recorder(start).ok
+        return RoutineEnd(start, OptimizationStatus.RETURNED if ok else OptimizationStatus.NOT_FINITE, ""), 0
+    if callable(method):
+        return run_custom(recorder, start, method, options, progress_factory), 0
+    theta = np.clip(start, recorder.lower, recorder.upper)
+    reductions = 0
+    while not recorder(theta).ok and recorder.policy is None:
+        if reductions == START_REDUCTIONS:
+            return RoutineEnd(start, OptimizationStatus.NOT_FINITE, ""), reductions
+        reductions += 1
+        theta = np.clip(0.5 * theta, recorder.lower, recorder.upper)
+    display = settings.verbose and not optimization.universal_display
+    match method:
+        case "trust-region":
+            end = run_trust_region(recorder, theta, options, hessian)
+        case "optax-l-bfgs":
+            end = run_quasi_newton(recorder, theta, options)
+        case "knitro":
+            end = run_knitro(recorder, theta, options, display)
+        case _:
+            end = run_scipy(recorder, theta, method, (_display(method) if display else {}) | options)
+    return end, reductions
+
+
+def _display(method: str) -> dict[str, object]:
+    """Options that make a routine of SciPy print its own progress."""
+    if "disp" not in _OPTIONS[method].split():
+        return {}
+    more = {"slsqp": {"iprint": 2}, "trust-constr": {"verbose": 3}}
+    return {"disp": True, **more.get(method, {})}
+
+
+def _conclude(
+    optimization: Optimization,
+    recorder: Recorder,
+    end: RoutineEnd,
+    reductions: int,
+    hessian: Callable[[np.ndarray, Any], ArrayLike] | None,
+) -> OptimizationOutcome:
+    """Choose the final point and check the routine's claim there."""
+    status, words = end.status, end.words
+    final = recorder.complete(recorder(end.theta))
+    best = final if recorder.best is None else recorder.best
+    custom = callable(optimization.method)
+    if status.converged and not final.ok:
+        status, words = OptimizationStatus.NOT_OPTIMAL, "its final values cannot be evaluated"
+    elif status.converged and not custom and final.objective > best.objective + 1e-6 * (1 + abs(best.objective)):
+        status, words = OptimizationStatus.NOT_OPTIMAL, "its final values are worse than earlier ones"
+    elif status is OptimizationStatus.CONVERGED and not custom and optimization.method != "trust-region":
+        squares, decrease = recorder.gauss_newton_decrease(final)
+        relative, absolute = _CREDIBLE_DECREASE
+        if decrease > relative * squares + absolute and hessian is not None:
+            # the promise is empty where columns of the Jacobian vanish: curvature decides
+            decrease = recorder.newton_decrease(final, np.asarray(hessian(final.theta, final.evaluation), float))
+        if not decrease <= relative * squares + absolute and not np.isnan(squares):
+            status, words = (
+                OptimizationStatus.NOT_OPTIMAL,
+                f"a better point seems near: a full step promises a decrease of the objective by {decrease:.1e}",
+            )
+    own = status.converged or (custom and final.ok) or np.array_equal(best.theta, final.theta)
+    chosen = final if own else recorder.complete(best)
+    details = [words] if words else []
+    if reductions and status is not OptimizationStatus.NOT_FINITE:
+        details.append(f"the starting values could not be evaluated and were multiplied by {0.5**reductions:g}")
+    if recorder.failures:
+        details.append(f"{recorder.failures} of {recorder.evaluations} evaluations failed")
+    return OptimizationOutcome(
+        theta=chosen.theta,
+        evaluation=chosen.evaluation,
+        converged=status.converged and chosen.ok,
+        status=status,
+        message=status.sentence + (f" ({'; '.join(details)})." if details else "."),
+        iterations=recorder.iterations,
+        evaluations=recorder.evaluations,
+        failed_evaluations=recorder.failures,
+    )
+
+
+def _default_progress(theta: np.ndarray, evaluation: Any) -> ObjectiveProgress:
+    fields = ("objective", "gradient", "residuals", "residual_jacobian", "ok")
+    objective, gradient, r, J, ok = jax.device_get(tuple(getattr(evaluation, name) for name in fields))
+    return ObjectiveProgress(theta, float(objective), gradient, r, J, bool(ok))
+
+
+def _check_method(method: object) -> None:
+    if callable(method):
+        return
+    if not isinstance(method, str) or method not in _DESCRIPTIONS:
+        raise ValueError(f"Optimization method must be one of {list(_DESCRIPTIONS)} or a callable, not {method!r}.")
+
+
+def _check_options(method: str, options: Mapping[str, Any]) -> None:
+    if method == "knitro":  # checks its options itself
+        return
+    known = sorted(_OPTIONS[method].split())
+    if unknown := sorted(map(str, set(options) - set(known))):
+        has = f"It has {known}." if known else "It has none."
+        raise ValueError(f"Optimization('{method}') does not have the options {unknown}. {has}")
+    if method in ("trust-region", "optax-l-bfgs"):
+        for name, value in options.items():
+            if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+                raise TypeError(f"The option {name} of Optimization('{method}') must be a number, not {value!r}.")
+            if not value > 0:
+                raise ValueError(f"The option {name} of Optimization('{method}') must be positive, not {value!r}.")
+
+
+def _check_compute_gradient(method: str, compute_gradient: bool) -> None:
+    if compute_gradient and method in _WITHOUT_GRADIENT:
+        raise ValueError(f"Optimization('{method}') uses no gradients: compute_gradient must be False.")
+    if not compute_gradient and method in _WITH_GRADIENT:
+        raise ValueError(f"Optimization('{method}') needs analytic gradients: compute_gradient must be True.")

@@ -1,0 +1,203 @@
+"""Routines that minimise a recorded objective: our own, those of Optax and SciPy, and the user's.
+
+Each takes a `Recorder`, (P,) starting values and its options, and returns a `RoutineEnd`: what it claims, which
+`blpjax.optimize.optimize.minimize` checks.
+"""
+
+import contextlib
+import enum
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy.optimize
+from numpy.typing import ArrayLike
+
+from blpjax.exceptions import Status
+from blpjax.optimize import quasi_newton
+from blpjax.optimize.recorder import Recorder
+from blpjax.optimize.trust_region import RUNNING, Residuals, TrustRegionOptions, advance, initialise, with_curvature
+
+#: Options of the L-BFGS routine with directions from Optax, and their defaults.
+OPTAX_DEFAULTS = {"memory_size": 10, **quasi_newton.QuasiNewtonOptions()._asdict()}
+
+
+class OptimizationStatus(enum.IntEnum):
+    """How optimisation ended. The first five codes are those of `blpjax.exceptions.Status`."""
+
+    CONVERGED = 0
+    ROUNDING_FLOOR = 1
+    MAX_EVALUATIONS = 2
+    NOT_FINITE = 3
+    STALLED = 4
+    RETURNED = 5
+    ROUTINE_FAILED = 6
+    NOT_OPTIMAL = 7
+    INTERRUPTED = 8
+
+    @property
+    def sentence(self) -> str:
+        """What happened, in words."""
+        return _SENTENCES[self]
+
+    @property
+    def converged(self) -> bool:
+        """Whether this is a success."""
+        return self in (OptimizationStatus.CONVERGED, OptimizationStatus.ROUNDING_FLOOR, OptimizationStatus.RETURNED)
+
+
+_SENTENCES = {
+    OptimizationStatus.CONVERGED: "Optimization converged",
+    OptimizationStatus.ROUNDING_FLOOR: "Optimization converged to the accuracy of 64-bit arithmetic",
+    OptimizationStatus.MAX_EVALUATIONS: "Optimization reached the maximum number of evaluations",
+    OptimizationStatus.NOT_FINITE: "The objective could not be evaluated at the starting values",
+    OptimizationStatus.STALLED: "Optimization made no further progress before reaching an optimum",
+    OptimizationStatus.RETURNED: "The starting values were returned without optimization",
+    OptimizationStatus.ROUTINE_FAILED: "The optimization routine reports failure",
+    OptimizationStatus.NOT_OPTIMAL: "The optimization routine reports success at a point that is not an optimum",
+    OptimizationStatus.INTERRUPTED: "Optimization was interrupted; the best values so far are returned",
+}
+
+
+class RoutineEnd(NamedTuple):
+    """How a routine ended: final values, what it claims, and its own words."""
+
+    theta: np.ndarray
+    status: OptimizationStatus
+    words: str
+
+
+def run_trust_region(
+    recorder: Recorder,
+    start: np.ndarray,
+    method_options: Mapping[str, Any],
+    hessian: Callable[[np.ndarray, Any], ArrayLike] | None,
+) -> RoutineEnd:
+    """Bounded least squares, one evaluation at a time (`blpjax.optimize.trust_region`)."""
+    options = TrustRegionOptions(**method_options)
+    record = recorder(start)
+    with _on_cpu():
+        state = initialise(start, recorder.lower, recorder.upper, np.shape(record.evaluation.residuals)[0], options)
+    while True:
+        r, J = jax.device_get((record.evaluation.residuals, record.evaluation.residual_jacobian))
+        evaluation = Residuals(np.asarray(r, float), np.asarray(J, float), np.asarray(record.ok))
+        with _on_cpu():
+            state, candidate, stuck = jax.device_get(advance(state, record.theta, evaluation))
+        best = recorder.best
+        if stuck and hessian is not None and best is not None:
+            # where rounding hides decreases, the gradient decides what is accepted: that need not be the lowest point
+            at = best if np.array_equal(best.theta, state.theta) else recorder(state.theta)
+            curvature = np.asarray(hessian(at.theta, at.evaluation), float)
+            with _on_cpu():
+                curvature = curvature if at.ok else np.full_like(curvature, np.nan)
+                state, candidate, _ = jax.device_get(with_curvature(state, curvature))
+        if state.iterations > recorder.iterations:
+            recorder.count_iteration(count=int(state.iterations))
+        if state.status != RUNNING:
+            words = (
+                f"projected gradient norm {state.projected_gradient_norm:.1e}, "
+                f"promised decrease of the objective {state.decrease:.1e}"
+            )
+            return RoutineEnd(np.array(state.theta), OptimizationStatus(Status(int(state.status)).value), words)
+        record = recorder(candidate)
+
+
+def _on_cpu() -> contextlib.AbstractContextManager[Any]:
+    """The method's matrices are small: an accelerator would only add latency."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
+
+
+def run_quasi_newton(recorder: Recorder, start: np.ndarray, method_options: Mapping[str, Any]) -> RoutineEnd:
+    """L-BFGS with Optax's directions, one evaluation at a time (`blpjax.optimize.quasi_newton`)."""
+    given = OPTAX_DEFAULTS | dict(method_options)
+    options = quasi_newton.QuasiNewtonOptions(float(given["gtol"]), int(given["maxiter"]))
+    record = recorder(start)
+    with _on_cpu():
+        state = quasi_newton.initialise(start, int(given["memory_size"]), options)
+    while True:
+        objective, gradient, ok = record.objective, record.gradient, record.ok
+        if recorder.policy is not None:  # failed evaluations have values then
+            objective, gradient = recorder.value_and_gradient(record.theta)
+            ok = True
+        with _on_cpu():
+            J = np.asarray(jax.device_get(record.evaluation.residual_jacobian), float)
+            evaluation = (np.asarray(objective, float), np.asarray(gradient, float), J, np.asarray(ok))
+            state, candidate, _ = jax.device_get(quasi_newton.advance(state, record.theta, *evaluation))
+        if state.iterations > recorder.iterations:
+            recorder.count_iteration(state.theta)
+        if state.status != RUNNING:
+            words = f"gradient norm {state.projected_gradient_norm:.1e}"
+            return RoutineEnd(np.array(state.theta), OptimizationStatus(Status(int(state.status)).value), words)
+        record = recorder(candidate)
+
+
+def run_scipy(recorder: Recorder, start: np.ndarray, method: str, method_options: Mapping[str, Any]) -> RoutineEnd:
+    """A routine of `scipy.optimize.minimize`, with gradients if the recorder has them, and bounds if there are any."""
+    options = dict(method_options)
+    keep_feasible = options.pop("keep_feasible", True)
+    bounds = None
+    if np.isfinite([recorder.lower, recorder.upper]).any():
+        bounds = scipy.optimize.Bounds(recorder.lower, recorder.upper, keep_feasible)
+    with _scipy_warnings_ignored():
+        result = scipy.optimize.minimize(
+            recorder.value_and_gradient if recorder.compute_gradient else recorder.value,
+            start,
+            method=method,
+            jac=True if recorder.compute_gradient else None,
+            bounds=bounds,
+            callback=lambda theta, *unused: recorder.count_iteration(theta),
+            options=options,
+        )
+    status = OptimizationStatus.CONVERGED if result.success else OptimizationStatus.ROUTINE_FAILED
+    return RoutineEnd(np.asarray(result.x, float), status, str(result.message).strip().rstrip("."))
+
+
+@contextlib.contextmanager
+def _scipy_warnings_ignored() -> Iterator[None]:
+    """Without SciPy's remarks on unchanged gradients and on line searches, which the outcome tells anyway."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=scipy.optimize.OptimizeWarning)
+        for message in (
+            "delta_grad == 0.0",
+            "The line search algorithm did not",
+            "Rounding errors prevent the line search",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def run_custom(
+    recorder: Recorder,
+    start: np.ndarray,
+    method: Callable[..., tuple[Any, bool]],
+    method_options: Mapping[str, Any],
+    progress_factory: Callable[[np.ndarray, Any], object],
+) -> RoutineEnd:
+    """The user's own function."""
+
+    def objective_function(theta: Any) -> tuple[float, np.ndarray | None, object]:
+        values = np.array(theta, dtype=float).ravel()
+        if values.size != start.size:
+            raise ValueError(
+                f"The custom routine evaluated the objective at {values.size} instead of {start.size} parameters."
+            )
+        if recorder.compute_gradient:
+            objective, gradient = recorder.value_and_gradient(values)
+        else:
+            objective, gradient = recorder.value(values), None
+        return objective, gradient, progress_factory(values, recorder(values).evaluation)
+
+    pairs = list(zip(recorder.lower.tolist(), recorder.upper.tolist(), strict=True))
+    returned = method(start.copy(), pairs, objective_function, lambda: recorder.count_iteration(), **method_options)
+    if not isinstance(returned, Sequence) or len(returned) != 2:
+        raise TypeError(f"The custom optimization routine must return (final, converged), not {returned!r}.")
+    final = np.array(returned[0], dtype=float).ravel()
+    if final.size != start.size:
+        raise ValueError(f"The custom optimization routine must return {start.size} final values, not {final.size}.")
+    status = OptimizationStatus.CONVERGED if bool(returned[1]) else OptimizationStatus.ROUTINE_FAILED
+    return RoutineEnd(final, status, "")

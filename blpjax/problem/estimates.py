@@ -1,0 +1,514 @@
+"""Estimates of a GMM step: covariances, diagnostics, tests of restrictions, and their tables."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex
+from blpjax.economy.characteristics import Characteristics
+from blpjax.economy.ownership import Ownership
+from blpjax.estimation.options import StepOptions, has_finite_bounds, usable_bounds, usable_parameters
+from blpjax.estimation.step import StepResult
+from blpjax.exceptions import succeeded
+from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.integration import Integration
+from blpjax.inputs.tables import ProductTable, assign_node_columns
+from blpjax.model.model import Model
+from blpjax.model.parameters import Coefficients, ParameterLayout, UtilityForm
+from blpjax.objective import iv
+from blpjax.objective.data import ModelData
+from blpjax.optimize.bounds import project_gradient
+from blpjax.reporting import frames, report
+
+Array = np.ndarray
+
+
+@runtime_checkable
+class ProblemLike(Protocol):
+    """What results need of a problem."""
+
+    product_table: ProductTable
+    agents_in_economy: AgentsInEconomy
+    costs_type: str
+    form: UtilityForm
+    model_data: ModelData
+
+    @property
+    def product_formulations(self) -> tuple[Formulation | None, Formulation | None, Formulation | None]:
+        """Formulations of X1, X2 and X3."""
+
+    @property
+    def clusters(self) -> tuple[np.ndarray, int]:
+        """Clusters of products, counted from zero, and their number."""
+
+    @property
+    def N(self) -> int:
+        """Number of products in all markets."""
+
+    @property
+    def T(self) -> int:
+        """Number of markets."""
+
+    @property
+    def ED(self) -> int:
+        """Number of absorbed dimensions of fixed effects."""
+
+    @property
+    def ES(self) -> int:
+        """Number of absorbed dimensions of fixed effects on the supply side."""
+
+    @property
+    def demand_ids(self) -> np.ndarray:
+        """(N, ED) levels of absorbed fixed effects."""
+
+    @property
+    def supply_ids(self) -> np.ndarray:
+        """(N, ES) levels of fixed effects absorbed on the supply side."""
+
+    @property
+    def X1(self) -> np.ndarray:
+        """(N, K1) linear characteristics before absorption."""
+
+    @property
+    def X3(self) -> np.ndarray:
+        """(N, K3) characteristics of costs before absorption."""
+
+    @property
+    def unique_market_ids(self) -> np.ndarray:
+        """(T,) sorted market IDs."""
+
+    @property
+    def market_index(self) -> MarketIndex:
+        """Rows of each market in the product table."""
+
+    @property
+    def characteristics(self) -> Characteristics:
+        """X1 and X2 as functions."""
+
+    @property
+    def economy(self) -> Economy:
+        """All markets, padded into buckets."""
+
+    def ownership_in(self, economy: Economy) -> Ownership | None:
+        """Who owns what in an economy with these products."""
+
+    def build_agents(self, agent_data: Any = None, integration: Integration | None = None) -> AgentsInEconomy:
+        """The same economy with other agents."""
+
+    def to_state(self) -> dict[str, Any]:
+        """The problem as a tree of plain values."""
+
+
+class Estimates:
+    """Estimates of one GMM step with covariances, diagnostics and tests.
+
+    `ProblemResults` documents the attributes, and adds what estimates imply for demand.
+    """
+
+    def __init__(
+        self,
+        problem: "ProblemLike",
+        last_results: "Estimates | None",
+        result: StepResult,
+        options: StepOptions,
+        estimated: bool,
+    ) -> None:
+        parameters, summary = options.parameters, result.summary
+        self.problem = problem
+        self.last_results = last_results
+        self._result = result
+        self._options = options
+        self._estimated = estimated
+        self.step = result.step
+        self.optimization_time = result.optimization_time
+        self.total_time = result.total_time
+        self.converged = bool(result.outcome.converged and not result.failed_markets)
+        self.optimization_iterations = int(result.outcome.iterations)
+        self.objective_evaluations = int(result.outcome.evaluations)
+        self.fp_converged = succeeded(result.inner.status).astype(int)
+        self.fp_iterations = result.inner.iterations
+        self.contraction_evaluations = result.inner.evaluations
+        self.fp_residuals = result.inner.residuals
+        self.theta = result.theta
+        self.parameters = np.asarray(summary.parameters)[:, None]
+        coefficients = parameters.at(result.theta)
+        self.sigma = np.asarray(coefficients.sigma)
+        self.pi = np.asarray(coefficients.pi)
+        self.rho = np.asarray(coefficients.rho)[:, None]
+        self.tau = np.asarray(coefficients.tau)[:, None]
+        self.beta = result.beta[:, None]
+        self.gamma = result.gamma[:, None]
+        self.sigma_labels = list(parameters.labels.X2)
+        self.pi_labels = list(parameters.labels.demographics)
+        self.rho_labels = list(parameters.labels.nests)
+        self.tau_labels = parameters.tau_labels
+        self.beta_labels = list(parameters.labels.X1)
+        self.gamma_labels = list(parameters.labels.X3)
+        self.theta_labels = parameters.theta_labels
+        self.parameter_labels = parameters.parameter_labels
+        limits = usable_parameters(options).limits
+        self.sigma_bounds, self.pi_bounds = tuple(limits.sigma), tuple(limits.pi)
+        self.rho_bounds = tuple(bound[:, None] for bound in limits.rho)
+        self.tau_bounds = tuple(bound[:, None] for bound in limits.tau)
+        self.beta_bounds = tuple(bound[:, None] for bound in limits.beta)
+        self.gamma_bounds = tuple(bound[:, None] for bound in limits.gamma)
+        self.delta = result.delta[:, None]
+        self.xi = result.xi[:, None]
+        self.moments = np.asarray(summary.moments)[:, None]
+        self.moments_jacobian = np.asarray(summary.moments_jacobian)
+        self.moments_covariances = np.asarray(summary.moments_covariances)
+        self.objective = np.asarray(result.objective)
+        evaluation = result.outcome.evaluation
+        self.xi_by_theta_jacobian = evaluation.xi_by_theta
+        self._set_supply(result)
+        self.gradient = result.gradient[:, None]
+        self.hessian = result.hessian
+        self.W = result.W
+        self.updated_W = np.asarray(summary.updated_W)
+        covariances = np.asarray(summary.inference.covariances)
+        self.parameter_covariances = covariances if estimated else np.full_like(covariances, np.nan)
+        errors = np.asarray(summary.inference.standard_errors)
+        self._standard_errors = errors if estimated else np.full_like(errors, np.nan)
+        self.parameter_sensitivity = np.asarray(summary.inference.sensitivity)
+        self._set_standard_errors()
+        self._set_absent()
+
+    def _set_standard_errors(self) -> None:
+        layout = self._options.parameters.layout
+        errors = self._standard_errors
+        theta, first = errors[: layout.P], layout.P + len(layout.concentrated_beta)
+        self.sigma_se = _fill(self.sigma.shape, layout.sigma, theta[layout.part("sigma")])
+        self.pi_se = _fill(self.pi.shape, layout.pi, theta[layout.part("pi")])
+        self.rho_se = _fill(self.rho.shape[:1], layout.rho, theta[layout.part("rho")])[:, None]
+        self.tau_se = _fill(self.tau.shape[:1], layout.tau, theta[layout.part("tau")])[:, None]
+        beta = np.concatenate([theta[layout.part("beta")], errors[layout.P : first]])
+        gamma = np.concatenate([theta[layout.part("gamma")], errors[first:]])
+        self.beta_se = _fill_vector(len(self.beta), layout.beta, layout.concentrated_beta, beta)
+        self.gamma_se = _fill_vector(len(self.gamma), layout.gamma, layout.concentrated_gamma, gamma)
+        self.sigma_squared = self.sigma @ self.sigma.T
+        self.sigma_squared_se = self._sigma_squared_errors(len(layout.sigma))
+
+    def _set_supply(self, result: StepResult) -> None:
+        """What there is to say of costs; empty without a supply side, and like PyBLP's attributes then."""
+        N, evaluation = self.problem.N, result.outcome.evaluation
+        if evaluation.costs is None or result.omega is None:
+            self.tilde_costs = self.omega = self.omega_fe = np.zeros((N, 0))
+            self.clipped_costs = np.zeros((N, 1), bool)
+            self.omega_by_theta_jacobian = np.full((N, len(self.theta)), np.nan)
+            return
+        self.tilde_costs = np.asarray(evaluation.costs.tilde_costs)[:, None]
+        self.clipped_costs = np.asarray(evaluation.costs.clipped)[:, None]
+        self.omega = result.omega[:, None]
+        self.omega_by_theta_jacobian = evaluation.omega_by_theta
+        self.omega_fe = np.zeros((N, 1))
+        if self.problem.ES > 0:
+            self.omega_fe = self.tilde_costs - self.problem.X3 @ self.gamma - self.omega
+
+    def _set_absent(self) -> None:
+        """Attributes of PyBLP's results for what is not there: dynamic and micro moments."""
+        P, M = len(self.theta), len(self.W)
+        self.micro = self.micro_values = np.zeros((0, 1))
+        self.phi = self.phi_se = np.zeros((1, 0))
+        self.phi_bounds = (np.zeros((1, 0)), np.zeros((1, 0)))
+        self.phi_labels = ["Xi"]
+        self.micro_covariances, self.micro_by_theta_jacobian = np.zeros((0, 0)), np.zeros((0, P))
+        simulation = self._result.summary.simulation_covariances
+        self.simulation_covariances = np.zeros((M, M)) if simulation is None else np.asarray(simulation)
+
+    def _sigma_squared_errors(self, size: int) -> Array:
+        """Standard errors of sigma sigma' by the delta method."""
+        layout = self._options.parameters.layout
+        if size == 0:  # all elements are fixed
+            return np.zeros(self.sigma.shape)
+        index = tuple(np.array(layout.sigma).T)
+        K2 = len(self.sigma)
+        jacobian = np.zeros((K2, K2, size))
+        for p, (k, m) in enumerate(zip(*index, strict=True)):
+            jacobian[k, :, p] += self.sigma[:, m]
+            jacobian[:, k, p] += self.sigma[:, m]
+        rows = jacobian.reshape(K2 * K2, size)
+        variances = np.einsum("ij,jk,ik->i", rows, self.parameter_covariances[:size, :size], rows)
+        return np.sqrt(np.maximum(variances, 0.0) / self.problem.N).reshape(K2, K2)
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Which elements of the parameters are estimated, and in which order."""
+        return self._options.parameters.layout
+
+    @property
+    def se_type(self) -> str:
+        """Type of standard errors: robust, clustered or unadjusted."""
+        return self._options.types.se_type
+
+    @property
+    def xi_fe(self) -> Array:
+        """(N, 1) fixed effects, ``delta - X1 beta - xi`` with X1 before absorption; zero without fixed effects."""
+        if self.problem.ED == 0:
+            return np.zeros((self.problem.N, 1))
+        return self.delta - self.problem.X1 @ self.beta - self.xi
+
+    @property
+    def clipped_shares(self) -> Array:
+        """(N, 1) whether a simulated share is beyond `shares_bounds` at the estimates."""
+        if self._options.iteration.fixed_point.clips:
+            return np.asarray(self._result.outcome.evaluation.inversion.clipped)[:, None]
+        if succeeded(np.asarray(self._result.outcome.evaluation.inversion.status)).all():
+            return np.zeros((self.problem.N, 1), bool)  # simulated shares equal the observed ones
+        return ~(np.asarray(self.model.compute_shares()) >= 1e-300)
+
+    @property
+    def projected_gradient(self) -> Array:
+        """(P, 1) gradient with zeros where a bound keeps theta from following its negative."""
+        bounds = usable_bounds(self._options)
+        return project_gradient(self.theta, self.gradient[:, 0], bounds)[:, None]
+
+    @property
+    def projected_gradient_norm(self) -> float:
+        """Largest absolute element of the projected gradient."""
+        return float(np.abs(self.projected_gradient).max(initial=0.0))
+
+    @property
+    def at_bound(self) -> list[str]:
+        """Labels of the elements of theta that are at a bound."""
+        return [self.theta_labels[p] for p in np.flatnonzero(self._binding)]
+
+    @property
+    def _binding(self) -> Array:
+        bounds = usable_bounds(self._options)
+        return (self.theta <= bounds.lower) | (self.theta >= bounds.upper)
+
+    @property
+    def reduced_hessian(self) -> Array:
+        """(P, P) Hessian with zeros in the rows and columns of elements of theta at a bound."""
+        free = ~self._binding
+        return np.where(np.isnan(self.hessian), np.nan, self.hessian * np.outer(free, free))
+
+    @cached_property
+    def reduced_hessian_eigenvalues(self) -> Array:
+        """(P,) eigenvalues of the reduced Hessian, in ascending order."""
+        if not np.isfinite(self.hessian).all():
+            return np.full(len(self.theta), np.nan)
+        return np.linalg.eigvalsh(self.reduced_hessian)
+
+    @property
+    def message(self) -> str:
+        """How optimisation ended, in words, with markets where the model could not be evaluated at the estimates."""
+        text = self._result.outcome.message
+        if self._result.failed_markets:
+            text += f" {self._result.failed_markets}"
+        return text
+
+    @property
+    def cumulative_optimization_time(self) -> float:
+        """Seconds of optimisation in this and all previous steps."""
+        return sum(step.optimization_time for step in self._steps)
+
+    @property
+    def cumulative_total_time(self) -> float:
+        """Seconds of this and all previous steps."""
+        return sum(step.total_time for step in self._steps)
+
+    @property
+    def cumulative_converged(self) -> bool:
+        """Whether this and all previous steps converged."""
+        return all(step.converged for step in self._steps)
+
+    @property
+    def cumulative_optimization_iterations(self) -> int:
+        """Major iterations of this and all previous steps."""
+        return sum(step.optimization_iterations for step in self._steps)
+
+    @property
+    def cumulative_objective_evaluations(self) -> int:
+        """Objective evaluations of this and all previous steps."""
+        return sum(step.objective_evaluations for step in self._steps)
+
+    @property
+    def cumulative_fp_converged(self) -> Array:
+        """(T, evaluations) of this and all previous steps."""
+        return np.concatenate([step.fp_converged for step in self._steps], axis=1)
+
+    @property
+    def cumulative_fp_iterations(self) -> Array:
+        """(T, evaluations) of this and all previous steps."""
+        return np.concatenate([step.fp_iterations for step in self._steps], axis=1)
+
+    @property
+    def cumulative_contraction_evaluations(self) -> Array:
+        """(T, evaluations) of this and all previous steps."""
+        return np.concatenate([step.contraction_evaluations for step in self._steps], axis=1)
+
+    @property
+    def _steps(self) -> list["Estimates"]:
+        return [*(self.last_results._steps if self.last_results is not None else []), self]
+
+    def to_dict(self, attributes: Sequence[str] | None = None) -> dict[str, Any]:
+        """Attributes by name, all of them by default.
+
+        Raises
+        ------
+        AttributeError
+            For names that are not attributes of results.
+        """
+        return {name: getattr(self, name) for name in (ATTRIBUTES if attributes is None else attributes)}
+
+    def estimates(self) -> pd.DataFrame:
+        """One row for each parameter: estimate, standard error, t statistic, p value and 95% confidence interval."""
+        return frames.estimates_frame(self.parameter_labels, self.parameters[:, 0], self._standard_errors)
+
+    def run_hansen_test(self) -> float:
+        """Hansen's (1982) J statistic, N gbar'W gbar. Chi-squared with MD - Q degrees of freedom after two steps."""
+        return float(self._hansen().statistic)
+
+    def run_distance_test(self, unrestricted: "Estimates") -> float:
+        """Distance statistic of Newey and West (1987): J of these restricted results less that of `unrestricted`."""
+        if not isinstance(unrestricted, Estimates):
+            raise TypeError("unrestricted must be a ProblemResults.")
+        restricted, other = self.run_hansen_test(), unrestricted.run_hansen_test()
+        restrictions = len(unrestricted.parameters) - len(self.parameters)
+        return float(iv.distance_test(restricted, other, restrictions=max(restrictions, 0)).statistic)
+
+    def run_lm_test(self) -> float:
+        """Lagrange multiplier statistic of Newey and West (1987), from the gradient at these restricted results."""
+        arrays = (jnp.asarray(self.moments[:, 0]), self.moments_jacobian, self.W, self.parameter_covariances)
+        return float(iv.lm_test(*map(jnp.asarray, arrays), N=self.problem.N, restrictions=0).statistic)
+
+    def run_wald_test(self, restrictions: Any, restrictions_jacobian: Any) -> float:
+        """Wald statistic of Newey and West (1987).
+
+        Parameters
+        ----------
+        restrictions : (R,) restrictions, functions of the parameters that are zero under the null, at the estimates.
+        restrictions_jacobian : (R, Q) their derivatives in `parameters`.
+
+        Raises
+        ------
+        ValueError
+            When the shapes do not fit.
+        """
+        values = np.array(restrictions, float).reshape(-1)
+        jacobian = np.atleast_2d(np.array(restrictions_jacobian, float))
+        covariances = jnp.asarray(self.parameter_covariances)
+        test = iv.wald_test(jnp.asarray(values), jnp.asarray(jacobian), covariances, N=self.problem.N)
+        return float(test.statistic)
+
+    def _hansen(self) -> iv.ChiSquaredTest:
+        moments = jnp.asarray(self.moments[:, 0])
+        return iv.hansen_test(moments, jnp.asarray(self.W), N=self.problem.N, parameters=len(self.parameters))
+
+    @cached_property
+    def model(self) -> Model:
+        """The model at the estimates, from which outputs are computed."""
+        return self.model_in(self.problem.economy)
+
+    def model_in(self, economy: Economy) -> Model:
+        """The model at the estimates in an economy with other agents."""
+        blocks = (self.sigma, self.pi, *(getattr(self, name)[:, 0] for name in ("rho", "tau", "beta", "gamma")))
+        return Model(
+            economy=economy,
+            characteristics=self.problem.characteristics,
+            coefficients=Coefficients(*map(jnp.asarray, blocks)),
+            delta=jnp.asarray(self.delta[:, 0]),
+            ownership=self.problem.ownership_in(economy),
+            layout=self._layout_in(economy),
+            costs_type=self.problem.costs_type,
+        )
+
+    def _layout_in(self, economy: Economy) -> ParameterLayout:
+        """Where parameters belong when agents have perhaps other columns of nodes."""
+        layout = self._options.parameters.layout
+        nonzero = np.isin(np.arange(len(self.sigma)), layout.sigma_columns)
+        columns = assign_node_columns(economy.buckets[0].nodes.shape[2], nonzero)
+        return layout._replace(node_columns=tuple(columns.tolist()))
+
+    def __str__(self) -> str:
+        return report.summarise_results(self._summary())
+
+    __repr__ = __str__
+
+    def _summary(self) -> report.ResultsSummary:
+        layout, types = self._options.parameters.layout, self._options.types
+        K2, P, Q = len(self.sigma), len(self.theta), len(self.parameters)
+        return report.ResultsSummary(
+            step=self.step,
+            objective=float(self.objective),
+            se_type=types.se_type,
+            seconds=self.cumulative_total_time,
+            objective_evaluations=self.cumulative_objective_evaluations,
+            clipped_shares=int(self.clipped_shares.sum()),
+            clipped_costs=int(self.clipped_costs.sum()) if self._options.costs_bounded else None,
+            gradient_norm=self.projected_gradient_norm if P else None,
+            eigenvalues=self.reduced_hessian_eigenvalues if np.isfinite(self.hessian).all() else None,
+            reduced=has_finite_bounds(self._options),
+            W_condition=_condition_number(self.W),
+            covariance_condition=_condition_number(self.parameter_covariances) if Q > 1 and self._estimated else None,
+            converged=self.cumulative_converged if P else None,
+            optimization_iterations=self.cumulative_optimization_iterations,
+            fp_iterations=int(self.cumulative_fp_iterations.sum()) if K2 else None,
+            contraction_evaluations=int(self.cumulative_contraction_evaluations.sum()) if K2 else None,
+            clusters=types.n_clusters or 0,
+            sigma=_coefficients(self.sigma_labels, self.sigma_labels, self.sigma, self.sigma_se, layout.sigma),
+            sigma_squared=_coefficients(
+                self.sigma_labels, self.sigma_labels, self.sigma_squared, self.sigma_squared_se
+            ),
+            pi=_coefficients(self.sigma_labels, self.pi_labels, self.pi, self.pi_se, layout.pi),
+            linear={
+                "Rho": report.Coefficients(self._options.parameters.rho_labels, self.rho, self.rho_se),
+                "Tau": report.Coefficients(self.tau_labels, self.tau, self.tau_se),
+                "Beta": report.Coefficients(self.beta_labels, self.beta, self.beta_se),
+                "Gamma": report.Coefficients(self.gamma_labels, self.gamma, self.gamma_se),
+            },
+            at_bound=self.at_bound,
+            failed_markets=self.message if self._result.failed_markets else "",
+        )
+
+
+def _coefficients(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Array,
+    errors: Array,
+    index: Sequence[tuple[int, ...]] | None = None,
+) -> report.Coefficients | None:
+    """A matrix for tables, None without elements. Elements at `index` were estimated, by default those with errors."""
+    if values.size == 0:
+        return None
+    free = None if index is None else np.isfinite(_fill(values.shape, index, np.zeros(len(index))))
+    return report.Coefficients(rows, values, errors, columns, free)
+
+
+def _condition_number(matrix: Array) -> float:
+    return float(np.linalg.cond(matrix)) if np.isfinite(matrix).all() and matrix.size else float("nan")
+
+
+def _fill_vector(size: int, free: Sequence[tuple[int, ...]], concentrated: Sequence[int], values: Array) -> Array:
+    """A column (size, 1) with values of free and then of concentrated elements, and NaN elsewhere."""
+    return _fill((size,), (*free, *((k,) for k in concentrated)), values)[:, None]
+
+
+def _fill(shape: tuple[int, ...], index: Sequence[tuple[int, ...]], values: Array) -> Array:
+    """A matrix with values at an index and NaN elsewhere."""
+    matrix = np.full(shape, np.nan)
+    if index:
+        matrix[tuple(np.array(index).T)] = values[: len(index)]
+    return matrix
+
+
+#: What `Estimates.to_dict` returns by default.
+ATTRIBUTES = tuple(
+    """step optimization_time cumulative_optimization_time total_time cumulative_total_time converged
+    cumulative_converged optimization_iterations cumulative_optimization_iterations objective_evaluations
+    cumulative_objective_evaluations fp_converged cumulative_fp_converged fp_iterations cumulative_fp_iterations
+    contraction_evaluations cumulative_contraction_evaluations parameters parameter_covariances
+    parameter_sensitivity theta sigma sigma_squared pi rho tau phi beta gamma sigma_se sigma_squared_se pi_se rho_se
+    phi_se beta_se gamma_se sigma_bounds pi_bounds rho_bounds phi_bounds beta_bounds gamma_bounds sigma_labels
+    pi_labels rho_labels phi_labels beta_labels gamma_labels theta_labels parameter_labels delta tilde_costs
+    clipped_shares clipped_costs xi omega xi_fe omega_fe micro micro_values micro_covariances moments
+    moments_jacobian moments_covariances simulation_covariances objective xi_by_theta_jacobian
+    omega_by_theta_jacobian micro_by_theta_jacobian gradient projected_gradient projected_gradient_norm hessian
+    reduced_hessian reduced_hessian_eigenvalues W updated_W""".split()
+)

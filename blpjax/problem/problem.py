@@ -1,0 +1,538 @@
+"""Problem: data and formulations in, results out. Orchestration only."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from blpjax import options
+from blpjax.estimation import options as estimation_options
+from blpjax.estimation import start_frac
+from blpjax.estimation.diagnostics import report_outcome, warn_of_singularity
+from blpjax.estimation.options import StepOptions
+from blpjax.estimation.start_rho import fill_rho
+from blpjax.estimation.starts import try_starts
+from blpjax.estimation.step import StepContext, StepResult, solve_step
+from blpjax.exceptions import DataError
+from blpjax.inputs import arguments
+from blpjax.inputs.identification import check_order_condition
+from blpjax.iteration import Iteration
+from blpjax.machine.pickling import Picklable
+from blpjax.model import starting_values
+from blpjax.model.parameters import Labels, Parameters
+from blpjax.model.starting_values import build_parameters
+from blpjax.objective import inference
+from blpjax.objective.data import ModelData, Specification
+from blpjax.objective.functions import ModelFunctions
+from blpjax.objective.simulation_error import AgentSamples
+from blpjax.optimize.optimize import Optimization, OptimizationStatus
+from blpjax.problem.data import ProblemData
+from blpjax.problem.results import ProblemResults
+
+
+class Problem(ProblemData, Picklable):
+    """A BLP problem: demand and, with a third formulation, the marginal costs of firms that set prices.
+
+    Parameters
+    ----------
+    product_formulations : Formulation or sequence of up to three Formulations
+        X1, linear characteristics (with any absorbed fixed effects), X2, characteristics with random coefficients, and
+        X3, characteristics that explain marginal costs (with any absorbed fixed effects). Without X2 demand is the
+        plain logit. X3 may contain shares, not prices.
+    product_data : DataFrame, dict of arrays, or structured array
+        N rows. Required: `market_ids`, `shares` (in (0, 1), summing to less than one in every market) and `prices`.
+        With X3 also `firm_ids`, or `ownership` matrices stacked by market (`build_ownership`), which come first.
+        Optional: `demand_instruments0`, `demand_instruments1`, ... or a matrix `demand_instruments`, and likewise
+        `supply_instruments` and `covariance_instruments` for X3, `product_ids`, `clustering_ids`, `nesting_ids` for
+        the nested logit and RCNL, and whatever the formulas name.
+    agent_formulation : Formulation, optional
+        Demographics d.
+    agent_data : DataFrame, dict of arrays, or structured array, optional
+        Rows are agents. `market_ids`, `weights` and `nodes0`, `nodes1`, ... (or a matrix `nodes`), and demographics.
+        Optional: `agent_ids`, and `availability0`, `availability1`, ... (or a matrix `availability`), factors of exp V
+        for the products of the agent's market in the order of the product table, of which zero leaves a product out. A
+        demographic with numbered columns instead of one is specific to products, likewise.
+    integration : Integration, optional
+        Builds nodes and weights, instead of those of `agent_data`.
+    rc_types : sequence of K2 types, optional
+        How each random coefficient follows from its linear index, by default ``'linear'``: the index itself. ``'log'``
+        is its exponential, ``'logit'`` its logistic function, and a function of JAX arrays anything else. A
+        `Transformation` is a function with parameters of its own, which `solve` estimates as tau.
+    epsilon_scale : float, optional
+        Factor of the idiosyncratic taste shocks; small values come near to pure characteristics. The default inversion
+        solved all stress markets of the benchmarks at 1e-4, and single ones down to 1e-6.
+    costs_type : {'linear', 'log'}
+        Whether X3 explains marginal costs or their logarithms.
+    add_exogenous : bool, optional
+        Whether to add the columns of X1 that do not contain prices, and those of X3 that do not contain shares, to the
+        instruments. If false, `demand_instruments` and `supply_instruments` are all instruments, and fixed effects have
+        to be absorbed from them beforehand (`build_matrix` does that).
+
+    Attributes
+    ----------
+    T, N, F, I : numbers of markets, products in all markets, firms and agents.
+    K1, K2, K3, D : numbers of columns of X1, X2, X3 and demographics.
+    MD, MS, MC : numbers of demand, supply and covariance instruments.
+    ED, ES : numbers of dimensions of fixed effects absorbed from demand and supply.
+    H : number of nesting groups.
+    unique_market_ids, unique_firm_ids, unique_product_ids, unique_agent_ids, unique_nesting_ids : sorted IDs.
+    products, agents : structured arrays of the data, with fields such as `X1`, `X2`, `X3`, `ZD`, `ZS`, `nodes`.
+
+    Raises
+    ------
+    DataError
+        When a table cannot be used; the message names table, column, market and row.
+    IdentificationError
+        When X1, X2 or X3 is rank-deficient, or prices are in neither X1 nor X2, or in X3.
+    NotImplementedError
+        For options that are not supported.
+    """
+
+    def solve(
+        self,
+        sigma: Any = None,
+        pi: Any = None,
+        rho: Any = None,
+        beta: Any = None,
+        gamma: Any = None,
+        sigma_bounds: Any = None,
+        pi_bounds: Any = None,
+        rho_bounds: Any = None,
+        beta_bounds: Any = None,
+        gamma_bounds: Any = None,
+        delta: Any = None,
+        method: str = "2s",
+        initial_update: bool | None = None,
+        optimization: Optimization | None = None,
+        scale_objective: bool = True,
+        check_optimality: str = "both",
+        finite_differences: bool = False,
+        error_behavior: str | None = None,
+        error_punishment: float = 1,
+        delta_behavior: str | None = None,
+        iteration: Iteration | None = None,
+        fp_type: str = "safe_linear",
+        shares_bounds: Any = (1e-300, None),
+        costs_bounds: Any = None,
+        W: Any = None,
+        center_moments: bool = True,
+        W_type: str = "robust",
+        se_type: str = "robust",
+        covariance_moments_mean: float = 0,
+        micro_moments: Sequence[Any] = (),
+        micro_sample_covariances: Any = None,
+        resample_agent_data: Callable[[int], Any] | None = None,
+        phi: Any = None,
+        phi_bounds: Any = None,
+        demand_moment_types: str = "levels",
+        supply_moment_types: str = "levels",
+        tau: Any = None,
+        tau_bounds: Any = None,
+        starts: Any = None,
+    ) -> ProblemResults:
+        """Estimate the parameters by one-step or two-step GMM.
+
+        Parameters
+        ----------
+        sigma : (K2, K2) array
+            Starting values of the lower-triangular Cholesky root of the covariance matrix of tastes. Zeros stay zero.
+            ``'auto'`` frees the diagonal and starts at the values of `compute_frac_starts`.
+        pi : (K2, D) array
+            Starting values of the interactions with demographics. Zeros stay zero. ``'auto'`` frees all of them and
+            starts at the values of `compute_frac_starts`.
+        rho : float or (H,) array
+            Starting values of the nesting parameter of all groups, or of each group's in the order of
+            `unique_nesting_ids`. Zeros stay zero. Required with `nesting_ids`. ``'auto'``, or H times that, starts at
+            linear instrumental variables estimates, where rho is the coefficient on the logarithm of shares within
+            groups (Berry 1994). Without random coefficients and supply, these are the estimates of the first step.
+        beta : (K1,) array, optional
+            NaN or None concentrates an element out (the default for all); zeros stay zero; others become part of theta.
+            With a supply side elements on prices cannot be concentrated out, because costs depend on them.
+        gamma : (K3,) array, optional
+            The same for the parameters of marginal costs.
+        tau : array, optional
+            Starting values of the parameters of `Transformation` in `rc_types`, one after the other. Zeros stay zero.
+        sigma_bounds, pi_bounds, rho_bounds, tau_bounds, beta_bounds, gamma_bounds : pairs of arrays, optional
+            Lower and upper bounds. Equal bounds fix an element. By default the diagonal of sigma is at least zero and
+            rho is between zero and 0.99.
+        delta : (N,) array, optional
+            Where inversions of shares start, by default the logit solution.
+        method : {'2s', '1s'}
+        initial_update : bool, optional
+            Whether to update W and delta at the starting values first.
+        optimization : Optimization, optional
+            By default ``Optimization('trust-region')``: bounded Gauss-Newton steps with learned curvature.
+        scale_objective : bool
+            Whether the objective is multiplied by N, so that it is Hansen's J statistic after two steps.
+        check_optimality : {'both', 'gradient'}
+            Whether to compute the (exact) Hessian too, other than at an initial update.
+        finite_differences : bool
+            Whether derivatives are central differences, with steps of `options.finite_differences_epsilon`, other than
+            in the Hessian. They need less memory, and more time. Their errors keep gradients from vanishing: the
+            default optimiser's ``floor_tol`` is then 1e-8 unless `optimization` says something else.
+        error_behavior : {None, 'revert', 'punish', 'raise'}
+            What optimisation routines see where an evaluation fails. By default, whatever makes them step back.
+            ``'revert'``: the objective of the last evaluation that succeeded, times `error_punishment`, and its
+            gradient (before any, 1e10 and zero). ``'punish'``: `error_punishment` and a gradient of zero. Failed values
+            are never estimates. ``'raise'`` raises `ConvergenceError` at once, and when optimisation does not converge.
+        error_punishment : float
+            See `error_behavior`.
+        delta_behavior : {None, 'predicted', 'first', 'logit', 'last'}
+            Where inversions start: at the first-order prediction from the best evaluation so far, at `delta` (or the
+            last GMM step's solution), at the logit solution, or at the last solution. None is ``'predicted'`` for the
+            default optimiser and ``'first'`` for others. Solutions are the same up to the tolerance of `iteration`.
+        iteration : Iteration, optional
+            By default ``Iteration('anderson', {'atol': 1e-13})``.
+        fp_type : {'safe_linear', 'linear', 'safe_nonlinear', 'nonlinear'}
+            Whether ``'simple'``, ``'squarem'`` and methods that run on the host iterate on delta or, if nonlinear, on
+            its exponential; then `iteration` is by default ``Iteration('squarem')``. All types are protected against
+            overflow.
+        shares_bounds : pair of floats, optional
+            Bounds at which simulated shares are clipped before their logarithms are taken in an inversion. Results have
+            `clipped_shares`.
+        costs_bounds : pair of floats, optional
+            Bounds at which marginal costs are clipped; by default there are none. Log costs need a positive lower bound
+            where some costs may be negative.
+        W : (M, M) array, optional
+            Initial weighting matrix, by default that of 2SLS, for M = MD + MS + MC moments.
+        covariance_moments_mean : float
+            Mean m of ``(xi omega - m) Z`` in the moments of covariance instruments.
+        resample_agent_data : callable, optional
+            Adds simulation error to the covariances of moments, for standard errors and for the weighting matrix. It
+            maps an index, counted from zero, to agent data drawn again, with nodes and weights as in `Problem`, and
+            returns None when there are no more, after at least two. Moments are evaluated at the step's estimates of
+            theta for each set of agents, and the sample covariances of averaged moments are added to S, as in PyBLP.
+            (S are covariances of moments times sqrt(N), so this is an N-th of what the variance of averaged moments
+            adds to it. Results have it as `simulation_covariances`.) The callable is called anew in each GMM step.
+        center_moments, W_type, se_type
+            Whether moments are centred, and the type of W and of standard errors: ``'robust'``, ``'clustered'`` or
+            ``'unadjusted'``.
+        micro_moments, micro_sample_covariances, phi, phi_bounds, demand_moment_types, supply_moment_types
+            Only their defaults are supported.
+        starts : int, Starts, list of mappings or (S, P) array, optional
+            Tries many starting values of theta, and begins at the best local minimum of the first step's objective that
+            they lead to. A number stands for the given values and quasi-random points within bounds, `Starts` has a
+            seed and a box. A list of mappings from names of parameters to matrices, such as ``[{"sigma": ..., "pi":
+            ...}, ...]``, or an array with a row for each start holds the values themselves; what mappings leave out has
+            the given value, and zeros of given matrices stay zero. With the default optimiser and its default options,
+            or ``'optax-l-bfgs'``, starts are tried at the same time, and otherwise one after the other. The best one
+            has the smallest objective of those where optimisation converged and second-order conditions hold. W is that
+            before any initial update. Results have a table of `starts`.
+
+        Returns
+        -------
+        ProblemResults
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arguments of the wrong shape or value.
+        IdentificationError
+            When there are fewer moments than parameters (a warning with ``Optimization('return')``), or something is
+            singular and `options.pseudo_inverses` is off.
+        ConvergenceError
+            Only with ``error_behavior='raise'``.
+        NotImplementedError
+            For arguments that are not supported; the message names them.
+        """
+        estimation_options.refuse_unsupported(
+            phi=phi,
+            phi_bounds=phi_bounds,
+            micro_moments=micro_moments,
+            micro_sample_covariances=micro_sample_covariances,
+            demand_moment_types=demand_moment_types,
+            supply_moment_types=supply_moment_types,
+        )
+        arguments.check_choice("method", method, ("1s", "2s"))
+        bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "rho": rho_bounds, "tau": tau_bounds}
+        bounds |= {"beta": beta_bounds, "gamma": gamma_bounds}
+        supports_bounds = getattr(optimization, "supports_bounds", True)
+        samples = None if resample_agent_data is None else AgentSamples(resample_agent_data, self)
+        sigma, pi = start_frac.fill_starts(self, sigma, pi, bounds)
+        rho = fill_rho(self, rho, rho_bounds)
+        bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
+        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean)
+        step_options = estimation_options.read_step_options(
+            parameters=self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds, tau),
+            costs_bounded=bool(np.isfinite(bounds_on_costs).any()),
+            optimization=optimization,
+            iteration=arguments.read_inversion(iteration, fp_type, shares_bounds),
+            check_optimality=check_optimality,
+            error_behavior=error_behavior,
+            error_punishment=error_punishment,
+            finite_differences=finite_differences,
+            delta_behavior=delta_behavior,
+            scale_objective=scale_objective,
+            W_type=W_type,
+            se_type=se_type,
+            center_moments=center_moments,
+            n_clusters=None if self.product_table.clustering_ids is None else self.clusters[1],
+        )
+        names, returned = step_options.parameters.parameter_labels, step_options.optimization.method == "return"
+        check_order_condition(self.instrument_rank, len(names), names, warn=returned)
+        steps = [(0, "return")] if initial_update else []
+        steps += [(1, "")] + ([(2, "")] if method == "2s" else [])
+        start_delta = self._read_delta(delta, step_options.parameters)
+        weights = self._read_weights(W)
+        theta = step_options.parameters.theta
+        table = None
+        if starts is not None:
+            trials = try_starts(starts, step_options, self._step_context(step_options, data, weights), start_delta)
+            table = trials.table
+            theta = theta if trials.theta is None else trials.theta
+        results: ProblemResults | None = None
+        for step, kind in steps:
+            began = time.perf_counter()
+            current = step_options
+            if kind == "return":
+                current = dataclasses.replace(
+                    step_options, optimization=Optimization("return"), check_optimality="gradient"
+                )
+            context = dataclasses.replace(self._step_context(current, data, weights), samples=samples)
+            options.output("")
+            options.output(f"Starting GMM step {step} ...")
+            outcome = solve_step(step, current, context, weights, theta, start_delta)
+            interrupted = outcome.outcome.status is OptimizationStatus.INTERRUPTED
+            last = interrupted or step == steps[-1][0]
+            report_outcome(outcome, time.perf_counter() - began)
+            warn_of_singularity(
+                outcome,
+                current.types,
+                self._contributions(data, outcome),
+                self.instrument_labels,
+                current.parameters.theta_labels,
+            )
+            results = ProblemResults(self, results, outcome, current, estimated=last)
+            results.starts = table
+            weights, theta, start_delta = np.asarray(outcome.summary.updated_W), outcome.theta, outcome.delta
+            if options.verbose:
+                options.output(f"\n{results}")
+            if interrupted:
+                break
+        assert results is not None
+        return results
+
+    def compute_frac_starts(
+        self, sigma: Any = None, pi: Any = None, floor: float = start_frac.FLOOR
+    ) -> start_frac.FracStarts:
+        r"""Starting values of sigma and pi from a linear regression: the FRAC estimator of Salanié and Wolak (2022).
+
+        To second order in the random coefficients, ``log(s_j / s_0)`` is linear in X1, in artificial regressors whose
+        coefficients are the variances and covariances of tastes, ``x_k (x_k / 2 - sum_l s_l x_lk)`` for a variance, and
+        in X2 times the means of demographics. Two-stage least squares with the demand-side instruments estimates the
+        coefficients. How much demographics vary within markets is taken into account by repeating it. Estimates are
+        biased towards zero where tastes vary much, but start the optimisation of the GMM objective in a good place.
+
+        Nodes have to have means of zero and variances of one. Elements of pi that cannot be told from means of
+        demographics, because these are the same in all markets, start at small positive values.
+
+        Parameters
+        ----------
+        sigma : (K2, K2) array whose nonzero elements are free, by default the diagonal.
+        pi : (K2, D) array whose nonzero elements are free, by default all.
+        floor : least standard deviation of a random coefficient times the root mean square of its characteristic, so
+            that elements whose estimated variance is negative are free as well.
+
+        Returns
+        -------
+        FracStarts with `sigma` (K2, K2) and `pi` (K2, D) for `solve`, `beta` (K1,), and `covariances` (K2, K2).
+
+        Raises
+        ------
+        ValueError
+            Without X2, or for arrays of the wrong shape.
+        IdentificationError
+            When there are fewer instruments than coefficients, or they do not identify them.
+        NotImplementedError
+            With nests, random coefficients of other types, or agents' own availability of products.
+        """
+        return start_frac.compute_frac_starts(self, sigma, pi, floor)
+
+    def functions(
+        self,
+        sigma: Any = None,
+        pi: Any = None,
+        rho: Any = None,
+        beta: Any = None,
+        gamma: Any = None,
+        *,
+        W: Any = None,
+        delta: Any = None,
+        scale_objective: bool = True,
+        iteration: Iteration | None = None,
+        costs_bounds: Any = None,
+        covariance_moments_mean: float = 0,
+        tau: Any = None,
+    ) -> ModelFunctions:
+        """The model as compiled, differentiable functions of theta, for other optimisers and samplers.
+
+        Parameters are those of `solve`: zeros fix elements of the parameters, W (M, M) is the weighting matrix (by
+        default that of 2SLS) and `delta` (N,) is where inversions start (by default the logit solution).
+        """
+        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False, tau=tau)
+        bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
+        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean)
+        chosen = Iteration() if iteration is None else iteration
+        specification = Specification(parameters.layout, chosen.fixed_point)
+        factor = jnp.asarray(1.0 if scale_objective else 1.0 / self.N)
+        weights = jnp.asarray(self._read_weights(W))
+        inputs = inference.prepare(specification, self.economy, data, parameters.start, weights, factor, chosen.limits)
+        return ModelFunctions(
+            specification=specification,
+            inputs=inputs,
+            characteristics=self.characteristics,
+            start=jnp.asarray(self._read_delta(delta, parameters)),
+            theta=jnp.asarray(parameters.theta),
+            theta_labels=tuple(parameters.theta_labels),
+        )
+
+    def read_parameters(
+        self,
+        sigma: Any,
+        pi: Any,
+        rho: Any,
+        beta: Any,
+        gamma: Any,
+        bounds: Mapping[str, Any],
+        bounded: bool = True,
+        tau: Any = None,
+    ) -> Parameters:
+        """Starting values, bounds (by block) and layout of the parameters from arguments of `solve`.
+
+        Without `bounded` there are no default bounds.
+        """
+        X2, X3 = self._X2, self._X3
+        parameters = build_parameters(
+            sigma=sigma,
+            pi=pi,
+            rho=rho,
+            tau=tau,
+            beta=beta,
+            gamma=gamma,
+            bounds=bounds,
+            form=self.form,
+            labels=Labels(
+                X1=self._X1.labels,
+                X2=() if X2 is None else X2.labels,
+                X3=() if X3 is None else X3.labels,
+                demographics=self.agents_in_economy.demographic_labels,
+                nests=tuple(map(str, self.unique_nesting_ids)),
+            ),
+            n_node_columns=self.agent_table.nodes.shape[1],
+            bounded=bounded,
+        )
+        if X3 is not None:
+            starting_values.check_price_coefficients(parameters.layout.concentrated_beta, self._X1)
+        return parameters
+
+    def replace_instruments(
+        self, demand_instruments: np.ndarray, supply_instruments: np.ndarray
+    ) -> "OptimalInstrumentProblem":
+        """The same problem with other excluded instruments, to which exogenous columns of X1 and X3 are added.
+
+        Parameters
+        ----------
+        demand_instruments : (N, n) excluded demand-side instruments, before absorption of fixed effects.
+        supply_instruments : (N, m) excluded supply-side instruments, or (N, 0) without a supply side.
+
+        Raises
+        ------
+        ValueError
+            When they are not finite matrices with N rows, or there are supply-side instruments without a supply side.
+
+        Warns
+        -----
+        IdentificationWarning
+            When instruments are collinear.
+        """
+        return self._derive(
+            OptimalInstrumentProblem, lambda problem: problem._set_instruments(demand_instruments, supply_instruments)
+        )
+
+    def replace_agents(self, agent_data: Any) -> "ImportanceSamplingProblem":
+        """The same problem with other agents, whose weights need not sum to one.
+
+        Parameters
+        ----------
+        agent_data : as in `Problem`, with weights and nodes.
+
+        Raises
+        ------
+        DataError
+            When agents cannot be used, or a level of a categorical demographic is missing.
+        """
+
+        def change(problem: ImportanceSamplingProblem) -> None:
+            problem.integration = None
+            problem.agents_in_economy = self._build_agents(agent_data, None, np.inf)
+            missing = set(self.agents_in_economy.demographic_labels) - set(problem.agents_in_economy.demographic_labels)
+            if missing:
+                raise DataError(
+                    f"agent_data: a level of a categorical variable is missing, so there are no demographics "
+                    f"{', '.join(map(repr, sorted(missing)))}. Draw more agents."
+                )
+
+        return self._derive(ImportanceSamplingProblem, change)
+
+    def _data_of_moments(self, costs_bounds: np.ndarray, covariance_moments_mean: Any) -> ModelData:
+        """Data of all moments with bounds on costs (2,) and the mean of covariance moments in place."""
+        data = self.model_data
+        mean = arguments.read_covariance_mean(covariance_moments_mean, data.covariance is not None)
+        if data.supply is not None:
+            data = eqx.tree_at(lambda d: d.supply.costs_bounds, data, jax.device_put(costs_bounds))
+        if data.covariance is not None:
+            data = eqx.tree_at(lambda d: d.covariance.mean, data, jax.device_put(np.array(mean)))
+        return data
+
+    def _contributions(self, data: ModelData, outcome: StepResult) -> np.ndarray:
+        """(N, M) contributions of products to moments."""
+        residuals = jax.device_get(data.residuals(*jax.device_put((outcome.xi, outcome.omega))))
+        pairs = zip(data.weighted_instruments, residuals, strict=True)
+        return np.hstack([np.asarray(instruments) * u[:, None] for instruments, u in pairs])
+
+    def _read_weights(self, W: Any) -> np.ndarray:
+        if W is None:
+            weights = np.asarray(inference.initial_weights(self.model_data.weighted_instruments))
+            estimation_options.refuse_pseudo_inverse(weights, self.instrument_labels)
+            return weights
+        return estimation_options.read_weights(W, self.MD + self.MS + self.MC)
+
+    def _read_delta(self, delta: Any, parameters: Parameters) -> np.ndarray:
+        if delta is None:
+            return self.closed_form_delta(np.asarray(parameters.start.rho))
+        return arguments.read_vector("delta", delta, self.N)
+
+    def _step_context(self, step_options: StepOptions, data: ModelData, weights: np.ndarray) -> StepContext:
+        factor = jnp.asarray(1.0 if step_options.scale_objective else 1.0 / self.N)
+        inputs = inference.prepare(
+            step_options.specification,
+            self.economy,
+            data,
+            step_options.parameters.start,
+            jnp.asarray(weights),
+            factor,
+            step_options.iteration.limits,
+        )
+        return StepContext(
+            inputs,
+            self._index.ids,
+            self.clusters[0],
+            self.residualize_demand,
+            self.residualize_supply,
+            self.closed_form_delta(np.asarray(step_options.parameters.start.rho)),
+            self,
+            weights,
+        )
+
+
+class OptimalInstrumentProblem(Problem):
+    """A problem with optimal excluded instruments, from `OptimalInstrumentResults.to_problem`, used like others."""
+
+
+class ImportanceSamplingProblem(Problem):
+    """A problem with sampled agents, from `ImportanceSamplingResults.to_problem`, used like others."""

@@ -1,0 +1,4 @@
+"""Data from parameters: simulated products, agents, equilibria.
+
+Imports `problem`, whose problems it makes. Start with `simulation`.
+"""

@@ -1,0 +1,357 @@
+"""Data and parameters of simulations: what is not given is drawn, in PyBLP's order, and everything is checked."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from blpjax import options
+from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, build_agents
+from blpjax.economy.characteristics import Characteristics, build_characteristics
+from blpjax.economy.ownership import Ownership, table_ownership
+from blpjax.exceptions import DataError
+from blpjax.inputs import records
+from blpjax.inputs.arguments import read_vector
+from blpjax.inputs.columns import find_columns, read_market_ids
+from blpjax.inputs.design import DesignMatrix
+from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.instruments import build_blp_instruments
+from blpjax.inputs.integration import Integration
+from blpjax.inputs.table_format import read_table
+from blpjax.inputs.tables import ProductTable, assign_node_columns, read_agents
+from blpjax.model.model import Model
+from blpjax.model.parameters import Coefficients, Labels, ParameterLayout, UtilityForm
+from blpjax.model.starting_values import build_parameters
+
+Columns = dict[str, np.ndarray]
+
+#: Fields that are never drawn. Those of IDs and ownership may have several columns.
+_PRODUCT_IDS = ("market_ids", "firm_ids", "nesting_ids", "product_ids", "clustering_ids", "ownership")
+_PRODUCT_FIELDS = (*_PRODUCT_IDS, "shares", "prices")
+_AGENT_FIELDS = ("market_ids", "agent_ids", "nodes", "weights", "availability")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Primitives:
+    """What a simulation is made of, before prices and shares are replaced.
+
+    Attributes
+    ----------
+    agent_formulation : demographics, or None.
+    designs : X1, X2 and X3, None where there is no such matrix.
+    products, index : checked product data and the rows of each market.
+    agents : checked agent data in their economy; `agent_columns` as a table with demographics, None without X2.
+    coefficients, labels : true parameters and their names.
+    xi : (N,) unobserved demand shocks. omega : (N,) those of costs, None without X3.
+    costs_type : whether costs (``'linear'``) or their logarithms (``'log'``) are linear in X3.
+    form : transformations of random coefficients and the scale of epsilon.
+    """
+
+    agent_formulation: Formulation | None
+    designs: tuple[DesignMatrix, DesignMatrix | None, DesignMatrix | None]
+    products: ProductTable
+    index: MarketIndex
+    agents: AgentsInEconomy
+    agent_columns: Columns | None
+    coefficients: Coefficients
+    labels: Labels
+    xi: np.ndarray
+    omega: np.ndarray | None
+    costs_type: str
+    form: UtilityForm
+
+    @property
+    def X1(self) -> np.ndarray:
+        """(N, K1) linear characteristics."""
+        return self.designs[0].values
+
+    @property
+    def X2(self) -> np.ndarray:
+        """(N, K2) nonlinear characteristics."""
+        return np.zeros((self.xi.size, 0)) if self.designs[1] is None else self.designs[1].values
+
+    @property
+    def X3(self) -> np.ndarray:
+        """(N, K3) characteristics that explain marginal costs."""
+        return np.zeros((self.xi.size, 0)) if self.designs[2] is None else self.designs[2].values
+
+    @property
+    def delta(self) -> np.ndarray:
+        """(N,) mean utilities ``X1 beta + xi`` at the simulated prices."""
+        return self.X1 @ np.asarray(self.coefficients.beta) + self.xi
+
+    @property
+    def tilde_costs(self) -> np.ndarray | None:
+        """(N,) marginal costs or their logarithms, ``X3 gamma + omega`` at the simulated shares; None without X3."""
+        if self.omega is None:
+            return None
+        return self.X3 @ np.asarray(self.coefficients.gamma) + self.omega
+
+    @cached_property
+    def characteristics(self) -> Characteristics:
+        """X1, X2 and X3 as functions of the variables in their formulas."""
+        return build_characteristics(self.designs, self.products.prices, self.products.shares)
+
+    @cached_property
+    def ownership(self) -> Ownership | None:
+        """Who owns what: matrices from the data, or else codes of firms; None without either."""
+        return table_ownership(self.agents.economy, self.products)
+
+    def layout_in(self, economy: Economy) -> ParameterLayout:
+        """Which node columns go with which columns of sigma. Theta has no elements: all parameters are known."""
+        nonzero = (np.asarray(self.coefficients.sigma) != 0).any(axis=0)
+        nodes = assign_node_columns(economy.buckets[0].nodes.shape[2], nonzero)
+        return ParameterLayout(*((),) * 8, tuple(np.flatnonzero(nonzero).tolist()), tuple(nodes.tolist()), self.form)
+
+    def model(self, delta: np.ndarray) -> Model:
+        """The model at the simulated variables with mean utilities (N,)."""
+        return Model(
+            economy=self.agents.economy,
+            characteristics=self.characteristics,
+            coefficients=Coefficients(*map(jnp.asarray, dataclasses.astuple(self.coefficients))),
+            delta=jnp.asarray(delta),
+            layout=self.layout_in(self.agents.economy),
+            ownership=self.ownership,
+            costs_type=self.costs_type,
+        )
+
+    def build_agents(self, agent_data: Any = None, integration: Integration | None = None) -> AgentsInEconomy:
+        """The economy with other agents."""
+        table, tol = self.products, options.weights_tol
+        given = self.agent_formulation, agent_data, integration
+        return build_agents(*given, self.index, table.shares, self.X2, tol, table.nesting_ids)
+
+    def product_data(self, changes: Mapping[str, np.ndarray]) -> np.recarray:
+        """Product data as a structured array of N rows, with some variables replaced."""
+        table = self.products
+        fields = {name: getattr(table, name) for name in _PRODUCT_FIELDS}
+        if table.ownership is None:
+            fields["ownership"] = np.zeros((table.shares.size, 0))
+        ids = {column for name in _PRODUCT_IDS for column in _columns_of(table.data, name, "product_data")}
+        variables = {name: values for name, values in table.data.items() if name not in {*fields, *ids}}
+        fields |= {name: records.as_variable(values) for name, values in variables.items()}
+        return records.structure({**fields, **changes}, table.shares.size)
+
+    def agent_data(self) -> np.recarray | None:
+        """Agent data as a structured array of I rows; None without X2."""
+        known = self.agent_columns
+        if known is None:
+            return None
+        rows = known["weights"].size
+        absent: dict[str, np.ndarray | None] = {"agent_ids": None, "availability": np.zeros((rows, 0))}
+        fields = {name: known[name] if name in known else absent[name] for name in _AGENT_FIELDS}
+        fields |= {name: records.as_variable(values) for name, values in known.items() if name not in fields}
+        return records.structure(fields, rows)
+
+
+class CompletedProducts(NamedTuple):
+    """Columns that a simulation uses, and the names of those that were drawn."""
+
+    columns: Columns
+    drawn: tuple[str, ...]
+
+
+def complete_products(
+    data: Any, formulations: Sequence[Formulation | None], generator: np.random.RandomState
+) -> CompletedProducts:
+    """Columns of product data that are used; shares, prices and variables of formulas are drawn where they are missing.
+
+    Shares are uniform on (0, 1 / J), others on (0, 1). They are drawn in the order shares, prices, variables of X1, X2
+    and X3, each sorted by name, so that a seed gives the draws of PyBLP.
+
+    Raises
+    ------
+    DataError
+        When there are no market IDs, or a variable has numbered columns only.
+    """
+    table = "product_data"
+    given = read_table(data, table)
+    market_ids = read_market_ids(given, table, "every simulation")
+    _, codes, sizes = np.unique(market_ids, return_inverse=True, return_counts=True)
+    N = market_ids.size
+    columns = {name: given[name] for field in _PRODUCT_IDS for name in _columns_of(given, field, table)}
+    drawn = []
+
+    def add(name: str, scale: Any = 1.0) -> None:
+        if name in given and given[name].size:
+            columns[name] = given[name]
+            return
+        if f"{name}0" in given:
+            raise DataError(
+                f"{table}: there is a column '{name}0' but none called '{name}', which formulas use. Rename it, or "
+                f"leave it out to have '{name}' drawn."
+            )
+        columns[name] = generator.uniform(size=N) / scale
+        drawn.append(name)
+
+    add("shares", sizes[codes.reshape(-1)])
+    add("prices")
+    for formulation in formulations:
+        for name in sorted(set() if formulation is None else formulation.names - {*columns, *_PRODUCT_FIELDS}):
+            add(name)
+    return CompletedProducts(columns, tuple(drawn))
+
+
+def complete_agents(
+    formulation: Formulation | None,
+    data: Any,
+    integration: Integration | None,
+    K2: int,
+    market_ids: np.ndarray,
+    generator: np.random.RandomState,
+) -> Columns | None:
+    """Columns of agent data that are used, with nodes and weights built and missing demographics drawn uniformly.
+
+    Rows are agents. `market_ids` (N,) are those of products. Without X2 there are no agents, and nothing may be given.
+
+    Raises
+    ------
+    DataError, ValueError, TypeError
+        When agents cannot be used; see `read_agents`.
+    """
+    tol = options.weights_tol
+    if K2 == 0:
+        read_agents(data, integration, K2, market_ids, None if formulation is None else formulation.names, tol)
+        return None
+    given = None if data is None else read_table(data, "agent_data")
+    names = [] if formulation is None else sorted(formulation.names - set(_AGENT_FIELDS))
+    known = {name for name in names if given is not None and (name in given or f"{name}0" in given)}
+    agents = read_agents(given, integration, K2, market_ids, known or None, tol)
+    columns = {"market_ids": agents.market_ids, "nodes": agents.nodes, "weights": agents.weights}
+    if agents.agent_ids is not None:
+        columns["agent_ids"] = agents.agent_ids
+    if agents.availability is not None:
+        columns["availability"] = agents.availability
+    for name in names:
+        # demographics that are specific to products have numbered columns
+        if name in known:
+            sources = [name] if name in agents.data else find_columns(agents.data, name, "agent_data")
+            columns |= {column: agents.data[column][agents.rows] for column in sources}
+        else:
+            columns[name] = generator.uniform(size=agents.weights.size)
+    return columns
+
+
+def read_coefficients(
+    parameters: Mapping[str, Any], labels: Labels, n_node_columns: int, form: UtilityForm
+) -> Coefficients:
+    """True parameters as arrays, for `parameters` by name.
+
+    Raises
+    ------
+    ValueError
+        When one is missing, superfluous, of the wrong shape or not finite.
+    DataError
+        When there are fewer columns of nodes than columns of Sigma that are not all zero.
+    """
+    for name, size in (("beta", len(labels.X1)), ("gamma", len(labels.X3))):
+        if size and parameters[name] is None:
+            raise ValueError(f"{name} must be given: an array of {size} true parameters.")
+    # a negative diagonal of sigma is as good as a positive one
+    found = build_parameters(
+        **parameters, bounds={}, labels=labels, n_node_columns=n_node_columns, bounded=False, form=form
+    )
+    if found.layout.concentrated_beta or found.layout.concentrated_gamma:
+        raise ValueError("beta and gamma must have no missing elements: a simulation needs all true parameters.")
+    return found.start
+
+
+class Errors(NamedTuple):
+    """Structural errors: xi (N,), and omega (N,) where there is a supply side."""
+
+    xi: np.ndarray
+    omega: np.ndarray | None
+
+
+def read_errors(
+    xi: Any,
+    omega: Any,
+    moments: Mapping[str, Any],
+    N: int,
+    supply: bool,
+    generator: np.random.RandomState,
+) -> Errors:
+    """Structural errors as given, or drawn from a bivariate normal distribution with mean zero.
+
+    `moments` are `xi_variance`, `omega_variance` and `correlation`.
+
+    Raises
+    ------
+    ValueError
+        When errors that are needed are missing, are of the wrong size or not finite, or would not be used, and when
+        moments are not those of a distribution, or would not be used.
+    """
+    if omega is not None and not supply:
+        raise ValueError("omega would not be used, because X3 was not formulated. Leave it out.")
+    if xi is None and (omega is not None or not supply):
+        raise ValueError("xi must be given when X3 is not formulated or omega is given.")
+    if omega is None and supply and xi is not None:
+        raise ValueError("omega must be given when X3 is formulated and xi is given.")
+    if xi is not None:
+        unused = [name for name, value in moments.items() if value != _MOMENTS[name]]
+        if unused:
+            raise ValueError(f"{' and '.join(unused)} would not be used, because xi is given. Leave them out.")
+        return Errors(read_vector("xi", xi, N), None if omega is None else read_vector("omega", omega, N))
+    variances = np.array([moments["xi_variance"], moments["omega_variance"]], float)
+    correlation = float(moments["correlation"])
+    if not (np.isfinite(variances).all() and (variances >= 0).all() and -1 <= correlation <= 1):
+        raise ValueError(
+            "xi_variance and omega_variance must be non-negative and correlation between -1 and 1, but they are "
+            f"{variances[0]:g}, {variances[1]:g} and {correlation:g}."
+        )
+    covariance = correlation * np.sqrt(variances.prod())
+    matrix = np.array([[variances[0], covariance], [covariance, variances[1]]])
+    draws = generator.multivariate_normal([0, 0], matrix, N, check_valid="ignore")
+    return Errors(draws[:, 0], draws[:, 1])
+
+
+_MOMENTS = {"xi_variance": 1, "omega_variance": 1, "correlation": 0.9}
+
+
+def basic_instruments(primitives: Primitives, columns: Columns) -> Columns:
+    """Excluded instruments for `columns` of product data: sums over other products, and shifters of the other side.
+
+    Sums are those of `build_blp_instruments` for all variables in columns of X1 without prices (demand) and in columns
+    of X3 without shares (supply), and for ones where numbers of products vary between markets. Variables that appear on
+    one side only are instruments of the other side. Constant columns are dropped.
+    """
+    X1, _, X3 = primitives.designs
+    demand = _exogenous_names(X1)
+    supply = _exogenous_names(X3)
+    instruments = {"demand_instruments": _side(primitives, columns, demand, supply - demand)}
+    if X3 is not None:
+        instruments["supply_instruments"] = _side(primitives, columns, supply, demand - supply)
+    return {name: matrix for name, matrix in instruments.items() if matrix.shape[1]}
+
+
+def _side(primitives: Primitives, columns: Columns, own: set[str], shifters: set[str]) -> np.ndarray:
+    N = primitives.products.shares.size
+    # without firms there are no rivals: sums are over all other products
+    data = columns if "firm_ids" in columns else {**columns, "firm_ids": np.zeros(N)}
+    varying = len({rows.size for rows in primitives.index.rows}) > 1
+    parts = [np.zeros((N, 0))]
+    if own or varying:
+        terms = ["1" if varying else "0", *sorted(own)]
+        parts.append(build_blp_instruments(Formulation(" + ".join(terms)), data))
+    if shifters:
+        parts.append(Formulation(" + ".join(["0", *sorted(shifters)])).build(data).values)
+    matrix = np.hstack(parts)
+    largest = np.abs(matrix).max(axis=0, initial=0.0)
+    return np.ascontiguousarray(matrix[:, np.ptp(matrix, axis=0) > 1e-12 * largest])
+
+
+def _exogenous_names(design: DesignMatrix | None) -> set[str]:
+    if design is None:
+        return set()
+    exogenous = [column for column in design.columns if not column.names & {"prices", "shares"}]
+    return {name for column in exogenous for name in column.names}
+
+
+def _columns_of(columns: Mapping[str, np.ndarray], field: str, table: str) -> list[str]:
+    """Names of the columns of a field that have elements: itself, or numbered ones."""
+    # another column, such as an older 'product_ids2', may well stand beside IDs
+    found = [field] if field in columns and field != "ownership" else find_columns(columns, field, table)
+    return [name for name in found if columns[name].size]

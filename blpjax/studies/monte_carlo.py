@@ -1,0 +1,544 @@
+"""Monte Carlo studies: data that are simulated and estimated again and again, many replications at once."""
+
+import copy
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jaxtyping import Array, Float
+
+from blpjax.economy.characteristics import Characteristics
+from blpjax.estimation.lane import (
+    BATCH_BYTES,
+    BatchOptions,
+    Lane,
+    describe,
+    describe_layout,
+    largest_batch,
+    place_lane,
+    read_batches,
+)
+from blpjax.estimation.lane_optimizer import LaneOptimizer, read_optimizer
+from blpjax.estimation.lanes import BatchOutcome, estimate_lanes
+from blpjax.estimation.options import read_covariance_types
+from blpjax.exceptions import Status, succeeded
+from blpjax.inputs.arguments import check_choice, read_costs_bounds, read_draws, read_inversion
+from blpjax.inputs.identification import check_order_condition
+from blpjax.iteration import Iteration
+from blpjax.kernels.contraction import logit_delta
+from blpjax.machine.batch_files import fingerprint_of
+from blpjax.machine.batches import Sizes, run_study
+from blpjax.machine.compilation import filtered_program
+from blpjax.machine.placement import Placement, read_devices
+from blpjax.machine.spread import each_lane, spread
+from blpjax.model.model import Model
+from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout, Parameters, compress
+from blpjax.model.tastes import market_tastes
+from blpjax.objective.data import Specification
+from blpjax.optimize.optimize import Optimization
+from blpjax.problem.problem import Problem
+from blpjax.simulation.simulation import Simulation
+from blpjax.studies.generator import NOTHING, DataGenerator, ExogenousDraws
+from blpjax.studies.lane_instruments import Observed, OptimalInstruments, estimate_optimally, plan_instruments
+from blpjax.studies.results import COLUMNS, MonteCarloResults
+
+#: How shares are inverted by default. All lanes wait for the slowest one, so that a trial of the optimiser at which the
+#: inversion is hard has to fail soon: it steps back then.
+INVERSION = Iteration("anderson", {"max_evaluations": 200})
+
+
+class _Truth(eqx.Module):
+    """What replications are drawn from: the model at the simulation's variables, and its linear parts."""
+
+    model: Model
+    delta: Float[Array, " N"]
+    tilde_costs: Float[Array, " N"]
+    gamma: Float[Array, " K3"]
+    root: Float[Array, "2 2"]
+    logarithmic: bool = eqx.field(static=True)
+
+
+class _Drawn(eqx.Module):
+    """Prices and shares (N,) of a replication, the status of its equilibrium, and what else was drawn."""
+
+    prices: Float[Array, " N"]
+    shares: Float[Array, " N"]
+    status: Any
+    exogenous: ExogenousDraws
+
+
+class MonteCarlo:
+    """A Monte Carlo study of an estimator.
+
+    In each replication structural errors are drawn anew, firms set prices, and the model is estimated as by
+    `Problem.solve`. Exogenous variables and instruments stay those of the simulation unless a `data_generator` draws
+    them, too.
+    Replications are processed in batches, as lanes of one compiled program. Draws of a replication depend on `seed` and
+    its number only.
+
+    Parameters
+    ----------
+    simulation : the truth: data, parameters, and X3 for firms' costs.
+    problem : the model to estimate, on data of the same shape: by default `SimulationResults.to_problem` of the
+        simulation's equilibrium. Formulations and instruments may be others than those of the simulation, but
+        instruments may not depend on prices or shares, which change from one replication to the next.
+    seed : of all draws.
+    data_generator : function of a `numpy.random.Generator`, the replication's own, that returns columns of product data
+        by name: numeric exogenous variables of formulas, and all of ``demand_instruments0``, ... or a matrix
+        ``demand_instruments``, and likewise for supply. What it leaves out stays, but instruments that the problem has
+        from `SimulationResults.to_problem` by default are built from the new variables. Executors need a function that
+        can be pickled.
+    xi_variance, omega_variance, correlation : of structural errors.
+    optimal_instruments : whether and how each replication is estimated again with optimal instruments at its own
+        estimates: `OptimalInstruments`, or its `method`, such as ``'approximate'``. By default there is one estimation.
+    optimization : ``'trust-region'``, the default, or ``'optax-l-bfgs'``, which ignores bounds, and their options.
+        Tolerances refer to the objective without the factor N. Defaults are strict, so that tables do not depend on
+        rounding: a ``decrease_tol`` of 1e-21 for the first one and a ``gtol`` of 1e-9 for the second one.
+    sigma, pi, rho, tau, beta, gamma, method, W_type, se_type, center_moments, costs_bounds, iteration, and bounds :
+        those of `Problem.solve`. By default parameters start at the truth, and inversions that take more than 200
+        evaluations fail, at which the optimiser steps back.
+
+    Raises
+    ------
+    ValueError
+        For arguments that `Problem.solve` would refuse, or a problem of another shape than the simulation.
+    IdentificationError
+        When there are fewer moments than parameters.
+    NotImplementedError
+        For problems with absorbed fixed effects or covariance moments, other optimisers, and optimal instruments with
+        draws.
+    """
+
+    _devices: list[jax.Device] | None = None
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        problem: Problem | None = None,
+        *,
+        seed: int = 0,
+        data_generator: Any = None,
+        xi_variance: float = 1.0,
+        omega_variance: float = 1.0,
+        correlation: float = 0.9,
+        method: str = "2s",
+        W_type: str = "robust",
+        se_type: str = "robust",
+        center_moments: bool = True,
+        costs_bounds: Any = None,
+        iteration: Iteration | None = None,
+        optimization: Optimization | None = None,
+        bounds: dict[str, Any] | None = None,
+        optimal_instruments: OptimalInstruments | str | None = None,
+        **parameters: Any,
+    ) -> None:
+        check_choice("method", method, ("1s", "2s"))
+        self.simulation = simulation
+        self.seed = int(seed)
+        if problem is None:
+            problem = simulation.replace_endogenous().to_problem()
+        self.problem = problem
+        _check_problem(simulation, problem)
+        self._parameters = _read_parameters(simulation, problem, parameters, bounds or {})
+        n_clusters = None if problem.product_table.clustering_ids is None else problem.clusters[1]
+        chosen = read_inversion(INVERSION if iteration is None else iteration, "safe_linear", (1e-300, None))
+        check_order_condition(problem.instrument_rank, len(self.labels), self.labels, warn=False)
+        layout = self._parameters.layout
+        self._options = BatchOptions(
+            Specification(layout, chosen.fixed_point),
+            read_covariance_types(W_type, se_type, center_moments, n_clusters),
+            2 if method == "2s" else 1,
+            _read_optimizer(optimization, bounds),
+        )
+        self._limits = jax.tree.map(jnp.asarray, chosen.limits)
+        self._bounds = read_costs_bounds(costs_bounds, problem.model_data.supply is not None)
+        self._truth = _build_truth(simulation, (xi_variance, omega_variance, correlation))
+        self._plan = None
+        if optimal_instruments is not None:
+            self._plan = plan_instruments(problem, layout, optimal_instruments, self._options.steps)
+            moments = self._plan.count_moments(layout, problem.model_data.supply is not None)
+            check_order_condition(moments, len(self.labels), self.labels, warn=False)
+        self._generator = None
+        if data_generator is not None:
+            shifters = [] if self._plan is None else [one for one in self._plan.shifters if one is not None]
+            self._generator = DataGenerator(data_generator, self.seed, simulation, problem, shifters)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the parameters: theta, then concentrated elements of beta and gamma."""
+        return self._parameters.parameter_labels
+
+    @property
+    def blocks(self) -> list[str]:
+        """The block of each parameter."""
+        return self._parameters.parameter_blocks
+
+    @functools.cached_property
+    def true_values(self) -> np.ndarray:
+        """(Q,) true values of the parameters, NaN where the estimated model is not that of the simulation."""
+        layout, known = self._parameters.layout, self.simulation.primitives
+        labels = self._parameters.labels
+        same = (labels.X1, labels.X2) == (known.labels.X1, known.labels.X2) and labels.X3 in ((), known.labels.X3)
+        if not same:
+            return np.full(len(self.labels), np.nan)
+        linear = [np.asarray(known.coefficients.beta)[list(layout.concentrated_beta)]]
+        linear.append(np.asarray(known.coefficients.gamma)[list(layout.concentrated_gamma)])
+        return np.concatenate([compress(layout, known.coefficients), *linear])
+
+    def run(
+        self,
+        replications: int,
+        batch_size: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+        executor: Any = None,
+        memory: int | None = None,
+        devices: int | Sequence[Any] | None = None,
+    ) -> MonteCarloResults:
+        """Simulate and estimate replications 0, 1, ..., `replications` - 1.
+
+        Parameters
+        ----------
+        replications : their number.
+        batch_size : how many replications are processed together. By default they are divided evenly into as few
+            batches as `memory` allows, and with an executor into at least 32. With a given size the last batch is run
+            whole too, and replications that are too many are cut from the table: with the same size a replication's
+            rows are the same however many there are. With other sizes they may differ by rounding.
+        path : directory in which finished batches are kept, as Parquet files. A study that was interrupted goes on
+            where it stopped and ends with the same table, and one that is run with more replications keeps those that
+            are there. The directory's batch size stays what it was.
+        executor : where batches are run: an object with the method `submit` of `concurrent.futures.Executor`, for
+            example that of a Dask client, ``client.get_executor()``, or a `ProcessPoolExecutor` whose processes are
+            spawned, not forked. The study travels to its workers by pickling. A batch whose worker was lost is run
+            again by another one. Finished batches are written by this process.
+        memory : bytes that a batch may need by default, an estimate; one gibibyte unless given.
+        devices : how many devices of this process replications are spread over, or which ones, for example
+            ``jax.local_devices()[:2]``; all of them unless given. Tables do not depend on them, but for rounding. A CPU
+            is one device, all cores of which are used.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When a number is not a positive integer, the executor forks, there are no such devices, or `devices` are
+            given for an executor, whose workers use those that they have.
+        StorageError
+            When `path` cannot be used, holds another study, or a file there cannot be read.
+        StudyError
+            When the executor's workers were lost again and again. Finished batches are kept.
+        """
+        count = read_draws(replications, "replications")
+        given, bytes_ = read_batches(batch_size, memory)
+        study = self
+        if devices is not None:
+            if executor is not None:
+                raise ValueError("devices cannot be given for an executor: its workers use all devices that they have.")
+            study = copy.copy(self)
+            study._devices = read_devices(devices, jax.local_devices())
+        sizes = Sizes(given, self._lanes_within(bytes_))
+        outcome = run_study(study, count, sizes, None if path is None else Path(path), executor)
+        return MonteCarloResults(outcome.table, outcome.seconds, outcome.batches, outcome.peak_memory)
+
+    @property
+    def unit(self) -> str:
+        """What is run many times."""
+        return "replications"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table of results."""
+        return COLUMNS
+
+    @property
+    def default_batch_size(self) -> int:
+        """At most how many replications are processed together unless `run` is told otherwise."""
+        return self._lanes_within(BATCH_BYTES)
+
+    def _lanes_within(self, memory: int) -> int:
+        problem = self.problem
+        return largest_batch(problem.economy, self._parameters.layout.P, problem.model_data.supply is not None, memory)
+
+    @functools.cached_property
+    def _shared(self) -> Lane:
+        """All of a lane; what replications draw anew is replaced."""
+        problem, parameters = self.problem, self._parameters
+        data = problem.model_data
+        if data.supply is not None:
+            data = eqx.tree_at(lambda d: d.supply.costs_bounds, data, jnp.asarray(self._bounds))
+        lower, upper = parameters.bounds
+        return Lane(
+            economy=problem.economy,
+            data=data,
+            fixed=Coefficients(*(jnp.asarray(getattr(parameters.start, name)) for name in BLOCKS)),
+            theta=jnp.asarray(parameters.theta),
+            lower=jnp.asarray(lower),
+            upper=jnp.asarray(upper),
+            delta=jnp.zeros(problem.N),
+            cluster_ids=jnp.asarray(problem.clusters[0]),
+            limits=self._limits,
+        )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identifies the study: data, true parameters, estimator and seed."""
+        truth, plan, data = self._truth, self._plan, self.problem.model_data
+        fixed = eqx.filter(self._shared, _varies(self._shared, self._generator is not None), inverse=True)
+        estimated = self.problem.characteristics
+        exogenous = {name: x for name, x in estimated.variables.items() if name not in ("prices", "shares")}
+        drawn = None if self._generator is None else self._generator.draw(np.arange(2))
+        arrays = jax.tree.leaves((truth, fixed, exogenous, drawn, None if plan is None else plan.shifters))
+        formulas = [
+            [column.label for column in columns]
+            for known in (truth.model.characteristics, estimated)
+            for columns in (known.X1_columns, known.X2_columns, known.X3_columns)
+        ]
+        true = describe_layout(truth.model.layout), truth.logarithmic
+        again = None if plan is None else plan.description
+        return fingerprint_of(
+            repr((self.seed, formulas, true, describe(self._options, data), self.labels, again)), arrays
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what can be computed again."""
+        kind = type(self)
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if not isinstance(getattr(kind, name, None), functools.cached_property)
+        }
+
+    def run_batch(self, first: int, size: int) -> pd.DataFrame:
+        """Rows of consecutive replications in the table of results.
+
+        Parameters
+        ----------
+        first : number of the first one.
+        size : how many are processed together.
+        """
+        drawn = NOTHING
+        if self._generator is not None:
+            drawn = self._generator.draw(np.arange(first, first + size))
+
+        def work(lanes: np.ndarray, placement: Placement | None) -> tuple[BatchOutcome, Any]:
+            own = jax.tree.map(lambda values: jnp.asarray(values[lanes]), drawn)
+            return self._estimate(first + lanes, own, placement)
+
+        found, equilibria = spread(work, size, self._devices, self.fingerprint)
+        return self._tabulate(first, found, np.asarray(equilibria))
+
+    def _estimate(
+        self, replications: np.ndarray, exogenous: ExogenousDraws, placement: Placement | None
+    ) -> tuple[BatchOutcome, Any]:
+        """Estimates of replications by their numbers, and how their equilibria went."""
+        whole, layout = place_lane(self._shared, placement), self._options.specification.layout
+        drawn = _draw(self._truth, jax.random.key(self.seed), jnp.asarray(replications), exogenous, placement)
+        lanes = _build_lanes(whole, self.problem.characteristics, layout, self.problem.add_exogenous, drawn)
+        mask = _varies(whole, self._generator is not None)
+        shared = eqx.filter(whole, mask, inverse=True)
+        varying = eqx.filter(lanes, mask)
+        if self._plan is None:
+            return estimate_lanes(self._options, varying, shared, replications.size), drawn.status
+        observed = Observed(drawn.prices, drawn.shares, exogenous.variables)
+        return estimate_optimally(self._options, self._plan, varying, shared, observed), drawn.status
+
+    def _tabulate(self, first: int, found: BatchOutcome, equilibria: np.ndarray) -> pd.DataFrame:
+        B, Q = found.parameters.shape
+        solved = succeeded(equilibria).all(axis=1)
+        status = np.where(solved, found.reasons, equilibria.max(axis=1))
+        sentences = [Status(code).sentence for code in status]
+        ok = found.ok & solved
+        valid = np.where(ok, 1.0, np.nan)[:, None]
+        values = (
+            np.repeat(np.arange(first, first + B), Q),
+            np.tile(self.blocks, B),
+            np.tile(self.labels, B),
+            np.tile(self.true_values, B),
+            (valid * found.parameters).ravel(),
+            (valid * found.standard_errors).ravel(),
+            np.repeat(ok, Q),
+            found.identified.ravel(),
+            np.repeat(sentences, Q),
+            np.repeat(found.objectives, Q),
+            np.repeat(found.gradient_norms, Q),
+            np.repeat(found.evaluations, Q),
+        )
+        return pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
+
+
+def _check_problem(simulation: Simulation, problem: Problem) -> None:
+    """Refuse what lanes cannot do."""
+    if problem.N != simulation.N or not np.array_equal(
+        problem.product_table.market_ids, simulation.primitives.products.market_ids
+    ):
+        raise ValueError("The problem must have the same products as the simulation, in the same order.")
+    if problem.ED or problem.ES:
+        raise NotImplementedError(
+            "Absorbed fixed effects are not supported in Monte Carlo studies. Put indicators, C(...), into formulas."
+        )
+    if problem.devices is not None:
+        raise NotImplementedError(
+            "The markets of the problem are spread over devices, which studies spread replications over. Use the "
+            "problem without shard()."
+        )
+    if problem.model_data.covariance is not None:
+        raise NotImplementedError("Covariance instruments are not supported in Monte Carlo studies. Leave them out.")
+    if simulation.K3 == 0:
+        raise NotImplementedError(
+            "A simulation without X3 has no marginal costs, from which prices could be drawn. Formulate X3; the "
+            "problem may leave it out."
+        )
+
+
+def _read_optimizer(optimization: Optimization | None, bounds: Any) -> LaneOptimizer:
+    if optimization is not None and not isinstance(optimization, Optimization):
+        raise TypeError(f"optimization must be an Optimization or None, not {type(optimization).__name__}.")
+    optimizer = read_optimizer(optimization)
+    if optimizer is None:
+        raise NotImplementedError(
+            "Monte Carlo studies optimise inside of compiled programs, which other routines than "
+            "Optimization('trust-region') and Optimization('optax-l-bfgs') cannot do."
+        )
+    if bounds and optimization is not None and not optimization.supports_bounds:
+        raise ValueError("Optimization('optax-l-bfgs') ignores bounds. Use 'trust-region', or leave bounds out.")
+    return optimizer
+
+
+def _read_parameters(
+    simulation: Simulation, problem: Problem, given: dict[str, Any], bounds: dict[str, Any]
+) -> Parameters:
+    """Starting values, which are the true ones where none are given and both models have the same parameters."""
+    if unknown := sorted({*given, *bounds} - set(BLOCKS)):
+        raise ValueError(f"{', '.join(unknown)} are no parameters. There are {', '.join(BLOCKS)}.")
+    true = simulation.primitives.coefficients
+    starts = {}
+    for name in BLOCKS:
+        value = np.asarray(getattr(true, name))
+        starts[name] = value if name in BLOCKS[:4] and value.size else None
+    if problem.model_data.supply is not None:
+        # coefficients on prices cannot be concentrated out
+        columns = problem.characteristics.X1_columns
+        known = np.asarray(true.beta)
+        if len(columns) == known.size:
+            starts["beta"] = np.where([column.depends_on("prices") for column in columns], known, np.nan)
+    return problem.read_parameters(
+        **{**{name: starts[name] for name in BLOCKS}, **given}, bounds={**dict.fromkeys(BLOCKS), **bounds}
+    )
+
+
+def _build_truth(simulation: Simulation, moments: tuple[float, float, float]) -> _Truth:
+    xi_variance, omega_variance, correlation = map(float, moments)
+    if xi_variance < 0 or omega_variance < 0 or not -1 <= correlation <= 1:
+        raise ValueError(
+            "Variances must be at least zero and correlation between -1 and 1, but they are "
+            f"{xi_variance:g}, {omega_variance:g} and {correlation:g}."
+        )
+    known = simulation.primitives
+    assert known.tilde_costs is not None and known.omega is not None
+    scales = np.sqrt([xi_variance, omega_variance])
+    rest = np.sqrt(1 - correlation**2)
+    return _Truth(
+        model=known.model(known.delta - known.xi),
+        delta=jnp.asarray(known.delta - known.xi),
+        tilde_costs=jnp.asarray(known.tilde_costs - known.omega),
+        gamma=jnp.asarray(known.coefficients.gamma),
+        root=jnp.asarray(scales[:, None] * np.array([[1.0, 0.0], [correlation, rest]])),
+        logarithmic=known.costs_type == "log",
+    )
+
+
+@filtered_program(effort=1)
+def _draw(
+    truth: _Truth,
+    key: Array,
+    replications: Array,
+    exogenous: ExogenousDraws = NOTHING,
+    placement: Placement | None = None,
+) -> _Drawn:
+    """Equilibria of replications, by their numbers and exogenous variables."""
+
+    def one(replication: Array, exogenous: ExogenousDraws) -> _Drawn:
+        normal = jax.random.normal(jax.random.fold_in(key, replication), (2, truth.delta.size))
+        xi, omega = truth.root @ normal
+        known, delta, tilde_costs = truth.model.characteristics, truth.delta, truth.tilde_costs
+        if changes := exogenous.of(known):
+            known = known.replace(changes)
+            delta = known.evaluate({})[0] @ jnp.asarray(truth.model.coefficients.beta)
+            tilde_costs = known.evaluate_X3({}) @ truth.gamma
+        tilde_costs += omega
+        costs = jnp.exp(tilde_costs) if truth.logarithmic else tilde_costs
+        model = eqx.tree_at(lambda m: (m.delta, m.characteristics), truth.model, (delta + xi, known))
+        found = model.solve_prices(costs=costs, prices=costs)
+        solved = model.at({"prices": found.prices})
+        return _Drawn(found.prices, solved.shares, found.status, exogenous)
+
+    return each_lane(one, replications, exogenous, placement=placement)
+
+
+@filtered_program(effort=1)
+def _build_lanes(
+    shared: Lane, characteristics: Characteristics, layout: ParameterLayout, add_exogenous: bool, drawn: _Drawn
+) -> Lane:
+    """Lanes with what replications have drawn in all data."""
+    economy, data = shared.economy, shared.data
+
+    def one(drawn: _Drawn) -> Lane:
+        known = {"prices": drawn.prices, "shares": drawn.shares, **drawn.exogenous.of(characteristics)}
+        X1, X2 = characteristics.evaluate(known)
+        current = [
+            eqx.tree_at(lambda b: (b.shares, b.X2), bucket, values)
+            for bucket, *values in zip(economy.buckets, economy.scatter(drawn.shares), economy.scatter(X2), strict=True)
+        ]
+        moved = eqx.tree_at(lambda d: (d.demand.X, d.demand.X_unabsorbed), data, (X1, X1))
+        if data.supply is not None:
+            X1_slope, X2_slope = characteristics.slopes("prices", known)
+            X3 = characteristics.evaluate_X3(known)
+            moved = eqx.tree_at(
+                lambda d: (
+                    d.supply.equation.X,
+                    d.supply.equation.X_unabsorbed,
+                    d.supply.prices,
+                    d.supply.X1_slope,
+                    d.supply.X2,
+                    d.supply.X2_slope,
+                ),
+                moved,
+                (X3, X3, drawn.prices, X1_slope, X2, X2_slope),
+            )
+        moved = drawn.exogenous.move(moved, characteristics.replace(known), add_exogenous)
+        tastes = market_tastes(shared.fixed, layout)
+        delta = [
+            jax.vmap(lambda market: tastes.scale * logit_delta(market.shares, tastes.of_groups(market)))(bucket)
+            for bucket in current
+        ]
+        return eqx.tree_at(
+            lambda lane: (lane.economy.buckets, lane.data, lane.delta),
+            shared,
+            (tuple(current), moved, economy.gather(delta)),
+        )
+
+    return each_lane(one, drawn, placement=shared.placement)
+
+
+def _varies(shared: Lane, exogenous: bool) -> Lane:
+    """A tree of booleans: what differs between lanes, instruments only where `exogenous` variables do."""
+    none = jax.tree.map(lambda leaf: False, shared)
+
+    def parts(lane: Lane) -> list[Any]:
+        chosen = [lane.data.demand.X, lane.data.demand.X_unabsorbed, lane.delta]
+        for bucket in lane.economy.buckets:
+            chosen += [bucket.shares, bucket.X2]
+        if lane.data.supply is not None:
+            supply = lane.data.supply
+            chosen += [supply.equation.X, supply.equation.X_unabsorbed, supply.prices]
+            chosen += [supply.X1_slope, supply.X2, supply.X2_slope]
+        if exogenous:
+            for equation in lane.data.equations:
+                chosen += [equation.Z, equation.instruments]
+        return chosen
+
+    return eqx.tree_at(parts, none, replace_fn=lambda leaf: True)

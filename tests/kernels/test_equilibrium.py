@@ -1,0 +1,408 @@
+"""Equilibrium prices: methods, closed forms, derivatives, failures, and PyBLP's numbers."""
+
+import warnings
+from collections.abc import Iterator
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pyblp
+import pytest
+
+from blpjax.exceptions import ConvergenceError, Status, raise_for_status
+from blpjax.iteration import FixedPointLimits, Iteration
+from blpjax.kernels.demand import DemandPoint, demand_hessian, demand_with_curvature
+from blpjax.kernels.equilibrium import first_order_conditions, profit_hessian, solve_prices, zeta
+from blpjax.kernels.fixed_point import FixedPoint
+from blpjax.kernels.markups import markups, ownership_matrix
+from blpjax.kernels.markups import passthrough as passthrough_matrix
+from tests.support.firms import (
+    DEMANDS,
+    Firms,
+    I,
+    J,
+    arrays,
+    firms,
+    fixed_costs,
+    in_logarithms,
+    in_X1,
+    in_X2,
+    partial_ownership,
+    plain_shares,
+    returns_to_scale,
+)
+from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, LINEAR_ALGEBRA, ROUNDING
+
+METHODS = ("simple", "squarem", "anderson", "newton")
+every_demand = pytest.mark.parametrize("demand", DEMANDS.values(), ids=DEMANDS)
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+@cache
+def solver(demand: Any, costs: Any = fixed_costs, method: str = "anderson", **options: Any) -> Any:
+    """``solve(f, owned, start)``, compiled once for all tests."""
+    iteration = Iteration(method, {"atol": 1e-14} | options)
+
+    @jax.jit
+    def solve(f: Firms, owned: Any, start: Any) -> FixedPoint:
+        return solve_prices(demand, costs, owned, start, f, iteration.fixed_point, iteration.limits)
+
+    return solve
+
+
+def gradient(demand: Any, costs: Any, owned: Any, f: Firms, prices: Any) -> Any:
+    point = demand(prices, f)
+    return first_order_conditions(point, ownership_matrix(owned), prices, costs(point.shares(), f))
+
+
+@every_method
+@every_demand
+def test_prices_solve_the_first_order_conditions(demand: Any, method: str) -> None:
+    f = arrays(firms(1))
+    solve = solver(demand, method=method)
+    for owned in (f.firms, jnp.arange(J), jnp.zeros(J, int)):
+        found = solve(f, owned, f.costs)
+        assert found.status <= Status.ROUNDING_FLOOR and found.residual <= 1e-12
+        at_solution = jnp.abs(gradient(demand, fixed_costs, owned, f, found.value)).max()
+        assert float(found.residual) == pytest.approx(float(at_solution), abs=1e-14)
+        DELTA.check(found.value - f.costs, markups(demand(found.value, f), owned))
+        assert (found.value > f.costs).all()
+
+
+@every_method
+def test_partial_asymmetric_ownership(method: str) -> None:
+    f, H = arrays(firms(2)), jnp.asarray(partial_ownership())
+    found = solver(in_X2, method=method)(f, H, f.costs)
+    assert found.status <= Status.ROUNDING_FLOOR
+    DELTA.check(found.value - f.costs, markups(in_X2(found.value, f), H))
+
+
+@every_method
+@pytest.mark.parametrize("mass", [1.0, 0.154])
+def test_costs_that_depend_on_shares_are_those_at_the_equilibrium(method: str, mass: float) -> None:
+    f = arrays(firms(3, mass=mass))
+    found = solver(in_X1, returns_to_scale, method)(f, f.firms, f.costs)
+    assert found.status <= Status.ROUNDING_FLOOR
+    point = in_X1(found.value, f)
+    costs = returns_to_scale(plain_shares(point), f)
+    assert (costs < f.costs).all()
+    DELTA.check(found.value - costs, markups(point, f.firms))
+
+
+def test_logit_prices_of_single_products_have_a_closed_form() -> None:
+    f = arrays(firms(4)._replace(C=np.zeros((2, I)), price_tastes=np.zeros(I)))
+    prices = solver(in_X1)(f, jnp.arange(J), f.costs).value
+    DELTA.check(prices, f.costs + 0.5 / (1.0 - plain_shares(in_X1(prices, f))))
+
+
+def test_the_gradient_is_that_of_profits() -> None:
+    f = arrays(firms(5))
+    prices = f.costs * 1.3 + 0.2
+
+    def profits(p: Any, firm: int) -> Any:
+        return jnp.where(f.firms == firm, (p - f.costs) * plain_shares(in_logarithms(p, f)), 0.0).sum()
+
+    expected = [jax.grad(profits)(prices, int(f.firms[j]))[j] for j in range(J)]
+    ROUNDING.check(gradient(in_logarithms, fixed_costs, f.firms, f, prices), expected)
+
+
+@every_demand
+def test_zeta_is_that_of_its_definition(demand: Any) -> None:
+    f = arrays(firms(6))
+    prices, H = f.costs * 1.3 + 0.2, ownership_matrix(f.firms)
+    point = demand(prices, f)
+    P = np.asarray(point.choices().inside)
+    R = P * np.asarray(point.utility_slopes()) * np.asarray(f.weights)
+    Gamma = P @ R.T  # row j, column k: sum_i w_i P_ji P_ki alpha_ki
+    expected = ((np.asarray(H) * Gamma.T) @ (prices - f.costs) - plain_shares(point)) / R.sum(axis=1)
+    ROUNDING.check(zeta(point, H, prices, f.costs), expected)
+    H = jnp.asarray(partial_ownership())
+    found = solver(demand)(f, H, f.costs).value
+    DELTA.check(zeta(demand(found, f), H, found, f.costs), found - f.costs)
+
+
+@every_demand
+def test_equilibria_from_twenty_starts_agree(demand: Any) -> None:
+    f = arrays(firms(7))
+    rng = np.random.default_rng(7)
+    starts = jnp.asarray(rng.uniform(0.5, 1.0, (20, J)) * np.geomspace(1.0, 60.0, 20)[:, None])
+    for method in ("simple", "anderson", "newton"):
+        found = jax.vmap(solver(demand, method=method), (None, None, 0))(f, f.firms, starts)
+        assert (found.status <= Status.ROUNDING_FLOOR).all(), (method, found.status)
+        DELTA.check(found.value, np.broadcast_to(found.value[0], found.value.shape), method)
+
+
+def test_prices_so_high_that_nobody_buys_are_no_solution() -> None:
+    """There the profit gradient is zero to any tolerance."""
+    f = arrays(firms(8))
+    expected = solver(in_X1)(f, f.firms, f.costs).value
+    for method in METHODS:
+        for height in (15.0, 1e3, 1e6):
+            found = solver(in_X1, method=method)(f, f.firms, jnp.full(J, height))
+            if method != "newton":
+                assert found.status <= Status.ROUNDING_FLOOR
+            if found.status <= Status.ROUNDING_FLOOR:
+                DELTA.check(found.value, expected)
+            else:
+                assert np.isnan(found.value).all()
+
+
+@every_method
+def test_padding_changes_nothing_and_keeps_its_price(method: str) -> None:
+    small, large = arrays(firms(9)), arrays(firms(9, J + 3, I + 5))
+    solve = solver(in_logarithms, method=method)
+    expected, start = solve(small, small.firms, small.costs), large.costs.at[J:].set(7.0)
+    found = solve(large, large.firms, start)
+    DELTA.check(found.value[:J], expected.value)
+    assert found.value[J:].tolist() == [7.0] * 3
+    assert int(found.evaluations) == int(expected.evaluations)
+
+
+def test_markets_under_vmap_are_what_they_are_alone() -> None:
+    markets = [arrays(firms(seed, slope=slope)) for seed, slope in ((1, -2.0), (2, 3.0), (3, -1.0))]
+    together = jax.tree.map(lambda *x: jnp.stack(x), *markets)
+    solve = solver(in_X1)
+    mapped = jax.vmap(solve)(together, together.firms, together.costs)
+    for t, f in enumerate(markets):
+        one = solve(f, f.firms, f.costs)
+        assert int(mapped.status[t]) == int(one.status)
+        DELTA.check(mapped.value[t], one.value)
+    assert mapped.status.tolist() == [0, int(Status.UPWARD_SLOPING), 0]
+
+
+@every_method
+def test_upward_sloping_demand_has_no_prices(method: str) -> None:
+    for seed in (1, 2, 3):
+        f = arrays(firms(seed, slope=2.0)._replace(price_tastes=np.full(I, 0.1)))
+        found = solver(in_X1, method=method, max_evaluations=300)(f, f.firms, f.costs)
+        assert found.status == Status.UPWARD_SLOPING
+        assert np.isnan(found.value).all()
+
+
+def test_upward_sloping_demand_is_an_error_that_names_the_market() -> None:
+    with pytest.raises(ConvergenceError, match="met demand that does not slope down .* in 1 of 2 markets: 'C02'"):
+        raise_for_status(np.array([0, Status.UPWARD_SLOPING]), ["C01", "C02"], "Solving for prices")
+
+
+def test_one_product_without_a_downward_slope_is_enough() -> None:
+    """A product of which nobody buys anything has a slope of zero."""
+    f = arrays(firms(2)._replace(availability=np.array([[1.0]] * (J - 1) + [[0.0]])))
+    found = solver(in_X1)(f, f.firms, f.costs)
+    assert found.status == Status.UPWARD_SLOPING and np.isnan(found.value).all()
+
+
+@every_method
+def test_failures_give_no_prices(method: str) -> None:
+    f = arrays(firms(3))
+    short = solver(in_X2, method=method, max_evaluations=2)(f, f.firms, f.costs)
+    assert short.status == Status.MAX_EVALUATIONS and int(short.evaluations) <= 2
+    broken = solver(in_X2, method=method)(f._replace(costs=f.costs.at[1].set(jnp.nan)), f.firms, f.costs)
+    assert broken.status == Status.NOT_FINITE
+    for found in (short, broken):
+        assert np.isnan(found.value).all()
+    assert short.residual > 1e-6 and broken.residual == np.inf
+
+
+def test_failures_have_no_derivatives() -> None:
+    f = arrays(firms(3))
+    solve = solver(in_X1, max_evaluations=2)
+    assert np.isnan(jax.jacfwd(lambda costs: solve(f._replace(costs=costs), f.firms, f.costs).value)(f.costs)).all()
+
+
+def test_return_keeps_the_start_and_its_derivatives() -> None:
+    f = arrays(firms(1))
+    iteration = Iteration("return")
+
+    def solve(start: Any) -> FixedPoint:
+        return solve_prices(in_X1, fixed_costs, f.firms, start, f, iteration.fixed_point, FixedPointLimits())
+
+    assert solve(f.costs).value.tolist() == f.costs.tolist() and solve(f.costs).status == Status.CONVERGED
+    assert jax.jacfwd(lambda p: solve(p).value)(f.costs).tolist() == np.eye(J).tolist()
+
+
+CHANGES = ("costs", "base", "slope", "C", "price_tastes", "X2", "weights", "H")
+
+
+@pytest.mark.parametrize("costs", [fixed_costs, returns_to_scale])
+@pytest.mark.parametrize("demand", [in_X1, in_logarithms])
+def test_derivatives_of_prices_are_those_of_resolved_equilibria(demand: Any, costs: Any) -> None:
+    f, H, step = arrays(firms(10)), jnp.asarray(partial_ownership()), 1e-5
+    solve = solver(demand, costs)
+
+    def prices(values: dict[str, Any]) -> Any:
+        moved = f._replace(**{name: value for name, value in values.items() if name != "H"})
+        return solve(moved, values["H"], f.costs * 1.1).value
+
+    @jax.jit
+    def first(values: dict[str, Any], direction: dict[str, Any]) -> Any:
+        return jax.jvp(prices, (values,), (direction,))[1]
+
+    @jax.jit
+    def second(values: dict[str, Any], direction: dict[str, Any]) -> Any:
+        return jax.jvp(lambda v: first(v, direction), (values,), (direction,))[1]
+
+    values = {name: H if name == "H" else getattr(f, name) for name in CHANGES}
+    rng = np.random.default_rng(0)
+    everything = {name: jnp.asarray(0.1 * rng.normal(size=value.shape)) for name, value in values.items()}
+    zeros = jax.tree.map(jnp.zeros_like, values)
+    for direction in [zeros | {name: everything[name]} for name in CHANGES] + [everything]:
+        up, down = (jax.tree.map(lambda v, d, s=s: v + s * step * d, values, direction) for s in (1, -1))
+        CENTRAL_DIFFERENCE.check(first(values, direction), (prices(up) - prices(down)) / (2 * step))
+        difference = (first(up, direction) - first(down, direction)) / (2 * step)
+        CENTRAL_DIFFERENCE.check(second(values, direction), difference, "second")
+
+
+def test_reverse_mode_agrees_with_forward_mode_in_both_orders() -> None:
+    f = arrays(firms(11))
+    solve = solver(in_logarithms, returns_to_scale)
+
+    def mean(slope: Any) -> Any:
+        return solve(f._replace(slope=slope), f.firms, f.costs).value.mean()
+
+    forward, backward = (
+        jax.jit(lambda s, d=d: (d(mean)(s), d(jax.grad(mean))(s)))(f.slope) for d in (jax.jacfwd, jax.grad)
+    )
+    for one, other in zip(forward, backward, strict=True):
+        LINEAR_ALGEBRA.check(one, other)
+
+
+@every_demand
+def test_derivatives_in_costs_are_passthrough(demand: Any) -> None:
+    f = arrays(firms(12))
+    solve = solver(demand)
+    prices = solve(f, f.firms, f.costs).value
+    rates = jax.jit(jax.jacfwd(lambda c: solve(f._replace(costs=c), f.firms, f.costs).value))(f.costs)
+    LINEAR_ALGEBRA.check(rates, passthrough_matrix(demand, f.firms, prices, f))
+
+
+@every_demand
+def test_profit_hessian_is_the_second_derivative_of_profits(demand: Any) -> None:
+    f = arrays(firms(13, J + 2))
+    prices = f.costs * 1.3 + 0.2
+    actual = jax.jit(partial(profit_hessian, demand))(prices, f.costs, f)
+    expected = jax.jacfwd(jax.jacrev(lambda p: (p - f.costs) * plain_shares(demand(p, f))))(prices)
+    ROUNDING.check(actual, expected)
+    assert (np.asarray(actual)[J:] == 0).all() and (np.asarray(actual)[:, J:] == 0).all()
+
+
+def test_second_order_conditions_hold_at_the_equilibrium() -> None:
+    f = arrays(firms(14))
+    prices = solver(in_X2)(f, f.firms, f.costs).value
+    hessian = np.asarray(profit_hessian(in_X2, prices, f.costs, f))
+    for firm in range(3):
+        own = np.flatnonzero(np.asarray(f.firms) == firm)
+        assert np.linalg.eigvalsh(hessian[own].sum(axis=0)[np.ix_(own, own)]).max() < 0
+
+
+class Economy:
+    """Two markets solved by PyBLP, with logarithms of prices in X2 and costs that depend on shares."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        n, agents = 5, 20
+        data = pd.DataFrame(
+            {"market_ids": np.repeat(["a", "b"], n), "firm_ids": np.tile([0, 0, 1, 2, 1], 2)}
+            | {name: rng.uniform(0.2, 1.5, 2 * n) for name in ("x", "w")}
+        )
+        kappa = np.array([[1.0, 0.3, 0.0], [0.1, 1.0, 0.2], [0.0, 0.4, 1.0]])
+        ownership = kappa[np.ix_(data.firm_ids[:n], data.firm_ids[:n])]
+        people = pd.DataFrame(
+            {"market_ids": np.repeat(["a", "b"], agents), "weights": rng.uniform(0.5, 1.5, 2 * agents) * 0.9 / agents}
+        )
+        nodes = rng.normal(size=(2 * agents, 2))
+        self.sigma, self.beta, self.gamma = np.diag([0.6, 0.5]), np.array([1.0, -1.5, 1.0]), np.array([0.6, 0.5, -0.4])
+        simulation = pyblp.Simulation(
+            (
+                pyblp.Formulation("1 + prices + x"),
+                pyblp.Formulation("0 + x + log(prices)"),
+                pyblp.Formulation("1 + w + shares"),
+            ),
+            {name: data[name].to_numpy() for name in ("market_ids", "firm_ids", "x", "w")}
+            | {"ownership": np.tile(ownership, (2, 1))},
+            beta=self.beta,
+            sigma=self.sigma,
+            gamma=self.gamma,
+            xi=(xi := rng.normal(size=2 * n) * 0.2),
+            omega=(omega := rng.normal(size=2 * n) * 0.1),
+            agent_data={"market_ids": people.market_ids, "weights": people.weights, "nodes": nodes},
+        )
+        iteration = pyblp.Iteration("simple", {"atol": 1e-14})
+        start = np.full(2 * n, 1.5)
+        self.results = simulation.replace_endogenous(prices=start, iteration=iteration, constant_costs=False)
+        self.data, self.n, self.ownership = data, n, ownership
+        self.arguments = [self._market(t, data, people, nodes, xi, omega) for t in ("a", "b")]
+
+    def _market(self, t: str, data: Any, people: Any, nodes: Any, xi: Any, omega: Any) -> dict[str, jax.Array]:
+        rows, agents = data.market_ids == t, people.market_ids == t
+        x, w = data.x[rows].to_numpy(), data.w[rows].to_numpy()
+        values = {
+            "base": self.beta[0] + self.beta[2] * x + xi[rows],
+            "slope": self.beta[1],
+            "x": x,
+            "C": self.sigma @ nodes[agents].T,
+            "weights": people.weights[agents].to_numpy(),
+            "costs": self.gamma[0] + self.gamma[1] * w + omega[rows],
+            "returns": self.gamma[2],
+        }
+        return {name: jnp.asarray(value) for name, value in values.items()}
+
+    @staticmethod
+    def demand(prices: Any, a: Any) -> DemandPoint:
+        ones = jnp.ones_like(prices)
+        return DemandPoint(
+            a["base"] + a["slope"] * prices,
+            jnp.column_stack([a["x"], jnp.log(prices)]),
+            a["C"],
+            a["weights"],
+            ones[:, None],
+            a["slope"] * ones,
+            jnp.column_stack([0.0 * ones, 1.0 / prices]),
+            prices == prices,
+        )
+
+    @staticmethod
+    def costs(shares: Any, a: Any) -> Any:
+        return a["costs"] + a["returns"] * shares
+
+
+@pytest.fixture(scope="module")
+def economy() -> Iterator[Economy]:
+    before = pyblp.options.verbose
+    try:
+        pyblp.options.verbose = False
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pyblp|patsy|numpy")
+            yield Economy()
+    finally:
+        pyblp.options.verbose = before
+
+
+def test_equilibrium_and_what_follows_are_those_of_pyblp(economy: Economy) -> None:
+    theirs, n, H = economy.results, economy.n, jnp.asarray(economy.ownership)
+    solve = solver(economy.demand, economy.costs)
+    for t, a in enumerate(economy.arguments):
+        rows, market_id = slice(t * n, (t + 1) * n), "ab"[t]
+        prices = theirs.product_data.prices[rows].flatten()
+        found = solve(a, H, jnp.full(n, 1.5))
+        DELTA.check(found.value, prices)
+        point = economy.demand(found.value, a)
+        DELTA.check(point.shares(), theirs.product_data.shares[rows].flatten())
+        costs = economy.costs(point.shares(), a)
+        DELTA.check(costs, theirs.compute_costs(market_id=market_id).flatten())
+        DELTA.check(markups(point, H), prices - np.asarray(costs))
+        for owned, arguments in ((H, {}), (jnp.arange(n), {"ownership": np.eye(n)})):
+            rates = theirs.compute_passthrough(market_id=market_id, **arguments)
+            LINEAR_ALGEBRA.check(passthrough_matrix(economy.demand, owned, found.value, a), rates)
+        second = demand_hessian(*demand_with_curvature(economy.demand, found.value, a))
+        LINEAR_ALGEBRA.check(second, theirs.compute_demand_hessians(market_id=market_id))
+        hessian = profit_hessian(economy.demand, found.value, costs, a)
+        LINEAR_ALGEBRA.check(hessian, theirs.compute_profit_hessians(market_id=market_id))
+        # single products, at costs that no longer depend on shares
+        expected = theirs.compute_prices(
+            ownership=np.eye(n), costs=costs, market_id=market_id, iteration=pyblp.Iteration("simple", {"atol": 1e-14})
+        )
+        fixed = a | {"costs": costs, "returns": jnp.zeros(())}
+        DELTA.check(solve(fixed, jnp.arange(n), costs).value, expected.flatten())

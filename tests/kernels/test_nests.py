@@ -1,0 +1,682 @@
+"""Kernels with nests: loops in extended precision, the logit as a limit, closed forms, and derivatives of all kinds."""
+
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blpjax.exceptions import Status
+from blpjax.iteration import Iteration
+from blpjax.kernels.contraction import invert_shares, logit_delta
+from blpjax.kernels.demand import DemandPoint, demand_hessian, demand_with_curvature
+from blpjax.kernels.equilibrium import first_order_conditions, profit_hessian, solve_prices, zeta
+from blpjax.kernels.markups import (
+    markup_matrix,
+    markup_product,
+    markups,
+    ownership_matrix,
+    passthrough,
+    price_derivatives,
+)
+from blpjax.kernels.shares import Nests, choices, inclusive_values, nests_of, probabilities, share_jacobian, shares
+from blpjax.kernels.substitution import consumer_surpluses, diversion_ratios, long_run_diversion_ratios
+from tests.support.economies import I, J, market
+from tests.support.firms import DEMANDS, Firms, arrays, firms, fixed_costs, partial_ownership
+from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, LINEAR_ALGEBRA, ROUNDING, SECOND_CENTRAL_DIFFERENCE
+
+every_demand = pytest.mark.parametrize("demand", DEMANDS.values(), ids=DEMANDS)
+
+#: Two groups of several products and one of a single product.
+CODES = np.array([0, 1, 0, 2, 1, 0])
+RHO = np.array([0.3, 0.6, 0.5])
+
+#: Nesting parameters of the three groups.
+PARAMETERS = {
+    "moderate": RHO,
+    "equal": np.full(3, 0.4),
+    "near one": np.array([0.99, 0.9, 0.985]),
+    "zero": np.zeros(3),
+    "one of them zero": np.array([0.0, 0.7, 0.2]),
+    "negative": np.array([-0.3, 0.2, 0.4]),
+}
+every_rho = pytest.mark.parametrize("rho", PARAMETERS.values(), ids=PARAMETERS)
+
+
+class Nested(NamedTuple):
+    """Arguments of shares in their order: C is (2, I) or (J, 2, I), availability (J, I) or (J, 1)."""
+
+    delta: Any
+    X2: Any
+    C: Any
+    weights: Any
+    availability: Any
+    nests: Nests
+
+
+def nested(seed: int = 1, rho: np.ndarray = RHO, specific: bool = False, available: bool = True) -> Nested:
+    """A market; availability differs between agents, or tastes between products."""
+    m, rng = market(seed), np.random.default_rng(seed + 100)
+    factors = rng.uniform(0.3, 2.0, (J, I)) * (rng.uniform(size=(J, I)) > 0.3) if available else m.availability
+    C = m.C[None, :, :] + 0.3 * rng.normal(size=(J, 2, I)) if specific else m.C
+    known = map(jnp.asarray, (m.delta, m.X2, C, m.weights, factors))
+    return Nested(*known, nests_of(jnp.asarray(CODES), jnp.asarray(rho)))
+
+
+class Loop(NamedTuple):
+    inside: np.ndarray
+    outside: np.ndarray
+    inclusive: np.ndarray
+
+
+def loop(utilities: Any, availability: Any, codes: np.ndarray, rho: np.ndarray) -> Loop:
+    """Choice probabilities and inclusive values by loops over agents, groups and products, in extended precision."""
+    V = np.asarray(utilities, np.longdouble)
+    a = np.broadcast_to(np.asarray(availability, np.longdouble), V.shape)
+    inside, outside, inclusive = (np.zeros(shape, np.longdouble) for shape in (V.shape, V.shape[1], V.shape[1]))
+    for i in range(V.shape[1]):
+        values, within = {}, np.zeros(V.shape[0], np.longdouble)
+        for h in np.unique(codes):
+            one = np.longdouble(1) - np.longdouble(rho[h])
+            chosen = [j for j in range(V.shape[0]) if codes[j] == h and a[j, i] > 0]
+            if not chosen:
+                continue
+            largest = max(V[j, i] / one for j in chosen)
+            parts = {j: a[j, i] * np.exp(V[j, i] / one - largest) for j in chosen}
+            for j in chosen:
+                within[j] = parts[j] / sum(parts.values())
+            values[h] = one * (largest + np.log(sum(parts.values())))
+        top = max(0, *values.values()) if values else np.longdouble(0)
+        total = np.exp(-top) + sum(np.exp(value - top) for value in values.values())
+        outside[i], inclusive[i] = np.exp(-top) / total, top + np.log(total)
+        for j in range(V.shape[0]):
+            if codes[j] in values:
+                inside[j, i] = within[j] * np.exp(values[codes[j]] - top) / total
+    return Loop(inside.astype(float), outside.astype(float), inclusive.astype(float))
+
+
+def utilities_of(n: Nested) -> jax.Array:
+    if n.C.ndim == 2:
+        return n.delta[:, None] + n.X2 @ n.C
+    return n.delta[:, None] + jnp.einsum("jk,jki->ji", n.X2, n.C)
+
+
+def plain_choices(utilities: Any, availability: Any, members: Any, rho: Any) -> Any:
+    """Probabilities as JAX would differentiate them by itself, for groups that nobody finds empty."""
+    e = availability * jnp.exp(utilities / (1.0 - members @ rho)[:, None])
+    sums = members.T @ e
+    filled = sums > 0
+    powers = jnp.where(filled, jnp.where(filled, sums, 1.0) ** (1.0 - rho)[:, None], 0.0)
+    within = e / (members @ jnp.where(filled, sums, 1.0))
+    return within * (members @ (powers / (1.0 + powers.sum(axis=0))[None, :]))
+
+
+def plain_shares(delta: Any, X2: Any, C: Any, weights: Any, availability: Any, rho: Any) -> jax.Array:
+    members = jnp.asarray(np.eye(3)[CODES])
+    V = delta[:, None] + (X2 @ C if C.ndim == 2 else jnp.einsum("jk,jki->ji", X2, C))
+    return plain_choices(V, availability, members, rho) @ weights
+
+
+def library_shares(delta: Any, X2: Any, C: Any, weights: Any, availability: Any, rho: Any) -> jax.Array:
+    return shares(delta, X2, C, weights, availability, nests_of(jnp.asarray(CODES), rho))
+
+
+def flat(n: Nested) -> tuple[jax.Array, ...]:
+    """Arguments with rho in place of nests."""
+    return (*n[:5], n.nests.rho)
+
+
+# probabilities
+
+
+@every_rho
+@pytest.mark.parametrize("specific", [False, True], ids=["tastes", "tastes of products"])
+def test_probabilities_are_those_of_a_loop(rho: np.ndarray, specific: bool) -> None:
+    n = nested(1, rho, specific)
+    found = jax.jit(choices)(utilities_of(n), n.availability, n.nests)
+    expected = loop(utilities_of(n), n.availability, CODES, rho)
+    # utilities are divided by one minus rho, and so are their rounding errors multiplied
+    ROUNDING.check(found.inside, expected.inside)
+    ROUNDING.check(found.outside, expected.outside)
+    ROUNDING.check(found.inclusive, expected.inclusive)
+    ROUNDING.check(jax.jit(inclusive_values)(utilities_of(n), n.availability, n.nests), expected.inclusive)
+    ROUNDING.check(found.inside.sum(axis=0) + found.outside, np.ones(I))
+    ROUNDING.check(jax.jit(shares)(*n), expected.inside @ np.asarray(n.weights))
+    assert (np.asarray(found.inside)[np.asarray(n.availability) == 0] == 0).all()
+
+
+@pytest.mark.parametrize("common", [0.0, 1000.0, -1000.0])
+@pytest.mark.parametrize("rho", [0.5, 0.99])
+def test_nothing_overflows_at_extreme_utilities(common: float, rho: float) -> None:
+    n = nested(2, np.full(3, rho))
+    delta = common + jnp.array([1000.0, -1000.0, 999.0, 0.0, 1.0, -5.0])
+    n = n._replace(delta=delta)
+    found = choices(utilities_of(n), n.availability, n.nests)
+    expected = loop(utilities_of(n), n.availability, CODES, np.full(3, rho))
+    for one, other in zip((found.inside, found.outside, found.inclusive), expected, strict=True):
+        # exponents of 1e5 are rounded to 1e-11
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-300)
+    first = jax.jit(jax.jacfwd(library_shares, (0, 1, 2, 5)))(*flat(n))
+    second = jax.jit(jax.jacfwd(jax.jacrev(library_shares), (0, 5)))(*flat(n))
+    for values in jax.tree.leaves((first, second)):
+        assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("specific", [False, True])
+def test_without_correlation_within_groups_it_is_the_logit(specific: bool) -> None:
+    n = nested(3, np.zeros(3), specific)
+    plain = shares(*n[:5])
+    ROUNDING.check(shares(*n), plain)
+    V = utilities_of(n)
+    for one, other in zip(
+        (*probabilities(V, n.availability, n.nests), inclusive_values(V, n.availability, n.nests)),
+        (*probabilities(V, n.availability), inclusive_values(V, n.availability)),
+        strict=True,
+    ):
+        ROUNDING.check(one, other)
+    found = choices(V, n.availability, n.nests)
+    logit = choices(V, n.availability)
+    ROUNDING.check(share_jacobian(found, n.weights, V, n.nests), share_jacobian(logit, n.weights, V))
+    own = n._replace(nests=nests_of(jnp.arange(J), jnp.zeros(J)))
+    first = [jax.jit(jax.jacfwd(partial(shares, nests=h), range(4)))(*n[:5]) for h in (own.nests, None)]
+    for one, other in zip(*first, strict=True):
+        ROUNDING.check(one, other)
+
+
+def test_groups_of_one_product_are_no_groups() -> None:
+    """Whatever their parameters are: with availability of zero or one, these do not matter."""
+    n = nested(4)
+    availability = (n.availability > 0).astype(float)
+    alone = nests_of(jnp.arange(J), jnp.linspace(0.0, 0.99, J))
+    ROUNDING.check(shares(*n[:4], availability, alone), shares(*n[:4], availability))
+    V = utilities_of(n)
+    ROUNDING.check(inclusive_values(V, availability, alone), inclusive_values(V, availability))
+    slopes = jnp.full((J, I), -1.5)
+    ROUNDING.check(
+        share_jacobian(choices(V, availability, alone), n.weights, slopes, alone),
+        share_jacobian(choices(V, availability), n.weights, slopes),
+    )
+    moves = jax.jacfwd(lambda rho: shares(*n[:4], availability, nests_of(jnp.arange(J), rho)))(alone.rho)
+    np.testing.assert_allclose(moves, 0.0, rtol=0, atol=1e-14)
+
+
+@jax.jit
+def _everything(n: Nested, codes: Any) -> tuple[Any, ...]:
+    def value(delta: Any, rho: Any, C: Any) -> Any:
+        return shares(delta, n.X2, C, n.weights, n.availability, nests_of(codes, rho))
+
+    at = (n.delta, n.nests.rho, n.C)
+    surplus = inclusive_values(utilities_of(n), n.availability, nests_of(codes, n.nests.rho))
+    return value(*at), jax.jacfwd(value, (0, 1, 2))(*at), jax.jacfwd(jax.jacrev(value), (0, 1))(*at), surplus
+
+
+@pytest.mark.parametrize("removed", [(3,), (1, 4), (0, 1, 2, 3, 4, 5)], ids=["single", "pair", "all"])
+@pytest.mark.parametrize("utility", [0.0, 1000.0, -1000.0])
+def test_products_whose_removal_empties_a_group(removed: tuple[int, ...], utility: float) -> None:
+    """Values and derivatives are those of the market without the products, whatever their utility is."""
+    n = nested(5, available=False)
+    kept = np.setdiff1d(np.arange(J), removed)
+    availability = np.ones((J, 1))
+    availability[list(removed)] = 0.0
+    delta = n.delta.at[np.array(removed)].set(utility)
+    large = n._replace(delta=delta, availability=jnp.asarray(availability))
+
+    found = _everything(large, jnp.asarray(CODES))
+    fewer = n._replace(delta=n.delta[kept], X2=n.X2[kept], availability=n.availability[kept])
+    small = _everything(fewer, jnp.asarray(CODES[kept]))
+    for long, short in zip(jax.tree.leaves(found), jax.tree.leaves(small), strict=True):
+        assert np.isfinite(long).all()
+        lacking = [np.arange(J)[kept] if size == J else np.arange(size) for size in np.shape(long)]
+        ROUNDING.check(np.asarray(long)[np.ix_(*lacking)], short)
+    assert (np.asarray(found[0])[list(removed)] == 0).all()
+
+
+def test_padding_changes_nothing() -> None:
+    """Padded products have no group, and padded groups no products."""
+    n = nested(6, available=False)
+    more = 2
+    codes = np.r_[CODES, np.full(more, -1)]
+    pad = lambda x: jnp.concatenate([x, jnp.zeros((more, *x.shape[1:]))])  # noqa: E731
+    nests = nests_of(jnp.asarray(codes), jnp.r_[n.nests.rho, 0.0])
+    large = n._replace(delta=pad(n.delta), X2=pad(n.X2), availability=pad(n.availability), nests=nests)
+    ROUNDING.check(shares(*large)[:J], shares(*n))
+    assert (np.asarray(shares(*large))[J:] == 0).all()
+    both = [jax.jit(jax.jacfwd(jax.jacrev(lambda d, n=n: shares(d, *n[1:]))))(n.delta) for n in (large, n)]
+    ROUNDING.check(both[0][:J, :J, :J], both[1])
+    assert np.isfinite(both[0]).all()
+
+
+def test_many_groups_are_the_same_as_few() -> None:
+    """More than eight groups, for which maxima are found in another way."""
+    n = nested(7)
+    many = nests_of(jnp.asarray(CODES * 4), jnp.zeros(12).at[jnp.array([0, 4, 8])].set(n.nests.rho))
+    ROUNDING.check(shares(*n[:5], many), shares(*n))
+    ROUNDING.check(
+        jax.jacfwd(lambda d: shares(d, *n[1:5], many))(n.delta), jax.jacfwd(lambda d: shares(d, *n[1:]))(n.delta)
+    )
+
+
+def test_missing_utilities_have_missing_shares() -> None:
+    n = nested(8, available=False)
+    assert np.isnan(shares(n.delta.at[0].set(jnp.nan), *n[1:])).all()
+
+
+# derivatives of shares
+
+
+NAMES = ("delta", "X2", "C", "weights", "availability", "rho")
+EVERYTHING = tuple(range(6))
+
+
+def plain_logit(delta: Any, X2: Any, C: Any, weights: Any, availability: Any, rho: Any) -> jax.Array:
+    """Shares without nests and with tastes of products, as JAX would differentiate them by itself."""
+    e = availability * jnp.exp(delta[:, None] + jnp.einsum("jk,jki->ji", X2, C))
+    return (e / (1.0 + e.sum(axis=0))[None, :]) @ weights
+
+
+def library_logit(delta: Any, X2: Any, C: Any, weights: Any, availability: Any, rho: Any) -> jax.Array:
+    return shares(delta, X2, C, weights, availability)
+
+
+@pytest.mark.parametrize(
+    ("rule", "plain", "specific"),
+    [
+        (library_shares, plain_shares, False),
+        (library_shares, plain_shares, True),
+        (library_logit, plain_logit, True),
+    ],
+    ids=["tastes", "tastes of products", "tastes of products without nests"],
+)
+def test_derivative_rule_agrees_with_differentiation_of_the_formula(rule: Any, plain: Any, specific: bool) -> None:
+    """First derivatives in each argument, and second ones along directions in all of them."""
+    n = nested(9, specific=specific)
+    # what leaves a group empty has no derivative in its availability
+    at = flat(n._replace(availability=n.availability + 0.1))
+    rng = np.random.default_rng(10)
+    along, other = (tuple(jnp.asarray(rng.normal(size=x.shape)) for x in at) for _ in range(2))
+    cotangent = jnp.cos(jnp.arange(J) + 1.0)
+
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(function: Any) -> dict[str, Any]:
+        def forward(*values: Any) -> Any:
+            return jax.jvp(function, values, along)[1]
+
+        def reverse(*values: Any) -> Any:
+            return jax.vjp(function, *values)[1](cotangent)
+
+        return {
+            "forward": jax.jacfwd(function, EVERYTHING)(*at),
+            "reverse": reverse(*at),
+            "forward over forward": jax.jvp(forward, at, other)[1],
+            "forward over reverse": jax.jvp(reverse, at, other)[1],
+            "reverse over forward": jax.vjp(forward, *at)[1](cotangent),
+        }
+
+    actual, expected = derivatives(rule), derivatives(plain)
+    for name in expected:
+        for one, wanted in zip(jax.tree.leaves(actual[name]), jax.tree.leaves(expected[name]), strict=True):
+            ROUNDING.check(one, wanted, name)
+
+
+@pytest.mark.parametrize("which", EVERYTHING, ids=NAMES)
+def test_second_derivatives_in_one_argument_alone(which: int) -> None:
+    """Arguments that do not move are told from those that do."""
+    at = flat(nested(9))
+    direction = jnp.asarray(np.random.default_rng(10).normal(size=at[which].shape))
+
+    @partial(jax.jit, static_argnums=0)
+    def second(function: Any) -> Any:
+        def along(x: Any) -> Any:
+            return jax.jvp(lambda y: function(*at[:which], y, *at[which + 1 :]), (x,), (direction,))[1]
+
+        return along(at[which]), jax.jvp(along, (at[which],), (direction,))[1]
+
+    if NAMES[which] == "availability":
+        at = flat(nested(9)._replace(availability=nested(9).availability + 0.1))
+    for one, other in zip(second(library_shares), second(plain_shares), strict=True):
+        ROUNDING.check(one, other)
+
+
+def test_tastes_of_products_that_are_the_same_are_common_tastes() -> None:
+    n = nested(12)
+    repeated = n._replace(C=jnp.broadcast_to(n.C[None], (J, *n.C.shape)))
+    ROUNDING.check(shares(*repeated), shares(*n))
+    summed = jax.jacfwd(lambda C: shares(*n[:2], C, *n[3:]))(repeated.C).sum(axis=1)
+    ROUNDING.check(summed, jax.jacfwd(lambda C: shares(*n[:2], C, *n[3:]))(n.C))
+
+
+def test_share_jacobian_is_the_derivative_in_utilities_and_variables() -> None:
+    n = nested(13)
+    V, x = utilities_of(n), jnp.linspace(-1.0, 1.0, J)
+    found = choices(V, n.availability, n.nests)
+    H = share_jacobian(found, n.weights, nests=n.nests)
+    ROUNDING.check(H, jax.jacfwd(plain_shares)(*flat(n)))
+    ROUNDING.check(H, np.asarray(H).T)
+    slopes = jnp.asarray(np.random.default_rng(14).normal(size=(J, I)))
+
+    def moved(x: Any) -> Any:
+        members = jnp.asarray(np.eye(3)[CODES])
+        return plain_choices(V + x[:, None] * slopes, n.availability, members, n.nests.rho) @ n.weights
+
+    del x
+    ROUNDING.check(share_jacobian(found, n.weights, slopes, n.nests), jax.jacfwd(moved)(jnp.zeros(J)))
+
+
+# inversion
+
+
+@cache
+def inverter(method: str, **options: Any) -> Any:
+    iteration = Iteration(method, {"atol": 1e-13, "max_evaluations": 20_000} | options)
+
+    @jax.jit
+    def invert(observed: Any, n: Nested, start: Any) -> Any:
+        return invert_shares(observed, *n[1:5], start, iteration.limits, iteration.fixed_point, n.nests)
+
+    return invert
+
+
+METHODS = ("anderson", "newton", "squarem", "simple")
+
+
+@every_rho
+@pytest.mark.parametrize("method", METHODS)
+def test_inverted_shares_are_the_observed_ones(rho: np.ndarray, method: str) -> None:
+    """The contraction holds for parameters between zero and one; the others also below."""
+    if rho.min() < 0 and method in ("squarem", "simple"):
+        pytest.skip("no contraction")
+    n = nested(15, rho, available=False)
+    observed = shares(*n)
+    found = inverter(method)(observed, n, logit_delta(observed, n.nests))
+    assert found.status <= Status.ROUNDING_FLOOR
+    # linear convergence stops where steps are small, which is not yet where errors are
+    atol = 1e-11 if method in ("anderson", "newton") else 1e-9
+    np.testing.assert_allclose(found.value, n.delta, rtol=0, atol=atol)
+
+
+@every_rho
+def test_without_heterogeneity_the_inversion_has_a_closed_form(rho: np.ndarray) -> None:
+    n = nested(16, rho, available=False)
+    n = n._replace(C=jnp.zeros_like(n.C))
+    observed = shares(*n)
+    closed = logit_delta(observed, n.nests)
+    np.testing.assert_allclose(closed, n.delta, rtol=0, atol=1e-12)
+    found = inverter("anderson")(observed, n, jnp.zeros(J))
+    assert found.status <= Status.ROUNDING_FLOOR
+    DELTA.check(found.value, closed)
+
+
+def test_inversion_where_everybody_buys_and_correlation_is_near_one() -> None:
+    n = nested(17, np.full(3, 0.99), available=False)
+    n = n._replace(delta=n.delta + 16.0)
+    observed = shares(*n)
+    assert 1 - float(observed.sum()) < 1e-5
+    for method in ("anderson", "newton"):
+        found = inverter(method)(observed, n, logit_delta(observed, n.nests))
+        assert found.status <= Status.ROUNDING_FLOOR
+        np.testing.assert_allclose(shares(found.value, *n[1:]), observed, rtol=1e-11)
+
+
+@pytest.mark.parametrize("specific", [False, True])
+def test_derivatives_of_the_inversion_are_those_of_the_implicit_function(specific: bool) -> None:
+    """Against central differences of inversions, first and second, in rho, tastes and shares."""
+    n = nested(18, specific=specific)
+    observed = shares(*n)
+    rng = np.random.default_rng(19)
+    moves = tuple(jnp.asarray(rng.normal(size=x.shape)) for x in (observed, n.C, n.nests.rho))
+    limits, method = Iteration("newton", {"atol": 1e-14}).limits, Iteration("newton").fixed_point
+
+    @jax.jit
+    def delta(step: Any) -> Any:
+        s, C, rho = (
+            x + step * d * scale
+            for x, d, scale in zip((observed, n.C, n.nests.rho), moves, (0.01, 1.0, 0.1), strict=True)
+        )
+        nests = nests_of(jnp.asarray(CODES), rho)
+        return invert_shares(s, n.X2, C, n.weights, n.availability, n.delta, limits, method, nests).value
+
+    h, zero = 1e-4, jnp.zeros(())
+    first = jax.jacfwd(delta)
+    CENTRAL_DIFFERENCE.check(first(zero), (8 * (delta(h) - delta(-h)) - delta(2 * h) + delta(-2 * h)) / (12 * h))
+    CENTRAL_DIFFERENCE.check(
+        jax.jacfwd(first)(zero), (8 * (first(h) - first(-h)) - first(2 * h) + first(-2 * h)) / (12 * h)
+    )
+    ROUNDING.check(jax.jacrev(delta)(zero), first(zero))
+
+
+# supply
+
+
+def grouped(demand: Any, rho: np.ndarray = RHO) -> Any:
+    """Demand that depends on prices as `demand` does, with groups of products, in place of padding if there is any."""
+
+    def demand_at(prices: Any, f: Firms) -> DemandPoint:
+        codes = np.r_[CODES, np.full(prices.size - J, -1)]
+        nests = nests_of(jnp.asarray(codes), jnp.asarray(rho))
+        return eqx.tree_at(lambda p: p.nests, demand(prices, f), nests, is_leaf=lambda x: x is None)
+
+    return demand_at
+
+
+NESTED_DEMANDS = {name: grouped(demand) for name, demand in DEMANDS.items()}
+every_nested_demand = pytest.mark.parametrize("demand", NESTED_DEMANDS.values(), ids=NESTED_DEMANDS)
+
+
+def shares_at(demand: Any, f: Firms) -> Any:
+    """Shares as a function of prices, by the plain formula."""
+    members = jnp.asarray(np.vstack([np.eye(3)[CODES], np.zeros((f.base.size - J, 3))]))
+
+    def function(prices: Any) -> Any:
+        point = demand(prices, f)
+        V = point.delta[:, None] + point.X2 @ point.C
+        return plain_choices(V, point.availability, members, point.nests.rho) @ point.weights
+
+    return function
+
+
+def prices_of(f: Firms) -> Any:
+    return f.costs * 1.4 + 0.3
+
+
+@every_nested_demand
+def test_markups_and_their_matrix(demand: Any) -> None:
+    f, H = arrays(firms(20)), jnp.asarray(partial_ownership())
+    prices = prices_of(f)
+    point, slopes = demand(prices, f), jax.jacfwd(shares_at(demand, f))(prices)
+    ROUNDING.check(point.jacobian(), slopes)
+    A = markup_matrix(point, H)
+    ROUNDING.check(A, -np.asarray(H) * np.asarray(slopes).T)
+    eta = jnp.arange(1.0, J + 1)
+    ROUNDING.check(markup_product(point, H, eta), A @ eta)
+    LINEAR_ALGEBRA.check(markups(point, H), np.linalg.solve(A, shares_at(demand, f)(prices)))
+    owned = ownership_matrix(f.firms)
+    LINEAR_ALGEBRA.check(
+        markups(point, f.firms),
+        np.linalg.solve(-np.asarray(owned) * np.asarray(slopes).T, shares_at(demand, f)(prices)),
+    )
+
+
+def test_nested_logit_markups_of_single_products_have_a_closed_form() -> None:
+    """``(1 - rho) / alpha / (1 - rho s_j/h - (1 - rho) s_j)`` (Berry 1994)."""
+    f = arrays(firms(21)._replace(C=np.zeros((2, I)), price_tastes=np.zeros(I)))
+    point = NESTED_DEMANDS["prices in X1"](prices_of(f), f)
+    s, rho = np.asarray(point.shares()), RHO[CODES]
+    within = s / np.bincount(CODES, s)[CODES]
+    expected = (1 - rho) / 2.0 / (1 - rho * within - (1 - rho) * s)
+    LINEAR_ALGEBRA.check(markups(point, jnp.arange(J)), expected)
+
+
+@every_nested_demand
+def test_price_derivatives_and_hessians_are_those_of_the_definitions(demand: Any) -> None:
+    f, H = arrays(firms(22)), jnp.asarray(partial_ownership())
+    prices, eta = prices_of(f), jnp.linspace(-1.0, 2.0, J)
+    costs = prices - 0.5 - 0.1 * jnp.arange(J)
+
+    @jax.jit
+    def computed(prices: Any) -> Any:
+        point, curvature = demand_with_curvature(demand, prices, f)
+        first = price_derivatives(point, curvature, H, eta)
+        return *first, demand_hessian(point, curvature), profit_hessian(demand, prices, costs, f)
+
+    @jax.jit
+    def expected(prices: Any) -> Any:
+        plain = shares_at(demand, f)
+        return (
+            jax.jacfwd(plain)(prices),
+            jax.jacfwd(lambda p: -(H * jax.jacfwd(plain)(p).T) @ eta)(prices),
+            jax.jacfwd(lambda p: demand(p, f).lambda_diagonal())(prices),
+            jax.jacfwd(jax.jacrev(plain))(prices),
+            jax.jacfwd(jax.jacrev(lambda p: (p - costs) * plain(p)))(prices),
+        )
+
+    for one, other in zip(computed(prices), expected(prices), strict=True):
+        ROUNDING.check(one, other)
+
+
+@pytest.mark.parametrize("demand", [NESTED_DEMANDS["prices in both"], NESTED_DEMANDS["logarithms of prices"]])
+def test_second_derivatives_agree_with_central_differences(demand: Any) -> None:
+    """Which know nothing of derivatives of any formula."""
+    f, step = arrays(firms(23)), 1e-4
+    prices = prices_of(f)
+
+    def s(p: Any) -> np.ndarray:
+        point = demand(p, f)
+        return loop(utilities_of(point), point.availability, CODES, RHO).inside @ np.asarray(point.weights)
+
+    point, curvature = demand_with_curvature(demand, prices, f)
+    hessian = demand_hessian(point, curvature)
+    for k, m in ((0, 0), (0, 2), (1, 5), (3, 3)):
+        a, b = step * np.eye(J)[k], step * np.eye(J)[m]
+        difference = (s(prices + a + b) - s(prices + a - b) - s(prices - a + b) + s(prices - a - b)) / (4 * step**2)
+        SECOND_CENTRAL_DIFFERENCE.check(hessian[:, k, m], difference)
+
+
+def test_derivatives_of_markups_are_those_of_a_dense_solve() -> None:
+    """In everything at once: in reverse, and the second along directions in everything."""
+    f, H = arrays(firms(24)), jnp.asarray(partial_ownership())
+    whole = NESTED_DEMANDS["prices in both"](prices_of(f), f)
+    members, rng = jnp.asarray(np.eye(3)[CODES]), np.random.default_rng(24)
+
+    def dense(point: DemandPoint) -> Any:
+        assert point.nests is not None
+        rho = point.nests.rho
+
+        def function(step: Any) -> Any:
+            delta, X2 = point.delta + step * point.delta_slope, point.X2 + step[:, None] * point.X2_slope
+            return plain_choices(delta[:, None] + X2 @ point.C, point.availability, members, rho) @ point.weights
+
+        s, slopes = function(jnp.zeros(J)), jax.jacfwd(function)(jnp.zeros(J))
+        return jnp.linalg.solve(-H * slopes.T, s)
+
+    floats, rest = eqx.partition(whole, eqx.is_inexact_array)
+    along, other = (jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), floats) for _ in range(2))
+
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(function: Any) -> Any:
+        def forward(values: Any) -> Any:
+            return jax.jvp(lambda v: function(eqx.combine(v, rest)), (values,), (along,))[1]
+
+        def reverse(values: Any) -> Any:
+            return jax.grad(lambda v: function(eqx.combine(v, rest)) @ jnp.arange(1.0, J + 1))(values)
+
+        return reverse(floats), jax.jvp(forward, (floats,), (other,)), jax.jvp(reverse, (floats,), (other,))[1]
+
+    actual, expected = derivatives(lambda point: markups(point, H)), derivatives(dense)
+    assert len(jax.tree.leaves(actual[0])) == 8
+    for one, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        LINEAR_ALGEBRA.check(one, wanted)
+
+
+@cache
+def solver(demand: Any, method: str) -> Any:
+    iteration = Iteration(method, {"atol": 1e-14})
+
+    @jax.jit
+    def solve(f: Firms, owned: Any, start: Any) -> Any:
+        return solve_prices(demand, fixed_costs, owned, start, f, iteration.fixed_point, iteration.limits)
+
+    return solve
+
+
+@every_nested_demand
+def test_equilibrium_prices_and_passthrough(demand: Any) -> None:
+    """Passthrough, and the implicit derivative of prices in costs, are differences of prices that are solved again."""
+    f = arrays(firms(25))
+    for method in ("squarem", "newton"):
+        found = solver(demand, method)(f, f.firms, f.costs)
+        assert found.status <= Status.ROUNDING_FLOOR
+        DELTA.check(found.value - f.costs, markups(demand(found.value, f), f.firms))
+    H, point = ownership_matrix(f.firms), demand(found.value, f)
+    conditions = first_order_conditions(point, H, found.value, f.costs)
+    np.testing.assert_allclose(conditions, 0.0, rtol=0, atol=1e-13)
+    DELTA.check(zeta(point, H, found.value, f.costs), found.value - f.costs)
+    step, solve = 1e-5, solver(demand, "newton")
+
+    def at(costs: Any) -> Any:
+        return solve(f._replace(costs=costs), f.firms, found.value).value
+
+    difference = np.stack([(at(f.costs + m) - at(f.costs - m)) / (2 * step) for m in step * jnp.eye(J)], axis=1)
+    CENTRAL_DIFFERENCE.check(passthrough(demand, f.firms, found.value, f), difference)
+    CENTRAL_DIFFERENCE.check(jax.jacfwd(at)(f.costs), difference)
+
+
+def test_padding_changes_no_markup_no_price_and_no_derivative() -> None:
+    demand = NESTED_DEMANDS["logarithms of prices"]
+    small, large = arrays(firms(26)), arrays(firms(26, J + 2, I + 3))
+    for function in (
+        lambda f: markups(demand(prices_of(f), f), f.firms),
+        lambda f: passthrough(demand, f.firms, prices_of(f), f),
+        lambda f: solver(demand, "squarem")(f, f.firms, f.costs).value,
+        lambda f: demand_hessian(*demand_with_curvature(demand, prices_of(f), f)),
+    ):
+        long, short = function(large), function(small)
+        assert np.isfinite(long).all()
+        DELTA.check(np.asarray(long)[tuple(slice(J) for _ in short.shape)], short)
+
+
+# what demand implies
+
+
+@every_rho
+def test_long_run_diversion_is_what_others_gain_when_a_product_is_removed(rho: np.ndarray) -> None:
+    n = nested(27, rho)
+    V, weights = utilities_of(n), np.asarray(n.weights)
+    before = loop(V, n.availability, CODES, rho)
+    ratios = long_run_diversion_ratios(V, n.weights, n.availability, n.nests)
+    for j in range(J):
+        left = loop(V, n.availability.at[j].set(0.0), CODES, rho)
+        expected = (left.inside - before.inside) @ weights
+        expected[j] = (left.outside - before.outside) @ weights
+        CENTRAL_DIFFERENCE.check(ratios[j], expected / (before.inside @ weights)[j])
+    LINEAR_ALGEBRA.check(ratios.sum(axis=1), np.ones(J))
+
+
+def test_diversion_within_groups_is_larger() -> None:
+    """And the closed form of Berry's nested logit: elasticities of rivals in other groups ignore the group."""
+    n = nested(28, available=False)
+    n = n._replace(C=jnp.zeros_like(n.C))
+    V = utilities_of(n)
+    found = choices(V, n.availability, n.nests)
+    jacobian = share_jacobian(found, n.weights, jnp.full((J, I), -2.0), n.nests)
+    s, rho = np.asarray(shares(*n)), RHO[CODES]
+    same = CODES[:, None] == CODES
+    within = s / np.bincount(CODES, s)[CODES]
+    # ds_j / dp_k = -2 s_j (1[j = k] / (1 - rho) - same rho / (1 - rho) s_k/h - s_k)
+    scale = rho / (1 - rho)
+    expected = -2.0 * s[:, None] * (np.diag(1 / (1 - rho)) - same * (scale * within)[None, :] - s[None, :])
+    ROUNDING.check(jacobian, expected)
+    ratios = diversion_ratios(jacobian)
+    LINEAR_ALGEBRA.check(ratios.sum(axis=1), np.ones(J))
+    assert ratios[0, 2] / s[2] > 1.05 * ratios[0, 1] / s[1]
+
+
+def test_surplus_is_the_inclusive_value_and_its_derivatives_are_probabilities() -> None:
+    n = nested(29)
+    V, slopes = utilities_of(n), -jnp.linspace(0.5, 2.0, I)
+    surplus = consumer_surpluses(V, slopes, n.availability, n.nests)
+    ROUNDING.check(surplus * -slopes, loop(V, n.availability, CODES, RHO).inclusive)
+    gradient = jax.grad(lambda V: inclusive_values(V, n.availability, n.nests).sum())(V)
+    ROUNDING.check(gradient, probabilities(V, n.availability, n.nests)[0])

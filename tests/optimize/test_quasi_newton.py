@@ -1,0 +1,103 @@
+"""L-BFGS with Optax's directions, alone and in compiled loops."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+from blpjax.exceptions import Status
+from blpjax.optimize.quasi_newton import QuasiNewtonOptions, QuasiNewtonState, initialise, proceed, update
+from blpjax.optimize.trust_region import RUNNING, START_REDUCTIONS
+
+START = np.array([-1.2, 1.0, 0.5])
+BEST = np.array([1.0, 1.0, -0.3])
+STRICT = QuasiNewtonOptions(gtol=1e-9)
+
+
+def residuals(theta: Array) -> Array:
+    """Rosenbrock's valley, and a third element that matters little."""
+    return jnp.stack([10 * (theta[1] - theta[0] ** 2), 1 - theta[0], 0.01 * (theta[2] + 0.3), 0.02 * theta[2] + 0.006])
+
+
+def run(
+    start: np.ndarray | Array,
+    options: QuasiNewtonOptions | None = None,
+    fails: Callable[[Array], Array] = lambda theta: jnp.asarray(False),
+    offset: float = 0.0,
+    units: np.ndarray | None = None,
+) -> QuasiNewtonState:
+    """The method in a compiled loop. `units` of theta, and an `offset` of the objective."""
+    scale = jnp.ones(3) if units is None else jnp.asarray(units)
+
+    def body(advance: tuple[QuasiNewtonState, Array, Array]) -> tuple[QuasiNewtonState, Array, Array]:
+        state, candidate, _ = advance
+        r, J = residuals(candidate / scale), jax.jacfwd(lambda theta: residuals(theta / scale))(candidate)
+        ok = ~fails(candidate)
+        value, gradient = jnp.where(ok, r @ r + offset, jnp.nan), jnp.where(ok, 2 * J.T @ r, jnp.nan)
+        return tuple(proceed(update(state, candidate, value, gradient, J, ok)))  # type: ignore[return-value]
+
+    begun = tuple(proceed(initialise(jnp.asarray(start) * scale, 5, options)))
+    return jax.lax.while_loop(lambda advance: advance[0].status == RUNNING, body, begun)[0]
+
+
+def test_the_minimum_is_found() -> None:
+    found = run(START, STRICT)
+    assert (int(found.status), int(found.failures)) == (Status.CONVERGED, 0)
+    np.testing.assert_allclose(found.theta, BEST, atol=1e-5)
+    assert float(found.projected_gradient_norm) <= 1e-9 and int(found.iterations) < int(found.evaluations) < 100
+
+
+def test_units_do_not_matter() -> None:
+    plain, scaled = run(START), run(START, QuasiNewtonOptions(gtol=1e-8), units=np.array([1e-3, 1e4, 1e2]))
+    np.testing.assert_allclose(scaled.theta, BEST * np.array([1e-3, 1e4, 1e2]), rtol=1e-3)
+    assert int(scaled.evaluations) < 2 * int(plain.evaluations)
+
+
+def test_mapped_loops_end_where_single_ones_do() -> None:
+    starts = np.stack([START, [2.0, -1.0, 0.0], BEST])
+    together = jax.vmap(lambda start: run(start, STRICT))(starts)
+    for s, start in enumerate(starts):
+        np.testing.assert_allclose(together.theta[s], run(start, STRICT).theta, rtol=1e-5)
+
+
+def test_steps_into_failing_regions_are_shortened() -> None:
+    found = run(START, fails=lambda theta: theta[1] < -0.1)
+    assert int(found.status) == Status.CONVERGED and int(found.failures) > 0
+    np.testing.assert_allclose(found.theta, BEST, atol=1e-4)
+
+
+@pytest.mark.parametrize("limit, status", [(1.0, Status.CONVERGED), (-1.0, Status.NOT_FINITE)])
+def test_starting_values_are_halved_until_they_can_be_evaluated(limit: float, status: Status) -> None:
+    found = run(np.array([-4.8, 4.0, 8.0]), fails=lambda theta: theta[2] > limit)
+    assert int(found.status) == status
+    assert int(found.start_reductions) == (3 if limit > 0 else START_REDUCTIONS)
+    if limit < 0:
+        assert int(found.evaluations) == START_REDUCTIONS + 1 and np.isinf(found.projected_gradient_norm)
+
+
+def test_no_progress_before_an_optimum_is_not_convergence() -> None:
+    """Every other point fails: none along any direction can be evaluated."""
+    found = run(START, fails=lambda theta: (theta != START).any())
+    assert int(found.status) == Status.STALLED and (found.theta == START).all()
+
+
+def test_creeping_toward_a_wall_is_given_up() -> None:
+    """The way down leads straight into a region that cannot be evaluated."""
+    found = run(START, fails=lambda theta: theta[1] > 1.05)
+    assert int(found.status) == Status.STALLED and int(found.evaluations) < 300
+    assert float(found.objective) < float(residuals(jnp.asarray(START)) @ residuals(jnp.asarray(START)))
+
+
+def test_rounding_ends_the_method_as_what_it_is() -> None:
+    """Where objectives of size 1e6 hide all changes, slopes decide; a tolerance of zero cannot be reached."""
+    found = run(START, QuasiNewtonOptions(gtol=0.0), offset=1e6)
+    assert int(found.status) == Status.ROUNDING_FLOOR and int(found.evaluations) < 200
+    np.testing.assert_allclose(found.theta, BEST, atol=1e-6)
+
+
+def test_iterations_are_limited() -> None:
+    found = run(START, QuasiNewtonOptions(maxiter=4))
+    assert (int(found.status), int(found.iterations)) == (Status.MAX_EVALUATIONS, 4)

@@ -1,0 +1,456 @@
+"""Outputs by product, market and agent: PyBLP's numbers, one market alone, tables, and bad arguments."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+import pyblp
+import pytest
+
+import blpjax
+from blpjax.exceptions import ConvergenceError, ConvergenceWarning, EquilibriumPricesConvergenceError
+from blpjax.inference.delta_method import DeltaMethodResults
+from blpjax.outputs.outputs import PostEstimation
+from blpjax.outputs.query import OutputTables
+from tests.support import joint
+from tests.tolerances import FIXED_PARAMETERS, ROUNDING
+
+pytestmark = [
+    pytest.mark.usefixtures("several_buckets"),
+    pytest.mark.filterwarnings("ignore:agent_data. column 'weights':blpjax.exceptions.DataWarning"),
+]
+
+TIGHT = {"atol": 1e-14}
+
+
+class Case(NamedTuple):
+    """A problem, its tables, and parameters at which outputs are computed."""
+
+    model: joint.Model
+    tables: tuple[pd.DataFrame, pd.DataFrame | None]
+    parameters: dict[str, Any]
+
+
+def cases() -> dict[str, Case]:
+    linear, log = joint.tables(markets=4), joint.tables(costs_type="log", markets=4)
+    weighted = joint.tables(importance=True, markets=4)
+    usual = {"sigma": joint.SIGMA, "pi": joint.PI, "beta": [None, -2.0, None, None]}
+    logs = {"sigma": np.diag([0.6, 0.1]), "pi": np.array([[0.3], [0.1]]), "beta": [None, -4.0, None, None]}
+    return {
+        "linear costs": Case(joint.Model(), linear, usual),
+        "log costs of shares, asymmetric ownership": Case(
+            joint.Model(X3="1 + w + x + shares", options={"costs_type": "log"}),
+            (joint.with_asymmetric_ownership(log[0]), log[1]),
+            usual,
+        ),
+        "log(prices), unequal weights": Case(
+            joint.Model("1 + log(prices) + x + y", "0 + x + log(prices)", "1 + w + log(shares)"), weighted, logs
+        ),
+        "demand alone, logit": Case(
+            joint.Model(X2=None, X3=None, demographics=None), (linear[0], None), {"beta": [None, -2.0, None, None]}
+        ),
+    }
+
+
+@functools.cache
+def solved(name: str) -> tuple[Any, Any]:
+    """Results of blpjax and PyBLP."""
+    model, tables, parameters = cases()[name]
+    found = []
+    for library in (blpjax, pyblp):
+        problem = model.build(library, *tables)
+        with joint.quiet():
+            results = problem.solve(
+                **parameters,
+                method="1s",
+                optimization=library.Optimization("return"),
+                iteration=library.Iteration("squarem", TIGHT),
+                check_optimality="gradient",
+            )
+        found.append(results)
+    return found[0], found[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of a compute method, with arguments for some rows of the product table."""
+
+    method: str
+    arguments: Callable[[pd.DataFrame], dict[str, Any]] = lambda rows: {}
+    options: Callable[[Any], dict[str, Any]] = lambda library: {}
+
+    def answer(self, library: Any, results: Any, products: pd.DataFrame, market_id: Any = None, **more: Any) -> Any:
+        rows = products if market_id is None else products[products.market_ids == market_id]
+        with joint.quiet():
+            return getattr(results, f"compute_{self.method}")(
+                **self.arguments(rows), **self.options(library), market_id=market_id, **more
+            )
+
+
+def merged(rows: pd.DataFrame) -> np.ndarray:
+    return rows.firm_ids.replace(2, 1).to_numpy()
+
+
+def dearer(rows: pd.DataFrame) -> np.ndarray:
+    return rows.prices.to_numpy() * (1.1 + 0.1 * rows.x.to_numpy())
+
+
+def cheaper(rows: pd.DataFrame) -> np.ndarray:
+    return 0.8 * rows.costs.to_numpy()
+
+
+def holdings(rows: pd.DataFrame) -> np.ndarray:
+    """Any ownership matrices, the same numbers whether for all markets or for one."""
+    width = rows.groupby("market_ids").size().max()
+    H = 0.2 + 0.6 * np.sin(37.0 * rows.x.to_numpy()[:, None] * np.arange(1, width + 1)) ** 2
+    position = rows.groupby("market_ids").cumcount().to_numpy()
+    H[np.arange(len(rows)), position] = 1.0
+    return H
+
+
+DEMAND = {
+    "aggregate elasticities": Call("aggregate_elasticities"),
+    "aggregate elasticities in x": Call("aggregate_elasticities", lambda rows: {"name": "x", "factor": 0.3}),
+    "aggregate elasticities in delta": Call("aggregate_elasticities", lambda rows: {"name": None}),
+    "elasticities": Call("elasticities"),
+    "elasticities in x": Call("elasticities", lambda rows: {"name": "x"}),
+    "elasticities in delta": Call("elasticities", lambda rows: {"name": None}),
+    "Jacobians": Call("demand_jacobians"),
+    "Hessians": Call("demand_hessians"),
+    "Hessians in x": Call("demand_hessians", lambda rows: {"name": "x"}),
+    "diversion in x": Call("diversion_ratios", lambda rows: {"name": "x"}),
+    "diversion in delta": Call("diversion_ratios", lambda rows: {"name": None}),
+    "long-run diversion": Call("long_run_diversion_ratios"),
+    "probabilities": Call("probabilities"),
+    "shares": Call("shares", lambda rows: {"prices": dearer(rows)}),
+    "delta": Call("delta", options=lambda library: {"iteration": library.Iteration("squarem", TIGHT)}),
+    "surplus": Call("consumer_surpluses"),
+    "surplus at other prices": Call("consumer_surpluses", lambda rows: {"prices": dearer(rows)}),
+    "surplus of agents": Call("consumer_surpluses", lambda rows: {"prices": dearer(rows), "keep_all": True}),
+    "surplus without products": Call("consumer_surpluses", lambda rows: {"eliminate_product_ids": ["p1", "p7"]}),
+}
+SUPPLY = {
+    "costs": Call("costs"),
+    "costs of a merger": Call("costs", lambda rows: {"firm_ids": merged(rows)}),
+    "costs with holdings": Call("costs", lambda rows: {"ownership": holdings(rows)}),
+    "passthrough": Call("passthrough"),
+    "passthrough of a merger": Call("passthrough", lambda rows: {"firm_ids": merged(rows)}),
+    "passthrough with holdings": Call("passthrough", lambda rows: {"ownership": holdings(rows)}),
+    "approximate prices": Call("approximate_prices", lambda rows: {"firm_ids": merged(rows), "costs": cheaper(rows)}),
+    "markups": Call("markups"),
+    "markups at other prices": Call("markups", lambda rows: {"prices": dearer(rows), "costs": cheaper(rows)}),
+    "profits": Call("profits"),
+    "profits at other prices": Call(
+        "profits", lambda rows: {"prices": dearer(rows), "costs": cheaper(rows), "shares": 0.9 * rows.shares.to_numpy()}
+    ),
+    "profit Hessians": Call("profit_hessians"),
+    "profit Hessians elsewhere": Call("profit_hessians", lambda rows: {"prices": dearer(rows), "costs": cheaper(rows)}),
+    "concentration": Call("hhi"),
+    "concentration of a merger": Call(
+        "hhi", lambda rows: {"firm_ids": merged(rows), "shares": rows.shares.to_numpy() * rows.x.to_numpy()}
+    ),
+}
+
+
+def equilibrium(library: Any) -> dict[str, Any]:
+    """PyBLP's default tolerance is its own profit gradient's: a tighter one makes the comparison sharper."""
+    return (
+        {"iteration": pyblp.Iteration("simple", {"atol": 1e-14, "max_evaluations": 5000})} if library is pyblp else {}
+    )
+
+
+PRICES = {
+    "prices of a merger": Call("prices", lambda rows: {"firm_ids": merged(rows)}, equilibrium),
+    "prices at lower costs": Call("prices", lambda rows: {"costs": cheaper(rows), "prices": dearer(rows)}, equilibrium),
+    "prices with holdings": Call("prices", lambda rows: {"ownership": holdings(rows)}, equilibrium),
+    "prices when costs move": Call(
+        "prices", lambda rows: {"firm_ids": merged(rows), "constant_costs": False}, equilibrium
+    ),
+}
+CALLS = {**DEMAND, **SUPPLY, **PRICES}
+#: One call for each way to answer.
+KINDS = [
+    "aggregate elasticities",
+    "elasticities",
+    "Hessians",
+    "probabilities",
+    "delta",
+    "surplus of agents",
+    "costs with holdings",
+    "prices of a merger",
+]
+COMPARISONS = [
+    (case, call, market_id)
+    for case in cases()
+    for call in CALLS
+    for market_id in ((None, "m002") if case == "linear costs" else (None,))
+]
+
+
+@pytest.mark.parametrize(("case", "call", "market_id"), COMPARISONS)
+def test_outputs_are_those_of_pyblp(case: str, call: str, market_id: Any) -> None:
+    ours, theirs = solved(case)
+    products = cases()[case].tables[0]
+    expected = CALLS[call].answer(pyblp, theirs, products, market_id)
+    actual = CALLS[call].answer(blpjax, ours, products, market_id)
+    assert isinstance(actual, np.ndarray) and actual.flags.writeable
+    FIXED_PARAMETERS.check(actual, expected)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_one_market_alone_has_the_numbers_that_it_has_among_all(call: str) -> None:
+    """A market that is smaller than its bucket."""
+    name, market_id = "log costs of shares, asymmetric ownership", "m001"
+    ours, products = solved(name)[0], cases()[name].tables[0]
+    everything = CALLS[call].answer(blpjax, ours, products)
+    alone = CALLS[call].answer(blpjax, ours, products, market_id)
+    if len(everything) == len(products):
+        inside = everything[(products.market_ids == market_id).to_numpy()]
+    else:
+        inside = everything[1:2]
+    FIXED_PARAMETERS.check(alone, inside[tuple(slice(size) for size in alone.shape)])
+    assert np.isnan(inside).sum() == inside.size - alone.size
+
+
+# tables
+
+
+@pytest.mark.parametrize("market_id", [None, "m001"])
+@pytest.mark.parametrize("call", KINDS)
+def test_tables_hold_the_numbers_of_arrays(call: str, market_id: Any) -> None:
+    ours, products = solved("linear costs")[0], cases()["linear costs"].tables[0]
+    array = CALLS[call].answer(blpjax, ours, products, market_id)
+    frame = CALLS[call].answer(blpjax, ours, products, market_id, as_frame=True)
+    assert frame.columns[0] == "market_ids"
+    assert len(frame) == np.isfinite(array).sum()
+    np.testing.assert_array_equal(np.sort(frame.iloc[:, -1]), np.sort(array[np.isfinite(array)]))
+
+
+def test_tables_of_second_derivatives_are_labelled() -> None:
+    ours, products = solved("linear costs")[0], cases()["linear costs"].tables[0]
+    hessians = ours.compute_demand_hessians()
+    frame = ours.compute_demand_hessians(as_frame=True)
+    keyed = frame.set_index(["market_ids", "product", "first_product", "second_product"]).second_derivative
+    for _, market in products.groupby("market_ids"):
+        ids = market.product_ids.to_list()
+        for row, product in market.product_ids.items():
+            for k, first in enumerate(ids):
+                for m, second in enumerate(ids):
+                    assert keyed[market.market_ids.iloc[0], product, first, second] == hessians[row, k, m]
+
+
+def test_tables_by_market_and_agent_are_labelled() -> None:
+    ours = solved("linear costs")[0]
+    frame, array = ours.compute_hhi(as_frame=True), ours.compute_hhi()
+    assert list(frame.columns) == ["market_ids", "hhi"]
+    assert frame.market_ids.tolist() == ["m000", "m001", "m002", "m003"]
+    np.testing.assert_array_equal(frame.hhi, array[:, 0])
+    frame = ours.compute_consumer_surpluses(keep_all=True, as_frame=True)
+    array = ours.compute_consumer_surpluses(keep_all=True)
+    assert list(frame.columns) == ["market_ids", "agent", "consumer_surplus"]
+    assert frame.groupby("market_ids").size().tolist() == list(joint.AGENTS[:4])
+    for t, (_, market) in enumerate(frame.groupby("market_ids")):
+        np.testing.assert_array_equal(market.consumer_surplus, array[t, : len(market)])
+
+
+# standard errors and draws
+
+
+class Known(PostEstimation):
+    """Outputs of a model whose parameters are known."""
+
+    def __init__(self, results: Any) -> None:
+        self._results = results
+
+    @property
+    def model(self) -> Any:
+        return self._results.model
+
+    @property
+    def output_tables(self) -> OutputTables:
+        return self._results.output_tables
+
+
+class Estimated(Known):
+    """Standard errors are a tenth of the values."""
+
+    def delta_method(self, function: Any, hold: str = "shares") -> DeltaMethodResults:
+        value = jax.tree.map(np.asarray, function(self.model))
+        numbers = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(value)])
+        return DeltaMethodResults(value, 0.1 * numbers[:, None], np.eye(1), ["scale"], hold)
+
+
+class Drawn(Known):
+    """Two draws, of which the second has mean utilities that are higher by one."""
+
+    draws = 2
+
+    def evaluate_output(self, function: Any, given: Any) -> Any:
+        found = []
+        for d in range(2):
+            of_draw = {name: values[d] if values.ndim > 1 else values for name, values in given.items()}
+            model = dataclasses.replace(self.model, delta=self.model.delta + d)
+            found.append(function(model, of_draw))
+        return np.stack(found)
+
+
+@pytest.mark.parametrize("market_id", [None, "m001"])
+@pytest.mark.parametrize("call", KINDS)
+def test_standard_errors_are_those_of_the_delta_method(call: str, market_id: Any) -> None:
+    results, products = Estimated(solved("linear costs")[0]), cases()["linear costs"].tables[0]
+    value = CALLS[call].answer(blpjax, results, products, market_id)
+    found = CALLS[call].answer(blpjax, results, products, market_id, standard_errors=True, hold="xi")
+    assert found.hold == "xi"
+    np.testing.assert_array_equal(found.value, value)
+    frame = CALLS[call].answer(blpjax, results, products, market_id, standard_errors=True, as_frame=True)
+    assert list(frame.columns[-3:]) == ["standard_error", "lower", "upper"]
+    ROUNDING.check(frame.standard_error, 0.1 * np.abs(frame.iloc[:, -4]))
+    ROUNDING.check(frame.upper - frame.lower, 2 * 1.959963984540054 * frame.standard_error)
+
+
+@pytest.mark.parametrize("call", ["delta", "prices of a merger"])
+def test_nothing_is_solved_a_second_time_for_standard_errors(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[Any] = []
+    monkeypatch.setattr(Estimated, "evaluate_output", lambda *arguments: evaluated.append(arguments))
+    results, products = Estimated(solved("linear costs")[0]), cases()["linear costs"].tables[0]
+    found = CALLS[call].answer(blpjax, results, products, None, standard_errors=True)
+    assert found.value.shape == (len(products), 1) and not evaluated
+
+
+def test_known_parameters_have_no_standard_errors() -> None:
+    with pytest.raises(TypeError, match="Known has no standard errors: its parameters are known"):
+        Known(solved("linear costs")[0]).compute_costs(standard_errors=True)
+
+
+def test_draws_have_an_axis_of_their_own_in_answers_and_arguments() -> None:
+    ours, products = solved("linear costs")[0], cases()["linear costs"].tables[0]
+    drawn = Drawn(ours)
+    costs = drawn.compute_costs()
+    assert costs.shape == (2, len(products), 1)
+    np.testing.assert_array_equal(costs[0], ours.compute_costs())
+    markups = drawn.compute_markups(costs=costs)
+    ROUNDING.check(markups, drawn.compute_markups())
+    same = drawn.compute_markups(costs=costs[0])
+    assert (same[1] == same[0]).all() and (markups[1] != markups[0]).all()
+    elasticities = drawn.compute_elasticities()
+    means = drawn.extract_diagonal_means(elasticities)
+    ROUNDING.check(drawn.extract_diagonals(elasticities)[0], ours.extract_diagonals(elasticities[0]))
+    ROUNDING.check(means[0], ours.extract_diagonal_means(elasticities[0]))
+    assert means.shape == (2, 4, 1)
+    with pytest.raises(NotImplementedError, match="as_frame is not supported for draws"):
+        drawn.compute_costs(as_frame=True)
+    with pytest.raises(ValueError, match=r"matrices must have the shape \(2, 29, 8\)"):
+        drawn.extract_diagonals(elasticities[0])
+
+
+# failures
+
+
+@pytest.fixture(scope="module")
+def upward() -> Any:
+    """Results at which demand rises in prices for consumers of one market, whose income is high."""
+    products, agents = joint.tables(markets=4)
+    agents = agents.assign(income=agents.income.where(agents.market_ids != "m002", agents.income + 20.0))
+    problem = joint.Model(X2="0 + prices").build(blpjax, products, agents)
+    with joint.quiet():
+        return problem.solve(
+            [[0.1]],
+            [[0.2]],
+            beta=[None, -2.0, None, None],
+            method="1s",
+            optimization=blpjax.Optimization("return"),
+            check_optimality="gradient",
+        )
+
+
+def test_markets_without_an_equilibrium_are_named(upward: Any) -> None:
+    with pytest.warns(ConvergenceWarning, match="equilibrium prices .* in 1 of 4 markets: 'm002'"):
+        prices = upward.compute_prices(costs=np.full(29, 1.0))
+    inside = upward.problem.product_table.market_ids == "m002"
+    assert np.isnan(prices[inside]).all() and np.isfinite(prices[~inside]).all()
+    with pytest.raises(EquilibriumPricesConvergenceError, match="'m002'"):
+        upward.compute_prices(costs=np.full(29, 1.0), error_behavior="raise")
+    with pytest.raises(EquilibriumPricesConvergenceError, match="in 1 of 1 markets: 'm002'"):
+        upward.compute_prices(costs=np.full(6, 1.0), market_id="m002", error_behavior="raise")
+    with pytest.raises(ConvergenceError, match="in 1 of 4 markets: 'm002'"):
+        upward.compute_prices(costs=np.full(29, 1.0), error_behavior="raise", standard_errors=True)
+    with pytest.warns(ConvergenceWarning, match="equilibrium prices .* in 1 of 4 markets: 'm002'"):
+        uncertain = upward.compute_prices(costs=np.full(29, 1.0), standard_errors=True)
+    np.testing.assert_array_equal(np.isnan(uncertain.standard_errors[:, 0]), inside)
+    assert uncertain.jacobian.shape == (29, len(upward.parameters))
+    assert np.isfinite(upward.compute_prices(costs=np.full(7, 1.0), market_id="m001")).all()
+
+
+def test_loops_that_are_cut_short_are_reported() -> None:
+    ours = solved("linear costs")[0]
+    short = blpjax.Iteration("simple", {"max_evaluations": 2})
+    with pytest.warns(ConvergenceWarning, match="maximum number of evaluations in 4 of 4 markets: 'm000'"):
+        prices = ours.compute_prices(firm_ids=np.zeros(29), iteration=short)
+    assert np.isnan(prices).all()
+
+
+# bad arguments
+
+BAD = [
+    ("costs", {"market_id": "m9"}, ValueError, "There is no market 'm9'. Markets are 'm000'"),
+    ("costs", {"firm_ids": np.ones(3)}, ValueError, "firm_ids must hold 29 IDs, one for each product, not 3"),
+    ("costs", {"firm_ids": [None] * 29}, ValueError, "firm_ids must not have missing values, but row 0 has"),
+    ("costs", {"ownership": np.ones((29, 3))}, ValueError, r"ownership must have the shape \(29, 8\), not \(29, 3\)"),
+    ("costs", {"ownership": np.full((29, 8), np.nan)}, ValueError, "ownership must be finite, but row 0 is not"),
+    ("costs", {"ownership": "all"}, ValueError, "ownership must be an array of finite numbers"),
+    (
+        "costs",
+        {"firm_ids": np.ones(29), "ownership": np.ones((29, 8))},
+        ValueError,
+        "Give either firm_ids or ownership, not both",
+    ),
+    ("prices", {"costs": np.ones(28)}, ValueError, "costs must hold 29 numbers, one for each product, not 28"),
+    ("prices", {"prices": np.r_[np.ones(28), np.inf]}, ValueError, "prices must be .* finite numbers: row 28 is inf"),
+    ("prices", {"iteration": "simple"}, TypeError, "iteration must be Iteration or None, not str"),
+    ("prices", {"error_behavior": "ignore"}, ValueError, "error_behavior must be 'warn' or 'raise', not 'ignore'"),
+    ("aggregate_elasticities", {"factor": 0}, ValueError, "factor must be a finite number other than zero, not 0"),
+    ("demand_hessians", {"name": "w"}, NameError, "No formula has a numeric variable 'w'"),
+    ("consumer_surpluses", {"eliminate_product_ids": ["p0", "zz"]}, ValueError, "eliminate_product_ids has 'zz'"),
+    (
+        "consumer_surpluses",
+        {"eliminate_product_ids": ["p0"], "product_ids_index": 1},
+        ValueError,
+        "product_ids_index must be between 0 and 0, not 1",
+    ),
+]
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(("method", "arguments", "error", "message"), BAD)
+def test_bad_arguments_are_named(method: str, arguments: dict[str, Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        getattr(solved("linear costs")[0], f"compute_{method}")(**arguments)
+
+
+def test_what_is_not_in_the_data_has_to_be_given() -> None:
+    products, agents = joint.tables(markets=4)
+    bare = products.drop(columns=["firm_ids", "product_ids"])
+    problem = joint.Model(X3=None).build(blpjax, bare, agents)
+    with joint.quiet():
+        results = problem.solve(joint.SIGMA, joint.PI, optimization=blpjax.Optimization("return"), method="1s")
+    for method in ("costs", "prices", "passthrough", "approximate_prices", "markups", "profits", "profit_hessians"):
+        with pytest.raises(ValueError, match="firm_ids or ownership must be given, because product_data has neither"):
+            getattr(results, f"compute_{method}")()
+    with pytest.raises(ValueError, match="firm_ids must be given, because there is no column 'firm_ids'"):
+        results.compute_hhi()
+    with pytest.raises(ValueError, match="eliminate_product_ids needs a column 'product_ids'"):
+        results.compute_consumer_surpluses(eliminate_product_ids=["p1"])
+    assert results.compute_costs(firm_ids=products.firm_ids).shape == (29, 1)
+    assert results.compute_hhi(firm_ids=products.firm_ids, market_id=None).shape == (4, 1)
+
+
+def test_one_product_can_be_eliminated_by_its_id_alone() -> None:
+    ours = solved("linear costs")[0]
+    np.testing.assert_array_equal(
+        ours.compute_consumer_surpluses(eliminate_product_ids="p1"),
+        ours.compute_consumer_surpluses(eliminate_product_ids=["p1"]),
+    )

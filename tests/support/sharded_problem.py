@@ -1,0 +1,128 @@
+"""Solve one problem with its markets spread over devices, and write what was found to a NumPy file.
+
+A program of its own, because JAX's devices and processes are decided before it starts:
+
+    python sharded_problem.py OUTPUT                    solves it on one device, too
+    python sharded_problem.py OUTPUT ADDRESS COUNT RANK is one of COUNT processes
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+import blpjax
+
+#: Attributes of results that do not depend on where markets are.
+ATTRIBUTES = (
+    "objective",
+    "parameters",
+    "parameter_covariances",
+    "sigma_se",
+    "pi_se",
+    "beta_se",
+    "gamma_se",
+    "hessian",
+    "moments_jacobian",
+    "updated_W",
+    "delta",
+    "xi",
+    "omega",
+    "tilde_costs",
+)
+
+
+STARTS: dict[str, Any] = {"sigma": np.diag([0.4, 0.6]), "pi": [[0.3], [0.0]], "beta": [None, -2.0, None, None]}
+
+
+def build() -> tuple[Any, Any, Any]:
+    """Return a problem with unequal markets in two buckets, four and eight, and its tables."""
+    # beside this program
+    import joint
+
+    import blpjax.economy.buckets
+
+    blpjax.economy.buckets.WORTHWHILE_PAIRS = 0
+    joint.PRODUCTS, joint.AGENTS = (8, 7, 3, 8, 8, 3), (12, 11, 12, 12, 12, 12)
+    products, agents = joint.tables(markets=12)
+    return joint.Model().build(blpjax, products, agents), products, agents
+
+
+def solve(problem: Any, products: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """Estimates and what follows from them."""
+    results = problem.solve(**STARTS)
+    found = {name: getattr(results, name) for name in ATTRIBUTES}
+    merged = products["firm_ids"].replace(2, 1)
+    found |= {
+        "elasticities": results.compute_elasticities(),
+        "elasticities_of_one_market": results.compute_elasticities(market_id="m002"),
+        "prices": results.compute_prices(merged),
+        "surpluses": results.compute_consumer_surpluses(),
+    }
+    return results, found
+
+
+def on_devices(output: str) -> None:
+    """One process."""
+    problem, products, _ = build()
+    spread = problem.shard()
+    (results, one), (spread_results, several) = (solve(p, products) for p in (problem, spread))
+    instruments = [r.compute_optimal_instruments().demand_instruments for r in (results, spread_results)]
+    started = spread.solve(**STARTS, method="1s", starts=1)
+    functions = spread.functions(**STARTS)
+    buckets = functions.inputs.economy.buckets
+    np.savez(
+        output,
+        **{f"one_{name}": values for name, values in one.items()},
+        **{f"several_{name}": values for name, values in several.items()},
+        one_instruments=instruments[0],
+        several_instruments=instruments[1],
+        one_first_step=results.last_results.objective,
+        several_first_step=started.objective,
+        reestimation=_message(spread_results.reestimate),
+        markets=[bucket.size[0] for bucket in problem.economy.buckets],
+        places=[bucket.size[0] for bucket in buckets],
+        blocks=[[shard.data.shape[0] for shard in bucket.nodes.addressable_shards] for bucket in buckets],
+        owned=[[shard.data.shape[0] for shard in part.members.addressable_shards] for part in _ownership(functions)],
+        devices=[[shard.device.id for shard in bucket.nodes.addressable_shards] for bucket in buckets],
+    )
+
+
+def in_process(output: str, address: str, count: int, rank: int) -> None:
+    """One of several processes."""
+    jax.distributed.initialize(address, count, rank)
+    problem, products, agents = build()
+    several = solve(problem.shard(), products)[1]
+    other = blpjax.Problem(
+        problem.product_formulations, products, problem.agent_formulation, agents.assign(nodes0=agents["nodes0"] + rank)
+    )
+    np.savez(
+        output,
+        **{f"several_{name}": values for name, values in several.items()},
+        devices=[len(jax.devices()), len(jax.local_devices())],
+        different_agents=_message(other.shard),
+        too_few=_message(lambda: problem.shard(1)),
+    )
+    jax.distributed.shutdown()
+
+
+def _ownership(functions: Any) -> Any:
+    return functions.inputs.data.supply.ownership
+
+
+def _message(action: Callable[[], Any]) -> str:
+    try:
+        action()
+    except (NotImplementedError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+if __name__ == "__main__":
+    blpjax.options.verbose = False
+    if len(sys.argv) == 2:
+        on_devices(sys.argv[1])
+    else:
+        in_process(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
