@@ -14,7 +14,7 @@ from benchmarks import models
 from benchmarks.estimation import Solver, quiet
 from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
-from blpjax.objective import inference
+from blpjax.objective import programs
 from blpjax.objective.functions import ModelFunctions
 from blpjax.optimize import trust_region
 
@@ -81,14 +81,12 @@ def _time_parts(problem: Any, results: Any, repetitions: int) -> dict[str, Timin
         "evaluation": time_at_both(lambda theta: _evaluate(functions, theta), [(theta,) for theta in ends]),
         "inversion": time_at_both(functions.inversion, [(theta,) for theta in ends]),
         "trust-region step": time_at_both(trust_region.advance, states),
-        "Hessian": _time(
-            lambda: inference.hessian(functions.specification, functions.inputs, ends[-1], delta), repetitions
-        ),
+        "Hessian": _time(lambda: programs.hessian(functions.minimand, ends[-1], delta), repetitions),
     }
 
 
 def _evaluate(functions: ModelFunctions, theta: jax.Array) -> Any:
-    return inference.evaluate(functions.specification, functions.inputs, theta, functions.start)
+    return programs.evaluate(functions.minimand, theta, functions.start)
 
 
 def _state(theta: jax.Array, evaluation: Any) -> tuple[Any, ...]:

@@ -39,6 +39,7 @@ from blpjax.iteration import Iteration  # noqa: E402
 from blpjax.machine.parallel import parallel  # noqa: E402
 from blpjax.machine.pickling import read_pickle, save_pickle  # noqa: E402
 from blpjax.model.parameters import Transformation  # noqa: E402
+from blpjax.objective.blocks import MomentBlock, Point, SampleMoments  # noqa: E402
 from blpjax.objective.functions import ModelFunctions  # noqa: E402
 from blpjax.optimize.optimize import Optimization  # noqa: E402
 from blpjax.problem.load import load  # noqa: E402
@@ -64,6 +65,7 @@ __all__ = [
     "Integration",
     "Iteration",
     "ModelFunctions",
+    "MomentBlock",
     "MonteCarlo",
     "MonteCarloResults",
     "OptimalInstrumentProblem",
@@ -71,9 +73,11 @@ __all__ = [
     "OptimalInstruments",
     "Optimization",
     "OptimizationProgress",
+    "Point",
     "Problem",
     "ProblemResults",
     "ReestimationResults",
+    "SampleMoments",
     "Simulation",
     "SimulationResults",
     "Starts",

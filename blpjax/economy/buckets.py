@@ -108,6 +108,12 @@ class Economy(eqx.Module):
         """
         return self._split(values[self.sources])
 
+    def with_products(self, shares: Array, X2: Array) -> "Economy":
+        """The same markets with other shares (N,) and characteristics X2 (N, K2)."""
+        known = zip(self.buckets, self.scatter(shares), self.scatter(X2), strict=True)
+        buckets = tuple(eqx.tree_at(lambda b: (b.shares, b.X2), bucket, values) for bucket, *values in known)
+        return eqx.tree_at(lambda e: e.buckets, self, buckets)
+
     def stack(self, parts: Sequence[Array]) -> Array:
         """Rows (N, widest) of arrays (T, J, J), one for each bucket: NaN in the columns of padded products."""
         widest = max(part.shape[2] for part in parts)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from blpjax import options
-from blpjax.estimation.step import StepResult
+from blpjax.estimation.step import StepContext, StepResult, contributions_of
 from blpjax.exceptions import ConvergenceWarning, IdentificationError, IdentificationWarning
 from blpjax.inputs.identification import find_collinearity
-from blpjax.objective.inference import CovarianceTypes, lacks_influence
+from blpjax.objective.inference import CovarianceTypes
+from blpjax.objective.moments import lacks_influence
 from blpjax.reporting import report
 
 
@@ -29,11 +30,7 @@ def report_outcome(result: StepResult, seconds: float) -> None:
 
 
 def warn_of_singularity(
-    result: StepResult,
-    types: CovarianceTypes,
-    contributions: np.ndarray,
-    labels: Sequence[str],
-    theta_labels: Sequence[str],
+    result: StepResult, types: CovarianceTypes, context: StepContext, theta_labels: Sequence[str]
 ) -> None:
     """Warn with `IdentificationWarning` when W, standard errors, or the estimates themselves rest on a singular matrix.
 
@@ -41,7 +38,7 @@ def warn_of_singularity(
     ----------
     result : the step.
     types : how covariances were estimated.
-    contributions : (N, M) contributions of products to moments, which are named by the M `labels`.
+    context : data of the step, which names moments.
     theta_labels : names of the P elements of theta.
 
     Raises
@@ -49,14 +46,14 @@ def warn_of_singularity(
     IdentificationError
         When one of these matrices is singular and `options.pseudo_inverses` is off.
     """
-    summary, M = result.summary, contributions.shape[1]
+    summary, M = result.summary, result.summary.moments.size
     if not np.isfinite(summary.moments_covariances).all():
         return
     condition = _scaled_condition_number(np.asarray(summary.moments_covariances))
     _refuse_pseudo_inverses(result, M)
     if np.isfinite(options.singular_tol) and (summary.covariances_rank < M or condition > options.singular_tol):
-        found = find_collinearity(contributions)
-        named = ", ".join(repr(labels[group[0]]) for group in found.groups)
+        found = find_collinearity(contributions_of(context, result))
+        named = ", ".join(repr(context.moment_labels[group[0]]) for group in found.groups)
         few = types.W_type == "clustered" and types.n_clusters is not None and types.n_clusters < M
         reason = f"there are only {types.n_clusters} clusters" if few else f"collinear moments: {named or 'none'}"
         warnings.warn(

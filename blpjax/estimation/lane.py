@@ -17,10 +17,10 @@ from blpjax.estimation.options import StepOptions, usable_bounds
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.machine.placement import Placement
 from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout, UtilityForm
-from blpjax.objective.data import ModelData, Specification
-from blpjax.objective.inference import (
-    CovarianceTypes,
-)
+from blpjax.objective.data import ModelData
+from blpjax.objective.inference import CovarianceTypes
+from blpjax.objective.moments import GMM, Weighting
+from blpjax.objective.structure import Specification, StructuralModel
 
 #: Batches are made so that arrays over lanes, products and agents take about this many bytes.
 BATCH_BYTES = 2**30
@@ -60,6 +60,14 @@ class Lane(eqx.Module):
     limits: FixedPointLimits
     W: Float[Array, "M M"] | None = None
     placement: Placement | None = eqx.field(static=True, default=None)
+
+    def model(self, specification: Specification) -> StructuralModel:
+        """The model of a whole lane as a function of theta."""
+        return StructuralModel(specification, self.economy, self.data, self.fixed, self.limits)
+
+    def objective(self, specification: Specification, weighting: Weighting) -> GMM:
+        """What a whole lane minimises."""
+        return GMM(self.model(specification), weighting, jnp.asarray(1.0))
 
 
 def place_lane(lane: Lane, placement: Placement | None) -> Lane:
@@ -101,18 +109,48 @@ def build_lane(
     )
 
 
-def split_lane(lane: Lane, where: Callable[[Lane], Any], values: Any) -> tuple[Lane, Lane]:
+def split_lanes(
+    move: Callable[[Lane, Any], Lane], shared: Lane, values: Any, varying: Lane | None = None
+) -> tuple[Lane, Lane]:
     """What differs between lanes, with a first axis of lanes, and what they share.
 
     Parameters
     ----------
-    lane : one of them.
-    where : function of a lane that returns leaves, among them such as are None in `lane`.
-    values : arrays to take their place, with a first axis of lanes.
+    move : function of a lane and of what is its own that returns the lane with this in place, without computations.
+    shared : what lanes had in common before; all of a lane where there is no `varying`.
+    values : what is each lane's own, with a first axis of lanes.
+    varying : what differed between lanes before.
     """
-    nothing = eqx.filter(lane, False)
-    varying = eqx.tree_at(where, nothing, values, is_leaf=_is_none)
-    return varying, eqx.tree_at(where, lane, [None] * len(values), is_leaf=_is_none)
+    before = eqx.filter(shared, False) if varying is None else varying
+    moved = jax.vmap(lambda part, value: move_lane(move, part, shared, value))(before, values)
+    return moved, shared_part(shared, moved)
+
+
+def move_lane(move: Callable[[Lane, Any], Lane], part: Lane, shared: Lane, value: Any) -> Lane:
+    """One lane's part of what differs between lanes: nobody lists it, it is whatever `move` does not leave alone."""
+    return _without(move(eqx.combine(part, shared), value), shared)
+
+
+def shared_part(shared: Lane, varying: Lane) -> Lane:
+    """What lanes share, given what differs between them."""
+    return jax.tree.map(lambda leaf, own: leaf if own is None else None, shared, varying, is_leaf=_is_none)
+
+
+def moving_leaves(move: Callable[[Lane, Any], Lane], lane: Lane, value: Any) -> Lane:
+    """A tree of booleans: which leaves of a lane `move` changes, for what is one lane's own. Computes nothing."""
+    found = []
+
+    def trace(lane: Lane, value: Any) -> None:
+        found.append(jax.tree.map(lambda leaf: leaf is not None, _without(move(lane, value), lane), is_leaf=_is_none))
+
+    eqx.filter_eval_shape(trace, lane, value)
+    return found[0]
+
+
+def _without(lane: Lane, shared: Lane) -> Lane:
+    """A lane with None in place of the leaves that are those of `shared` themselves."""
+    same = {id(leaf) for leaf in jax.tree.leaves(shared)}
+    return jax.tree.map(lambda leaf: None if id(leaf) in same else leaf, lane)
 
 
 def read_batches(batch_size: Any, memory: Any) -> tuple[int | None, int]:

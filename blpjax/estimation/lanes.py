@@ -12,22 +12,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.estimation.lane import BatchOptions, Lane, place_lane
 from blpjax.exceptions import Status, succeeded
-from blpjax.iteration import FixedPointMethod
 from blpjax.machine.compilation import filtered_program
 from blpjax.machine.placement import Placement
 from blpjax.machine.spread import each_lane, one_by_one, spread
-from blpjax.objective import iv, moments
-from blpjax.objective.inference import (
-    LinearParameters,
-    lacks_influence,
-    predicted_delta,
-    summarise_step,
-)
-from blpjax.objective.moments import Evaluation, MomentInputs
+from blpjax.objective.moments import Ending, Evaluation, Weighting, lacks_influence, weigh
+from blpjax.objective.programs import predicted_delta
 from blpjax.optimize.trust_region import RUNNING
 
 #: Evaluations of vectorised lanes between two looks at which of them have ended.
@@ -63,6 +57,42 @@ class BatchOutcome(eqx.Module):
         return np.where(succeeded(self.status) & ~self.ok, int(Status.NOT_FINITE), self.status)
 
 
+def tabulate(
+    outcome: BatchOutcome,
+    numbers: Int[np.ndarray, " B"],
+    blocks: Sequence[str],
+    labels: Sequence[str],
+    failures: Sequence[str | None],
+) -> pd.DataFrame:
+    """A row for each estimation and parameter. Estimates that cannot be used are NaN, and their status says why.
+
+    Parameters
+    ----------
+    numbers : (B,) numbers of the estimations, the column `number`.
+    blocks, labels : blocks and names of the Q parameters.
+    failures : B sentences on what else is wrong with an estimation, None where nothing is.
+    """
+    B, Q = outcome.parameters.shape
+    ok = outcome.ok & np.array([failure is None for failure in failures], bool)
+    sentences = [failure or Status(code).sentence for failure, code in zip(failures, outcome.reasons, strict=True)]
+    valid = np.where(ok, 1.0, np.nan)[:, None]
+    return pd.DataFrame(
+        {
+            "number": np.repeat(numbers, Q),
+            "block": np.tile(blocks, B),
+            "parameter": np.tile(labels, B),
+            "estimate": (valid * outcome.parameters).ravel(),
+            "standard_error": (valid * outcome.standard_errors).ravel(),
+            "ok": np.repeat(ok, Q),
+            "identified": outcome.identified.ravel(),
+            "status": np.repeat(np.array(sentences, dtype=object), Q),
+            "objective": np.repeat(outcome.objectives, Q),
+            "gradient_norm": np.repeat(outcome.gradient_norms, Q),
+            "evaluations": np.repeat(outcome.evaluations, Q),
+        }
+    )
+
+
 def estimate_batch(
     options: BatchOptions, varying: Lane, shared: Lane, size: int, devices: Sequence[jax.Device] | None = None
 ) -> BatchOutcome:
@@ -93,7 +123,7 @@ def estimate_lanes(options: BatchOptions, varying: Lane, shared: Lane, size: int
     for step in range(1, options.steps + 1):
         parts, run = _begin(options, varying, shared, theta, weights)
         run = _minimise(options, varying, shared, parts, run)
-        finished = _finish(options, step, varying, shared, parts, run, weights)
+        finished = _finish(options, step, varying, shared, parts, run)
         state = run.advance.state
         theta, weights = state.theta, finished.updated_W
         total += np.asarray(state.evaluations)
@@ -113,14 +143,6 @@ def estimate_lanes(options: BatchOptions, varying: Lane, shared: Lane, size: int
     )
 
 
-class _LinearParts(eqx.Module):
-    """What depends on the weighting matrices of all lanes, see `MomentInputs`."""
-
-    instruments: list[Array]
-    step: iv.LinearStep
-    weight_factor: Array
-
-
 class _Run(eqx.Module):
     """What the optimiser does next, an `Advance` of one of them, and the evaluation at its best point."""
 
@@ -137,7 +159,7 @@ class _Finished(eqx.Module):
     ok: Array
 
 
-def _minimise(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, run: _Run) -> _Run:
+def _minimise(options: BatchOptions, varying: Lane, shared: Lane, parts: Weighting, run: _Run) -> _Run:
     """Run all lanes to their end. Vectorised lanes that have ended are left out; others then cost nothing anyway."""
     size = run.advance.state.status.shape[0]
     lanes = np.arange(size)
@@ -183,13 +205,13 @@ def _put(tree: Any, part: Any, lanes: Array) -> Any:
 
 
 @filtered_program(effort=1)
-def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, run: _Run) -> _Run:
+def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: Weighting, run: _Run) -> _Run:
     """Evaluations of every lane until it ends or is stuck; a few of them where lanes are vectorised."""
     most = jnp.iinfo(int).max if one_by_one() else ROUND
 
-    def one(lane: Lane, part: _LinearParts, begun: _Run) -> _Run:
+    def one(lane: Lane, part: Weighting, begun: _Run) -> _Run:
         whole = eqx.combine(lane, shared)
-        inputs = _inputs(whole, part)
+        objective = whole.objective(options.specification, part)
 
         def continues(count: tuple[Array, _Run]) -> Array:
             done, now = count
@@ -202,7 +224,7 @@ def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearPar
             step = candidate - now.advance.state.theta
             start = predicted_delta(known.inversion.delta, known.delta_by_theta, step, whole.delta)
             start = jnp.where(known.ok, start, whole.delta)
-            found = moments.evaluate(options.specification, inputs, candidate, start)
+            found = objective.evaluate(candidate, start)
             advance = options.optimizer.advance(now.advance, found)
             better = found.ok & (advance.state.theta == candidate).all()
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, known)
@@ -214,38 +236,23 @@ def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearPar
 
 
 @filtered_program(effort=1)
-def _inform(options: BatchOptions, varying: Lane, shared: Lane, parts: _LinearParts, run: _Run) -> _Run:
+def _inform(options: BatchOptions, varying: Lane, shared: Lane, parts: Weighting, run: _Run) -> _Run:
     """Continue with the exact Hessian at the best point, as `Problem.solve` does where trials are rejected."""
-    # derivatives need the solution of the inversion, not the loop that finds it
-    solved = options.specification._replace(method=FixedPointMethod("return"))
 
-    def one(lane: Lane, part: _LinearParts, now: _Run) -> _Run:
-        inputs = _inputs(eqx.combine(lane, shared), part)
+    def one(lane: Lane, part: Weighting, now: _Run) -> _Run:
+        objective = eqx.combine(lane, shared).objective(options.specification, part)
         delta = now.best.inversion.delta
 
         def hessian(state: Any) -> Array:
-            H = jax.jacfwd(jax.grad(lambda values: moments.objective(solved, inputs, values, delta)))(state.theta)
+            H = objective.curvature(state.theta, delta, jnp.eye(state.theta.size))
             return jnp.where(now.best.ok, (H + H.T) / 2, jnp.nan)
 
         return _Run(options.optimizer.inform(now.advance, hessian), now.best)
 
-    def where_stuck(lane: Lane, part: _LinearParts, now: _Run) -> _Run:
+    def where_stuck(lane: Lane, part: Weighting, now: _Run) -> _Run:
         return jax.lax.cond(now.advance.stuck, one, lambda lane, part, now: now, lane, part, now)
 
     return each_lane(where_stuck, varying, parts, run, placement=shared.placement)
-
-
-def _inputs(lane: Lane, part: _LinearParts) -> MomentInputs:
-    return MomentInputs(
-        lane.economy,
-        lane.data,
-        lane.fixed,
-        part.instruments,
-        part.step,
-        part.weight_factor,
-        jnp.asarray(1.0),
-        lane.limits,
-    )
 
 
 @filtered_program(effort=0)
@@ -258,21 +265,17 @@ def _initial_weights(varying: Lane, shared: Lane) -> Array:
 
 
 @filtered_program(effort=0)
-def _begin(
-    options: BatchOptions, varying: Lane, shared: Lane, theta: Array, weights: Array
-) -> tuple[_LinearParts, _Run]:
+def _begin(options: BatchOptions, varying: Lane, shared: Lane, theta: Array, weights: Array) -> tuple[Weighting, _Run]:
     """Linear steps at weighting matrices, and optimisers at starting values."""
     specification = options.specification
 
-    def one(varying: Lane, start: Array, W: Array) -> tuple[_LinearParts, _Run]:
+    def one(varying: Lane, start: Array, W: Array) -> tuple[Weighting, _Run]:
         lane = eqx.combine(varying, shared)
-        factor = jnp.asarray(1.0)
-        inputs = moments.make_inputs(specification, lane.economy, lane.data, lane.fixed, W, factor, lane.limits)
+        weighting = weigh(specification, lane.data, W)
         advance = options.optimizer.begin(start, lane.lower, lane.upper, W.shape[0])
-        shapes = jax.eval_shape(lambda: moments.evaluate(specification, inputs, start, lane.delta))
+        shapes = jax.eval_shape(lambda: lane.objective(specification, weighting).evaluate(start, lane.delta))
         best = jax.tree.map(_nothing, shapes)
-        parts = _LinearParts(inputs.instruments, inputs.step, inputs.weight_factor)
-        return parts, _Run(advance, best)
+        return weighting, _Run(advance, best)
 
     return each_lane(one, varying, theta, weights, placement=shared.placement)
 
@@ -287,37 +290,19 @@ def _finish(
     step: int,
     varying: Lane,
     shared: Lane,
-    parts: _LinearParts,
+    parts: Weighting,
     run: _Run,
-    weights: Array,
 ) -> _Finished:
     """Covariances and the next weighting matrix at the estimates."""
-    specification = options.specification
 
-    def one(varying: Lane, part: _LinearParts, now: _Run, W: Array) -> _Finished:
+    def one(varying: Lane, part: Weighting, now: _Run) -> _Finished:
         lane = eqx.combine(varying, shared)
         theta, evaluation = now.advance.state.theta, now.best
-        inputs, supply = _inputs(lane, part), lane.data.supply
-        delta = evaluation.inversion.delta
+        objective, delta = lane.objective(options.specification, part), evaluation.inversion.delta
         tilde_costs = None if evaluation.costs is None else evaluation.costs.tilde_costs
-        beta, gamma = moments.linear_parameters(specification, inputs, theta, delta, tilde_costs)
-        explained = lane.data.demand.X @ beta
-        explained_costs = None if supply is None else supply.equation.X @ gamma
-        linear = LinearParameters(beta, gamma, explained, explained_costs)
-        omega = None if tilde_costs is None or supply is None else supply.equation.errors(tilde_costs, gamma)
-        found = summarise_step(
-            specification,
-            options.types,
-            step,
-            inputs,
-            theta,
-            evaluation,
-            linear,
-            lane.data.demand.errors(delta, beta),
-            omega,
-            W,
-            lane.cluster_ids,
-        )
+        coefficients = objective.linear_parameters(theta, delta, tilde_costs)
+        ending = Ending(theta, evaluation, objective.point_at(coefficients, delta, tilde_costs))
+        found = objective.finish(ending, options.types, step, lane.cluster_ids)
         concentrated = jnp.ones(found.parameters.size - theta.size, bool)
         return _Finished(
             found.parameters,
@@ -328,4 +313,4 @@ def _finish(
             evaluation.ok,
         )
 
-    return each_lane(one, varying, parts, run, weights, placement=shared.placement)
+    return each_lane(one, varying, parts, run, placement=shared.placement)

@@ -14,9 +14,11 @@ from blpjax.exceptions import (
 from blpjax.inputs.arguments import check_choice, read_numbers
 from blpjax.iteration import Iteration
 from blpjax.model.parameters import Bounds, Parameters
-from blpjax.objective import inference, iv
-from blpjax.objective.data import Specification
+from blpjax.objective import iv
+from blpjax.objective.blocks import MomentBlock, SampleMoments
+from blpjax.objective.data import ModelData
 from blpjax.objective.inference import CovarianceTypes
+from blpjax.objective.structure import Specification
 from blpjax.optimize.optimize import Optimization
 from blpjax.optimize.recorder import FailurePolicy
 
@@ -34,7 +36,7 @@ class StepOptions:
     costs_bounded: bool
     optimization: Optimization
     iteration: Iteration
-    types: inference.CovarianceTypes
+    types: CovarianceTypes
     check_optimality: Literal["gradient", "both"]
     error_behavior: Literal["revert", "punish", "raise"] | None
     delta_behavior: DeltaBehavior
@@ -197,6 +199,43 @@ def read_weights(W: Any, size: int) -> np.ndarray:
     if np.linalg.eigvalsh(array / np.outer(scale, scale)).min(initial=0.0) < -1e-6:
         raise ValueError("W must be positive semidefinite.")
     return (array + array.T) / 2
+
+
+def read_initial_update(given: bool | None, needed: bool) -> bool:
+    """Whether W is updated at the starting values; `ValueError` when it has to be but must not."""
+    if needed and given is not None and not given:
+        raise ValueError(
+            "initial_update=False needs a weighting matrix W: moments from other samples than that of products have no "
+            "weights before the first update."
+        )
+    return needed if given is None else bool(given)
+
+
+def read_moment_blocks(blocks: Any, data: ModelData) -> tuple[MomentBlock, ...]:
+    """Blocks of moments beside those of the data.
+
+    Raises
+    ------
+    TypeError
+        When something is no `MomentBlock`.
+    ValueError
+        When instruments are no matrix of finite numbers with a row for each product.
+    """
+    if isinstance(blocks, MomentBlock) or not isinstance(blocks, Sequence):
+        raise TypeError(f"moment_blocks must be a list of blpjax.MomentBlock instances, not {type(blocks).__name__}.")
+    N = data.demand.X.shape[0]
+    for k, block in enumerate(blocks):
+        if not isinstance(block, MomentBlock):
+            raise TypeError(f"moment_blocks[{k}] must be a blpjax.MomentBlock, not {type(block).__name__}.")
+        if isinstance(block, SampleMoments):
+            continue
+        Z = np.asarray(getattr(block, "instruments", np.nan))
+        if Z.ndim != 2 or len(Z) != N or not np.isfinite(Z).all():
+            raise ValueError(
+                f"moment_blocks[{k}] ({block.name}) must have instruments with a row of finite numbers for each of the "
+                f"{N} products, not of the shape {Z.shape}."
+            )
+    return tuple(blocks)
 
 
 def refuse_pseudo_inverse(weights: np.ndarray, instrument_labels: Sequence[str]) -> None:

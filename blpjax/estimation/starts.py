@@ -10,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from jaxtyping import Array
 
 from blpjax import options as settings
-from blpjax.estimation.lane import BatchOptions, build_lane, largest_batch, split_lane
+from blpjax.estimation.lane import BatchOptions, Lane, build_lane, largest_batch, split_lanes
 from blpjax.estimation.lane_optimizer import LaneOptimizer, read_optimizer
 from blpjax.estimation.lanes import estimate_batch
 from blpjax.estimation.options import StepOptions, usable_bounds
 from blpjax.estimation.step import StepContext, solve_step
 from blpjax.exceptions import ConvergenceWarning, Status, succeeded
 from blpjax.model.parameters import BLOCKS, Bounds, Parameters, compress
-from blpjax.objective import inference
+from blpjax.objective import programs
 from blpjax.optimize.bounds import project_gradient
 
 #: Two starts reached the same optimum when objectives differ by less than this, and so does, at one of them, the
@@ -137,7 +138,7 @@ def try_starts(given: Any, options: StepOptions, context: StepContext, delta: np
     settings.output(f"Trying {len(points)} starts ...")
     optimizer = _read_optimizer(options, context)
     outside = options.differences is not None or options.iteration.fixed_point.host is not None
-    sharded = context.inputs.economy.placement is not None
+    sharded = context.objective.model.economy.placement is not None
     if optimizer is not None and not outside and not sharded:
         ends = _run_lanes(points, options, context, delta, optimizer)
     else:
@@ -292,31 +293,35 @@ def _read_optimizer(options: StepOptions, context: StepContext) -> LaneOptimizer
     optimization = options.optimization
     if optimization.method == "trust-region" and optimization.method_options:
         return None  # its tolerances are relative to one plus the objective, of which lanes leave out the factor
-    return read_optimizer(optimization, float(context.inputs.factor))
+    return read_optimizer(optimization, float(context.objective.scale))
 
 
 def _run_lanes(
     points: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray, optimizer: LaneOptimizer
 ) -> _Ends:
-    inputs, (S, P) = context.inputs, points.shape
-    lane = build_lane(options, inputs.economy, inputs.data, points[0], delta, context.cluster_ids, context.W)
-    size = min(S, largest_batch(inputs.economy, P, inputs.data.supply is not None))
+    model, (S, P) = context.objective.model, points.shape
+    lane = build_lane(options, model.economy, model.data, points[0], delta, context.cluster_ids, context.W)
+    size = min(S, largest_batch(model.economy, P, model.data.supply is not None))
     chosen = BatchOptions(options.specification, options.types, 1, optimizer)
     parts = []
     for first in range(0, S, size):
         rows = np.arange(first, first + size) % S  # the last batch is as large as the others
-        varying, shared = split_lane(lane, lambda whole: [whole.theta], [jnp.asarray(points[rows])])
+        varying, shared = split_lanes(_begin_at, lane, jnp.asarray(points[rows]))
         parts.append(estimate_batch(chosen, varying, shared, size))
     found = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:S], *parts)
-    factor, theta = float(inputs.factor), found.parameters[:, :P]
+    scale, theta = float(context.objective.scale), found.parameters[:, :P]
     return _Ends(
         theta=theta,
-        objective=factor * found.objectives,
-        gradient_norm=factor * found.gradient_norms,
+        objective=scale * found.objectives,
+        gradient_norm=scale * found.gradient_norms,
         evaluations=found.evaluations,
         converged=succeeded(found.status) & np.isfinite(found.objectives) & np.isfinite(theta).all(axis=1),
         status=[Status(code).sentence for code in found.status],
     )
+
+
+def _begin_at(lane: Lane, theta: Array) -> Lane:
+    return dataclasses.replace(lane, theta=theta)
 
 
 def _run_in_turn(points: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray) -> _Ends:
@@ -325,7 +330,7 @@ def _run_in_turn(points: np.ndarray, options: StepOptions, context: StepContext,
     results = []
     for s, point in enumerate(points):
         settings.output(f"Start {s} ...")
-        results.append(solve_step(1, chosen, context, context.W, point, delta))
+        results.append(solve_step(1, chosen, context, point, delta))
     gradients = [project_gradient(found.theta, found.gradient, usable_bounds(options)) for found in results]
     return _Ends(
         theta=np.stack([found.theta for found in results]),
@@ -346,7 +351,7 @@ def _find_optima(
     for s in np.argsort(ends.objective, kind="stable"):
         if not ends.converged[s]:
             continue
-        theta, objective = ends.theta[s], ends.objective[s] / float(context.inputs.factor)
+        theta, objective = ends.theta[s], ends.objective[s] / float(context.objective.scale)
         same = (k for k, optimum in enumerate(optima) if _is_same(optimum, theta, objective))
         reached[s] = next(same, len(optima))
         if reached[s] == len(optima):
@@ -363,22 +368,22 @@ def _is_same(optimum: _Optimum, theta: np.ndarray, objective: float) -> bool:
 
 def _examine(theta: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray) -> _Optimum:
     """Second-order conditions, without elements that the gradient pushes against a bound."""
-    inputs, factor = context.inputs, float(context.inputs.factor)
-    evaluation = inference.evaluate(options.specification, inputs, jnp.asarray(theta), jnp.asarray(delta))
-    hessian = inference.hessian(options.specification, inputs, jnp.asarray(theta), evaluation.inversion.delta)
+    minimand, scale = context.objective, float(context.objective.scale)
+    evaluation = programs.evaluate(minimand, jnp.asarray(theta), jnp.asarray(delta))
+    hessian = programs.hessian(minimand, jnp.asarray(theta), evaluation.inversion.delta)
     H, gradient, bounds = np.asarray(hessian), np.asarray(evaluation.gradient), usable_bounds(options)
     push = np.where(theta <= bounds.lower, gradient, np.where(theta >= bounds.upper, -gradient, 0.0))
-    reduced = H[np.ix_(push <= PUSHED * factor, push <= PUSHED * factor)]
+    reduced = H[np.ix_(push <= PUSHED * scale, push <= PUSHED * scale)]
     finite = bool(np.isfinite(H).all())
     smallest, minimum = np.nan, finite
     if finite and reduced.size:
         smallest = float(np.linalg.eigvalsh(reduced)[0])
         diagonal = np.diag(reduced)
-        scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-        minimum = bool(np.linalg.eigvalsh(reduced / np.outer(scale, scale))[0] >= NEGATIVE_CURVATURE)
+        sizes = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+        minimum = bool(np.linalg.eigvalsh(reduced / np.outer(sizes, sizes))[0] >= NEGATIVE_CURVATURE)
     H = H if finite else np.zeros_like(H)
-    objective = float(evaluation.objective) / factor
-    return _Optimum(theta, objective, gradient / factor, H / factor, smallest, minimum)
+    objective = float(evaluation.objective) / scale
+    return _Optimum(theta, objective, gradient / scale, H / scale, smallest, minimum)
 
 
 def _tabulate(

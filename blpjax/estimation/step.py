@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,11 @@ from blpjax.exceptions import (
     describe_status,
     raise_for_status,
 )
-from blpjax.objective import differences, inference
-from blpjax.objective.moments import Evaluation, MomentInputs
+from blpjax.model.parameters import Coefficients
+from blpjax.objective import differences, programs
+from blpjax.objective.blocks import Point
+from blpjax.objective.inference import StepSummary
+from blpjax.objective.moments import GMM, Ending, Evaluation
 from blpjax.objective.simulation_error import AgentSamples, simulation_covariances
 from blpjax.optimize.bounds import project_gradient
 from blpjax.optimize.optimize import OptimizationOutcome, OptimizationStatus, minimize
@@ -33,22 +36,26 @@ COSTS = "The recovery of marginal costs (costs_bounds keep log costs from being 
 
 @dataclasses.dataclass(frozen=True)
 class StepContext:
-    """Data of a GMM step: `inputs` on the device, market IDs for messages, clusters, and what absorbs fixed effects.
+    """Data of a GMM step: the objective, market IDs and names of moments for messages, clusters, and absorption.
 
-    `residualize_demand` and `residualize_supply` turn (N, K) matrices into residuals. `problem` and the weighting
-    matrix `W` (M, M) are for those who ask about progress. `samples` are agents drawn again for simulation error, None
-    when there is none to account for.
+    `residualize_demand` and `residualize_supply` turn (N, K) matrices into residuals. `problem` is for those who ask
+    about progress. `samples` are agents drawn again for simulation error, None when there is none to account for.
     """
 
-    inputs: MomentInputs
+    objective: GMM
     market_ids: Sequence[object] | np.ndarray
     cluster_ids: np.ndarray
     residualize_demand: Callable[[np.ndarray], np.ndarray]
     residualize_supply: Callable[[np.ndarray], np.ndarray]
     logit_delta: np.ndarray
+    moment_labels: Sequence[str]
     problem: Any
-    W: np.ndarray
     samples: AgentSamples | None = None
+
+    @property
+    def W(self) -> np.ndarray:
+        """Weighting matrix (M, M)."""
+        return np.asarray(self.objective.weighting.W)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +73,7 @@ class StepResult:
     """Arrays at the end of a GMM step, all in NumPy.
 
     `theta` (P,), `beta` (K1,), `gamma` (K3,), `delta`, `xi` and `omega` (N,), the last None without a supply side,
-    `objective`, `gradient` (P,), `hessian` (P, P) or NaN, `summary` with host arrays of `estimator.StepSummary`, and
+    `objective`, `gradient` (P,), `hessian` (P, P) or NaN, `summary` with host arrays of `StepSummary`, and
     what the loops did. `outcome.evaluation` has costs and derivatives.
     """
 
@@ -81,7 +88,7 @@ class StepResult:
     gradient: np.ndarray
     hessian: np.ndarray
     W: np.ndarray
-    summary: inference.StepSummary
+    summary: StepSummary
     outcome: OptimizationOutcome
     inner: InnerLoops
     failed_markets: str
@@ -139,12 +146,12 @@ class Evaluator:
         return optimization.compute_gradient or optimization.method == "return"
 
     def _evaluate(self, theta: np.ndarray, start: jax.Array, derivatives: bool) -> Evaluation:
-        specification, inputs, epsilon = self.options.specification, self.context.inputs, self.options.differences
+        objective, epsilon = self.context.objective, self.options.differences
         if not derivatives:
-            return differences.evaluate_values(specification, inputs, theta, start)
+            return differences.evaluate_values(objective, theta, start)
         if epsilon is None:
-            return inference.evaluate(specification, inputs, theta, start)
-        return differences.evaluate_by_differences(specification, inputs, theta, start, epsilon)
+            return programs.evaluate(objective, theta, start)
+        return differences.evaluate_by_differences(objective, theta, start, epsilon)
 
     def complete(self, theta: np.ndarray, evaluation: Evaluation) -> Evaluation:
         """An evaluation at theta (P,) with derivatives, which routines without gradients have no use for."""
@@ -160,7 +167,7 @@ class Evaluator:
             self.context.W,
             theta,
             evaluation,
-            lambda: jax.device_get(structural_errors(self.options, self.context, jnp.asarray(theta), evaluation)[1]),
+            lambda: jax.device_get(structural_errors(self.context, jnp.asarray(theta), evaluation)),
         )
 
     def _start_at(self, theta: np.ndarray) -> jax.Array:
@@ -168,7 +175,7 @@ class Evaluator:
             return self.start
         best, evaluation = self._anchor
         step = np.asarray(theta, float) - best
-        return inference.predict_delta(evaluation.inversion.delta, evaluation.delta_by_theta, step, self.start)
+        return programs.predict_delta(evaluation.inversion.delta, evaluation.delta_by_theta, step, self.start)
 
     def count_iteration(self, iterations: int) -> None:
         """Take note of the optimiser's number of major iterations, for progress."""
@@ -176,9 +183,8 @@ class Evaluator:
 
     def hessian(self, theta: np.ndarray, evaluation: Evaluation) -> jax.Array:
         """Exact Hessian (P, P) of the sum of squares of the evaluation's residuals."""
-        inputs, estimate = self.context.inputs, jnp.asarray(theta, float)
-        delta = evaluation.inversion.delta
-        return inference.hessian(self.options.specification, inputs, estimate, delta) / inputs.factor
+        objective, estimate = self.context.objective, jnp.asarray(theta, float)
+        return programs.hessian(objective, estimate, evaluation.inversion.delta) / objective.scale
 
     def inner_loops(self) -> InnerLoops:
         """Statuses and counters of all evaluations so far."""
@@ -217,6 +223,17 @@ class Evaluator:
         settings.output(report.progress_row(shown, projected))
 
 
+def contributions_of(context: StepContext, result: StepResult) -> np.ndarray:
+    """What products contribute (N, _) to the moments that are averages over products, at the end of a step."""
+    objective, evaluation = context.objective, result.outcome.evaluation
+    theta, delta = jnp.asarray(result.theta), jnp.asarray(evaluation.inversion.delta)
+    costs = None if evaluation.costs is None else jnp.asarray(evaluation.costs.tilde_costs)
+    coefficients = objective.linear_parameters(theta, delta, costs)
+    errors = jnp.asarray(result.xi), None if result.omega is None else jnp.asarray(result.omega)
+    point = dataclasses.replace(objective.point_at(coefficients, delta, costs), xi=errors[0], omega=errors[1])
+    return np.asarray(objective.data.contributions(point))
+
+
 def describe_failures(evaluation: Evaluation, market_ids: Sequence[object] | np.ndarray) -> str:
     """Sentences that name the markets in which shares were not inverted or costs not recovered; empty without any."""
     inversion, costs = evaluation.inversion, evaluation.costs
@@ -228,28 +245,33 @@ def describe_failures(evaluation: Evaluation, market_ids: Sequence[object] | np.
     return " ".join(parts)
 
 
-def structural_errors(
-    options: StepOptions, context: StepContext, theta: jax.Array, evaluation: Evaluation
-) -> tuple[inference.LinearParameters, Structural]:
-    """Linear parameters at theta (P,), and structural errors residualised on any fixed effects."""
+class _Errors(NamedTuple):
+    """All parameters at some theta, and structural errors (N,) residualised on any fixed effects."""
+
+    coefficients: Coefficients
+    xi: jax.Array
+    omega: jax.Array | None
+
+
+def _errors(context: StepContext, theta: jax.Array, evaluation: Evaluation) -> _Errors:
     delta, costs = evaluation.inversion.delta, evaluation.costs
-    linear = inference.linear_parameters(
-        options.specification, context.inputs, theta, delta, None if costs is None else costs.tilde_costs
-    )
-    xi = _residuals(context.residualize_demand, delta) - linear.explained
+    tilde_costs = None if costs is None else costs.tilde_costs
+    coefficients, explained = programs.linear_parameters(context.objective, theta, delta, tilde_costs)
+    xi = _residuals(context.residualize_demand, delta) - explained[0]
     omega = None
-    if costs is not None:
-        omega = _residuals(context.residualize_supply, costs.tilde_costs) - linear.explained_costs
-    return linear, Structural(linear.beta, linear.gamma, xi, omega)
+    if tilde_costs is not None:
+        omega = _residuals(context.residualize_supply, tilde_costs) - explained[1]
+    return _Errors(coefficients, xi, omega)
+
+
+def structural_errors(context: StepContext, theta: jax.Array, evaluation: Evaluation) -> Structural:
+    """Linear parameters at theta (P,), and structural errors residualised on any fixed effects."""
+    found = _errors(context, theta, evaluation)
+    return Structural(found.coefficients.beta, found.coefficients.gamma, found.xi, found.omega)
 
 
 def solve_step(
-    step: int,
-    options: StepOptions,
-    context: StepContext,
-    W: np.ndarray,
-    theta: np.ndarray,
-    delta: np.ndarray,
+    step: int, options: StepOptions, context: StepContext, theta: np.ndarray, delta: np.ndarray
 ) -> StepResult:
     """Minimise the objective from theta (P,) and delta (N,) and compute everything that results report."""
     began = time.perf_counter()
@@ -270,49 +292,35 @@ def solve_step(
     if failed and options.error_behavior == "raise":
         raise ThetaConvergenceError(f"GMM step {step} did not converge: {outcome.message}")
     optimised = time.perf_counter()
-    evaluation = outcome.evaluation
-    specification, inputs = options.specification, context.inputs
+    evaluation, objective = outcome.evaluation, context.objective
     estimate = jnp.asarray(outcome.theta, float)
     P = estimate.size
     hessian = jnp.full((P, P), jnp.nan)
     if options.check_optimality == "both" and P > 0 and bool(evaluation.ok):
-        hessian = inference.hessian(specification, inputs, estimate, evaluation.inversion.delta, settings.verbose)
-    linear, errors = structural_errors(options, context, estimate, evaluation)
+        hessian = programs.hessian(objective, estimate, evaluation.inversion.delta, settings.verbose)
+    errors = _errors(context, estimate, evaluation)
     simulation = None
     if context.samples is not None and bool(evaluation.ok):
         point = (estimate, jnp.asarray(evaluation.inversion.delta))
-        simulation = jnp.asarray(
-            simulation_covariances(context.samples, specification, inputs, *point, context.market_ids)
-        )
-    summary = inference.summarise(
-        specification,
-        options.types,
-        max(step, 1),  # an initial update's formulas are those of a first step
-        inputs,
-        estimate,
-        evaluation,
-        linear,
-        errors.xi,
-        errors.omega,
-        jnp.asarray(W),
-        context.cluster_ids,
-        simulation,
-    )
+        simulation = jnp.asarray(simulation_covariances(context.samples, objective, *point, context.market_ids))
+    ending = _end(objective, estimate, evaluation, errors)
+    # an initial update's formulas are those of a first step
+    summary = programs.finish(objective, ending, options.types, max(step, 1), context.cluster_ids, simulation)
     outcome = dataclasses.replace(outcome, evaluation=jax.device_get(evaluation))
-    linear, errors, hessian, summary = jax.device_get((linear, errors, hessian, summary))
+    errors, hessian, summary = jax.device_get((errors, hessian, summary))
     evaluation = outcome.evaluation
     return StepResult(
         step=step,
         theta=np.asarray(outcome.theta, float),
-        beta=linear.beta,
-        gamma=linear.gamma,
+        beta=errors.coefficients.beta,
+        gamma=errors.coefficients.gamma,
         delta=evaluation.inversion.delta,
         xi=errors.xi,
         omega=errors.omega,
         objective=float(evaluation.objective),
         gradient=evaluation.gradient,
         hessian=hessian,
-        W=np.asarray(W),
+        W=context.W,
         summary=summary,
         outcome=outcome,
         inner=evaluator.inner_loops(),
@@ -320,6 +328,22 @@ def solve_step(
         optimization_time=optimised - began,
         total_time=time.perf_counter() - began,
     )
+
+
+def _end(objective: GMM, theta: jax.Array, evaluation: Evaluation, errors: _Errors) -> Ending:
+    """Where the step ended, with errors that were residualised on the host."""
+    costs = None if evaluation.costs is None else evaluation.costs.tilde_costs
+    model = objective.model
+    point = Point(
+        model.economy,
+        model.data.supply,
+        errors.coefficients,
+        evaluation.inversion.delta,
+        errors.xi,
+        costs,
+        errors.omega,
+    )
+    return Ending(theta, evaluation, point)
 
 
 def _residuals(residualize: Callable[[np.ndarray], np.ndarray], values: jax.Array) -> jax.Array:

@@ -21,7 +21,6 @@ from blpjax.machine.pickling import Picklable
 from blpjax.model.elsewhere import (
     Draw,
     ResultsLike,
-    all_coefficients,
     covariances_of_estimates,
     hold_errors,
     hold_shares_at,
@@ -29,7 +28,7 @@ from blpjax.model.elsewhere import (
     map_lanes,
 )
 from blpjax.model.model import Model
-from blpjax.model.parameters import BLOCKS, Coefficients
+from blpjax.model.parameters import BLOCKS, Coefficients, all_coefficients
 from blpjax.outputs.outputs import PostEstimation
 from blpjax.outputs.query import Given, Output, OutputTables, read_iteration
 from blpjax.reporting import report

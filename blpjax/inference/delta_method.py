@@ -18,7 +18,6 @@ from blpjax.inputs.arguments import check_level
 from blpjax.iteration import Iteration
 from blpjax.model.elsewhere import (
     ResultsLike,
-    all_coefficients,
     covariances_of_estimates,
     hold_errors,
     hold_shares,
@@ -26,6 +25,7 @@ from blpjax.model.elsewhere import (
     map_lanes,
 )
 from blpjax.model.model import Model, Prices
+from blpjax.model.parameters import all_coefficients
 
 #: Jacobians and covariances have at most this many elements (2 GiB).
 MOST_ELEMENTS = 2**28

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -61,7 +60,8 @@ class StepEstimates:
     problem : the problem.
     layout : where the elements of theta belong.
     types : how covariances were estimated.
-    xi, xi_fe : (N,) structural errors and fixed effects. omega : (N,), or None without a supply side.
+    xi, xi_fe : (N,) structural errors and fixed effects.
+    residuals : (N,) what is orthogonal to the instruments of each block of moments.
     delta_by_theta : (N, P) derivatives of mean utilities.
     parameter_covariances : (Q, Q) covariances of sqrt(N) times the estimation error of theta and linear parameters.
     parameter_sensitivity : (Q, M) sensitivity of these to averaged moments.
@@ -72,7 +72,7 @@ class StepEstimates:
     types: CovarianceTypes
     xi: np.ndarray
     xi_fe: np.ndarray
-    omega: np.ndarray | None
+    residuals: list[np.ndarray]
     delta_by_theta: np.ndarray
     parameter_covariances: np.ndarray
     parameter_sensitivity: np.ndarray
@@ -301,8 +301,8 @@ def _indicator_covariances(results: StepEstimates, codes: np.ndarray, G: int) ->
     """Covariances (G, G) of the moments ``D'xi`` and those (G, M) with the others, in the manner of the results' S."""
     data, xi, types = results.problem.model_data, results.xi, results.types
     N = xi.size
-    u = [np.asarray(e) for e in data.residuals(jnp.asarray(xi), _optional(results.omega))]
-    Z = [np.asarray(instruments) for instruments in data.weighted_instruments]
+    u = results.residuals
+    Z = [np.asarray(instruments) for instruments in data.instruments]
     indicators = scipy.sparse.csr_matrix((np.ones(N), (np.arange(N), codes)), (N, G))
     if types.se_type == "unadjusted":
         sums = [np.mean((xi - xi.mean()) * (e - e.mean())) * (indicators.T @ z) for e, z in zip(u, Z, strict=True)]
@@ -316,10 +316,6 @@ def _indicator_covariances(results: StepEstimates, codes: np.ndarray, G: int) ->
         sums_by_cluster = scipy.sparse.csr_matrix((np.ones(N), (clusters, np.arange(N))), (size, N))
         contributions, others = sums_by_cluster @ contributions, sums_by_cluster @ others
     return (contributions.T @ contributions).toarray() / N, contributions.T @ others / N
-
-
-def _optional(values: np.ndarray | None) -> jax.Array | None:
-    return None if values is None else jnp.asarray(values)
 
 
 def _explained(effects: np.ndarray, residuals: np.ndarray, W: np.ndarray) -> float:

@@ -8,7 +8,6 @@ tests based on generalized-method-of-moments estimators, Econometrica 64, 891-91
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,22 +19,20 @@ import pandas as pd
 from jaxtyping import Array, Bool, Float, Int
 
 from blpjax import options
-from blpjax.estimation.lane import BatchOptions, Lane, build_lane, describe, largest_batch, read_batches, split_lane
-from blpjax.estimation.lanes import BatchOutcome, estimate_batch
+from blpjax.estimation.lane import BatchOptions, Lane, build_lane, describe, largest_batch, read_batches, split_lanes
+from blpjax.estimation.lanes import BatchOutcome, estimate_batch, tabulate
 from blpjax.estimation.options import StepOptions
-from blpjax.exceptions import Status, succeeded
 from blpjax.inference.reestimation_results import COLUMNS, ProblemLike, ReestimationResults, ResultsLike
 from blpjax.inputs.arguments import check_choice, read_costs_bounds, read_draws
 from blpjax.machine.batch_files import fingerprint_of
 from blpjax.machine.batches import Sizes, StudyOutcome, run_study
 from blpjax.machine.compilation import filtered_program
 from blpjax.machine.spread import each_lane
-from blpjax.objective import inference, moments
+from blpjax.objective import programs
 from blpjax.objective.absorption import Projection, build_projection
 from blpjax.objective.data import ModelData
-
-#: The equations of `ModelData.equations`, also where their leaves are stand-ins.
-_EQUATIONS: tuple[Callable[[Any], Any], ...] = (lambda data: data.demand, lambda data: data.supply.equation)
+from blpjax.objective.equations import Equation
+from blpjax.objective.moments import weigh
 
 _UNIDENTIFIED = "the sample does not identify the linear parameters"
 
@@ -97,51 +94,53 @@ class BootstrapStudy:
 
     def _split(self, weights: Float[Array, "B N"]) -> tuple[Lane, Lane]:
         """Lanes with these weights, and X and Z residualised with them."""
-        absorbing = [e for e, ids in enumerate(self.absorbed) if ids.shape[1]]
+        equations = [
+            self._absorb(equation, ids, weights) if ids.shape[1] else None
+            for equation, ids in zip(self.lane.data.equations, self.absorbed, strict=True)
+        ]
+        return split_lanes(_reweight, self.lane, _Sample(weights, equations))
 
-        def where(lane: Lane) -> list[Any]:
-            leaves = [lane.data.weights]
-            for e in absorbing:
-                equation: Any = _EQUATIONS[e](lane.data)
-                projection = equation.absorb
-                leaves += [equation.X, equation.Z, projection.weights, projection.counts, projection.inverse]
-                leaves += [equation.instruments] if self._same(e) else []
-            return leaves
-
-        values = [weights]
-        for e in absorbing:
-            equation, ids = self.lane.data.equations[e], self.absorbed[e]
-            built = [build_projection(ids, row) for row in np.asarray(weights)]
-            counts, inverse = (jnp.stack([getattr(p, name) for p in built]) for name in ("counts", "inverse"))
-            X, Z = (_absorb(built[0], weights, counts, inverse, values) for values in (equation.X, equation.Z))
-            values += [X, Z, weights, counts, inverse] + ([Z] if self._same(e) else [])
-        return split_lane(self.lane, where, values)
-
-    def _same(self, e: int) -> bool:
-        """Whether the instruments of an equation are its residualised Z, and not what the user residualised."""
-        equation = self.lane.data.equations[e]
-        return np.array_equal(equation.instruments, equation.Z)
+    def _absorb(self, equation: Equation, ids: np.ndarray, weights: Float[Array, "B N"]) -> "_Absorbed":
+        built = [build_projection(ids, row) for row in np.asarray(weights)]
+        counts, inverse = (jnp.stack([getattr(p, name) for p in built]) for name in ("counts", "inverse"))
+        X, Z = (_absorb(built[0], weights, counts, inverse, values) for values in (equation.X, equation.Z))
+        # what the user residualised instead of Z stays
+        return _Absorbed(X, Z, Z if np.array_equal(equation.instruments, equation.Z) else None, counts, inverse)
 
     def _tabulate(self, first: int, found: BatchOutcome, identified: np.ndarray) -> pd.DataFrame:
-        B, Q = found.parameters.shape
-        ok = identified & succeeded(found.status) & np.isfinite(found.objectives)
-        ok &= np.isfinite(found.parameters).all(axis=1)
-        sentences = np.array([Status(code).sentence for code in found.status], dtype=object)
-        kept = np.where(ok, 1.0, np.nan)[:, None]
-        return pd.DataFrame(
-            {
-                "draw": np.repeat(np.arange(first, first + B), Q),
-                "block": np.tile(self.blocks, B),
-                "parameter": np.tile(self.labels, B),
-                "estimate": (found.parameters * kept).ravel(),
-                "standard_error": (found.standard_errors * kept).ravel(),
-                "ok": np.repeat(ok, Q),
-                "status": np.repeat(np.where(identified, sentences, _UNIDENTIFIED), Q),
-                "objective": np.repeat(found.objectives, Q),
-                "gradient_norm": np.repeat(found.gradient_norms, Q),
-                "evaluations": np.repeat(found.evaluations, Q),
-            }
-        )
+        failures = [None if fine else _UNIDENTIFIED for fine in identified]
+        rows = tabulate(found, first + np.arange(len(identified)), self.blocks, self.labels, failures)
+        return rows.rename(columns={"number": "draw"})[list(COLUMNS)]
+
+
+class _Absorbed(eqx.Module):
+    """An equation residualised with the weights of a sample: X, Z, instruments or None where these stay, projection."""
+
+    X: Float[Array, "*B N K"]
+    Z: Float[Array, "*B N M"]
+    instruments: Float[Array, "*B N M"] | None
+    counts: Float[Array, "*B levels"]
+    inverse: Float[Array, "*B G G"]
+
+
+class _Sample(eqx.Module):
+    """What a sample's own is: weights of products, and equations where fixed effects are absorbed."""
+
+    weights: Float[Array, "*B N"]
+    equations: list[_Absorbed | None]
+
+
+def _reweight(lane: Lane, sample: _Sample) -> Lane:
+    equations = []
+    for equation, own in zip(lane.data.equations, sample.equations, strict=True):
+        if own is not None and equation.absorb is not None:
+            absorb = dataclasses.replace(
+                equation.absorb, counts=own.counts, inverse=own.inverse, weights=sample.weights
+            )
+            instruments = equation.instruments if own.instruments is None else own.instruments
+            equation = dataclasses.replace(equation, X=own.X, Z=own.Z, instruments=instruments, absorb=absorb)
+        equations.append(equation)
+    return dataclasses.replace(lane, data=lane.data.at(weights=sample.weights, equations=equations))
 
 
 def reestimate(
@@ -211,7 +210,7 @@ def build_study(
     absorbed = (problem.demand_ids, problem.supply_ids)[: len(problem.model_data.equations)]
     offset = jnp.asarray(results.moments[:, 0]) if recentre else None
     data = _weighted(problem.model_data, bounds, absorbed, offset)
-    same = np.asarray(inference.initial_weights(problem.model_data.weighted_instruments))
+    same = np.asarray(programs.initial_weights(problem.model_data))
     given = None if np.allclose(begin.W, same, rtol=1e-9, atol=0) else begin.W
     lane = build_lane(step_options, problem.economy, data, begin.theta, results.delta[:, 0], problem.clusters[0], given)
     return BootstrapStudy(
@@ -243,10 +242,7 @@ def _is_identified(options: BatchOptions, varying: Lane, shared: Lane) -> Bool[A
 
     def one(part: Lane) -> Array:
         lane = eqx.combine(part, shared)
-        W, factor = lane.data.initial_weights(), jnp.asarray(1.0)
-        step = moments.make_inputs(
-            options.specification, lane.economy, lane.data, lane.fixed, W, factor, lane.limits
-        ).step
+        step = weigh(options.specification, lane.data, lane.data.initial_weights()).step
         return step.rank == step.coefficient_map.shape[0]
 
     return each_lane(one, varying)
@@ -273,14 +269,11 @@ def _weighted(
 ) -> ModelData:
     """Data in which all products count once."""
     ones = jnp.ones(data.demand.Z.shape[0])
-    equations = []
-    for equation, ids in zip(data.equations, absorbed, strict=True):
-        projection = build_projection(ids, np.asarray(ones)) if ids.shape[1] else None
-        equations.append(dataclasses.replace(equation, absorb=projection))
-    supply = data.supply
-    if supply is not None:
-        supply = dataclasses.replace(supply, equation=equations[1], costs_bounds=jnp.asarray(costs_bounds))
-    return dataclasses.replace(data, demand=equations[0], supply=supply, weights=ones, offset=offset)
+    equations = [
+        dataclasses.replace(equation, absorb=build_projection(ids, np.asarray(ones)) if ids.shape[1] else None)
+        for equation, ids in zip(data.equations, absorbed, strict=True)
+    ]
+    return data.at(costs_bounds=costs_bounds, equations=equations, weights=ones, offset=offset)
 
 
 def _read_unit(problem: ProblemLike, step_options: StepOptions, unit: str | None) -> str:
@@ -308,8 +301,11 @@ def _refuse(results: ResultsLike, step_options: StepOptions, costs_bounds: Any) 
             "The markets of the problem are spread over devices, which re-estimation spreads samples over. Solve the "
             "problem without shard()."
         )
-    if results.problem.model_data.covariance is not None:
-        raise NotImplementedError("Covariance instruments are not supported in re-estimation. Leave them out.")
+    if results.moments.size != results.problem.model_data.size:
+        raise NotImplementedError("Results with moment_blocks cannot be estimated again. Solve without them.")
+    for block in results.problem.model_data.more:
+        if not block.resampled:
+            raise NotImplementedError(f"{block.name.capitalize()} are not supported in re-estimation. Leave them out.")
     if results.simulation_covariances.any():
         raise NotImplementedError(
             "Simulation error (resample_agent_data) is not supported in re-estimation. Solve without it."

@@ -236,12 +236,10 @@ def mean_utilities(demand: Demand, limits: FixedPointLimits, method: FixedPointM
     """Mean utilities that reproduce the shares of `demand`, from its own; NaN in markets where there are none."""
     economy, tastes = demand.economy, market_tastes(demand.coefficients, demand.layout)
     X2 = demand.characteristics.evaluate({})[1]
-    known = zip(economy.buckets, economy.scatter(demand.shares), economy.scatter(X2), strict=True)
-    buckets = tuple(eqx.tree_at(lambda b: (b.shares, b.X2), bucket, values) for bucket, *values in known)
-    current = eqx.tree_at(lambda e: e.buckets, economy, buckets)
+    current = economy.with_products(demand.shares, X2)
     found = invert_economy(current, tastes, demand.delta, limits, method)
     # an unknown share would pass for padding
-    unknown = economy.gather_markets([jnp.isnan(bucket.shares).any(axis=1) for bucket in buckets])
+    unknown = economy.gather_markets([jnp.isnan(bucket.shares).any(axis=1) for bucket in current.buckets])
     status = jnp.where(unknown, int(Status.NOT_FINITE), found.status)
     delta = jnp.where(economy.gather(economy.scatter_markets(succeeded(status))), found.delta, jnp.nan)
     return eqx.tree_at(lambda f: (f.delta, f.status), found, (delta, status))

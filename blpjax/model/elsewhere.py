@@ -17,7 +17,7 @@ from blpjax.economy.mapping import CHUNK_ELEMENTS
 from blpjax.iteration import Iteration
 from blpjax.machine.compilation import filtered_program
 from blpjax.model.model import Model, Prices
-from blpjax.model.parameters import Coefficients, ParameterLayout, expand
+from blpjax.model.parameters import Coefficients, all_coefficients
 
 _NO_LOOP = Iteration("return")
 
@@ -96,15 +96,6 @@ def covariances_of_estimates(results: ResultsLike) -> np.ndarray:
             "errors are finite."
         )
     return covariances / results.model.delta.size
-
-
-def all_coefficients(layout: ParameterLayout, fixed: Coefficients, parameters: Float[Array, " Q"]) -> Coefficients:
-    """Put theta and concentrated elements of beta and gamma into the matrices; other elements come from `fixed`."""
-    P, K = layout.P, len(layout.concentrated_beta)
-    found = expand(layout, fixed, parameters[:P])
-    beta = jnp.asarray(found.beta).at[jnp.array(layout.concentrated_beta, int)].set(parameters[P : P + K])
-    gamma = jnp.asarray(found.gamma).at[jnp.array(layout.concentrated_gamma, int)].set(parameters[P + K :])
-    return eqx.tree_at(lambda c: (c.beta, c.gamma), found, (beta, gamma))
 
 
 def hold_shares(model: Model, parameters: Float[Array, " Q"]) -> Model:

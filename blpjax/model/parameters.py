@@ -232,6 +232,22 @@ def expand(layout: ParameterLayout, fixed: Coefficients, theta: Float[Array, " P
     return Coefficients(**blocks)
 
 
+def fill_concentrated(
+    layout: ParameterLayout, coefficients: Coefficients, estimates: Float[Array, " K"]
+) -> Coefficients:
+    """Put concentrated elements of beta, then of gamma, into the matrices."""
+    K = len(layout.concentrated_beta)
+    beta = jnp.asarray(coefficients.beta).at[jnp.array(layout.concentrated_beta, int)].set(estimates[:K])
+    gamma = jnp.asarray(coefficients.gamma).at[jnp.array(layout.concentrated_gamma, int)].set(estimates[K:])
+    return eqx.tree_at(lambda c: (c.beta, c.gamma), coefficients, (beta, gamma))
+
+
+def all_coefficients(layout: ParameterLayout, fixed: Coefficients, parameters: Float[Array, " Q"]) -> Coefficients:
+    """Put theta and concentrated elements of beta and gamma into the matrices; other elements come from `fixed`."""
+    found = expand(layout, fixed, parameters[: layout.P])
+    return fill_concentrated(layout, found, parameters[layout.P :])
+
+
 def compress(layout: ParameterLayout, coefficients: Coefficients) -> np.ndarray:
     """Theta (P,) of parameter matrices, the inverse of `expand`."""
     values: list[float] = []

@@ -14,7 +14,9 @@ from blpjax.inputs.design import Column, DesignMatrix
 from blpjax.inputs.identification import check_instruments, check_rank
 from blpjax.inputs.tables import ProductTable
 from blpjax.objective.absorption import build_projection
-from blpjax.objective.data import CovarianceMoments, Equation, ModelData, Supply
+from blpjax.objective.blocks import CovarianceMoments
+from blpjax.objective.data import ModelData
+from blpjax.objective.equations import Equation, Supply
 
 
 class Designs(NamedTuple):
@@ -99,13 +101,10 @@ def build_equations(
         return Equations(ModelData(demand.equation, pricing), labels, rank)
     more = list(table.covariance_instrument_labels)
     rank += check_instruments(instruments, more, "ZC", None, *_tolerances())
-    covariance = CovarianceMoments(
-        instruments=jax.device_put(instruments),
-        mean=jax.device_put(np.array(0.0)),
-        demand=build_projection(designs.demand_absorber.ids),
-        supply=build_projection(designs.supply_absorber.ids),
-    )
-    return Equations(ModelData(demand.equation, pricing, covariance), labels + more, rank)
+    covariance = CovarianceMoments(jax.device_put(instruments), jax.device_put(np.array(0.0)))
+    projections = [build_projection(absorber.ids) for absorber in (designs.demand_absorber, designs.supply_absorber)]
+    data = ModelData(demand.equation, pricing).add([covariance], projections)
+    return Equations(data, labels + more, rank)
 
 
 def exogenous_columns(columns: Sequence[Column], endogenous: str) -> list[int]:

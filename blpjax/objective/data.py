@@ -1,86 +1,41 @@
-"""Data of all moments."""
+"""Data of all moments: the equations, the list of moment blocks, and what follows from them for any block."""
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
-from blpjax.iteration import FixedPointMethod
-from blpjax.kernels.markups import Firms
+from blpjax.economy.characteristics import Characteristics
 from blpjax.machine.placement import Placement
-from blpjax.model.parameters import ParameterLayout
 from blpjax.objective import iv
-from blpjax.objective.absorption import Projection
-
-
-class Specification(NamedTuple):
-    """What decides which programs are compiled, beyond shapes of arrays: hashable, equal by value."""
-
-    layout: ParameterLayout
-    method: FixedPointMethod
-
-
-class Equation(eqx.Module):
-    """Linear characteristics X (N, K) and instruments Z (N, M) of one side, residualised on any fixed effects.
-
-    `X_unabsorbed` (N, K) is X before absorption. `instruments` make contributions to moments and weighting matrices.
-    They are `Z`, or what the user residualised instead when exogenous characteristics are not added to the instruments.
-    `absorb` residualises inside of compiled programs; None where that is not needed, or done on the host.
-    """
-
-    X: Float[Array, "N K"]
-    X_unabsorbed: Float[Array, "N K"]
-    Z: Float[Array, "N M"]
-    instruments: Float[Array, "N M"]
-    absorb: Projection | None = None
-
-    def errors(self, dependent: Float[Array, " N"], coefficients: Float[Array, " K"]) -> Float[Array, " N"]:
-        """Structural errors of mean utilities or costs at all linear coefficients, residualised by `absorb`."""
-        values = dependent if self.absorb is None else self.absorb(dependent)
-        return values - self.X @ coefficients
-
-
-class Supply(eqx.Module):
-    """The supply side: its equation, who owns what, and how utilities move with observed prices.
-
-    `X2` (N, K2), `X1_slope` (N, K1) and `X2_slope` (N, K2) are the characteristics and their derivatives in prices.
-    Costs are clipped at the two `costs_bounds`. `logarithmic` says whether log costs are linear in X3.
-    """
-
-    equation: Equation
-    ownership: tuple[Array | Firms, ...]
-    prices: Float[Array, " N"]
-    X1_slope: Float[Array, "N K1"]
-    X2: Float[Array, "N K2"]
-    X2_slope: Float[Array, "N K2"]
-    costs_bounds: Float[Array, " 2"]
-    logarithmic: bool = eqx.field(static=True)
-
-
-class CovarianceMoments(eqx.Module):
-    """Moments ``E[(xi omega - mean) Z] = 0`` (MacKay and Miller 2025) with `instruments` (N, MC).
-
-    Xi and omega are residualised on the fixed effects of `demand` and `supply` at every evaluation.
-    """
-
-    instruments: Float[Array, "N MC"]
-    mean: Float[Array, ""]
-    demand: Projection
-    supply: Projection
+from blpjax.objective.blocks import (
+    CovarianceMoments,
+    LinearMoments,
+    MomentBlock,
+    Moving,
+    Point,
+    SampleMoments,
+    sample_covariances,
+)
+from blpjax.objective.equations import Equation, Supply
 
 
 class ModelData(eqx.Module):
-    """Data of all moments: the demand equation and, perhaps, a supply side and covariance moments.
+    """Data of all moments: the demand equation and, perhaps, a supply side and more blocks of moments.
 
-    With `weights` (N,) products count so many times in all moments and their covariances, as in a bootstrap sample.
-    `offset` (M,) is subtracted from averaged moments: what they are in the population that a sample is drawn from.
+    `more` are blocks beyond those of the two equations, `SampleMoments` last. With `weights` (N,) products count so
+    many times in all moments and their covariances, as in a bootstrap sample. `offset` (M,) is subtracted from averaged
+    moments: what they are in the population that a sample is drawn from.
     """
 
     demand: Equation
     supply: Supply | None = None
-    covariance: CovarianceMoments | None = None
+    more: tuple[MomentBlock, ...] = ()
     weights: Float[Array, " N"] | None = None
     offset: Float[Array, " M"] | None = None
 
@@ -95,20 +50,154 @@ class ModelData(eqx.Module):
         return [self.demand] if self.supply is None else [self.demand, self.supply.equation]
 
     @property
-    def weighted_instruments(self) -> list[Float[Array, "_ _"]]:
-        """Instruments of all moments, for weighting matrices."""
-        more = [] if self.covariance is None else [self.covariance.instruments]
-        return [equation.instruments for equation in self.equations] + more
+    def blocks(self) -> list[MomentBlock]:
+        """All blocks in the order of moments: those of demand, of supply, and `more`."""
+        sides = [LinearMoments(equation, supply=side > 0) for side, equation in enumerate(self.equations)]
+        return [*sides, *self.more]
+
+    @property
+    def product_blocks(self) -> list[MomentBlock]:
+        """The blocks whose moments are averages over products."""
+        return [block for block in self.blocks if not isinstance(block, SampleMoments)]
+
+    @property
+    def size(self) -> int:
+        """Number of moments M."""
+        return sum(block.size for block in self.blocks)
+
+    @property
+    def covariance(self) -> CovarianceMoments | None:
+        """The block of covariance instruments, None without any."""
+        return next((block for block in self.more if isinstance(block, CovarianceMoments)), None)
+
+    @property
+    def projects(self) -> bool:
+        """See `MomentBlock`."""
+        return any(block.projects for block in self.more)
+
+    @property
+    def needs_update(self) -> bool:
+        """Whether moments have no weights before they are updated: those of other samples than that of products."""
+        return any(isinstance(block, SampleMoments) for block in self.more)
+
+    def add(self, blocks: Sequence[MomentBlock], absorbers: Sequence[Any]) -> "ModelData":
+        """Data with more blocks, for which equations absorb fixed effects inside of programs.
+
+        Parameters
+        ----------
+        absorbers : a `Projection` for each equation.
+        """
+        if not blocks:
+            return self
+        equations = [dataclasses.replace(e, absorb=absorb) for e, absorb in zip(self.equations, absorbers, strict=True)]
+        more = sorted((*self.more, *blocks), key=lambda block: isinstance(block, SampleMoments))
+        return dataclasses.replace(self._with_equations(equations), more=tuple(more))
 
     def initial_weights(self) -> Float[Array, "M M"]:
-        """The weighting matrix (M, M) of 2SLS."""
-        return iv.initial_weights(self.weighted_instruments, self.weights)
+        """The weighting matrix (M, M) of 2SLS, and what other blocks begin with."""
+        W: Array = jax.scipy.linalg.block_diag(*(block.initial_weights(self.weights) for block in self.blocks))
+        return W
 
-    def residuals(self, xi: Float[Array, " N"], omega: Float[Array, " N"] | None) -> list[Float[Array, " N"]]:
-        """What is orthogonal to each of the instruments."""
-        if omega is None:
-            return [xi]
-        return [xi, omega] if self.covariance is None else [xi, omega, xi * omega - self.covariance.mean]
+    def averages(self, point: Point) -> Float[Array, " M"]:
+        """Averaged moments ``gbar`` (M,)."""
+        averaged = jnp.concatenate([block.averages(point, self.weights) for block in self.blocks])
+        return averaged if self.offset is None else averaged - self.offset
+
+    def jacobian(self, point: Point, tangents: Moving) -> Float[Array, "M Q"]:
+        """Derivatives of averaged moments along Q directions."""
+        rows: Array = point.along(self.averages, tangents)
+        return rows
+
+    @property
+    def instruments(self) -> list[Float[Array, "_ _"]]:
+        """Instruments (N, M) of each block whose moments are averages over products, for their covariances."""
+        return [block.instruments for block in self.product_blocks]
+
+    def residuals(self, point: Point) -> list[Float[Array, " _"]]:
+        """Residuals (N,) of each of these blocks."""
+        return [block.residuals(point) for block in self.product_blocks]
+
+    def contributions(self, point: Point) -> Float[Array, "N _"]:
+        """What each product contributes to the moments that are averages over products."""
+        return iv.moment_contributions(self.instruments, self.residuals(point))
+
+    def covariances(
+        self,
+        point: Point,
+        *,
+        kind: str,
+        center: bool,
+        cluster_ids: Int[Array, " N"] | None,
+        n_clusters: int | None,
+    ) -> Float[Array, "M M"]:
+        """Covariances S (M, M) of moments times sqrt(N). Arguments are those of `iv.moment_covariances`."""
+        size = sum(block.size for block in self.product_blocks)
+        S = iv.moment_covariances(
+            self.instruments,
+            self.residuals(point),
+            kind=kind,
+            center=center,
+            cluster_ids=cluster_ids,
+            n_clusters=n_clusters,
+            weights=self.weights,
+            mean=None if self.offset is None else self.offset[:size],
+        )
+        samples = [block for block in self.more if isinstance(block, SampleMoments)]
+        if not samples:
+            return S
+        joint: Array = jax.scipy.linalg.block_diag(S, sample_covariances(samples, point, self.count))
+        return joint
+
+    def at(
+        self,
+        characteristics: Characteristics | None = None,
+        *,
+        instruments: Sequence[Array | None] = (),
+        weights: Array | None = None,
+        offset: Array | None = None,
+        costs_bounds: Any = None,
+        covariance_mean: float | None = None,
+        equations: Sequence[Equation] | None = None,
+    ) -> "ModelData":
+        """The same moments of other data: all that a replication, a sample or other instruments may change.
+
+        Parameters
+        ----------
+        characteristics : formulas with other variables, such as prices and shares. Fixed effects are not absorbed.
+        instruments : instruments (N, M) of each equation, None for those that stay.
+        weights, offset, costs_bounds, covariance_mean, equations : in place of those that there are.
+        """
+        found = list(self.equations if equations is None else equations)
+        supply = self.supply
+        if characteristics is not None:
+            X1, X2 = characteristics.evaluate({})
+            X = [X1] if supply is None else [X1, characteristics.evaluate_X3({})]
+            found = [dataclasses.replace(e, X=x, X_unabsorbed=x) for e, x in zip(found, X, strict=True)]
+            if supply is not None:
+                X1_slope, X2_slope = characteristics.slopes("prices")
+                prices = characteristics.variables["prices"]
+                supply = dataclasses.replace(supply, prices=prices, X1_slope=X1_slope, X2=X2, X2_slope=X2_slope)
+        for side, Z in enumerate(instruments):
+            if Z is not None:
+                found[side] = dataclasses.replace(found[side], Z=Z, instruments=Z)
+        if supply is not None and costs_bounds is not None:
+            supply = dataclasses.replace(supply, costs_bounds=jnp.asarray(costs_bounds))
+        more = self.more
+        if covariance_mean is not None:
+            mean = jnp.asarray(covariance_mean, float)
+            more = tuple(dataclasses.replace(b, mean=mean) if isinstance(b, CovarianceMoments) else b for b in more)
+        return dataclasses.replace(
+            dataclasses.replace(self, supply=supply)._with_equations(found),
+            more=more,
+            weights=self.weights if weights is None else weights,
+            offset=self.offset if offset is None else offset,
+        )
+
+    def _with_equations(self, equations: Sequence[Equation]) -> "ModelData":
+        supply = self.supply
+        if supply is not None:
+            supply = dataclasses.replace(supply, equation=equations[1])
+        return dataclasses.replace(self, demand=equations[0], supply=supply)
 
 
 def place_data(data: ModelData, placement: Placement) -> ModelData:

@@ -1,7 +1,5 @@
 """The model as compiled, differentiable functions of theta: building blocks for other optimisers and samplers."""
 
-from functools import partial
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,14 +9,7 @@ from blpjax.economy.characteristics import Characteristics
 from blpjax.model import demand
 from blpjax.model.demand import Demand
 from blpjax.model.inversion import Inversion
-from blpjax.model.parameters import Coefficients, expand
-from blpjax.objective import moments
-from blpjax.objective.data import Specification
-from blpjax.objective.moments import MomentInputs
-
-_invert = jax.jit(moments.invert, static_argnums=0)
-_averaged_moments = jax.jit(moments.averaged_moments, static_argnums=0)
-_objective = jax.jit(moments.objective, static_argnums=0)
+from blpjax.objective.moments import GMM
 
 
 class ModelFunctions(eqx.Module):
@@ -31,8 +22,7 @@ class ModelFunctions(eqx.Module):
     `theta` holds the starting values that were given, and `theta_labels` says what the elements are.
     """
 
-    specification: Specification = eqx.field(static=True)
-    inputs: MomentInputs
+    minimand: GMM
     characteristics: Characteristics
     start: Float[Array, " N"]
     theta: Float[Array, " P"]
@@ -40,7 +30,7 @@ class ModelFunctions(eqx.Module):
 
     def inversion(self, theta: Float[Array, " P"]) -> Inversion:
         """Mean utilities with the status and counters of every market."""
-        return _invert(self.specification, self.inputs, theta, self.start)
+        return _invert(self.minimand, theta, self.start)
 
     def delta(self, theta: Float[Array, " P"]) -> Float[Array, " N"]:
         """Mean utilities (N,) that reproduce the observed market shares."""
@@ -48,11 +38,11 @@ class ModelFunctions(eqx.Module):
 
     def moments(self, theta: Float[Array, " P"]) -> Float[Array, " M"]:
         """Averaged moments (M,) with linear parameters concentrated out."""
-        return _averaged_moments(self.specification, self.inputs, theta, self.start)
+        return _averaged_moments(self.minimand, theta, self.start)
 
     def objective(self, theta: Float[Array, " P"]) -> Float[Array, ""]:
         """The GMM objective."""
-        return _objective(self.specification, self.inputs, theta, self.start)
+        return _objective(self.minimand, theta, self.start)
 
     def shares(self, theta: Float[Array, " P"], delta: Float[Array, " N"]) -> Float[Array, " N"]:
         """Market shares (N,) at given tastes and mean utilities.
@@ -74,14 +64,28 @@ class ModelFunctions(eqx.Module):
 
     def delta_jacobian(self, theta: Float[Array, " P"]) -> Float[Array, "N P"]:
         """Derivatives of the mean utilities in theta, ``-(ds / d delta)^{-1} ds / d theta``."""
-        return _delta_jacobian(self.specification, self.inputs, theta, self.start)
+        return _delta_jacobian(self.minimand, theta, self.start)
 
     def _demand(self, theta: Array, delta: Array) -> Demand:
-        layout = self.specification.layout
-        coefficients: Coefficients = expand(layout, self.inputs.fixed, theta)
-        return Demand(self.inputs.economy, self.characteristics, coefficients, jnp.asarray(delta), layout)
+        model = self.minimand.model
+        return Demand(model.economy, self.characteristics, model.expand(theta), jnp.asarray(delta), model.layout)
 
 
-@partial(jax.jit, static_argnums=0)
-def _delta_jacobian(specification: Specification, inputs: MomentInputs, theta: Array, start: Array) -> Array:
-    return jax.jacfwd(lambda values: moments.invert(specification, inputs, values, start).delta)(theta)
+@jax.jit
+def _invert(objective: GMM, theta: Array, start: Array) -> Inversion:
+    return objective.model.invert(objective.model.expand(theta), start)
+
+
+@jax.jit
+def _averaged_moments(objective: GMM, theta: Array, start: Array) -> Array:
+    return objective.moments(theta, start)
+
+
+@jax.jit
+def _objective(objective: GMM, theta: Array, start: Array) -> Array:
+    return objective.value(theta, start)
+
+
+@jax.jit
+def _delta_jacobian(objective: GMM, theta: Array, start: Array) -> Array:
+    return jax.jacfwd(lambda values: _invert(objective, values, start).delta)(theta)

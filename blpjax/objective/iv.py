@@ -32,14 +32,12 @@ class LinearStep(eqx.Module):
     ----------
     coefficient_map : (K, M) matrix (A'WA)^{-1} A'W, which turns b into the coefficients.
     moment_map : (M, M) matrix I - A (A'WA)^{-1} A'W, which turns b into averaged moments.
-    weight_factor : (M, M) matrix L with W = L L'.
     rank : numerical rank of L'A. Below K, the coefficients are not identified and those of least (scaled) norm are
         returned.
     """
 
     coefficient_map: Float[Array, "K M"]
     moment_map: Float[Array, "M M"]
-    weight_factor: Float[Array, "M M"]
     rank: Int[Array, ""]
 
     def coefficients(self, b: Float[Array, "M *R"]) -> Float[Array, "K *R"]:
@@ -95,13 +93,7 @@ def linear_step(A: Float[Array, "M K"], W: Float[Array, "M M"]) -> LinearStep:
     L = weight_factor(W)
     scaled_inverse, rank = _column_scaled_pseudo_inverse(L.T @ A)
     coefficient_map = scaled_inverse @ L.T
-    return LinearStep(coefficient_map, jnp.eye(A.shape[0], dtype=A.dtype) - A @ coefficient_map, L, rank)
-
-
-def concentrate(A: Float[Array, "M K"], b: Float[Array, "M *R"], W: Float[Array, "M M"]) -> Float[Array, "K *R"]:
-    """Coefficients that minimise (b - A beta)' W (b - A beta). For many b at the same A and W, use `linear_step`."""
-    coefficients: Array = linear_step(A, W).coefficients(b)
-    return coefficients
+    return LinearStep(coefficient_map, jnp.eye(A.shape[0], dtype=A.dtype) - A @ coefficient_map, rank)
 
 
 def weight_factor(W: Float[Array, "M M"]) -> Float[Array, "M M"]:

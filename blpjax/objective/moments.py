@@ -1,10 +1,11 @@
-"""From theta to mean utilities, marginal costs, structural errors and averaged moments.
+"""The GMM objective: averaged moments of theta, with linear parameters concentrated out.
 
-Linear parameters are concentrated out. With instruments and characteristics residualised once on any fixed effects,
-``Z'M delta = Z'delta``: the loop never absorbs. Covariance moments are the exception: they are products of residuals.
+With instruments and characteristics residualised once on any fixed effects, ``Z'M delta = Z'delta``: the loop never
+absorbs. Where there are more blocks than those of the two equations, structural errors are residualised at every
+evaluation, because such moments need not be linear in them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,59 +13,45 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from blpjax.economy.buckets import Economy
-from blpjax.exceptions import Status, succeeded
-from blpjax.iteration import FixedPointLimits
-from blpjax.model.inversion import Inversion, invert_economy
-from blpjax.model.parameters import Coefficients, expand
-from blpjax.model.pricing import compute_markups
-from blpjax.model.tastes import market_tastes
+from blpjax.model.inversion import Inversion
+from blpjax.model.parameters import Coefficients, all_coefficients, fill_concentrated
 from blpjax.objective import iv
-from blpjax.objective.data import ModelData, Specification
+from blpjax.objective.blocks import Moving, Point
+from blpjax.objective.data import ModelData
+from blpjax.objective.inference import CovarianceTypes, StepSummary
 from blpjax.objective.iv import LinearStep, average_moments, cross_moments, linear_step
+from blpjax.objective.structure import Costs, Specification, StructuralModel, Structure
+
+#: Structural errors whose largest derivative in an element of theta, times its size, is below this do not depend on it.
+NEGLIGIBLE = 1e-6
 
 
-class MomentInputs(eqx.Module):
-    """Everything that the moments depend on, other than theta and the starting values of delta. All traced.
+class Weighting(eqx.Module):
+    """What depends on the weighting matrix W (M, M).
 
-    `fixed` holds the values of fixed parameters, `instruments` Z L (N, M) for each equation, with ``W = L L'`` for all
-    moments, `step` the linear IV-GMM step with these instruments, `weight_factor` L, and `factor` is one, or 1 / N for
-    an objective that is not scaled by N. With covariance moments instruments are Z, and the step that of the others.
+    `instruments` are Z L (N, M) for each equation, with ``W = L L'`` for all moments, `step` the linear IV-GMM step
+    with these instruments, and `factor` L. With more blocks than those of the equations instruments are Z, and the step
+    is that of the equations alone.
 
     Moments of Z that W then multiplies would lose digits in proportion to the condition number of Z, as optimal
     instruments may have a large one: the objective would be too noisy to be minimised.
     """
 
-    economy: Economy
-    data: ModelData
-    fixed: Coefficients
+    W: Float[Array, "M M"]
+    factor: Float[Array, "M M"]
     instruments: list[Float[Array, "N _"]]
     step: LinearStep
-    weight_factor: Float[Array, "M M"]
-    factor: Float[Array, ""]
-    limits: FixedPointLimits
-
-
-class Costs(eqx.Module):
-    """Marginal costs c, or log c, ``tilde_costs`` (N,), whether each was `clipped`, and a status (T,) of each market.
-
-    The status of a market is `Status.NOT_FINITE` when some of its transformed costs do not exist.
-    """
-
-    tilde_costs: Float[Array, " N"]
-    clipped: Bool[Array, " N"]
-    status: Int[Array, " T"]
 
 
 class Evaluation(eqx.Module):
     """The objective at one theta, and all that it consists of.
 
-    The objective is `factor` times the sum of squares of `residuals` (M,) ``= sqrt(N) L' gbar`` with ``W = L L'``;
+    The objective is `scale` times the sum of squares of `residuals` (M,) ``= sqrt(N) L' gbar`` with ``W = L L'``;
     `residual_jacobian` (M, P) is their derivative in theta and `gradient` (P,) the objective's. `xi_by_theta` and
     `omega_by_theta` (N, P) are ``d xi / d theta`` and ``d omega / d theta`` at fixed concentrated parameters and before
     absorption of fixed effects; with covariance moments, after both. `delta_by_theta` (N, P) is the derivative of mean
-    utilities. `omega_by_theta` and `costs` are None without a supply side. `ok` says that all markets were inverted and
-    all numbers are finite.
+    utilities, and `costs_by_theta` that of ``tilde_costs``, None where no block of moments asks for it. What belongs to
+    supply is None without a supply side. `ok` says that all markets were inverted and all numbers are finite.
     """
 
     objective: Float[Array, ""]
@@ -77,227 +64,265 @@ class Evaluation(eqx.Module):
     inversion: Inversion
     costs: Costs | None
     ok: Bool[Array, ""]
+    costs_by_theta: Float[Array, "N P"] | None = None
 
 
-class Structure(NamedTuple):
-    """Mean utilities and costs at a theta, and the variables to explain by concentrated parameters, by equation."""
+class Ending(eqx.Module):
+    """Where a GMM step ended: theta (P,), the objective there, and the point with residualised errors."""
 
-    dependent: list[Float[Array, " N"]]
-    inversion: Inversion
-    costs: Costs | None
+    theta: Float[Array, " P"]
+    evaluation: Evaluation
+    point: Point
+
+
+class Varying(NamedTuple):
+    """What is differentiated in theta.
+
+    Residuals r (M,) ``= sqrt(N) L' gbar``, mean utilities (N,), structural errors (N,) by equation, and transformed
+    costs (N,), None where no block of moments asks for them.
+    """
+
+    residuals: Float[Array, "M *P"]
+    delta: Float[Array, "N *P"]
+    structural: list[Float[Array, "N *P"]]
+    costs: Float[Array, "N *P"] | None
 
 
 class Concentrated(NamedTuple):
-    """Weighted averaged moments ``L'gbar`` (M,) and residuals by equation, with covariance moments as these see them.
+    """Weighted averaged moments ``L'gbar`` (M,), concentrated parameters (K,), and structural errors (N,) by equation.
 
-    `coefficients` (K,) are all concentrated parameters: elements of beta, then of gamma.
+    `estimates` are elements of beta, then of gamma. Errors are residualised and without what concentrated parameters
+    explain where some block `projects`, and otherwise what these have to explain.
     """
 
     weighted: Float[Array, " M"]
-    residuals: list[Float[Array, " N"]]
-    coefficients: Float[Array, " K"]
+    estimates: Float[Array, " K"]
+    structural: list[Float[Array, " N"]]
 
 
-def make_inputs(
-    specification: Specification,
-    economy: Economy,
-    data: ModelData,
-    fixed: Coefficients,
-    W: Float[Array, "M M"],
-    factor: Float[Array, ""],
-    limits: FixedPointLimits,
-) -> MomentInputs:
-    """Prepare the linear step at a weighting matrix W (M, M), which may be singular."""
-    Z, X = [equation.Z for equation in data.equations], _concentrated_columns(specification, data)
-    L = iv.weight_factor(W)
-    if data.covariance is None:
-        ends = np.cumsum([0, *(z.shape[1] for z in Z)])
-        Z = [z @ L[first:last] for z, first, last in zip(Z, ends[:-1], ends[1:], strict=True)]
-        A = jnp.concatenate([cross_moments([z], [x], data.weights) for z, x in zip(Z, X, strict=True)], axis=1)
-        step = linear_step(A, jnp.eye(A.shape[0]))
-    else:
-        A = cross_moments(Z, X, data.weights)
-        step = linear_step(A, W[: A.shape[0], : A.shape[0]])
-    return MomentInputs(economy, data, fixed, Z, step, L, factor, limits)
+class GMM(eqx.Module):
+    """The objective ``N gbar'W gbar``, times `scale`, as a function of theta (P,) and of where inversions start (N,).
 
+    `scale` is one, or 1 / N for an objective that is not scaled by N. Host loops, lanes and finite differences use
+    these methods, and nothing else, of an objective.
+    """
 
-def invert(
-    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
-) -> Inversion:
-    """Mean utilities at theta."""
-    coefficients = expand(specification.layout, inputs.fixed, theta)
-    parameters = market_tastes(coefficients, specification.layout)
-    return invert_economy(inputs.economy, parameters, start, inputs.limits, specification.method)
+    model: StructuralModel
+    weighting: Weighting
+    scale: Float[Array, ""]
 
+    @property
+    def data(self) -> ModelData:
+        """Data of the moments."""
+        return self.model.data
 
-def recover_costs(
-    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], delta: Float[Array, " N"]
-) -> Costs:
-    """Marginal costs that make observed prices optimal for firms, as X3 explains them (equation 3.8)."""
-    supply = inputs.data.supply
-    assert supply is not None
-    coefficients = expand(specification.layout, inputs.fixed, theta)
-    tastes = market_tastes(coefficients, specification.layout)
-    delta_slope = supply.X1_slope @ coefficients.beta
-    markups = compute_markups(
-        inputs.economy, tastes, supply.ownership, (delta, supply.X2, delta_slope, supply.X2_slope)
-    )
-    costs = supply.prices - markups
-    lower, upper = supply.costs_bounds
-    clipped = (costs < lower) | (costs > upper)
-    tilde_costs = jnp.where(clipped, jnp.clip(jax.lax.stop_gradient(costs), lower, upper), costs)
-    if supply.logarithmic:
-        tilde_costs = jnp.log(tilde_costs)
-    finite = [part.all(axis=1) for part in inputs.economy.spread(jnp.isfinite(tilde_costs))]
-    status = jnp.where(inputs.economy.gather_markets(finite), int(Status.CONVERGED), int(Status.NOT_FINITE))
-    return Costs(tilde_costs, clipped, status)
+    def evaluate(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Evaluation:
+        """Objective, gradient and the Jacobian of its least-squares residuals, from one inversion of the shares."""
+        values, push, found = jax.linearize(lambda theta: self.vary(theta, start), theta, has_aux=True)
+        if theta.size:
+            derivatives = jax.vmap(push, out_axes=-1)(jnp.eye(theta.size))
+        else:
+            derivatives = jax.tree.map(lambda leaf: jnp.zeros((leaf.size, 0)), values)
+        return self.assemble(values, derivatives, found)
 
+    def vary(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> tuple[Varying, Structure]:
+        """What is differentiated at theta, and what else the model implies there."""
+        found = self.model.at(theta, start)
+        concentrated = self.concentrate(found)
+        residuals = jnp.sqrt(self.data.count) * concentrated.weighted
+        costs = found.costs.tilde_costs if self.data.more and found.costs is not None else None
+        return Varying(residuals, found.inversion.delta, concentrated.structural, costs), found
 
-def structure(
-    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
-) -> Structure:
-    """``Y = delta - X1 beta`` and ``Y = tilde_costs - X3 gamma`` over the parameters that are not concentrated out."""
-    coefficients = expand(specification.layout, inputs.fixed, theta)
-    inversion = invert(specification, inputs, theta, start)
-    demand = inversion.delta - inputs.data.demand.X_unabsorbed @ coefficients.beta
-    if inputs.data.supply is None:
-        return Structure([demand], inversion, None)
-    costs = recover_costs(specification, inputs, theta, inversion.delta)
-    supply = costs.tilde_costs - inputs.data.supply.equation.X_unabsorbed @ coefficients.gamma
-    return Structure([demand, supply], inversion, costs)
+    def assemble(self, values: Varying, derivatives: Varying | None, found: Structure) -> Evaluation:
+        """An evaluation, given derivatives in theta on last axes. None stands for NaN: they are not wanted."""
+        r = values.residuals
+        ok = jnp.isfinite(r).all() & found.succeeded
+        if derivatives is None:
+            P = self.model.layout.P
+            derivatives = jax.tree.map(lambda leaf: jnp.full((*leaf.shape, P), jnp.nan), values)
+        else:
+            ok = ok & jnp.isfinite(derivatives.residuals).all()
+        J = derivatives.residuals
+        return Evaluation(
+            objective=jnp.where(ok, self.scale * (r @ r), jnp.nan),
+            gradient=2.0 * self.scale * J.T @ r,
+            residuals=r,
+            residual_jacobian=J,
+            delta_by_theta=derivatives.delta,
+            xi_by_theta=derivatives.structural[0],
+            omega_by_theta=derivatives.structural[1] if len(derivatives.structural) > 1 else None,
+            inversion=found.inversion,
+            costs=found.costs,
+            ok=ok,
+            costs_by_theta=derivatives.costs,
+        )
 
+    def value(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Float[Array, ""]:
+        """The objective alone. Differentiable to any order in theta.
 
-def concentrate(
-    specification: Specification, inputs: MomentInputs, dependent: list[Float[Array, " N"]]
-) -> Concentrated:
-    """Weighted moments with linear parameters concentrated out, for `Structure.dependent`."""
-    data, covariance, step = inputs.data, inputs.data.covariance, inputs.step
-    if covariance is None:
-        parts = [average_moments([z], [y], data.weights) for z, y in zip(inputs.instruments, dependent, strict=True)]
-        b = sum(parts[1:], parts[0])
+        NaN where shares could not be inverted, or costs recovered, in some market.
+        """
+        found = self.model.at(theta, start)
+        r = found.valid * self.concentrate(found).weighted
+        return self.scale * self.data.count * (r @ r)
+
+    def moments(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Float[Array, " M"]:
+        """``gbar`` (M,) with linear parameters concentrated out. Differentiable to any order in theta, NaN likewise."""
+        found = self.model.at(theta, start)
+        return found.valid * self.average(found)
+
+    def curvature(
+        self, theta: Float[Array, " P"], delta: Float[Array, " N"], directions: Float[Array, "B P"]
+    ) -> Float[Array, "B P"]:
+        """Products of directions with the exact Hessian at theta and its mean utilities, forward over reverse mode."""
+        # derivatives need the solution of the inversion, not the loop that finds it, so the program has none
+        solved = GMM(self.model.without_loops(), self.weighting, self.scale)
+        _, push = jax.linearize(jax.grad(lambda values: solved.value(values, delta)), theta)
+        return jax.vmap(push)(directions)
+
+    def average(self, found: Structure) -> Float[Array, " M"]:
+        """Averaged moments ``gbar`` (M,) with linear parameters concentrated out."""
+        filled = self._fill(found.coefficients, self.concentrate(found).estimates)
+        return self.data.averages(self.point(filled, found))
+
+    def concentrate(self, found: Structure) -> Concentrated:
+        """Weighted moments with linear parameters concentrated out."""
+        data, step = self.data, self.weighting.step
+        b = self._linear_moments(found.dependent)
+        estimates = step.coefficients(b)
+        if not data.more:
+            return Concentrated(step.moments(b), estimates, found.dependent)
+        point = self.point(self._fill(found.coefficients, estimates), found)
+        more = jnp.concatenate([block.averages(point, data.weights) for block in data.more])
         if data.offset is not None:
-            b = b - inputs.weight_factor.T @ data.offset
-        return Concentrated(step.moments(b), dependent, step.coefficients(b))
-    b = average_moments(inputs.instruments, dependent, data.weights)
-    if data.offset is not None:
-        b = b - data.offset[: b.size]
-    coefficients = step.coefficients(b)
-    X1, X3 = _concentrated_columns(specification, data)
-    xi = covariance.demand(dependent[0]) - X1 @ coefficients[: X1.shape[1]]
-    omega = covariance.supply(dependent[1]) - X3 @ coefficients[X1.shape[1] :]
-    more = average_moments([covariance.instruments], [xi * omega - covariance.mean], data.weights)
-    if data.offset is not None:
-        more = more - data.offset[b.size :]
-    weighted = inputs.weight_factor.T @ jnp.concatenate([step.moments(b), more])
-    return Concentrated(weighted, [xi, omega], coefficients)
+            more = more - data.offset[b.size :]
+        weighted = self.weighting.factor.T @ jnp.concatenate([step.moments(b), more])
+        if not data.projects:
+            return Concentrated(weighted, estimates, found.dependent)
+        return Concentrated(weighted, estimates, [point.xi] if point.omega is None else [point.xi, point.omega])
+
+    def point(self, coefficients: Coefficients, found: Structure) -> Point:
+        """What moments are functions of, at all parameters. Errors are residualised where equations `absorb`."""
+        delta, costs = found.inversion.delta, found.costs
+        return self.point_at(coefficients, delta, None if costs is None else costs.tilde_costs)
+
+    def point_at(
+        self, coefficients: Coefficients, delta: Float[Array, " N"], tilde_costs: Float[Array, " N"] | None
+    ) -> Point:
+        """The point at given mean utilities and costs, see `point`."""
+        supply = self.data.supply
+        xi = self.data.demand.errors(delta, jnp.asarray(coefficients.beta))
+        omega = None
+        if supply is not None and tilde_costs is not None:
+            omega = supply.equation.errors(tilde_costs, jnp.asarray(coefficients.gamma))
+        return Point(self.model.economy, supply, coefficients, delta, xi, tilde_costs, omega)
+
+    def linear_parameters(
+        self, theta: Float[Array, " P"], delta: Float[Array, " N"], tilde_costs: Float[Array, " N"] | None
+    ) -> Coefficients:
+        """All parameters: those of theta, and beta and gamma with concentrated elements at given delta and costs."""
+        coefficients = self.model.expand(theta)
+        b = self._linear_moments(self.model.dependent(coefficients, delta, tilde_costs))
+        return self._fill(coefficients, self.weighting.step.coefficients(b))
+
+    def finish(
+        self,
+        ending: Ending,
+        types: CovarianceTypes,
+        step: int,
+        cluster_ids: Int[Array, " N"],
+        simulation_covariances: Float[Array, "M M"] | None = None,
+    ) -> StepSummary:
+        """Moments, their Jacobian and covariances, and inference about all parameters at the end of a GMM step.
+
+        `simulation_covariances` are added to the covariances of moments.
+        """
+        data, layout, point = self.data, self.model.layout, ending.point
+
+        def covariances(kind: str) -> Array:
+            S = data.covariances(
+                point, kind=kind, center=types.center_moments, cluster_ids=cluster_ids, n_clusters=types.n_clusters
+            )
+            return S if simulation_covariances is None else S + simulation_covariances
+
+        S = covariances(types.se_type)
+        S_for_W = S if types.W_type == types.se_type else covariances(types.W_type)
+        G = data.jacobian(point, self._directions(ending))
+        linear = [
+            jnp.asarray(getattr(point.coefficients, name))[jnp.array(getattr(layout, f"concentrated_{name}"), int)]
+            for name in ("beta", "gamma")
+        ]
+        return StepSummary(
+            parameters=jnp.concatenate([ending.theta, *linear]),
+            moments=data.averages(point),
+            moments_jacobian=G,
+            moments_covariances=S,
+            updated_W=iv.updated_weights(S_for_W),
+            inference=iv.parameter_inference(G, self.weighting.W, S, N=data.count, se_type=types.se_type, step=step),
+            covariances_rank=iv.numerical_rank(S_for_W),
+            simulation_covariances=simulation_covariances,
+        )
+
+    def _directions(self, ending: Ending) -> Moving:
+        """How a point moves with each element of theta, and of beta and gamma that is concentrated out."""
+        layout, evaluation, model = self.model.layout, ending.evaluation, self.model
+        X = model.concentrated_columns()
+        sizes = [len(layout.concentrated_beta), len(layout.concentrated_gamma)]
+
+        def columns(by_theta: Array, beta: Array | None = None, gamma: Array | None = None) -> Array:
+            N = by_theta.shape[0]
+            rest = [jnp.zeros((N, n)) if x is None else -x for x, n in zip((beta, gamma), sizes, strict=True)]
+            return jnp.concatenate([by_theta, *rest], axis=1)
+
+        size = layout.P + sum(sizes)
+        _, push = jax.linearize(lambda q: all_coefficients(layout, model.fixed, q), jnp.zeros(size))
+        coefficients = jax.vmap(push, out_axes=-1)(jnp.eye(size))
+        costs = omega = None
+        if evaluation.omega_by_theta is not None and evaluation.costs is not None:
+            omega = columns(evaluation.omega_by_theta, gamma=X[1])
+            by_theta = evaluation.costs_by_theta
+            costs = jnp.zeros_like(omega) if by_theta is None else columns(by_theta)
+        return Moving(
+            coefficients, columns(evaluation.delta_by_theta), columns(evaluation.xi_by_theta, beta=X[0]), costs, omega
+        )
+
+    def _linear_moments(self, dependent: list[Float[Array, " N"]]) -> Float[Array, " m"]:
+        """Moments of the equations with what concentrated parameters have to explain in place of errors."""
+        data, weighting = self.data, self.weighting
+        if data.more:
+            b = average_moments(weighting.instruments, dependent, data.weights)
+            return b if data.offset is None else b - data.offset[: b.size]
+        parts = [average_moments([z], [y], data.weights) for z, y in zip(weighting.instruments, dependent, strict=True)]
+        b = sum(parts[1:], parts[0])
+        return b if data.offset is None else b - weighting.factor.T @ data.offset
+
+    def _fill(self, coefficients: Coefficients, estimates: Float[Array, " K"]) -> Coefficients:
+        return fill_concentrated(self.model.layout, coefficients, estimates)
 
 
-def average_concentrated(
-    specification: Specification, inputs: MomentInputs, dependent: list[Float[Array, " N"]]
-) -> Float[Array, " M"]:
-    """Averaged moments ``gbar`` (M,) with linear parameters concentrated out, for `Structure.dependent`."""
-    data = inputs.data
-    found = concentrate(specification, inputs, dependent)
-    X = _concentrated_columns(specification, data)
-    ends = np.cumsum([0, *(x.shape[1] for x in X)])
-    unexplained = [
-        y - x @ found.coefficients[first:last]
-        for y, x, first, last in zip(dependent, X, ends[:-1], ends[1:], strict=True)
-    ]
-    Z = [equation.Z for equation in data.equations]
-    if data.covariance is not None:
-        xi, omega = found.residuals
-        Z.append(data.covariance.instruments)
-        unexplained.append(xi * omega - data.covariance.mean)
-    averaged = average_moments(Z, unexplained, data.weights)
-    return averaged if data.offset is None else averaged - data.offset
-
-
-def averaged_moments(
-    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
-) -> Float[Array, " M"]:
-    """``gbar`` (M,) with linear parameters concentrated out. Differentiable to any order in theta.
-
-    NaN where shares could not be inverted, or costs recovered, in some market.
-    """
-    found = structure(specification, inputs, theta, start)
-    # a factor, so that derivatives are NaN as well
-    valid = jnp.where(_succeeded(found), 1.0, jnp.nan)
-    return valid * average_concentrated(specification, inputs, found.dependent)
-
-
-def objective(
-    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
-) -> Float[Array, ""]:
-    """GMM objective ``N gbar'W gbar`` (or ``gbar'W gbar``, unscaled). Differentiable to any order in theta.
-
-    NaN where shares could not be inverted, or costs recovered, in some market.
-    """
-    found = structure(specification, inputs, theta, start)
-    valid = jnp.where(_succeeded(found), 1.0, jnp.nan)
-    r = valid * concentrate(specification, inputs, found.dependent).weighted
-    return inputs.factor * inputs.data.count * (r @ r)
-
-
-def evaluate(
-    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
-) -> Evaluation:
-    """Objective, gradient and the Jacobian of its least-squares residuals, from one inversion of the shares."""
-    scale = jnp.sqrt(inputs.data.count)
-
-    def forward(values: Array) -> tuple[tuple[Array, list[Array], Array], Structure]:
-        found = structure(specification, inputs, values, start)
-        concentrated = concentrate(specification, inputs, found.dependent)
-        return (scale * concentrated.weighted, concentrated.residuals, found.inversion.delta), found
-
-    (r, residuals, delta), push, found = jax.linearize(forward, theta, has_aux=True)
-    if theta.size:
-        jacobian, by_theta, delta_by_theta = jax.vmap(push, out_axes=1)(jnp.eye(theta.size))
-    else:
-        jacobian, by_theta, delta_by_theta = jax.tree.map(lambda leaf: jnp.zeros((leaf.size, 0)), (r, residuals, delta))
-    finite = jnp.isfinite(r).all() & jnp.isfinite(jacobian).all()
-    ok = finite & _succeeded(found)
-    return Evaluation(
-        objective=jnp.where(ok, inputs.factor * (r @ r), jnp.nan),
-        gradient=2.0 * inputs.factor * jacobian.T @ r,
-        residuals=r,
-        residual_jacobian=jacobian,
-        delta_by_theta=delta_by_theta,
-        xi_by_theta=by_theta[0],
-        omega_by_theta=by_theta[1] if len(by_theta) > 1 else None,
-        inversion=found.inversion,
-        costs=found.costs,
-        ok=ok,
-    )
-
-
-def linear_parameters(
-    specification: Specification,
-    inputs: MomentInputs,
-    theta: Float[Array, " P"],
-    delta: Float[Array, " N"],
-    tilde_costs: Float[Array, " N"] | None,
-) -> tuple[Float[Array, " K1"], Float[Array, " K3"]]:
-    """All elements of beta and gamma: fixed, in theta, and those concentrated out at given delta and costs."""
-    layout, data = specification.layout, inputs.data
-    coefficients = expand(layout, inputs.fixed, theta)
-    beta, gamma = jnp.asarray(coefficients.beta), jnp.asarray(coefficients.gamma)
-    dependent = [delta - data.demand.X_unabsorbed @ beta]
-    if data.supply is not None:
-        assert tilde_costs is not None
-        dependent.append(tilde_costs - data.supply.equation.X_unabsorbed @ gamma)
-    estimates = concentrate(specification, inputs, dependent).coefficients
-    K = len(layout.concentrated_beta)
-    beta = beta.at[jnp.array(layout.concentrated_beta, int)].set(estimates[:K])
-    return beta, gamma.at[jnp.array(layout.concentrated_gamma, int)].set(estimates[K:])
-
-
-def _concentrated_columns(specification: Specification, data: ModelData) -> list[Float[Array, "_ _"]]:
+def weigh(specification: Specification, data: ModelData, W: Float[Array, "M M"]) -> Weighting:
+    """Prepare the linear step at a weighting matrix W (M, M), which may be singular."""
     layout = specification.layout
     columns = (layout.concentrated_beta, layout.concentrated_gamma)
-    return [e.X[:, list(c)] for e, c in zip(data.equations, columns, strict=False)]
+    Z = [equation.Z for equation in data.equations]
+    X = [e.X[:, list(c)] for e, c in zip(data.equations, columns, strict=False)]
+    L = iv.weight_factor(W)
+    if data.more:
+        A = cross_moments(Z, X, data.weights)
+        return Weighting(W, L, Z, linear_step(A, W[: A.shape[0], : A.shape[0]]))
+    ends = np.cumsum([0, *(z.shape[1] for z in Z)])
+    Z = [z @ L[first:last] for z, first, last in zip(Z, ends[:-1], ends[1:], strict=True)]
+    A = jnp.concatenate([cross_moments([z], [x], data.weights) for z, x in zip(Z, X, strict=True)], axis=1)
+    return Weighting(W, L, Z, linear_step(A, jnp.eye(A.shape[0])))
 
 
-def _succeeded(found: Structure) -> Bool[Array, ""]:
-    ok = succeeded(found.inversion.status).all()
-    return ok if found.costs is None else ok & succeeded(found.costs.status).all()
+def lacks_influence(evaluation: Evaluation, theta: Any) -> Any:
+    """(P,) whether structural errors hardly depend on an element of theta, whose standard error then means nothing.
+
+    Works on NumPy and JAX arrays alike.
+    """
+    size = abs(theta).clip(1.0)
+    lacking = abs(evaluation.xi_by_theta).max(axis=0, initial=0.0) * size < NEGLIGIBLE
+    if evaluation.omega_by_theta is not None:
+        lacking = lacking & (abs(evaluation.omega_by_theta).max(axis=0, initial=0.0) * size < NEGLIGIBLE)
+    return lacking

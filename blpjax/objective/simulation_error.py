@@ -1,9 +1,9 @@
 """Simulation error: how much averaged moments vary when agents are drawn again."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -12,9 +12,7 @@ from blpjax.economy.ownership import Ownership, pack_firms
 from blpjax.exceptions import DataError, raise_for_status
 from blpjax.inputs.tables import assign_node_columns
 from blpjax.machine.compilation import program
-from blpjax.objective import moments
-from blpjax.objective.data import Specification
-from blpjax.objective.moments import MomentInputs
+from blpjax.objective.moments import GMM
 
 #: What the callable is called in messages.
 _NAME = "resample_agent_data"
@@ -95,18 +93,20 @@ class AgentSamples:
             yield agents
             index += 1
 
-    def replace(self, specification: Specification, inputs: MomentInputs, agents: AgentsInEconomy) -> Any:
-        """Specification and inputs of the moments with these agents instead."""
-        economy, layout = agents.economy, specification.layout
+    def replace(self, objective: GMM, agents: AgentsInEconomy) -> GMM:
+        """The objective with these agents instead."""
+        economy, model = agents.economy, objective.model
+        layout, data = model.layout, model.data
         nonzero = np.isin(np.arange(self._problem.K2), layout.sigma_columns)
         columns = assign_node_columns(agents.table.nodes.shape[1], nonzero)
-        changed = specification._replace(layout=layout._replace(node_columns=tuple(columns.tolist())))
-        inputs = eqx.tree_at(lambda i: i.economy, inputs, economy)
-        if inputs.data.supply is not None:
+        specification = model.specification._replace(layout=layout._replace(node_columns=tuple(columns.tolist())))
+        if data.supply is not None:
             ownership = self._problem.ownership_in(economy)
             assert ownership is not None
-            inputs = eqx.tree_at(lambda i: i.data.supply.ownership, inputs, pack_firms(ownership))
-        return changed, inputs
+            supply = dataclasses.replace(data.supply, ownership=pack_firms(ownership))
+            data = dataclasses.replace(data, supply=supply)
+        changed = dataclasses.replace(model, specification=specification, economy=economy, data=data)
+        return dataclasses.replace(objective, model=changed)
 
     def _draw(self, index: int) -> AgentsInEconomy | None:
         data = self._resample(index)
@@ -128,8 +128,7 @@ class AgentSamples:
 
 def simulation_covariances(
     samples: AgentSamples,
-    specification: Specification,
-    inputs: MomentInputs,
+    objective: GMM,
     theta: Float[Array, " P"],
     delta: Float[Array, " N"],
     market_ids: Any,
@@ -144,7 +143,7 @@ def simulation_covariances(
     Parameters
     ----------
     samples : sets of agents.
-    specification, inputs : those of the moments with the problem's own agents.
+    objective : the one with the problem's own agents.
     theta : (P,) parameters.
     delta : (N,) where inversions start.
     market_ids : T sorted market IDs, for messages.
@@ -156,7 +155,7 @@ def simulation_covariances(
     """
     found: list[np.ndarray] = []
     for index, agents in enumerate(samples):
-        sampled = _sampled_moments(*samples.replace(specification, inputs, agents), theta, delta)
+        sampled = _sampled_moments(samples.replace(objective, agents), theta, delta)
         _check(sampled, index, market_ids)
         found.append(np.asarray(sampled.moments))
     if len(found) < _LEAST:
@@ -164,12 +163,10 @@ def simulation_covariances(
     return np.atleast_2d(np.cov(np.array(found), rowvar=False))
 
 
-@program(effort=1, static_argnums=0)
-def _sampled_moments(
-    specification: Specification, inputs: MomentInputs, theta: Float[Array, " P"], start: Float[Array, " N"]
-) -> SampledMoments:
-    found = moments.structure(specification, inputs, theta, start)
-    averaged = moments.average_concentrated(specification, inputs, found.dependent)
+@program(effort=1)
+def _sampled_moments(objective: GMM, theta: Float[Array, " P"], start: Float[Array, " N"]) -> SampledMoments:
+    found = objective.model.at(theta, start)
+    averaged = objective.average(found)
     costs = None if found.costs is None else found.costs.status
     return SampledMoments(averaged, found.inversion.status, found.inversion.residuals, costs)
 

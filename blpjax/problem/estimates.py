@@ -20,6 +20,7 @@ from blpjax.inputs.tables import ProductTable, assign_node_columns
 from blpjax.model.model import Model
 from blpjax.model.parameters import Coefficients, ParameterLayout, UtilityForm
 from blpjax.objective import iv
+from blpjax.objective.blocks import Point
 from blpjax.objective.data import ModelData
 from blpjax.optimize.bounds import project_gradient
 from blpjax.reporting import frames, report
@@ -416,6 +417,21 @@ class Estimates:
             ownership=self.problem.ownership_in(economy),
             layout=self._layout_in(economy),
             costs_type=self.problem.costs_type,
+        )
+
+    @property
+    def point(self) -> Point:
+        """What moments are functions of, at the estimates."""
+        blocks = (self.sigma, self.pi, *(getattr(self, name)[:, 0] for name in ("rho", "tau", "beta", "gamma")))
+        supply = self.problem.model_data.supply
+        return Point(
+            economy=self.problem.economy,
+            supply=supply,
+            coefficients=Coefficients(*map(jnp.asarray, blocks)),
+            delta=jnp.asarray(self.delta[:, 0]),
+            xi=jnp.asarray(self.xi[:, 0]),
+            tilde_costs=None if supply is None else jnp.asarray(self.tilde_costs[:, 0]),
+            omega=None if supply is None else jnp.asarray(self.omega[:, 0]),
         )
 
     def _layout_in(self, economy: Economy) -> ParameterLayout:

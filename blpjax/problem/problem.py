@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,7 @@ from blpjax.estimation.diagnostics import report_outcome, warn_of_singularity
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.start_rho import fill_rho
 from blpjax.estimation.starts import try_starts
-from blpjax.estimation.step import StepContext, StepResult, solve_step
+from blpjax.estimation.step import StepContext, solve_step
 from blpjax.exceptions import DataError
 from blpjax.inputs import arguments
 from blpjax.inputs.identification import check_order_condition
@@ -26,10 +25,14 @@ from blpjax.machine.pickling import Picklable
 from blpjax.model import starting_values
 from blpjax.model.parameters import Labels, Parameters
 from blpjax.model.starting_values import build_parameters
-from blpjax.objective import inference
-from blpjax.objective.data import ModelData, Specification
+from blpjax.objective import programs
+from blpjax.objective.absorption import build_projection
+from blpjax.objective.blocks import MomentBlock
+from blpjax.objective.data import ModelData
 from blpjax.objective.functions import ModelFunctions
+from blpjax.objective.moments import GMM
 from blpjax.objective.simulation_error import AgentSamples
+from blpjax.objective.structure import Specification, StructuralModel
 from blpjax.optimize.optimize import Optimization, OptimizationStatus
 from blpjax.problem.data import ProblemData
 from blpjax.problem.results import ProblemResults
@@ -134,6 +137,7 @@ class Problem(ProblemData, Picklable):
         tau: Any = None,
         tau_bounds: Any = None,
         starts: Any = None,
+        moment_blocks: Sequence[MomentBlock] = (),
     ) -> ProblemResults:
         """Estimate the parameters by one-step or two-step GMM.
 
@@ -164,7 +168,8 @@ class Problem(ProblemData, Picklable):
             Where inversions of shares start, by default the logit solution.
         method : {'2s', '1s'}
         initial_update : bool, optional
-            Whether to update W and delta at the starting values first.
+            Whether to update W and delta at the starting values first. By default this is done only where it has to be:
+            with `SampleMoments` among `moment_blocks` and without W.
         optimization : Optimization, optional
             By default ``Optimization('trust-region')``: bounded Gauss-Newton steps with learned curvature.
         scale_objective : bool
@@ -223,6 +228,9 @@ class Problem(ProblemData, Picklable):
             or ``'optax-l-bfgs'``, starts are tried at the same time, and otherwise one after the other. The best one
             has the smallest objective of those where optimisation converged and second-order conditions hold. W is that
             before any initial update. Results have a table of `starts`.
+        moment_blocks : sequence of MomentBlock, optional
+            Moments of one's own, beside those of the instruments: see `blpjax.MomentBlock` for averages over products
+            and `blpjax.SampleMoments` for what comes from another sample. They stand last in `moments`, `W` and so on.
 
         Returns
         -------
@@ -256,7 +264,7 @@ class Problem(ProblemData, Picklable):
         sigma, pi = start_frac.fill_starts(self, sigma, pi, bounds)
         rho = fill_rho(self, rho, rho_bounds)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
-        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean)
+        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean, moment_blocks)
         step_options = estimation_options.read_step_options(
             parameters=self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds, tau),
             costs_bounded=bool(np.isfinite(bounds_on_costs).any()),
@@ -274,11 +282,13 @@ class Problem(ProblemData, Picklable):
             n_clusters=None if self.product_table.clustering_ids is None else self.clusters[1],
         )
         names, returned = step_options.parameters.parameter_labels, step_options.optimization.method == "return"
-        check_order_condition(self.instrument_rank, len(names), names, warn=returned)
+        added = sum(block.size for block in moment_blocks)
+        check_order_condition(self.instrument_rank + added, len(names), names, warn=returned)
+        initial_update = estimation_options.read_initial_update(initial_update, W is None and data.needs_update)
         steps = [(0, "return")] if initial_update else []
         steps += [(1, "")] + ([(2, "")] if method == "2s" else [])
         start_delta = self._read_delta(delta, step_options.parameters)
-        weights = self._read_weights(W)
+        weights = self._read_weights(W, data)
         theta = step_options.parameters.theta
         table = None
         if starts is not None:
@@ -296,17 +306,11 @@ class Problem(ProblemData, Picklable):
             context = dataclasses.replace(self._step_context(current, data, weights), samples=samples)
             options.output("")
             options.output(f"Starting GMM step {step} ...")
-            outcome = solve_step(step, current, context, weights, theta, start_delta)
+            outcome = solve_step(step, current, context, theta, start_delta)
             interrupted = outcome.outcome.status is OptimizationStatus.INTERRUPTED
             last = interrupted or step == steps[-1][0]
             report_outcome(outcome, time.perf_counter() - began)
-            warn_of_singularity(
-                outcome,
-                current.types,
-                self._contributions(data, outcome),
-                self.instrument_labels,
-                current.parameters.theta_labels,
-            )
+            warn_of_singularity(outcome, current.types, context, current.parameters.theta_labels)
             results = ProblemResults(self, results, outcome, current, estimated=last)
             results.starts = table
             weights, theta, start_delta = np.asarray(outcome.summary.updated_W), outcome.theta, outcome.delta
@@ -379,12 +383,9 @@ class Problem(ProblemData, Picklable):
         data = self._data_of_moments(bounds_on_costs, covariance_moments_mean)
         chosen = Iteration() if iteration is None else iteration
         specification = Specification(parameters.layout, chosen.fixed_point)
-        factor = jnp.asarray(1.0 if scale_objective else 1.0 / self.N)
-        weights = jnp.asarray(self._read_weights(W))
-        inputs = inference.prepare(specification, self.economy, data, parameters.start, weights, factor, chosen.limits)
+        weights = self._read_weights(W, data)
         return ModelFunctions(
-            specification=specification,
-            inputs=inputs,
+            minimand=self._objective(specification, parameters, chosen, data, weights, scale_objective),
             characteristics=self.characteristics,
             start=jnp.asarray(self._read_delta(delta, parameters)),
             theta=jnp.asarray(parameters.theta),
@@ -479,28 +480,28 @@ class Problem(ProblemData, Picklable):
 
         return self._derive(ImportanceSamplingProblem, change)
 
-    def _data_of_moments(self, costs_bounds: np.ndarray, covariance_moments_mean: Any) -> ModelData:
-        """Data of all moments with bounds on costs (2,) and the mean of covariance moments in place."""
+    def _data_of_moments(
+        self, costs_bounds: np.ndarray, covariance_moments_mean: Any, moment_blocks: Sequence[MomentBlock] = ()
+    ) -> ModelData:
+        """Data of all moments with bounds on costs (2,), the mean of covariance moments, and more blocks in place."""
         data = self.model_data
         mean = arguments.read_covariance_mean(covariance_moments_mean, data.covariance is not None)
-        if data.supply is not None:
-            data = eqx.tree_at(lambda d: d.supply.costs_bounds, data, jax.device_put(costs_bounds))
-        if data.covariance is not None:
-            data = eqx.tree_at(lambda d: d.covariance.mean, data, jax.device_put(np.array(mean)))
-        return data
+        blocks = estimation_options.read_moment_blocks(moment_blocks, data)
+        changed = data.at(costs_bounds=jax.device_put(costs_bounds), covariance_mean=mean)
+        absorbed = (self.demand_ids, self.supply_ids)
+        return changed.add(blocks, [build_projection(ids) for ids in absorbed[: len(data.equations)]] if blocks else ())
 
-    def _contributions(self, data: ModelData, outcome: StepResult) -> np.ndarray:
-        """(N, M) contributions of products to moments."""
-        residuals = jax.device_get(data.residuals(*jax.device_put((outcome.xi, outcome.omega))))
-        pairs = zip(data.weighted_instruments, residuals, strict=True)
-        return np.hstack([np.asarray(instruments) * u[:, None] for instruments, u in pairs])
+    def _moment_labels(self, data: ModelData) -> list[str]:
+        known = self.MD + self.MS + self.MC
+        return [*self.instrument_labels, *[label for block in data.blocks for label in block.labels][known:]]
 
-    def _read_weights(self, W: Any) -> np.ndarray:
-        if W is None:
-            weights = np.asarray(inference.initial_weights(self.model_data.weighted_instruments))
-            estimation_options.refuse_pseudo_inverse(weights, self.instrument_labels)
-            return weights
-        return estimation_options.read_weights(W, self.MD + self.MS + self.MC)
+    def _read_weights(self, W: Any, data: ModelData) -> np.ndarray:
+        if W is not None:
+            return estimation_options.read_weights(W, data.size)
+        weights = np.asarray(programs.initial_weights(data))
+        if not data.needs_update:
+            estimation_options.refuse_pseudo_inverse(weights, self._moment_labels(data))
+        return weights
 
     def _read_delta(self, delta: Any, parameters: Parameters) -> np.ndarray:
         if delta is None:
@@ -508,26 +509,33 @@ class Problem(ProblemData, Picklable):
         return arguments.read_vector("delta", delta, self.N)
 
     def _step_context(self, step_options: StepOptions, data: ModelData, weights: np.ndarray) -> StepContext:
-        factor = jnp.asarray(1.0 if step_options.scale_objective else 1.0 / self.N)
-        inputs = inference.prepare(
-            step_options.specification,
-            self.economy,
-            data,
-            step_options.parameters.start,
-            jnp.asarray(weights),
-            factor,
-            step_options.iteration.limits,
-        )
+        parameters, iteration = step_options.parameters, step_options.iteration
         return StepContext(
-            inputs,
-            self._index.ids,
-            self.clusters[0],
-            self.residualize_demand,
-            self.residualize_supply,
-            self.closed_form_delta(np.asarray(step_options.parameters.start.rho)),
-            self,
-            weights,
+            objective=self._objective(
+                step_options.specification, parameters, iteration, data, weights, step_options.scale_objective
+            ),
+            market_ids=self._index.ids,
+            cluster_ids=self.clusters[0],
+            residualize_demand=self.residualize_demand,
+            residualize_supply=self.residualize_supply,
+            logit_delta=self.closed_form_delta(np.asarray(parameters.start.rho)),
+            moment_labels=self._moment_labels(data),
+            problem=self,
         )
+
+    def _objective(
+        self,
+        specification: Specification,
+        parameters: Parameters,
+        iteration: Iteration,
+        data: ModelData,
+        W: np.ndarray,
+        scaled: bool,
+    ) -> GMM:
+        weighting = programs.prepare(specification, data, jnp.asarray(W))
+        fixed, limits = jax.tree.map(jnp.asarray, (parameters.start, iteration.limits))
+        model = StructuralModel(specification, self.economy, data, fixed, limits)
+        return GMM(model, weighting, jnp.asarray(1.0 if scaled else 1.0 / self.N))
 
 
 class OptimalInstrumentProblem(Problem):

@@ -22,7 +22,7 @@ from blpjax.iteration import Iteration
 from blpjax.machine import storage
 from blpjax.machine.pickling import Picklable
 from blpjax.model.model import Model
-from blpjax.objective.inference import lacks_influence
+from blpjax.objective.moments import lacks_influence
 from blpjax.outputs.micro import MicroMethods
 from blpjax.outputs.outputs import PostEstimation
 from blpjax.outputs.query import OutputTables
@@ -402,16 +402,19 @@ class ProblemResults(Estimates, PostEstimation, MicroMethods, Picklable):
             When characteristics are collinear or more than fixed effects, or V is singular, which happens when products
             are within clusters.
         NotImplementedError
-            With fixed effects in several dimensions.
+            With fixed effects in several dimensions, and for results with `moment_blocks`.
         """
         evaluation, layout = self._result.outcome.evaluation, self._options.parameters.layout
+        data = self.problem.model_data
+        if self.moments.size != data.size:
+            raise NotImplementedError("Fixed effects cannot be projected from results with moment_blocks.")
         estimates = StepEstimates(
             problem=self.problem,
             layout=layout,
             types=self._options.types,
             xi=self.xi[:, 0],
             xi_fe=self.xi_fe[:, 0],
-            omega=self.omega[:, 0] if self.omega.size else None,
+            residuals=[np.asarray(u) for u in data.residuals(self.point)],
             delta_by_theta=np.asarray(evaluation.delta_by_theta),
             parameter_covariances=self.parameter_covariances,
             parameter_sensitivity=self.parameter_sensitivity,

@@ -28,7 +28,8 @@ from blpjax.model.inversion import Inversion
 from blpjax.model.parameters import BlockBounds, Bounds, Coefficients, Labels, ParameterLayout, Parameters, UtilityForm
 from blpjax.objective import iv
 from blpjax.objective.inference import CovarianceTypes, StepSummary
-from blpjax.objective.moments import Costs, Evaluation
+from blpjax.objective.moments import Evaluation
+from blpjax.objective.structure import Costs
 from blpjax.optimize.optimize import Optimization, OptimizationOutcome, OptimizationStatus
 
 State = dict[str, Any]

@@ -14,7 +14,6 @@ from blpjax.economy.characteristics import Characteristics
 from blpjax.exceptions import DataError
 from blpjax.inputs.columns import read_matrix, read_vector
 from blpjax.objective.build import exogenous_columns
-from blpjax.objective.data import ModelData
 from blpjax.problem.problem import Problem
 from blpjax.simulation.data import basic_instruments
 from blpjax.simulation.simulation import Simulation
@@ -37,21 +36,20 @@ class ExogenousDraws(eqx.Module):
         """Variables that characteristics use."""
         return {name: x for name, x in self.variables.items() if name in characteristics.variables}
 
-    def move(self, data: ModelData, characteristics: Characteristics, add_exogenous: bool) -> ModelData:
-        """Data with the instruments of one replication, whose `characteristics` are given."""
-        if self.demand is None:
-            return data
-        Z = self._instruments(self.demand, characteristics.evaluate({})[0], characteristics.X1_columns, "prices")
-        Z = Z if add_exogenous else jnp.asarray(self.demand)
-        moved = eqx.tree_at(lambda d: (d.demand.Z, d.demand.instruments), data, (Z, Z))
-        if self.supply is None:
-            return moved
-        Z = self._instruments(self.supply, characteristics.evaluate_X3({}), characteristics.X3_columns, "shares")
-        Z = Z if add_exogenous else jnp.asarray(self.supply)
-        return eqx.tree_at(lambda d: (d.supply.equation.Z, d.supply.equation.instruments), moved, (Z, Z))
-
-    def _instruments(self, excluded: Any, X: Array, columns: Sequence[Any], endogenous: str) -> Array:
-        return jnp.hstack([jnp.asarray(excluded), X[:, np.array(exogenous_columns(columns, endogenous), int)]])
+    def instruments(self, characteristics: Characteristics, add_exogenous: bool) -> list[Array]:
+        """Instruments of each equation (N, M) in a replication whose `characteristics` are given; empty for nothing."""
+        sides = [(self.demand, "X1", "prices"), (self.supply, "X3", "shares")]
+        found = []
+        for excluded, matrix, endogenous in sides:
+            if excluded is None:
+                break
+            Z = jnp.asarray(excluded)
+            if add_exogenous:
+                X = characteristics.evaluate({})[0] if matrix == "X1" else characteristics.evaluate_X3({})
+                columns = exogenous_columns(getattr(characteristics, f"{matrix}_columns"), endogenous)
+                Z = jnp.hstack([Z, X[:, np.array(columns, int)]])
+            found.append(Z)
+        return found
 
 
 NOTHING = ExogenousDraws({})

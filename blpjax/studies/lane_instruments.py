@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from blpjax.economy.characteristics import Characteristics, build_characteristics
 from blpjax.economy.ownership import Ownership
-from blpjax.estimation.lane import BatchOptions, Lane, describe_method
+from blpjax.estimation.lane import BatchOptions, Lane, describe_method, split_lanes
 from blpjax.estimation.lanes import BatchOutcome, estimate_lanes
 from blpjax.exceptions import Status, succeeded
 from blpjax.inference import optimal_instruments
@@ -25,13 +25,11 @@ from blpjax.inputs.formulation import Formulation
 from blpjax.iteration import Iteration
 from blpjax.machine.compilation import filtered_program
 from blpjax.machine.spread import each_lane
-from blpjax.model import elsewhere
 from blpjax.model.expectations import Setting, realize
 from blpjax.model.model import Model
-from blpjax.model.parameters import ParameterLayout
-from blpjax.objective import moments
+from blpjax.model.parameters import ParameterLayout, all_coefficients
 from blpjax.objective.build import exogenous_columns
-from blpjax.objective.data import Specification
+from blpjax.objective.structure import Specification
 from blpjax.problem.problem import Problem
 
 
@@ -294,20 +292,16 @@ def _estimated(
     specification: Specification, plan: InstrumentPlan, lane: Lane, parameters: Array, observed: Observed
 ) -> _Estimated:
     layout, data = specification.layout, lane.data
-    coefficients = elsewhere.all_coefficients(layout, lane.fixed, parameters)
+    coefficients = all_coefficients(layout, lane.fixed, parameters)
     theta = parameters[: layout.P]
-    # weights do not matter for delta and costs
-    W = jnp.eye(sum(equation.Z.shape[1] for equation in data.equations))
-    factor = jnp.asarray(1.0)
-    inputs = moments.make_inputs(specification, lane.economy, data, lane.fixed, W, factor, lane.limits)
-    inversion = moments.invert(specification, inputs, theta, lane.delta)
+    found = lane.model(specification).at(theta, lane.delta)
+    inversion = found.inversion
     values, explained = [inversion.delta], [data.demand.X @ jnp.asarray(coefficients.beta)]
     status = inversion.status.max()
-    if data.supply is not None:
-        costs = moments.recover_costs(specification, inputs, theta, inversion.delta)
-        values.append(costs.tilde_costs)
+    if data.supply is not None and found.costs is not None:
+        values.append(found.costs.tilde_costs)
         explained.append(data.supply.equation.X @ jnp.asarray(coefficients.gamma))
-        status = jnp.maximum(status, costs.status.max())
+        status = jnp.maximum(status, found.costs.status.max())
     model = Model(
         economy=lane.economy,
         characteristics=_replace_variables(
@@ -336,23 +330,23 @@ def _replace(varying: Lane, shared: Lane, made: _Made, first: BatchOutcome, usab
     theta = jnp.where(moved, jnp.asarray(first.parameters[:, :P]), start)
     delta = jnp.where(jnp.asarray(usable)[:, None], made.delta, varying.delta)
     known = jnp.asarray(usable)[:, None, None]
-    ZD = jnp.where(known, made.demand, jnp.nan)
-    values = [theta, delta, ZD, ZD]
-    if made.supply is not None:
-        values += [jnp.where(known, made.supply, jnp.nan)] * 2
+    demand = jnp.where(known, made.demand, jnp.nan)
+    supply = None if made.supply is None else jnp.where(known, made.supply, jnp.nan)
+    return split_lanes(_reinstrument, shared, _Again(theta, delta, demand, supply), varying)
 
-    def places(lane: Lane) -> list[Any]:
-        chosen = [lane.theta, lane.delta, lane.data.demand.Z, lane.data.demand.instruments]
-        if made.supply is not None:
-            assert lane.data.supply is not None
-            chosen += [lane.data.supply.equation.Z, lane.data.supply.equation.instruments]
-        return chosen
 
-    def missing(leaf: Any) -> bool:
-        return leaf is None
+class _Again(eqx.Module):
+    """Where second estimations begin, theta (B, P) and delta (B, N), and their instruments (B, N, M)."""
 
-    moved_lanes = eqx.tree_at(places, varying, values, is_leaf=missing)
-    return moved_lanes, eqx.tree_at(places, shared, [None] * len(values), is_leaf=missing)
+    theta: Float[Array, "*B P"]
+    delta: Float[Array, "*B N"]
+    demand: Float[Array, "*B N MD"]
+    supply: Float[Array, "*B N MS"] | None
+
+
+def _reinstrument(lane: Lane, own: _Again) -> Lane:
+    data = lane.data.at(instruments=[own.demand, own.supply])
+    return dataclasses.replace(lane, theta=own.theta, delta=own.delta, data=data)
 
 
 def _combine(first: BatchOutcome, status: np.ndarray, second: BatchOutcome) -> BatchOutcome:

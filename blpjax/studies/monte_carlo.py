@@ -1,6 +1,7 @@
 """Monte Carlo studies: data that are simulated and estimated again and again, many replications at once."""
 
 import copy
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -22,11 +23,14 @@ from blpjax.estimation.lane import (
     describe,
     describe_layout,
     largest_batch,
+    move_lane,
+    moving_leaves,
     place_lane,
     read_batches,
+    shared_part,
 )
 from blpjax.estimation.lane_optimizer import LaneOptimizer, read_optimizer
-from blpjax.estimation.lanes import BatchOutcome, estimate_lanes
+from blpjax.estimation.lanes import BatchOutcome, estimate_lanes, tabulate
 from blpjax.estimation.options import read_covariance_types
 from blpjax.exceptions import Status, succeeded
 from blpjax.inputs.arguments import check_choice, read_costs_bounds, read_draws, read_inversion
@@ -41,7 +45,7 @@ from blpjax.machine.spread import each_lane, spread
 from blpjax.model.model import Model
 from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout, Parameters, compress
 from blpjax.model.tastes import market_tastes
-from blpjax.objective.data import Specification
+from blpjax.objective.structure import Specification
 from blpjax.optimize.optimize import Optimization
 from blpjax.problem.problem import Problem
 from blpjax.simulation.simulation import Simulation
@@ -267,9 +271,7 @@ class MonteCarlo:
     def _shared(self) -> Lane:
         """All of a lane; what replications draw anew is replaced."""
         problem, parameters = self.problem, self._parameters
-        data = problem.model_data
-        if data.supply is not None:
-            data = eqx.tree_at(lambda d: d.supply.costs_bounds, data, jnp.asarray(self._bounds))
+        data = problem.model_data.at(costs_bounds=self._bounds)
         lower, upper = parameters.bounds
         return Lane(
             economy=problem.economy,
@@ -283,11 +285,25 @@ class MonteCarlo:
             limits=self._limits,
         )
 
+    @property
+    def _replication(self) -> "_Replication":
+        problem, layout = self.problem, self._options.specification.layout
+        return _Replication(problem.characteristics, layout, problem.add_exogenous)
+
+    @property
+    def _moving(self) -> Lane:
+        """A tree of booleans: what differs between lanes."""
+        exogenous = NOTHING if self._generator is None else self._generator.draw(np.zeros(1, int))
+        one = jax.tree.map(lambda values: values[0], exogenous)
+        variables = self.problem.characteristics.variables
+        drawn = _Drawn(variables["prices"], variables["shares"], None, one)
+        return moving_leaves(self._replication, self._shared, drawn)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Identifies the study: data, true parameters, estimator and seed."""
         truth, plan, data = self._truth, self._plan, self.problem.model_data
-        fixed = eqx.filter(self._shared, _varies(self._shared, self._generator is not None), inverse=True)
+        fixed = eqx.filter(self._shared, self._moving, inverse=True)
         estimated = self.problem.characteristics
         exogenous = {name: x for name, x in estimated.variables.items() if name not in ("prices", "shares")}
         drawn = None if self._generator is None else self._generator.draw(np.arange(2))
@@ -335,39 +351,23 @@ class MonteCarlo:
         self, replications: np.ndarray, exogenous: ExogenousDraws, placement: Placement | None
     ) -> tuple[BatchOutcome, Any]:
         """Estimates of replications by their numbers, and how their equilibria went."""
-        whole, layout = place_lane(self._shared, placement), self._options.specification.layout
+        whole = place_lane(self._shared, placement)
         drawn = _draw(self._truth, jax.random.key(self.seed), jnp.asarray(replications), exogenous, placement)
-        lanes = _build_lanes(whole, self.problem.characteristics, layout, self.problem.add_exogenous, drawn)
-        mask = _varies(whole, self._generator is not None)
-        shared = eqx.filter(whole, mask, inverse=True)
-        varying = eqx.filter(lanes, mask)
+        varying = _build_lanes(self._replication, whole, drawn)
+        shared = shared_part(whole, varying)
         if self._plan is None:
             return estimate_lanes(self._options, varying, shared, replications.size), drawn.status
         observed = Observed(drawn.prices, drawn.shares, exogenous.variables)
         return estimate_optimally(self._options, self._plan, varying, shared, observed), drawn.status
 
     def _tabulate(self, first: int, found: BatchOutcome, equilibria: np.ndarray) -> pd.DataFrame:
-        B, Q = found.parameters.shape
-        solved = succeeded(equilibria).all(axis=1)
-        status = np.where(solved, found.reasons, equilibria.max(axis=1))
-        sentences = [Status(code).sentence for code in status]
-        ok = found.ok & solved
-        valid = np.where(ok, 1.0, np.nan)[:, None]
-        values = (
-            np.repeat(np.arange(first, first + B), Q),
-            np.tile(self.blocks, B),
-            np.tile(self.labels, B),
-            np.tile(self.true_values, B),
-            (valid * found.parameters).ravel(),
-            (valid * found.standard_errors).ravel(),
-            np.repeat(ok, Q),
-            found.identified.ravel(),
-            np.repeat(sentences, Q),
-            np.repeat(found.objectives, Q),
-            np.repeat(found.gradient_norms, Q),
-            np.repeat(found.evaluations, Q),
-        )
-        return pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
+        B = len(equilibria)
+        solved, worst = succeeded(equilibria).all(axis=1), equilibria.max(axis=1)
+        failures = [None if fine else Status(code).sentence for fine, code in zip(solved, worst, strict=True)]
+        rows = tabulate(found, first + np.arange(B), self.blocks, self.labels, failures)
+        rows = rows.rename(columns={"number": "replication"})
+        rows["true"] = np.tile(self.true_values, B)
+        return rows[list(COLUMNS)]
 
 
 def _check_problem(simulation: Simulation, problem: Problem) -> None:
@@ -385,8 +385,10 @@ def _check_problem(simulation: Simulation, problem: Problem) -> None:
             "The markets of the problem are spread over devices, which studies spread replications over. Use the "
             "problem without shard()."
         )
-    if problem.model_data.covariance is not None:
-        raise NotImplementedError("Covariance instruments are not supported in Monte Carlo studies. Leave them out.")
+    for block in problem.model_data.more:
+        if not block.resampled:
+            name = block.name.capitalize()
+            raise NotImplementedError(f"{name} are not supported in Monte Carlo studies. Leave them out.")
     if simulation.K3 == 0:
         raise NotImplementedError(
             "A simulation without X3 has no marginal costs, from which prices could be drawn. Formulate X3; the "
@@ -479,66 +481,29 @@ def _draw(
     return each_lane(one, replications, exogenous, placement=placement)
 
 
-@filtered_program(effort=1)
-def _build_lanes(
-    shared: Lane, characteristics: Characteristics, layout: ParameterLayout, add_exogenous: bool, drawn: _Drawn
-) -> Lane:
-    """Lanes with what replications have drawn in all data."""
-    economy, data = shared.economy, shared.data
+class _Replication(eqx.Module):
+    """How a lane's data follow from what a replication has drawn."""
 
-    def one(drawn: _Drawn) -> Lane:
-        known = {"prices": drawn.prices, "shares": drawn.shares, **drawn.exogenous.of(characteristics)}
-        X1, X2 = characteristics.evaluate(known)
-        current = [
-            eqx.tree_at(lambda b: (b.shares, b.X2), bucket, values)
-            for bucket, *values in zip(economy.buckets, economy.scatter(drawn.shares), economy.scatter(X2), strict=True)
-        ]
-        moved = eqx.tree_at(lambda d: (d.demand.X, d.demand.X_unabsorbed), data, (X1, X1))
-        if data.supply is not None:
-            X1_slope, X2_slope = characteristics.slopes("prices", known)
-            X3 = characteristics.evaluate_X3(known)
-            moved = eqx.tree_at(
-                lambda d: (
-                    d.supply.equation.X,
-                    d.supply.equation.X_unabsorbed,
-                    d.supply.prices,
-                    d.supply.X1_slope,
-                    d.supply.X2,
-                    d.supply.X2_slope,
-                ),
-                moved,
-                (X3, X3, drawn.prices, X1_slope, X2, X2_slope),
-            )
-        moved = drawn.exogenous.move(moved, characteristics.replace(known), add_exogenous)
-        tastes = market_tastes(shared.fixed, layout)
+    characteristics: Characteristics
+    layout: ParameterLayout = eqx.field(static=True)
+    add_exogenous: bool = eqx.field(static=True)
+
+    def __call__(self, lane: Lane, drawn: _Drawn) -> Lane:
+        """The lane with what was drawn in all data."""
+        changes = {"prices": drawn.prices, "shares": drawn.shares, **drawn.exogenous.of(self.characteristics)}
+        known = self.characteristics.replace(changes)
+        economy = lane.economy.with_products(drawn.shares, known.evaluate({})[1])
+        data = lane.data.at(known, instruments=drawn.exogenous.instruments(known, self.add_exogenous))
+        tastes = market_tastes(lane.fixed, self.layout)
         delta = [
             jax.vmap(lambda market: tastes.scale * logit_delta(market.shares, tastes.of_groups(market)))(bucket)
-            for bucket in current
+            for bucket in economy.buckets
         ]
-        return eqx.tree_at(
-            lambda lane: (lane.economy.buckets, lane.data, lane.delta),
-            shared,
-            (tuple(current), moved, economy.gather(delta)),
-        )
-
-    return each_lane(one, drawn, placement=shared.placement)
+        return dataclasses.replace(lane, economy=economy, data=data, delta=economy.gather(delta))
 
 
-def _varies(shared: Lane, exogenous: bool) -> Lane:
-    """A tree of booleans: what differs between lanes, instruments only where `exogenous` variables do."""
-    none = jax.tree.map(lambda leaf: False, shared)
-
-    def parts(lane: Lane) -> list[Any]:
-        chosen = [lane.data.demand.X, lane.data.demand.X_unabsorbed, lane.delta]
-        for bucket in lane.economy.buckets:
-            chosen += [bucket.shares, bucket.X2]
-        if lane.data.supply is not None:
-            supply = lane.data.supply
-            chosen += [supply.equation.X, supply.equation.X_unabsorbed, supply.prices]
-            chosen += [supply.X1_slope, supply.X2, supply.X2_slope]
-        if exogenous:
-            for equation in lane.data.equations:
-                chosen += [equation.Z, equation.instruments]
-        return chosen
-
-    return eqx.tree_at(parts, none, replace_fn=lambda leaf: True)
+@filtered_program(effort=1)
+def _build_lanes(replication: _Replication, shared: Lane, drawn: _Drawn) -> Lane:
+    """What differs between lanes with what replications have drawn in all data."""
+    nothing = eqx.filter(shared, False)
+    return each_lane(lambda drawn: move_lane(replication, nothing, shared, drawn), drawn, placement=shared.placement)

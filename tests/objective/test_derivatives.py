@@ -12,8 +12,8 @@ import pytest
 
 import blpjax
 from blpjax.exceptions import succeeded
-from blpjax.objective import moments
 from blpjax.objective.functions import ModelFunctions
+from blpjax.objective.moments import GMM
 from tests.support.economies import tables
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, FIXED_PARAMETERS, SECOND_CENTRAL_DIFFERENCE, UNROLLED
 
@@ -95,7 +95,7 @@ def derivatives(mapped: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def test_markets_of_unequal_sizes_are_padded(functions: ModelFunctions) -> None:
     """What the other tests say, they say of padded markets."""
-    economy = functions.inputs.economy
+    economy = functions.minimand.model.economy
     assert economy.padded_size > sum(PRODUCTS) and len(economy.buckets) > 1
     assert functions.theta_labels == ("1 x 1", "x x x", "1 x income", "x x income", "prices")
 
@@ -138,8 +138,9 @@ def test_objective_agrees_with_an_unrolled_contraction(functions: ModelFunctions
     """Delta of each market by 400 plain steps through which JAX differentiates; beta, moments and objective by NumPy's
     formulas."""
     products, agents = tables(1, PRODUCTS, AGENTS)
-    data = functions.inputs.data.demand
-    W = functions.inputs.weight_factor @ functions.inputs.weight_factor.T
+    data = functions.minimand.data.demand
+    L = functions.minimand.weighting.factor
+    W = L @ L.T
 
     def delta_of(theta: Any, rows: np.ndarray, people: np.ndarray) -> Any:
         nodes, income = agents[["nodes0", "nodes1"]].to_numpy()[people], agents.income.to_numpy()[people]
@@ -174,7 +175,7 @@ def test_objective_agrees_with_an_unrolled_contraction(functions: ModelFunctions
     UNROLLED.check(derivatives["hessian"], hessian)
 
 
-evaluate = jax.jit(moments.evaluate, static_argnums=0)
+evaluate = jax.jit(GMM.evaluate)
 
 
 def test_least_squares_form_agrees_with_the_objective(
@@ -182,8 +183,7 @@ def test_least_squares_form_agrees_with_the_objective(
 ) -> None:
     """``evaluate`` gives the same value and gradient, and the Jacobians that belong to them."""
     functions = newton_functions
-    specification, inputs = functions.specification, functions.inputs
-    e = evaluate(specification, inputs, functions.theta, functions.start)
+    e = evaluate(functions.minimand, functions.theta, functions.start)
     assert bool(e.ok)
     DELTA.check(e.objective, derivatives["value"])
     DELTA.check(e.residuals @ e.residuals, derivatives["value"])
@@ -191,13 +191,13 @@ def test_least_squares_form_agrees_with_the_objective(
     DELTA.check(2 * e.residual_jacobian.T @ e.residuals, derivatives["gradient"])
     jacobian = np.asarray(functions.delta_jacobian(functions.theta))
     DELTA.check(e.xi_by_theta[:, :4], jacobian[:, :4])
-    DELTA.check(e.xi_by_theta[:, 4], -np.asarray(inputs.data.demand.X)[:, 1])
+    DELTA.check(e.xi_by_theta[:, 4], -np.asarray(functions.minimand.data.demand.X)[:, 1])
 
 
 def test_a_failed_inversion_makes_the_evaluation_missing(newton_functions: ModelFunctions) -> None:
     f = newton_functions
-    inputs = eqx.tree_at(lambda inputs: inputs.limits, f.inputs, f.inputs.limits._replace(max_evaluations=2))
-    e = evaluate(f.specification, inputs, f.theta, f.start)
+    limits = f.minimand.model.limits._replace(max_evaluations=2)
+    e = evaluate(eqx.tree_at(lambda objective: objective.model.limits, f.minimand, limits), f.theta, f.start)
     assert not bool(e.ok) and np.isnan(e.objective)
     assert (np.asarray(e.inversion.status) > 1).any()
 
@@ -207,7 +207,7 @@ def test_delta_reproduces_shares_and_its_jacobian_solves_the_share_equation(newt
     functions = newton_functions
     theta = functions.theta
     delta = functions.delta(theta)
-    economy = functions.inputs.economy
+    economy = functions.minimand.model.economy
     observed = economy.gather([bucket.shares for bucket in economy.buckets])
     DELTA.check(functions.shares(theta, delta), observed)
     direct = jax.jit(jax.jacfwd(functions.shares))(theta, delta)

@@ -38,7 +38,6 @@ hansen_test = jax.jit(iv.hansen_test)
 distance_test = jax.jit(iv.distance_test)
 lm_test = jax.jit(iv.lm_test)
 wald_test = jax.jit(iv.wald_test)
-concentrate = jax.jit(iv.concentrate)
 
 
 class Data(NamedTuple):
@@ -302,8 +301,8 @@ def test_two_stage_least_squares_is_linearmodels(kind: str) -> None:
 def test_coefficients_minimise_the_objective_and_satisfy_the_normal_equations() -> None:
     X, Z, y = random_equation(2)
     A, b, W = cross_moments((Z,), (X,)), average_moments((Z,), (y,)), random_psd(2, 5)
-    beta = concentrate(A, b, W)
-    moments = linear_step(A, W).moments(b)
+    step = linear_step(A, W)
+    beta, moments = step.coefficients(b), step.moments(b)
     LINEAR_ALGEBRA.check(A.T @ W @ A @ beta, A.T @ W @ b)
     LINEAR_ALGEBRA.check(moments, b - A @ beta)
     LINEAR_ALGEBRA.check(beta, np.linalg.solve(A.T @ W @ A, A.T @ W @ b))
@@ -442,7 +441,7 @@ def test_jacobian_of_concentrated_moments_is_the_projection_of_derivatives() -> 
 def two_steps(X: jax.Array, Z: jax.Array, y: jax.Array, ids: jax.Array) -> tuple[iv.Inference, iv.ChiSquaredTest]:
     """Clustered two-step GMM with its J test."""
     A, b = iv.cross_moments((Z,), (X,)), iv.average_moments((Z,), (y,))
-    beta = iv.concentrate(A, b, iv.initial_weights((Z,)))
+    beta = iv.linear_step(A, iv.initial_weights((Z,))).coefficients(b)
     W = iv.updated_weights(iv.moment_covariances((Z,), (y - X @ beta,), kind="clustered", cluster_ids=ids))
     linear = iv.linear_step(A, W)
     xi = y - X @ linear.coefficients(b)

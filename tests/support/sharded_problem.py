@@ -72,7 +72,7 @@ def on_devices(output: str) -> None:
     instruments = [r.compute_optimal_instruments().demand_instruments for r in (results, spread_results)]
     started = spread.solve(**STARTS, method="1s", starts=1)
     functions = spread.functions(**STARTS)
-    buckets = functions.inputs.economy.buckets
+    buckets = functions.minimand.model.economy.buckets
     np.savez(
         output,
         **{f"one_{name}": values for name, values in one.items()},
@@ -109,7 +109,7 @@ def in_process(output: str, address: str, count: int, rank: int) -> None:
 
 
 def _ownership(functions: Any) -> Any:
-    return functions.inputs.data.supply.ownership
+    return functions.minimand.data.supply.ownership
 
 
 def _message(action: Callable[[], Any]) -> str:

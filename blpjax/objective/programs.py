@@ -1,0 +1,102 @@
+"""The compiled programs of an objective, which host loops call.
+
+Each is compiled once for a shape of economy and a specification, and reused by every evaluation, start and GMM step:
+data, weighting matrices, bounds and tolerances are traced. An objective is anything with the methods of
+`blpjax.objective.moments.GMM`.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jaxtyping import Array, Float, Int
+
+from blpjax.machine.compilation import program
+from blpjax.model.parameters import Coefficients
+from blpjax.objective.data import ModelData
+from blpjax.objective.inference import CovarianceTypes, StepSummary
+from blpjax.objective.moments import GMM, Ending, Evaluation, weigh
+
+#: First-order predictions of mean utilities are used when no element moves by more than this.
+FARTHEST_PREDICTION = 5.0
+
+#: Columns of the Hessian are computed together as long as they hold fewer numbers than this.
+HESSIAN_ELEMENTS = 2**25
+
+
+@program(effort=1)
+def evaluate(objective: GMM, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Evaluation:
+    """The objective and its derivatives at theta, with inversions from `start`."""
+    return objective.evaluate(theta, start)
+
+
+#: What depends on a weighting matrix.
+prepare = program(effort=0, static_argnums=0)(weigh)
+
+
+@program(effort=0)
+def initial_weights(data: ModelData) -> Float[Array, "M M"]:
+    """The initial weighting matrix: that of 2SLS for moments that are averages over products."""
+    return data.initial_weights()
+
+
+def predicted_delta(
+    delta: Float[Array, " N"], by_theta: Float[Array, "N P"], step: Float[Array, " P"], otherwise: Float[Array, " N"]
+) -> Float[Array, " N"]:
+    """Where to start an inversion: ``delta + (d delta / d theta) step``, or `otherwise` when that is far away."""
+    change = by_theta @ step
+    return jnp.where(jnp.abs(change).max() <= FARTHEST_PREDICTION, delta + change, otherwise)
+
+
+#: `predicted_delta` as a program of its own.
+predict_delta = program(effort=0)(predicted_delta)
+
+
+def hessian(
+    objective: GMM, theta: Float[Array, " P"], delta: Float[Array, " N"], progress: bool = False
+) -> Float[Array, "P P"]:
+    """Exact Hessian of the objective at theta and its mean utilities `delta`.
+
+    Columns are computed a few at a time where memory asks for it; `progress` shows a bar then.
+    """
+    P = theta.size
+    economy = objective.model.economy
+    elements = sum(bucket.shares.size * bucket.weights.shape[1] for bucket in economy.buckets)
+    elements //= 1 if economy.placement is None else economy.placement.size
+    columns = max(1, min(P, HESSIAN_ELEMENTS // max(elements, 1)))
+    batches = -(-P // columns)
+    directions = np.eye(batches * columns, P).reshape(batches, columns, P)
+    bar = tqdm.tqdm(directions, desc="Hessian", disable=not progress or batches == 1)
+    rows = jnp.concatenate([_curvature(objective, theta, delta, batch) for batch in bar])[:P]
+    return (rows + rows.T) / 2
+
+
+@program(effort=1)
+def _curvature(
+    objective: GMM, theta: Float[Array, " P"], delta: Float[Array, " N"], directions: Float[Array, "B P"]
+) -> Float[Array, "B P"]:
+    return objective.curvature(theta, delta, directions)
+
+
+@program(effort=0)
+def linear_parameters(
+    objective: GMM, theta: Float[Array, " P"], delta: Float[Array, " N"], tilde_costs: Float[Array, " N"] | None
+) -> tuple[Coefficients, list[Float[Array, " N"]]]:
+    """All parameters at theta, and what linear ones explain (N,) of residualised mean utilities and costs."""
+    coefficients = objective.linear_parameters(theta, delta, tilde_costs)
+    linear = (coefficients.beta, coefficients.gamma)
+    return coefficients, [
+        equation.X @ jnp.asarray(b) for equation, b in zip(objective.data.equations, linear, strict=False)
+    ]
+
+
+@program(effort=0, static_argnums=(2, 3))
+def finish(
+    objective: GMM,
+    ending: Ending,
+    types: CovarianceTypes,
+    step: int,
+    cluster_ids: Int[Array, " N"],
+    simulation_covariances: Float[Array, "M M"] | None = None,
+) -> StepSummary:
+    """Covariances and standard errors where a GMM step ended."""
+    return objective.finish(ending, types, step, cluster_ids, simulation_covariances)

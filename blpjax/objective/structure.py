@@ -1,0 +1,134 @@
+"""From theta to mean utilities, marginal costs and structural errors: what any objective begins with."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from blpjax.economy.buckets import Economy
+from blpjax.exceptions import Status, succeeded
+from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.model.inversion import Inversion, invert_economy
+from blpjax.model.parameters import Coefficients, ParameterLayout, expand
+from blpjax.model.pricing import compute_markups
+from blpjax.model.tastes import market_tastes
+from blpjax.objective.data import ModelData
+
+
+class Specification(NamedTuple):
+    """What decides which programs are compiled, beyond shapes of arrays: hashable, equal by value."""
+
+    layout: ParameterLayout
+    method: FixedPointMethod
+
+
+class Costs(eqx.Module):
+    """Marginal costs c, or log c, ``tilde_costs`` (N,), whether each was `clipped`, and a status (T,) of each market.
+
+    The status of a market is `Status.NOT_FINITE` when some of its transformed costs do not exist.
+    """
+
+    tilde_costs: Float[Array, " N"]
+    clipped: Bool[Array, " N"]
+    status: Int[Array, " T"]
+
+
+class Structure(NamedTuple):
+    """What the model implies at a theta.
+
+    `coefficients` are the parameter matrices, zero where an element is concentrated out, and `dependent` the variables
+    (N,) that concentrated elements have to explain, by equation: ``delta - X1 beta`` and ``tilde_costs - X3 gamma``
+    over the others.
+    """
+
+    coefficients: Coefficients
+    dependent: list[Float[Array, " N"]]
+    inversion: Inversion
+    costs: Costs | None
+
+    @property
+    def succeeded(self) -> Bool[Array, ""]:
+        """Whether shares were inverted, and costs recovered, in all markets."""
+        ok = succeeded(self.inversion.status).all()
+        return ok if self.costs is None else ok & succeeded(self.costs.status).all()
+
+    @property
+    def valid(self) -> Float[Array, ""]:
+        """One, or NaN without success: a factor, so that derivatives are NaN as well."""
+        return jnp.where(self.succeeded, 1.0, jnp.nan)
+
+
+class StructuralModel(eqx.Module):
+    """The model of a problem as a function of theta.
+
+    All arrays are traced: data, the values of fixed parameters in `fixed`, and the `limits` of inversions.
+    """
+
+    specification: Specification = eqx.field(static=True)
+    economy: Economy
+    data: ModelData
+    fixed: Coefficients
+    limits: FixedPointLimits
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Where the elements of theta belong."""
+        return self.specification.layout
+
+    def expand(self, theta: Float[Array, " P"]) -> Coefficients:
+        """Parameter matrices, zero where an element is concentrated out."""
+        return expand(self.layout, self.fixed, theta)
+
+    def without_loops(self) -> "StructuralModel":
+        """The same model where inversions return where they start: for derivatives at solutions that are known."""
+        specification = self.specification._replace(method=FixedPointMethod("return"))
+        return StructuralModel(specification, self.economy, self.data, self.fixed, self.limits)
+
+    def at(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Structure:
+        """Mean utilities, found from `start`, costs, and what concentrated parameters have to explain."""
+        coefficients = self.expand(theta)
+        inversion = self.invert(coefficients, start)
+        costs = None if self.data.supply is None else self.recover_costs(coefficients, inversion.delta)
+        tilde_costs = None if costs is None else costs.tilde_costs
+        return Structure(coefficients, self.dependent(coefficients, inversion.delta, tilde_costs), inversion, costs)
+
+    def invert(self, coefficients: Coefficients, start: Float[Array, " N"]) -> Inversion:
+        """Mean utilities that reproduce observed shares."""
+        tastes = market_tastes(coefficients, self.layout)
+        return invert_economy(self.economy, tastes, start, self.limits, self.specification.method)
+
+    def recover_costs(self, coefficients: Coefficients, delta: Float[Array, " N"]) -> Costs:
+        """Marginal costs that make observed prices optimal for firms, as X3 explains them (equation 3.8)."""
+        supply = self.data.supply
+        assert supply is not None
+        tastes = market_tastes(coefficients, self.layout)
+        delta_slope = supply.X1_slope @ coefficients.beta
+        markups = compute_markups(
+            self.economy, tastes, supply.ownership, (delta, supply.X2, delta_slope, supply.X2_slope)
+        )
+        costs = supply.prices - markups
+        lower, upper = supply.costs_bounds
+        clipped = (costs < lower) | (costs > upper)
+        tilde_costs = jnp.where(clipped, jnp.clip(jax.lax.stop_gradient(costs), lower, upper), costs)
+        if supply.logarithmic:
+            tilde_costs = jnp.log(tilde_costs)
+        finite = [part.all(axis=1) for part in self.economy.spread(jnp.isfinite(tilde_costs))]
+        status = jnp.where(self.economy.gather_markets(finite), int(Status.CONVERGED), int(Status.NOT_FINITE))
+        return Costs(tilde_costs, clipped, status)
+
+    def dependent(
+        self, coefficients: Coefficients, delta: Float[Array, " N"], tilde_costs: Float[Array, " N"] | None
+    ) -> list[Float[Array, " N"]]:
+        """See `Structure`."""
+        found = [delta - self.data.demand.X_unabsorbed @ coefficients.beta]
+        if self.data.supply is not None:
+            assert tilde_costs is not None
+            found.append(tilde_costs - self.data.supply.equation.X_unabsorbed @ coefficients.gamma)
+        return found
+
+    def concentrated_columns(self) -> list[Float[Array, "_ _"]]:
+        """Columns of X1 and X3 whose parameters are concentrated out."""
+        columns = (self.layout.concentrated_beta, self.layout.concentrated_gamma)
+        return [e.X[:, list(c)] for e, c in zip(self.data.equations, columns, strict=False)]
