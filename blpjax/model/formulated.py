@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, build_agents, closed_form_delta
+from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, build_agents, closed_form_delta, index_markets
 from blpjax.economy.characteristics import Characteristics, build_characteristics
 from blpjax.economy.ownership import Ownership, table_ownership
 from blpjax.inputs import records
@@ -18,6 +18,7 @@ from blpjax.inputs.identification import check_endogenous
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import AgentTable, ProductTable
 from blpjax.model.parameters import Labels, UtilityForm
+from blpjax.model.starting_values import read_utility_form
 
 #: Formulations of X1, X2 and X3, None where there is no such matrix.
 Formulations = tuple[Formulation, Formulation | None, Formulation | None]
@@ -212,6 +213,47 @@ def build_matrices(formulations: Formulations, data: Mapping[str, np.ndarray], d
     assert X1 is not None
     check_endogenous(X1, X2, X3, demographics)
     return X1, X2, X3
+
+
+def formulate(
+    product_formulations: Formulations,
+    agent_formulation: Formulation | None,
+    product_table: ProductTable,
+    designs: Matrices,
+    agent_data: Any,
+    *,
+    integration: Integration | None,
+    weights_tol: float,
+    form: tuple[Any, Any],
+    costs_type: str,
+) -> Formulated:
+    """Put agents, and types of random coefficients, to products whose matrices are built.
+
+    Parameters
+    ----------
+    agent_data, integration, weights_tol : see `blpjax.economy.buckets.build_agents`.
+    form : `rc_types` and `epsilon_scale` as they were given.
+
+    Raises
+    ------
+    DataError, ValueError, TypeError
+        When agents or types cannot be used; see `read_agents` and `read_utility_form`.
+    """
+    rc_types, epsilon_scale = form
+    index, shares = index_markets(product_table.market_ids), product_table.shares
+    X2 = np.zeros((shares.size, 0)) if designs[1] is None else designs[1].values
+    K2, given = X2.shape[1], (agent_formulation, agent_data, integration)
+    return Formulated(
+        product_formulations=product_formulations,
+        agent_formulation=agent_formulation,
+        product_table=product_table,
+        market_index=index,
+        designs=designs,
+        form=read_utility_form(rc_types, epsilon_scale, K2),
+        agents_in_economy=build_agents(*given, index, shares, X2, weights_tol, product_table.nesting_ids),
+        rc_types=["linear"] * K2 if rc_types is None else list(rc_types),
+        costs_type=costs_type,
+    )
 
 
 def check_costs_type(costs_type: str, supply: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from blpjax.economy.buckets import AgentsInEconomy, build_agents, index_markets
+from blpjax.economy.buckets import AgentsInEconomy
 from blpjax.economy.ownership import pack_firms
 from blpjax.economy.sharding import shard_economy
 from blpjax.exceptions import DataError, DataWarning
@@ -21,8 +21,7 @@ from blpjax.inputs.integration import AgentNodes, BuiltIntegration, Integration
 from blpjax.inputs.tables import read_products
 from blpjax.inputs.updating import replace_values
 from blpjax.machine.placement import Placement
-from blpjax.model.formulated import Formulated, build_matrices, check_costs_type
-from blpjax.model.starting_values import read_utility_form
+from blpjax.model.formulated import Formulated, build_matrices, check_costs_type, formulate
 from blpjax.objective.build import Designs, Equations, build_equations
 from blpjax.objective.data import ModelData, place_data
 from blpjax.reporting import report
@@ -290,22 +289,17 @@ def build_problem_data(
     check_costs_type(costs_type, supply=X3 is not None)
     table = read_products(product_data, supply=X3 is not None)
     designs = build_matrices(formulations, table.data, agent_formulation is not None)
-    X2 = np.zeros((table.shares.size, 0)) if designs[1] is None else designs[1].values
-    form = read_utility_form(rc_types, epsilon_scale, X2.shape[1])
     demand = build_absorber(X1, table.data)
     absorbers = Absorbers(demand, demand if X3 is None else build_absorber(X3, table.data))
-    index = index_markets(table.market_ids)
-    rule = integration if integration is None or built is None else BuiltIntegration(integration, built)
-    given = agent_formulation, agent_data, rule
-    known = Formulated(
-        product_formulations=formulations,
-        agent_formulation=agent_formulation,
-        product_table=table,
-        market_index=index,
-        designs=designs,
-        agents_in_economy=build_agents(*given, index, table.shares, X2, tolerances.weights_tol, table.nesting_ids),
-        form=form,
-        rc_types=["linear"] * X2.shape[1] if rc_types is None else list(rc_types),
+    known = formulate(
+        formulations,
+        agent_formulation,
+        table,
+        designs,
+        agent_data,
+        integration=integration if integration is None or built is None else BuiltIntegration(integration, built),
+        weights_tol=tolerances.weights_tol,
+        form=(rc_types, epsilon_scale),
         costs_type=costs_type,
     )
     found = _build_equations(known, absorbers, bool(add_exogenous), tolerances)

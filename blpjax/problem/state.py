@@ -118,7 +118,9 @@ def problem_state(data: ProblemData, kind: str) -> State:
 def read_problem(state: State) -> ProblemData:
     """The data of a problem, checked as they were before, without saying again what was said about them."""
     tolerances = Tolerances(*(float(state["tolerances"][name]) for name in Tolerances._fields))
-    integration, built = state["integration"], state.get("built_agents")
+    integration, built = state["integration"], None
+    if integration is not None:
+        integration, built = Integration(**integration), AgentNodes(**state["built_agents"])
     with warnings.catch_warnings():
         for category in (DataWarning, IdentificationWarning):
             warnings.simplefilter("ignore", category)
@@ -127,8 +129,8 @@ def read_problem(state: State) -> ProblemData:
             state["product_data"],
             agent_formulation=_read_formulation(state["agent_formulation"]),
             agent_data=state["agent_data"],
-            integration=None if integration is None else Integration(**integration),
-            built=None if built is None else AgentNodes(**built),
+            integration=integration,
+            built=built,
             rc_types=state.get("rc_types") or None,
             epsilon_scale=state.get("epsilon_scale", 1.0),
             costs_type=state["costs_type"],
