@@ -429,7 +429,7 @@ def _read_elements(results: ProblemResults, elements: Any) -> list[int]:
 
 def _read_spans(results: ProblemResults, chosen: Sequence[int], spans: Any) -> np.ndarray:
     if spans is None:
-        variances = np.diag(results.parameter_covariances)[list(chosen)] / results.problem.N
+        variances = np.diag(results.parameter_covariances)[list(chosen)] / results.problem.data.N
         if not (variances > 0).all():
             raise ValueError("spans must be given, because there are no standard errors.")
         return np.asarray(2 * np.sqrt(variances))
@@ -497,7 +497,7 @@ def _scale(results: ProblemResults, model: ModelFunctions, at: Sequence[int]) ->
     """What makes the functions' objective that of the results: one, or 1 / N when they were not scaled by N."""
     here = _evaluate(model, at, results.theta, 0, 0.0)
     known = float(results.objective)
-    for scale in (1.0, 1 / results.problem.N, float(results.problem.N)):
+    for scale in (1.0, 1 / results.problem.data.N, float(results.problem.data.N)):
         if np.isclose(scale * here, known, rtol=1e-5, atol=1e-8):
             return scale
     raise ValueError(

@@ -252,7 +252,7 @@ def estimation_summary(results: ProblemResults) -> EstimationSummary:
     ----------
     results : of the last GMM step; others have no standard errors, and tests of NaN.
     """
-    problem, layout = results.problem, results.layout
+    problem, layout = results.problem.data, results.layout
     table = results.estimates()
     K = layout.P - len(layout.beta) - len(layout.gamma)
     restrictions = np.eye(K, len(table))

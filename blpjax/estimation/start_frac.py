@@ -12,16 +12,14 @@ coefficients of artificial regressors, which two-stage least squares estimates.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
-from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, closed_form_delta, index_markets
-from blpjax.economy.characteristics import Characteristics
+from blpjax.economy.buckets import closed_form_delta, index_markets
 from blpjax.exceptions import IdentificationError
 from blpjax.inputs.identification import find_collinearity
-from blpjax.inputs.tables import ProductTable
-from blpjax.objective.data import ModelData
+from blpjax.objective.problem_data import ProblemData
 
 _ANYTHING = (-np.inf, np.inf)
 
@@ -36,44 +34,6 @@ _PASSES = 3
 
 #: A mean demographic that other regressors explain but for this share of its size says nothing about Pi.
 _VANISHING = 1e-3
-
-
-@runtime_checkable
-class ProblemLike(Protocol):
-    """What is needed of a problem."""
-
-    product_table: ProductTable
-    agents_in_economy: AgentsInEconomy
-    model_data: ModelData
-    rc_types: list[Any]
-    epsilon_scale: float
-
-    @property
-    def K2(self) -> int:
-        """Number of characteristics with random coefficients."""
-
-    @property
-    def D(self) -> int:
-        """Number of demographics."""
-
-    @property
-    def H(self) -> int:
-        """Number of nesting groups."""
-
-    @property
-    def economy(self) -> Economy:
-        """All markets, padded into buckets."""
-
-    @property
-    def market_index(self) -> MarketIndex:
-        """Rows of each market in the product table."""
-
-    @property
-    def characteristics(self) -> Characteristics:
-        """X1 and X2 as functions."""
-
-    def residualize_demand(self, matrix: np.ndarray) -> np.ndarray:
-        """Residuals (N, K) on the fixed effects of demand."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,38 +69,38 @@ class _Design:
     shifts: np.ndarray
 
 
-def compute_frac_starts(problem: ProblemLike, sigma: Any = None, pi: Any = None, floor: float = FLOOR) -> FracStarts:
+def compute_frac_starts(data: ProblemData, sigma: Any = None, pi: Any = None, floor: float = FLOOR) -> FracStarts:
     """Starting values of sigma and pi; see `Problem.compute_frac_starts`.
 
     Parameters
     ----------
-    problem : the problem.
+    data : those of the problem.
     sigma : (K2, K2) array whose nonzero elements are free, by default the diagonal.
     pi : (K2, D) array whose nonzero elements are free, by default all.
     floor : least standard deviation of each random coefficient times the root mean square of its characteristic.
     """
-    _check(problem, floor)
-    K2, D = problem.K2, problem.D
+    _check(data, floor)
+    K2, D = data.K2, data.D
     free_sigma = np.tril(_pattern("sigma", sigma, np.eye(K2)))
     free_pi = _pattern("pi", pi, np.ones((K2, D)))
-    X2 = np.asarray(problem.characteristics.evaluate({})[1])
-    design = _build_design(problem, X2, free_sigma, free_pi)
-    log_shares = closed_form_delta(problem.product_table.shares, problem.market_index.codes)
+    X2 = np.asarray(data.characteristics.evaluate({})[1])
+    design = _build_design(data, X2, free_sigma, free_pi)
+    log_shares = closed_form_delta(data.product_table.shares, data.market_index.codes)
     omega, found, beta = np.zeros((K2, K2)), np.zeros((K2, D)), np.zeros(0)
     for _ in range(_PASSES if design.interactions else 1):
-        dependent = log_shares - _demographic_curvature(problem, X2, found)
-        beta, variances, effects = _regress(problem, design, dependent)
+        dependent = log_shares - _demographic_curvature(data, X2, found)
+        beta, variances, effects = _regress(data, design, dependent)
         for (k, m), value in zip(design.pairs, variances, strict=True):
             omega[k, m] = omega[m, k] = value
         for index, value in zip(design.interactions, effects, strict=True):
             found[index] = value
     least = floor / _sizes(X2)
     unknown = free_pi & (found == 0)
-    found = np.where(unknown, least[:, None] / _sizes(problem.agents_in_economy.demographics)[None, :], found)
+    found = np.where(unknown, least[:, None] / _sizes(data.agents_in_economy.demographics)[None, :], found)
     return FracStarts(_root(omega, free_sigma, least), found, beta, omega)
 
 
-def fill_starts(problem: ProblemLike, sigma: Any, pi: Any, bounds: dict[str, Any]) -> tuple[Any, Any]:
+def fill_starts(data: ProblemData, sigma: Any, pi: Any, bounds: dict[str, Any]) -> tuple[Any, Any]:
     """Sigma and pi as `Problem.solve` was given them, with FRAC values within bounds where they are ``'auto'``.
 
     Where one of them is given, its nonzero elements say what is free.
@@ -148,26 +108,26 @@ def fill_starts(problem: ProblemLike, sigma: Any, pi: Any, bounds: dict[str, Any
     automatic = [isinstance(value, str) and value == AUTO for value in (sigma, pi)]
     if not any(automatic):
         return sigma, pi
-    if automatic[1] and problem.D == 0:
+    if automatic[1] and data.D == 0:
         raise ValueError("pi='auto' needs demographics: an agent_formulation.")
-    known_pi = None if automatic[1] or problem.D == 0 else pi
-    starts = compute_frac_starts(problem, None if automatic[0] else sigma, known_pi)
+    known_pi = None if automatic[1] or data.D == 0 else pi
+    starts = compute_frac_starts(data, None if automatic[0] else sigma, known_pi)
     return (
         _clip(starts.sigma, bounds.get("sigma")) if automatic[0] else sigma,
         _clip(starts.pi, bounds.get("pi")) if automatic[1] else pi,
     )
 
 
-def _check(problem: ProblemLike, floor: float) -> None:
-    if problem.K2 == 0:
+def _check(data: ProblemData, floor: float) -> None:
+    if data.K2 == 0:
         raise ValueError("FRAC starting values need random coefficients: a second formulation, X2.")
     if not floor > 0:
         raise ValueError(f"floor must be positive, not {floor!r}: elements of sigma that are zero stay zero.")
-    specific = any(bucket.availability.shape[2] > 1 for bucket in problem.economy.buckets)
+    specific = any(bucket.availability.shape[2] > 1 for bucket in data.economy.buckets)
     reasons = {
-        "nesting_ids": problem.H > 0,
-        "rc_types other than 'linear'": any(kind != "linear" for kind in problem.rc_types),
-        "epsilon_scale other than 1": problem.epsilon_scale != 1,
+        "nesting_ids": data.H > 0,
+        "rc_types other than 'linear'": any(kind != "linear" for kind in data.rc_types),
+        "epsilon_scale other than 1": data.epsilon_scale != 1,
         "agents' own availability of products": specific,
     }
     for name, present in reasons.items():
@@ -188,38 +148,38 @@ def _pattern(name: str, values: Any, default: np.ndarray) -> np.ndarray:
     return array != 0
 
 
-def _build_design(problem: ProblemLike, X2: np.ndarray, free_sigma: np.ndarray, free_pi: np.ndarray) -> _Design:
-    rows = problem.market_index.rows
-    shares, inside = problem.product_table.shares[:, None], np.zeros_like(X2)
+def _build_design(data: ProblemData, X2: np.ndarray, free_sigma: np.ndarray, free_pi: np.ndarray) -> _Design:
+    rows = data.market_index.rows
+    shares, inside = data.product_table.shares[:, None], np.zeros_like(X2)
     for r in rows:
         inside[r] = (shares[r] * X2[r]).sum(axis=0)
     # rows of Sigma that share a free column are correlated
     together = free_sigma.astype(int) @ free_sigma.T > 0
-    pairs = [(k, m) for k in range(problem.K2) for m in range(k + 1) if together[k, m]]
+    pairs = [(k, m) for k in range(data.K2) for m in range(k + 1) if together[k, m]]
     curvature = [
         X2[:, k] * X2[:, m] * (0.5 if k == m else 1.0)
         - inside[:, k] * X2[:, m]
         - (0.0 if k == m else 1.0) * inside[:, m] * X2[:, k]
         for k, m in pairs
     ]
-    interactions, shifts = _find_interactions(problem, X2, free_pi)
+    interactions, shifts = _find_interactions(data, X2, free_pi)
     return _Design(pairs, interactions, _columns(curvature, len(X2)), shifts)
 
 
 def _find_interactions(
-    problem: ProblemLike, X2: np.ndarray, free_pi: np.ndarray
+    data: ProblemData, X2: np.ndarray, free_pi: np.ndarray
 ) -> tuple[list[tuple[int, int]], np.ndarray]:
     """Elements of Pi whose regressors, X2 times mean demographics, differ from X1 and from each other, and these."""
-    means = np.zeros((len(X2), problem.D))
-    for rows, weights, demographics in _people(problem):
+    means = np.zeros((len(X2), data.D))
+    for rows, weights, demographics in _people(data):
         means[rows] = np.einsum(
             "i,idj->jd", weights, np.broadcast_to(demographics, (*demographics.shape[:2], rows.size))
         )
-    known = np.asarray(problem.model_data.demand.X)
+    known = np.asarray(data.model_data.demand.X)
     interactions, shifts = [], []
     for k, d in np.argwhere(free_pi).tolist():
         shift = X2[:, k] * means[:, d]
-        residual = problem.residualize_demand(shift[:, None])
+        residual = data.residualize_demand(shift[:, None])
         unexplained = residual - _project(known, residual)
         if np.linalg.norm(unexplained) > _VANISHING * np.linalg.norm(shift):
             interactions.append((k, d))
@@ -228,41 +188,41 @@ def _find_interactions(
     return interactions, _columns(shifts, len(X2))
 
 
-def _people(problem: ProblemLike) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _people(data: ProblemData) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """For each market its rows of products, weights (I,) that sum to one, and demographics (I, D, J) or (I, D, 1)."""
-    table, demographics = problem.agents_in_economy.table, problem.agents_in_economy.demographics
-    for products, agents in zip(problem.market_index.rows, index_markets(table.market_ids).rows, strict=True):
+    table, demographics = data.agents_in_economy.table, data.agents_in_economy.demographics
+    for products, agents in zip(data.market_index.rows, index_markets(table.market_ids).rows, strict=True):
         weights, known = table.weights[agents], demographics[agents]
         known = known[:, :, : products.size] if known.ndim == 3 else known[:, :, None]
         yield products, weights / weights.sum(), known
 
 
-def _demographic_curvature(problem: ProblemLike, X2: np.ndarray, pi: np.ndarray) -> np.ndarray:
+def _demographic_curvature(data: ProblemData, X2: np.ndarray, pi: np.ndarray) -> np.ndarray:
     """What the spread of demographics within markets adds to log shares (N,): ``var(mu_j) / 2 - cov(mu_j, s'mu)``."""
     added = np.zeros(len(X2))
     if not pi.any():
         return added
-    for rows, weights, demographics in _people(problem):
+    for rows, weights, demographics in _people(data):
         mu = ((X2[rows] @ pi).T * demographics).sum(axis=1)
         mu = mu - weights @ mu
-        inside = mu @ problem.product_table.shares[rows]
+        inside = mu @ data.product_table.shares[rows]
         added[rows] = weights @ (mu * (mu / 2 - inside[:, None]))
     return added
 
 
-def _regress(problem: ProblemLike, design: _Design, dependent: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _regress(data: ProblemData, design: _Design, dependent: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Two-stage least squares of (N,) `dependent`: beta (K1,), covariances of coefficients, and elements of pi.
 
     Instruments are those of demand, and X2 times mean demographics where X2 is exogenous.
     """
-    X2_columns, demand = problem.characteristics.X2_columns, problem.model_data.demand
+    X2_columns, demand = data.characteristics.X2_columns, data.model_data.demand
     X, Z = np.asarray(demand.X), np.asarray(demand.Z)
-    shifts = problem.residualize_demand(design.shifts)
+    shifts = data.residualize_demand(design.shifts)
     exogenous = [not X2_columns[k].depends_on("prices") for k, _ in design.interactions]
     instruments = np.hstack([Z, shifts[:, exogenous]])
-    regressors = np.hstack([X, problem.residualize_demand(design.curvature), shifts])
+    regressors = np.hstack([X, data.residualize_demand(design.curvature), shifts])
     projected = _project(instruments, regressors)
-    labels = _labels(problem, design)
+    labels = _labels(data, design)
     n_instruments = find_collinearity(instruments).rank
     if n_instruments < len(labels) or find_collinearity(projected).rank < len(labels):
         raise IdentificationError(
@@ -271,15 +231,15 @@ def _regress(problem: ProblemLike, design: _Design, dependent: np.ndarray) -> tu
             "instruments, free fewer elements of sigma and pi, or give both as numbers."
         )
     scale = _sizes(projected)
-    dependent = problem.residualize_demand(dependent[:, None])[:, 0]
+    dependent = data.residualize_demand(dependent[:, None])[:, 0]
     coefficients = np.linalg.lstsq(projected / scale, dependent, rcond=None)[0] / scale
     beta, variances, effects = np.split(coefficients, np.cumsum([X.shape[1], len(design.pairs)]))
     return beta, variances, effects
 
 
-def _labels(problem: ProblemLike, design: _Design) -> list[str]:
-    X1, X2 = problem.characteristics.X1_columns, problem.characteristics.X2_columns
-    demographics = problem.agents_in_economy.demographic_labels
+def _labels(data: ProblemData, design: _Design) -> list[str]:
+    X1, X2 = data.characteristics.X1_columns, data.characteristics.X2_columns
+    demographics = data.agents_in_economy.demographic_labels
     names = [column.label for column in X1]
     names += [f"covariance of {X2[k].label} x {X2[m].label}" for k, m in design.pairs]
     return names + [f"{X2[k].label} x {demographics[d]}" for k, d in design.interactions]

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from blpjax.economy.buckets import closed_form_delta, log_shares_within
-from blpjax.estimation.start_frac import ProblemLike
 from blpjax.exceptions import IdentificationError
 from blpjax.model.starting_values import LARGEST_RHO
 from blpjax.objective import iv
+from blpjax.objective.problem_data import ProblemData
 
 AUTO = "auto"
 
@@ -21,7 +21,7 @@ AUTO = "auto"
 FLOOR = 0.01
 
 
-def fill_rho(problem: ProblemLike, rho: Any, bounds: Any) -> Any:
+def fill_rho(data: ProblemData, rho: Any, bounds: Any) -> Any:
     """Rho as `Problem.solve` was given it, with linear estimates within bounds in place of ``'auto'``.
 
     They are at least `FLOOR` and at most `LARGEST_RHO`, as far as bounds allow.
@@ -32,18 +32,18 @@ def fill_rho(problem: ProblemLike, rho: Any, bounds: Any) -> Any:
     automatic = [isinstance(value, str) and value == AUTO for value in given]
     if not any(automatic):
         return rho
-    if problem.H == 0:
+    if data.H == 0:
         raise ValueError("rho must not be given, because there are no nesting_ids in product_data.")
-    if not all(automatic) or given.size not in (1, problem.H):
-        raise ValueError(f"rho must be 'auto', {problem.H} times 'auto', or numbers, not {rho!r}.")
-    found = estimate_rho(problem, by_group=given.size > 1)
+    if not all(automatic) or given.size not in (1, data.H):
+        raise ValueError(f"rho must be 'auto', {data.H} times 'auto', or numbers, not {rho!r}.")
+    found = estimate_rho(data, by_group=given.size > 1)
     lower, upper = (None, None) if bounds is None else bounds
     least = FLOOR if lower is None else np.maximum(np.asarray(lower, float), FLOOR)
     most = LARGEST_RHO if upper is None else np.minimum(np.asarray(upper, float), LARGEST_RHO)
     return np.clip(found, np.minimum(least, most), most)
 
 
-def estimate_rho(problem: ProblemLike, by_group: bool = False) -> np.ndarray:
+def estimate_rho(data: ProblemData, by_group: bool = False) -> np.ndarray:
     """Two-stage least squares estimates of rho, (1,) or (H,), with the demand-side instruments.
 
     Raises
@@ -51,14 +51,14 @@ def estimate_rho(problem: ProblemLike, by_group: bool = False) -> np.ndarray:
     IdentificationError
         When the instruments do not identify rho.
     """
-    table, codes, scale = problem.product_table, problem.market_index.codes, problem.epsilon_scale
+    table, codes, scale = data.product_table, data.market_index.codes, data.epsilon_scale
     assert table.nesting_ids is not None
     within, nests = log_shares_within(table.shares, codes, table.nesting_ids)
     columns = scale * within[:, None]
     if by_group:
-        columns = columns * (nests[:, None] == np.arange(problem.H)[None, :])
-    demand = problem.model_data.demand
-    X = jnp.hstack([jnp.asarray(problem.residualize_demand(columns)), demand.X])
+        columns = columns * (nests[:, None] == np.arange(data.H)[None, :])
+    demand = data.model_data.demand
+    X = jnp.hstack([jnp.asarray(data.residualize_demand(columns)), demand.X])
     log_shares = scale * closed_form_delta(table.shares, codes)
     step = iv.linear_step(iv.cross_moments([demand.Z], [X]), iv.initial_weights([demand.Z]))
     if int(step.rank) < X.shape[1]:

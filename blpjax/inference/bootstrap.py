@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from blpjax import options
 from blpjax.economy.buckets import AgentsInEconomy, Economy
 from blpjax.economy.mapping import loop_elements
+from blpjax.estimation.estimates import Estimates
 from blpjax.exceptions import ConvergenceWarning, describe_status, succeeded
 from blpjax.inputs.arguments import read_draws
 from blpjax.inputs.integration import Integration
@@ -20,7 +21,6 @@ from blpjax.iteration import Iteration
 from blpjax.machine.pickling import Picklable
 from blpjax.model.elsewhere import (
     Draw,
-    ResultsLike,
     covariances_of_estimates,
     hold_errors,
     hold_shares_at,
@@ -34,29 +34,6 @@ from blpjax.outputs.query import Given, Output, OutputTables, read_iteration
 from blpjax.reporting import report
 
 Array = np.ndarray
-
-
-@runtime_checkable
-class Resampled(ResultsLike, Protocol):
-    """What bootstrapped results need of the results that parameters are drawn around."""
-
-    rho: np.ndarray
-    tau: np.ndarray
-    phi: np.ndarray
-    sigma_bounds: tuple[np.ndarray, ...]
-    pi_bounds: tuple[np.ndarray, ...]
-    beta_bounds: tuple[np.ndarray, ...]
-    gamma_bounds: tuple[np.ndarray, ...]
-
-    @property
-    def output_tables(self) -> OutputTables:
-        """The tables that label outputs."""
-
-    def build_agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
-        """The same economy with other agents."""
-
-    def model_in(self, economy: Economy) -> Model:
-        """The model at the estimates in an economy with other agents."""
 
 
 class PriceSearches(NamedTuple):
@@ -94,7 +71,7 @@ class BootstrappedResults(PostEstimation, Picklable):
     draws: int
 
     def __init__(
-        self, problem_results: Resampled, drawn: Draw, searches: PriceSearches, computation_time: float
+        self, problem_results: Estimates, drawn: Draw, searches: PriceSearches, computation_time: float
     ) -> None:
         coefficients = drawn.coefficients
         self.problem_results = problem_results
@@ -150,11 +127,12 @@ class BootstrappedResults(PostEstimation, Picklable):
     @property
     def output_tables(self) -> OutputTables:
         """The problem's tables, which label outputs."""
-        return self.problem_results.output_tables
+        known = self.problem_results.problem.data
+        return OutputTables(known.product_table, known.market_index, known.agents_in_economy)
 
     def build_agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
         """The problem's economy with other agents."""
-        return self.problem_results.build_agents(agent_data, integration)
+        return self.problem_results.problem.data.build_agents(agent_data, integration, options.weights_tol)
 
     def model_in(self, economy: Economy) -> Model:
         """The model at the estimates in an economy with other agents."""
@@ -193,7 +171,7 @@ ATTRIBUTES = tuple(
 
 
 def bootstrap_results(
-    results: Resampled,
+    results: Estimates,
     draws: int = 1000,
     seed: int | None = None,
     iteration: Iteration | None = None,
@@ -204,7 +182,7 @@ def bootstrap_results(
 
 
 def results_at(
-    results: Resampled,
+    results: Estimates,
     coefficients: Coefficients,
     hold: str = "xi",
     iteration: Iteration | None = None,
@@ -233,19 +211,19 @@ def results_at(
     arrays = jax.tree.map(jnp.asarray, coefficients)
     count = len(arrays.beta)
     found = map_lanes(jax.vmap(solve), arrays, lanes(base.economy, elements=loop_elements()))
-    searches = _searches(found.prices, count, len(results.problem.market_index.ids))
+    searches = _searches(found.prices, count, len(results.problem.data.market_index.ids))
     drawn = eqx.tree_at(lambda d: d.coefficients, found.draw, coefficients)
     action = "The inversion of shares" if hold == "shares" else "The search for equilibrium prices"
-    _warn_of_failures(searches, results.problem.market_index.ids, action)
+    _warn_of_failures(searches, results.problem.data.market_index.ids, action)
     bootstrapped = BootstrappedResults(results, drawn, searches, time.perf_counter() - began)
     options.output(f"Bootstrapped results after {report.format_seconds(bootstrapped.computation_time)}.")
     options.output(f"\n{bootstrapped}")
     return bootstrapped
 
 
-def draw_coefficients(results: Resampled, draws: int, seed: int | None) -> Coefficients:
+def draw_coefficients(results: Estimates, draws: int, seed: int | None) -> Coefficients:
     """Draw parameters from their normal distribution, clipped to bounds, as arrays with a first axis of draws."""
-    covariances = covariances_of_estimates(results)
+    covariances = covariances_of_estimates(results.parameter_covariances, len(results.delta))
     mean = results.parameters[:, 0]
     state = np.random.RandomState(seed)
     parameters = state.multivariate_normal(mean, covariances, draws) if mean.size else np.zeros((draws, 0))
@@ -258,7 +236,7 @@ def draw_coefficients(results: Resampled, draws: int, seed: int | None) -> Coeff
     return eqx.tree_at(lambda c: [getattr(c, name) for name in BLOCKS], found, clipped)
 
 
-def coefficients_of(results: Resampled, parameters: np.ndarray) -> Coefficients:
+def coefficients_of(results: Estimates, parameters: np.ndarray) -> Coefficients:
     """Coefficients with a first axis of draws of `parameters` (draws, Q)."""
     model = results.model
     return jax.vmap(lambda row: all_coefficients(model.layout, model.coefficients, row))(jnp.asarray(parameters))

@@ -13,11 +13,11 @@ import pandas as pd
 import scipy.special
 from jaxtyping import Array, Float
 
+from blpjax.estimation.estimates import Estimates
 from blpjax.exceptions import raise_for_status
 from blpjax.inputs.arguments import check_level
 from blpjax.iteration import Iteration
 from blpjax.model.elsewhere import (
-    ResultsLike,
     covariances_of_estimates,
     hold_errors,
     hold_shares,
@@ -128,7 +128,7 @@ class DeltaMethodResults:
 
 
 def apply_delta_method(
-    results: ResultsLike,
+    results: Estimates,
     function: Callable[[Model], Any],
     hold: str = "shares",
     iteration: Iteration | None = None,
@@ -141,7 +141,7 @@ def apply_delta_method(
         raise ValueError("iteration and constant_costs are about prices that are solved again, with hold='xi'.")
     if not callable(function):
         raise TypeError(f"function must be a function of a Model, not {type(function).__name__}.")
-    covariances = covariances_of_estimates(results)
+    covariances = covariances_of_estimates(results.parameter_covariances, len(results.delta))
     estimated, parameters = results.model, jnp.asarray(results.parameters[:, 0])
     tilde_costs = jnp.asarray(results.tilde_costs[:, 0]) if results.tilde_costs.size else None
 
@@ -157,7 +157,7 @@ def apply_delta_method(
     shapes = _check_outputs(outputs_at, parameters)
     found = _differentiate(outputs_at, parameters, lanes(estimated.economy, _count(shapes)))
     if found.prices is not None:
-        ids, action = results.problem.market_index.ids, "The search for equilibrium prices at the estimates"
+        ids, action = results.problem.data.market_index.ids, "The search for equilibrium prices at the estimates"
         raise_for_status(found.prices.status, ids, action, found.prices.residuals, warn=True)
     jacobian = np.where(np.isnan(_flatten(found.value))[:, None], np.nan, found.jacobian)
     return DeltaMethodResults(found.value, jacobian, covariances, list(results.parameter_labels), hold)

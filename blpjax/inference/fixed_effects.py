@@ -8,7 +8,7 @@ Nevo 2000, 2001): b = (X'V^{-1}X)^{-1} X'V^{-1} d.
 import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +22,10 @@ from blpjax.inputs.expressions import variable_names
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.identification import check_rank
 from blpjax.inputs.table_format import describe_rows, find_vector, plain_value, read_table
-from blpjax.inputs.tables import ProductTable
 from blpjax.model.parameters import ParameterLayout
 from blpjax.objective import iv
-from blpjax.objective.data import ModelData
 from blpjax.objective.inference import CovarianceTypes
+from blpjax.objective.problem_data import ProblemData
 from blpjax.reporting import frames, report
 
 Weighting = Literal["gls", "ols"]
@@ -35,29 +34,13 @@ Weighting = Literal["gls", "ols"]
 _CONSTANT = 1e-12
 
 
-@runtime_checkable
-class ProblemLike(Protocol):
-    """What is needed of a problem."""
-
-    product_table: ProductTable
-    model_data: ModelData
-
-    @property
-    def product_formulations(self) -> tuple[Formulation | None, Formulation | None, Formulation | None]:
-        """Formulations of X1, X2 and X3."""
-
-    @property
-    def clusters(self) -> tuple[np.ndarray, int]:
-        """Clusters of products, counted from zero, and their number."""
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class StepEstimates:
     """What is needed of the results of a GMM step.
 
     Attributes
     ----------
-    problem : the problem.
+    data : those of the problem.
     layout : where the elements of theta belong.
     types : how covariances were estimated.
     xi, xi_fe : (N,) structural errors and fixed effects.
@@ -67,7 +50,7 @@ class StepEstimates:
     parameter_sensitivity : (Q, M) sensitivity of these to averaged moments.
     """
 
-    problem: ProblemLike
+    data: ProblemData
     layout: ParameterLayout
     types: CovarianceTypes
     xi: np.ndarray
@@ -171,9 +154,9 @@ def project_fixed_effects(
         raise ValueError("Nothing can be absorbed from characteristics of fixed effects. Remove absorb.")
     if weighting not in ("gls", "ols"):
         raise ValueError(f"weighting must be 'gls' or 'ols', not {weighting!r}.")
-    names = _absorbed_names(results.problem)
-    keys, levels, codes = _find_levels(results.problem.product_table.data, names)
-    X, labels = _characteristics(results.problem.product_table.data, formulation, product_data, names, keys)
+    names = _absorbed_names(results.data)
+    keys, levels, codes = _find_levels(results.data.product_table.data, names)
+    X, labels = _characteristics(results.data.product_table.data, formulation, product_data, names, keys)
     estimates, covariances = _estimate_effects(results, codes, levels)
     if len(levels) < len(labels):
         raise IdentificationError(
@@ -204,9 +187,9 @@ def project_fixed_effects(
     )
 
 
-def _absorbed_names(problem: ProblemLike) -> list[str]:
+def _absorbed_names(data: ProblemData) -> list[str]:
     """Variables whose combinations of levels have a fixed effect each."""
-    X1 = problem.product_formulations[0]
+    X1 = data.product_formulations[0]
     terms = () if X1 is None else X1.absorb_terms
     if not terms:
         raise ValueError("There are no fixed effects to project: the formulation of X1 absorbs none.")
@@ -290,7 +273,7 @@ def _estimate_effects(results: StepEstimates, codes: np.ndarray, levels: list[An
 def _derivatives(results: StepEstimates) -> np.ndarray:
     """Derivatives (N, Q) of ``delta - X1 beta`` in theta and the concentrated elements of beta and gamma."""
     layout = results.layout
-    X1 = np.asarray(results.problem.model_data.demand.X_unabsorbed)
+    X1 = np.asarray(results.data.model_data.demand.X_unabsorbed)
     by_theta = np.array(results.delta_by_theta)
     by_theta[:, layout.part("beta")] -= X1[:, [k for (k,) in layout.beta]]
     others = np.zeros((len(X1), len(layout.concentrated_gamma)))
@@ -299,7 +282,7 @@ def _derivatives(results: StepEstimates) -> np.ndarray:
 
 def _indicator_covariances(results: StepEstimates, codes: np.ndarray, G: int) -> tuple[np.ndarray, np.ndarray]:
     """Covariances (G, G) of the moments ``D'xi`` and those (G, M) with the others, in the manner of the results' S."""
-    data, xi, types = results.problem.model_data, results.xi, results.types
+    data, xi, types = results.data.model_data, results.xi, results.types
     N = xi.size
     u = results.residuals
     Z = [np.asarray(instruments) for instruments in data.instruments]
@@ -312,7 +295,7 @@ def _indicator_covariances(results: StepEstimates, codes: np.ndarray, G: int) ->
     if types.center_moments:
         others = others - others.mean(axis=0)
     if types.se_type == "clustered":
-        clusters, size = results.problem.clusters
+        clusters, size = results.data.clusters
         sums_by_cluster = scipy.sparse.csr_matrix((np.ones(N), (clusters, np.arange(N))), (size, N))
         contributions, others = sums_by_cluster @ contributions, sums_by_cluster @ others
     return (contributions.T @ contributions).toarray() / N, contributions.T @ others / N

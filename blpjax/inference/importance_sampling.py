@@ -4,61 +4,26 @@ import dataclasses
 import re
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax import options
-from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, index_markets
+from blpjax.economy.buckets import AgentsInEconomy, MarketIndex, index_markets
+from blpjax.estimation.estimates import Estimates
 from blpjax.exceptions import DataError
 from blpjax.inputs import records
 from blpjax.inputs.arguments import read_draws, read_vector
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.table_format import plain_value, read_table
-from blpjax.inputs.tables import ProductTable
 from blpjax.machine.compilation import filtered_program
 from blpjax.machine.pickling import Picklable
 from blpjax.model.demand import MarketDemand, over_markets
 from blpjax.model.model import Model
+from blpjax.objective.problem_data import ProblemData
 from blpjax.reporting import report
-
-
-@runtime_checkable
-class ProblemLike(Protocol):
-    """What is needed of a problem."""
-
-    product_table: ProductTable
-    agents_in_economy: AgentsInEconomy
-
-    @property
-    def K2(self) -> int:
-        """Number of columns of X2."""
-
-    @property
-    def market_index(self) -> MarketIndex:
-        """Rows of each market in the product table."""
-
-    def build_agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
-        """The same economy with other agents."""
-
-    def replace_agents(self, agent_data: Any) -> Any:
-        """The same problem with other agents."""
-
-
-@runtime_checkable
-class ResultsLike(Protocol):
-    """What is needed of results: mean utilities (N, 1), and the model at the estimates in an economy."""
-
-    delta: np.ndarray
-
-    @property
-    def problem(self) -> Any:
-        """The problem: `ProblemLike`."""
-
-    def model_in(self, economy: Economy) -> Model:
-        """The model in an economy with other agents."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +44,7 @@ class ImportanceSamplingResults(Picklable):
     effective_draws_for_skewness : (T, 1) those for skewness, ``(sum w^2)^3 / (sum w^3)^2``.
     """
 
-    problem_results: ResultsLike
+    problem_results: Estimates
     sampled_agents: np.recarray
     agent_data: dict[str, np.ndarray]
     computation_time: float
@@ -102,8 +67,7 @@ class ImportanceSamplingResults(Picklable):
         DataError
             When a level of a categorical demographic is not among the sampled agents.
         """
-        problem: ProblemLike = self.problem_results.problem
-        return problem.replace_agents(self.agent_data)
+        return self.problem_results.problem.replace_agents(self.agent_data)
 
     def to_dict(self, attributes: Sequence[str] | None = None) -> dict[str, Any]:
         """Attributes by name; by default all but `problem_results` and `agent_data`."""
@@ -135,7 +99,7 @@ ATTRIBUTES = (
 
 
 def importance_sampling(
-    results: ResultsLike,
+    results: Estimates,
     draws: int,
     ar_constant: float = 1.0,
     seed: int | None = None,
@@ -145,18 +109,18 @@ def importance_sampling(
 ) -> ImportanceSamplingResults:
     """Agents drawn by importance sampling; `ProblemResults.importance_sampling` documents the arguments."""
     began = time.perf_counter()
-    problem: ProblemLike = results.problem
+    data = results.problem.data
     options.output("Importance sampling ...")
     count = read_draws(draws)
-    _check_arguments(problem, ar_constant)
+    _check_arguments(data, ar_constant)
     if agent_data is None and integration is None:
-        candidates = problem.agents_in_economy
+        candidates = data.agents_in_economy
     else:
         table = agent_data if agent_data is None or integration is not None else _with_equal_weights(agent_data)
-        candidates = problem.build_agents(table, integration)
+        candidates = data.build_agents(table, integration, options.weights_tol)
     mean = results.delta[:, 0] if delta is None else read_vector("delta", delta, len(results.delta))
     inside = _inside_probabilities(results.model_in(candidates.economy), mean, candidates)
-    weights = _sample(problem, candidates, inside, count, ar_constant, seed)
+    weights = _sample(data, candidates, inside, count, ar_constant, seed)
 
     chosen = np.flatnonzero(weights > 0)
     known = candidates.table
@@ -191,8 +155,8 @@ def importance_sampling(
     return found
 
 
-def _check_arguments(problem: ProblemLike, ar_constant: Any) -> None:
-    if problem.K2 == 0:
+def _check_arguments(data: ProblemData, ar_constant: Any) -> None:
+    if data.K2 == 0:
         raise ValueError("Without X2 there are no agents to sample.")
     if isinstance(ar_constant, bool) or not isinstance(ar_constant, int | float | np.number) or not ar_constant >= 1:
         raise ValueError(f"ar_constant must be a number that is at least one, not {ar_constant!r}.")
@@ -224,7 +188,7 @@ def _probabilities(model: Model, delta: tuple[Float[Array, "T J"], ...]) -> tupl
 
 
 def _sample(
-    problem: ProblemLike,
+    data: ProblemData,
     candidates: AgentsInEconomy,
     inside: Sequence[np.ndarray],
     draws: int,
@@ -234,7 +198,7 @@ def _sample(
     """Weights (I,) of all candidates, zero for those that are not drawn. Draws are PyBLP's for a seed."""
     state = np.random.RandomState(seed)
     weights = np.zeros(candidates.table.weights.size)
-    products, agents = problem.market_index, index_markets(candidates.table.market_ids)
+    products, agents = data.market_index, index_markets(candidates.table.market_ids)
     for market, rows, people, probabilities in zip(products.ids, products.rows, agents.rows, inside, strict=True):
         # accepted with probability (1 - s_i0) / M
         accepted = np.flatnonzero(state.uniform(size=people.size) < probabilities / ar_constant)
@@ -245,7 +209,7 @@ def _sample(
                 f"integration, or ask for fewer draws{' or a smaller ar_constant' if ar_constant > 1 else ''}."
             )
         sampled = state.choice(accepted, size=draws, replace=False)
-        inside_share = problem.product_table.shares[rows].sum()
+        inside_share = data.product_table.shares[rows].sum()
         weights[people[sampled]] = inside_share / probabilities[sampled] / draws  # (1 - s_0) / (1 - s_i0) / I
     return weights
 

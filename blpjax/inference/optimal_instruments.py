@@ -7,7 +7,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,63 +15,20 @@ from jaxtyping import Array
 
 from blpjax import options
 from blpjax.economy.characteristics import Characteristics
+from blpjax.estimation.estimates import Estimates
 from blpjax.exceptions import GenericNumericalError, IdentificationWarning, Status, raise_for_status, succeeded
 from blpjax.inputs.arguments import check_choice, read_draws, read_vector
 from blpjax.inputs.expressions import variable_names
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.table_format import read_table
-from blpjax.inputs.tables import ProductTable
 from blpjax.inputs.terms import INTERCEPT, Term
 from blpjax.iteration import Iteration
 from blpjax.machine.pickling import Picklable
 from blpjax.model.expectations import Averages, Setting, average_realizations
-from blpjax.model.model import Model
 from blpjax.model.parameters import ParameterLayout
-from blpjax.objective.data import ModelData
+from blpjax.objective.problem_data import ProblemData
 from blpjax.outputs.query import read_iteration
 from blpjax.reporting import report
-
-
-@runtime_checkable
-class ProblemLike(Protocol):
-    """What is needed of a problem."""
-
-    product_table: ProductTable
-    product_formulations: tuple[Formulation | None, Formulation | None, Formulation | None]
-    model_data: ModelData
-
-    @property
-    def unique_market_ids(self) -> np.ndarray:
-        """(T,) sorted market IDs."""
-
-    def residualize_demand(self, matrix: np.ndarray) -> np.ndarray:
-        """Residuals of (N, K) on the fixed effects of demand."""
-
-    def replace_instruments(self, demand_instruments: np.ndarray, supply_instruments: np.ndarray) -> Any:
-        """The same problem with other excluded instruments."""
-
-
-@runtime_checkable
-class ResultsLike(Protocol):
-    """What is needed of results: estimates, structural errors (N, 1), and the model at the estimates.
-
-    `omega` and `tilde_costs` are (N, 0) without a supply side.
-    """
-
-    theta: np.ndarray
-    parameters: np.ndarray
-    xi: np.ndarray
-    omega: np.ndarray
-    delta: np.ndarray
-    tilde_costs: np.ndarray
-
-    @property
-    def problem(self) -> Any:
-        """The problem: `ProblemLike`."""
-
-    @property
-    def model(self) -> Model:
-        """The model at the estimates."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -99,7 +56,7 @@ class OptimalInstrumentResults(Picklable):
         without prices, shares and intercepts. None when there is nothing, or no supply side.
     """
 
-    problem_results: ResultsLike
+    problem_results: Estimates
     demand_instruments: np.ndarray
     supply_instruments: np.ndarray
     inverse_covariance_matrix: np.ndarray
@@ -159,7 +116,7 @@ class OptimalInstrumentResults(Picklable):
         IdentificationWarning
             When instruments are collinear, for example because shifters are combinations of X1.
         """
-        problem: ProblemLike = self.problem_results.problem
+        problem = self.problem_results.problem
         shifters = read_shifters(
             (supply_shifter_formulation, demand_shifter_formulation),
             (self.supply_shifter_formulation, self.demand_shifter_formulation),
@@ -168,7 +125,7 @@ class OptimalInstrumentResults(Picklable):
         model = self.problem_results.model
         dropped = read_dropped(drop_indices, model.layout, model.characteristics)
         self._check_finite()
-        table = problem.product_table.data
+        table = problem.data.product_table.data
         if product_data is not None:
             table = read_table(product_data, "product_data")
             _check_rows(table, len(self.expected_prices))
@@ -207,9 +164,9 @@ class OptimalInstrumentResults(Picklable):
         values = np.hstack([self.demand_instruments, self.supply_instruments, self.expected_shares])
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any():
-            problem = self.problem_results.problem
-            found = set(problem.product_table.market_ids[bad].tolist())
-            markets = problem.unique_market_ids
+            data = self.problem_results.problem.data
+            found = set(data.product_table.market_ids[bad].tolist())
+            markets = data.unique_market_ids
             status = [Status.NOT_FINITE if market in found else Status.CONVERGED for market in markets.tolist()]
             raise_for_status(np.array(status), markets, "The computation of optimal instruments")
 
@@ -223,7 +180,7 @@ ATTRIBUTES = (
 
 
 def compute_optimal_instruments(
-    results: ResultsLike,
+    results: Estimates,
     method: str = "approximate",
     draws: int = 1,
     seed: int | None = None,
@@ -236,8 +193,8 @@ def compute_optimal_instruments(
     options.output("Computing optimal instruments for theta ...")
     check_choice("method", method, ("approximate", "normal", "empirical"))
     count = read_draws(draws)
-    errors = _read_errors(results)
-    _warn_of_covariance_moments(results.problem)
+    data, errors = results.problem.data, _read_errors(results)
+    _warn_of_covariance_moments(data)
     prices, chosen = _read_prices(results, expected_prices, iteration)
     total = 1 if method == "approximate" else count
     bases = np.hstack([results.delta, results.tilde_costs]) - errors
@@ -245,10 +202,10 @@ def compute_optimal_instruments(
     known = None if prices is None else jnp.asarray(prices)
     setting = Setting(results.model, jnp.asarray(results.parameters[:, 0]), known, chosen, bool(constant_costs))
     averages = average_realizations(setting, sample, total)
-    _warn_of_failures(averages, results.problem.unique_market_ids)
+    _warn_of_failures(averages, data.unique_market_ids)
 
     weighed = weigh_jacobians(errors, averages.xi_jacobian, averages.omega_jacobian)
-    X1, _, X3 = results.problem.product_formulations
+    X1, _, X3 = data.product_formulations
     found = OptimalInstrumentResults(
         problem_results=results,
         demand_instruments=weighed.demand,
@@ -388,7 +345,7 @@ def _draw_errors(errors: np.ndarray, method: str, draws: int, seed: int | None) 
             yield state.multivariate_normal([0, 0], np.cov(errors, rowvar=False), N)
 
 
-def _read_errors(results: ResultsLike) -> np.ndarray:
+def _read_errors(results: Estimates) -> np.ndarray:
     """Xi and, with a supply side, omega in the columns of an (N, 1 or 2) matrix."""
     errors = np.hstack([results.xi, results.omega])
     if not np.isfinite(errors).all():
@@ -400,7 +357,7 @@ def _read_errors(results: ResultsLike) -> np.ndarray:
 
 
 def _read_prices(
-    results: ResultsLike, expected_prices: Any, iteration: Any
+    results: Estimates, expected_prices: Any, iteration: Any
 ) -> tuple[np.ndarray | None, Iteration | None]:
     """Expected prices (N,), or None and how to find equilibrium prices."""
     model, supply = results.model, results.omega.shape[1] > 0
@@ -411,18 +368,18 @@ def _read_prices(
         return read_vector("expected_prices", expected_prices, model.delta.size), None
     if expects_equilibrium_prices(model.characteristics, supply, chosen):
         return None, chosen
-    return _fitted_prices(results.problem), None
+    return _fitted_prices(results.problem.data), None
 
 
-def _fitted_prices(problem: ProblemLike) -> np.ndarray:
+def _fitted_prices(data: ProblemData) -> np.ndarray:
     """Fitted values (N,) of the regression of prices on demand-side instruments and fixed effects."""
-    prices = problem.product_table.prices
-    residuals = problem.residualize_demand(prices[:, None])[:, 0]
-    return fit_prices(np.asarray(problem.model_data.demand.instruments), residuals) + prices - residuals
+    prices = data.product_table.prices
+    residuals = data.residualize_demand(prices[:, None])[:, 0]
+    return fit_prices(np.asarray(data.model_data.demand.instruments), residuals) + prices - residuals
 
 
-def _warn_of_covariance_moments(problem: ProblemLike) -> None:
-    if problem.model_data.covariance is not None:
+def _warn_of_covariance_moments(data: ProblemData) -> None:
+    if data.model_data.covariance is not None:
         warnings.warn(
             "Optimal instruments are those for demand and supply moments alone: covariance_instruments stay what they "
             "are.",

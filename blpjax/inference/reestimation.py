@@ -19,10 +19,11 @@ import pandas as pd
 from jaxtyping import Array, Bool, Float, Int
 
 from blpjax import options
+from blpjax.estimation.estimates import Estimates
 from blpjax.estimation.lane import BatchOptions, Lane, build_lane, describe, largest_batch, read_batches, split_lanes
 from blpjax.estimation.lanes import BatchOutcome, estimate_batch, tabulate
 from blpjax.estimation.options import StepOptions
-from blpjax.inference.reestimation_results import COLUMNS, ProblemLike, ReestimationResults, ResultsLike
+from blpjax.inference.reestimation_results import COLUMNS, ReestimationResults
 from blpjax.inputs.arguments import check_choice, read_costs_bounds, read_draws
 from blpjax.machine.batch_files import fingerprint_of
 from blpjax.machine.batches import Sizes, StudyOutcome, run_study
@@ -33,6 +34,7 @@ from blpjax.objective.absorption import Projection, build_projection
 from blpjax.objective.data import ModelData
 from blpjax.objective.equations import Equation
 from blpjax.objective.moments import weigh
+from blpjax.objective.problem_data import ProblemData
 
 _UNIDENTIFIED = "the sample does not identify the linear parameters"
 
@@ -144,7 +146,7 @@ def _reweight(lane: Lane, sample: _Sample) -> Lane:
 
 
 def reestimate(
-    results: ResultsLike,
+    results: Estimates,
     step_options: StepOptions,
     begin: FirstStep,
     draws: int,
@@ -157,8 +159,8 @@ def reestimate(
     """Draw samples and estimate; see `ProblemResults.reestimate`, whose `running` arguments decide where and how."""
     count = read_draws(draws)
     study = build_study(results, step_options, begin, unit, seed, recentre, costs_bounds)
-    outcome = run_draws(study, results.problem, count, **running)
-    drawn = _read_unit(results.problem, step_options, unit)
+    outcome = run_draws(study, results.problem.data, count, **running)
+    drawn = _read_unit(results.problem.data, step_options, unit)
     found = ReestimationResults(
         results, drawn, recentre, outcome.table, outcome.seconds, outcome.batches, outcome.peak_memory
     )
@@ -168,7 +170,7 @@ def reestimate(
 
 def run_draws(
     study: BootstrapStudy,
-    problem: ProblemLike,
+    problem: ProblemData,
     count: int,
     batch_size: int | None,
     path: str | os.PathLike[str] | None,
@@ -187,7 +189,7 @@ def run_draws(
 
 
 def build_study(
-    results: ResultsLike,
+    results: Estimates,
     step_options: StepOptions,
     begin: FirstStep,
     unit: str | None,
@@ -203,7 +205,7 @@ def build_study(
         See `ProblemResults.reestimate`.
     """
     _refuse(results, step_options, costs_bounds)
-    problem = results.problem
+    problem = results.problem.data
     drawn = _read_unit(problem, step_options, unit)
     units = problem.clusters[0] if drawn == "clusters" else problem.market_index.codes
     bounds = read_costs_bounds(costs_bounds, problem.model_data.supply is not None)
@@ -276,7 +278,7 @@ def _weighted(
     return data.at(costs_bounds=costs_bounds, equations=equations, weights=ones, offset=offset)
 
 
-def _read_unit(problem: ProblemLike, step_options: StepOptions, unit: str | None) -> str:
+def _read_unit(problem: ProblemData, step_options: StepOptions, unit: str | None) -> str:
     """What is drawn; `ValueError` when that cannot be, or would not be what covariances stand for."""
     clustered = "clustered" in (step_options.types.W_type, step_options.types.se_type)
     check_choice("unit", unit, (None, "markets", "clusters"))
@@ -293,17 +295,17 @@ def _read_unit(problem: ProblemLike, step_options: StepOptions, unit: str | None
     return chosen
 
 
-def _refuse(results: ResultsLike, step_options: StepOptions, costs_bounds: Any) -> None:
+def _refuse(results: Estimates, step_options: StepOptions, costs_bounds: Any) -> None:
     if results.step < 1:
         raise ValueError("Results of an initial update cannot be estimated again. Use those of a GMM step.")
-    if results.problem.economy.placement is not None:
+    if results.problem.data.economy.placement is not None:
         raise NotImplementedError(
             "The markets of the problem are spread over devices, which re-estimation spreads samples over. Solve the "
             "problem without shard()."
         )
-    if results.moments.size != results.problem.model_data.size:
+    if results.moments.size != results.problem.data.model_data.size:
         raise NotImplementedError("Results with moment_blocks cannot be estimated again. Solve without them.")
-    for block in results.problem.model_data.more:
+    for block in results.problem.data.model_data.more:
         if not block.resampled:
             raise NotImplementedError(f"{block.name.capitalize()} are not supported in re-estimation. Leave them out.")
     if results.simulation_covariances.any():

@@ -1,19 +1,16 @@
 """Tables of estimates from bootstrap samples."""
 
 import dataclasses
-from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 import pandas as pd
 
-from blpjax.economy.buckets import Economy, MarketIndex
-from blpjax.inference.bootstrap import BootstrappedResults, Resampled, coefficients_of, results_at
+from blpjax.estimation.estimates import Estimates
+from blpjax.inference.bootstrap import BootstrappedResults, coefficients_of, results_at
 from blpjax.inputs.arguments import check_choice, check_level
-from blpjax.inputs.tables import ProductTable
 from blpjax.iteration import Iteration
 from blpjax.machine.pickling import Picklable
-from blpjax.objective.data import ModelData
 from blpjax.reporting import report
 
 #: Columns of the table of draws.
@@ -29,52 +26,6 @@ COLUMNS = (
     "gradient_norm",
     "evaluations",
 )
-
-
-@runtime_checkable
-class ProblemLike(Protocol):
-    """What is needed of a problem."""
-
-    product_table: ProductTable
-    model_data: ModelData
-
-    @property
-    def N(self) -> int:
-        """Number of products in all markets."""
-
-    @property
-    def economy(self) -> Economy:
-        """All markets, padded into buckets."""
-
-    @property
-    def market_index(self) -> MarketIndex:
-        """Rows of each market in the product table."""
-
-    @property
-    def clusters(self) -> tuple[np.ndarray, int]:
-        """Clusters of products, counted from zero, and their number."""
-
-    @property
-    def demand_ids(self) -> np.ndarray:
-        """Levels of fixed effects absorbed from demand."""
-
-    @property
-    def supply_ids(self) -> np.ndarray:
-        """Levels of fixed effects absorbed from supply."""
-
-
-@runtime_checkable
-class ResultsLike(Resampled, Protocol):
-    """What is needed of results."""
-
-    step: int
-    delta: np.ndarray
-    moments: np.ndarray
-    simulation_covariances: np.ndarray
-
-    @property
-    def problem(self) -> ProblemLike:
-        """The problem that was solved."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -94,7 +45,7 @@ class ReestimationResults(Picklable):
     batches, peak_memory : see `MonteCarloResults`.
     """
 
-    problem_results: ResultsLike
+    problem_results: Estimates
     unit: str
     recentre: bool
     table: pd.DataFrame

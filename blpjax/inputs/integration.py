@@ -205,6 +205,21 @@ class Integration:
         return special.ndtri(sequence.random(count))
 
 
+@dataclass(frozen=True, init=False, repr=False, eq=False)
+class BuiltIntegration(Integration):
+    """An integration with the nodes and weights that it has built already: without a seed others would be drawn."""
+
+    built: AgentNodes
+
+    def __init__(self, integration: Integration, built: AgentNodes) -> None:
+        super().__init__(integration.specification, integration.size, integration.specification_options)
+        object.__setattr__(self, "built", built)
+
+    def build_many(self, dimensions: int, ids: Any) -> AgentNodes:
+        """Return what was built."""
+        return self.built
+
+
 def check_integer(name: str, value: object, minimum: int) -> int:
     """Return an integer as a plain `int`; raise `TypeError` for other types, and `ValueError` below the minimum."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):

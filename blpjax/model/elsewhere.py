@@ -4,7 +4,7 @@ The delta method differentiates these functions, and bootstraps map them over dr
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from blpjax.economy.buckets import Economy, MarketIndex
+from blpjax.economy.buckets import Economy
 from blpjax.economy.mapping import CHUNK_ELEMENTS
 from blpjax.iteration import Iteration
 from blpjax.machine.compilation import filtered_program
@@ -20,37 +20,6 @@ from blpjax.model.model import Model, Prices
 from blpjax.model.parameters import Coefficients, all_coefficients
 
 _NO_LOOP = Iteration("return")
-
-
-@runtime_checkable
-class MarketsLike(Protocol):
-    """What is needed of a problem: which rows of the product table belong to which market."""
-
-    @property
-    def market_index(self) -> MarketIndex:
-        """Rows of each market in the product table."""
-
-
-@runtime_checkable
-class ResultsLike(Protocol):
-    """What is needed of results: estimates of all Q parameters, their covariances, and the model at the estimates.
-
-    `parameters` (Q, 1) are theta and the concentrated elements of beta and gamma, `parameter_covariances` (Q, Q) the
-    covariances of sqrt(N) times their errors, `tilde_costs` (N, 1), or (N, 0) without a supply side.
-    """
-
-    parameters: np.ndarray
-    parameter_covariances: np.ndarray
-    parameter_labels: list[str]
-    tilde_costs: np.ndarray
-
-    @property
-    def problem(self) -> MarketsLike:
-        """The problem that was solved."""
-
-    @property
-    def model(self) -> Model:
-        """The model at the estimates."""
 
 
 class Draw(eqx.Module):
@@ -81,21 +50,20 @@ class Equilibrium(eqx.Module):
     prices: Prices | None
 
 
-def covariances_of_estimates(results: ResultsLike) -> np.ndarray:
-    """Covariances (Q, Q) of the estimates, `parameter_covariances` divided by N.
+def covariances_of_estimates(parameter_covariances: np.ndarray, N: int) -> np.ndarray:
+    """Covariances (Q, Q) of estimates, given those of sqrt(N) times their errors.
 
     Raises
     ------
     ValueError
         When they are unknown.
     """
-    covariances = np.asarray(results.parameter_covariances)
-    if not np.isfinite(covariances).all():
+    if not np.isfinite(parameter_covariances).all():
         raise ValueError(
             "parameter_covariances of these results are unknown. Use results of the last GMM step, whose standard "
             "errors are finite."
         )
-    return covariances / results.model.delta.size
+    return parameter_covariances / N
 
 
 def hold_shares(model: Model, parameters: Float[Array, " Q"]) -> Model:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from blpjax import options
 from blpjax.economy.characteristics import Characteristics
 from blpjax.economy.ownership import Ownership, pack_firms
 from blpjax.inputs.absorb import Absorber
@@ -53,6 +52,7 @@ def build_equations(
     *,
     logarithmic: bool,
     add_exogenous: bool,
+    tolerances: tuple[float, float],
 ) -> Equations:
     """Absorb fixed effects, check ranks, and put data on the device.
 
@@ -63,6 +63,7 @@ def build_equations(
     designs, table, characteristics, ownership : products. `ownership` is needed with X3 only.
     logarithmic : whether X3 explains log costs.
     add_exogenous : whether columns of X1 without prices and of X3 without shares are instruments, too.
+    tolerances : `options.collinear_atol` and `options.collinear_rtol`.
 
     Raises
     ------
@@ -76,13 +77,13 @@ def build_equations(
     """
     X1, X2, X3 = designs[:3]
     if X2 is not None:
-        check_rank(X2.values, X2.labels, "X2", None, *_tolerances())
+        check_rank(X2.values, X2.labels, "X2", None, *tolerances)
     excluded = table.demand_instruments, table.demand_instrument_labels
-    demand = _build_side(X1, "prices", ("X1", "ZD"), excluded, designs.demand_absorber, add_exogenous)
+    demand = _build_side(X1, "prices", ("X1", "ZD"), excluded, designs.demand_absorber, add_exogenous, tolerances)
     if X3 is None:
         return Equations(ModelData(demand.equation), demand.labels, demand.rank)
     excluded = table.supply_instruments, table.supply_instrument_labels
-    supply = _build_side(X3, "shares", ("X3", "ZS"), excluded, designs.supply_absorber, add_exogenous)
+    supply = _build_side(X3, "shares", ("X3", "ZS"), excluded, designs.supply_absorber, add_exogenous, tolerances)
     assert ownership is not None
     X1_slope, X2_slope = characteristics.slopes("prices")
     pricing = Supply(
@@ -100,7 +101,7 @@ def build_equations(
     if instruments.shape[1] == 0:
         return Equations(ModelData(demand.equation, pricing), labels, rank)
     more = list(table.covariance_instrument_labels)
-    rank += check_instruments(instruments, more, "ZC", None, *_tolerances())
+    rank += check_instruments(instruments, more, "ZC", None, *tolerances)
     covariance = CovarianceMoments(jax.device_put(instruments), jax.device_put(np.array(0.0)))
     projections = [build_projection(absorber.ids) for absorber in (designs.demand_absorber, designs.supply_absorber)]
     data = ModelData(demand.equation, pricing).add([covariance], projections)
@@ -119,6 +120,7 @@ def _build_side(
     excluded: tuple[np.ndarray, Sequence[str]],
     absorber: Absorber,
     add_exogenous: bool,
+    tolerances: tuple[float, float],
 ) -> _Side:
     """An equation with instruments [excluded, exogenous X]. `names` are those of X and of the instruments."""
     added = exogenous_columns(X.columns, endogenous) if add_exogenous else []
@@ -126,10 +128,10 @@ def _build_side(
     labels = [*excluded[1], *(X.labels[k] for k in added)]
     unabsorbed = absorber.dimensions > 0
     residuals, Z_residuals = absorber.residualize(X.values), absorber.residualize(Z)
-    check_rank(residuals, X.labels, names[0], X.values if unabsorbed else None, *_tolerances())
+    check_rank(residuals, X.labels, names[0], X.values if unabsorbed else None, *tolerances)
     instruments = Z_residuals if add_exogenous else Z
     original = Z if unabsorbed and add_exogenous else None
-    rank = check_instruments(instruments, labels, names[1], original, *_tolerances())
+    rank = check_instruments(instruments, labels, names[1], original, *tolerances)
     Z_device = jax.device_put(Z_residuals)
     equation = Equation(
         X=jax.device_put(residuals),
@@ -138,7 +140,3 @@ def _build_side(
         instruments=Z_device if add_exogenous else jax.device_put(Z),
     )
     return _Side(equation, labels, rank)
-
-
-def _tolerances() -> tuple[float, float]:
-    return options.collinear_atol, options.collinear_rtol

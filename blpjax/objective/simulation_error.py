@@ -2,40 +2,24 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from blpjax.economy.buckets import AgentsInEconomy, Economy
-from blpjax.economy.ownership import Ownership, pack_firms
+from blpjax.economy.buckets import AgentsInEconomy
+from blpjax.economy.ownership import pack_firms
 from blpjax.exceptions import DataError, raise_for_status
 from blpjax.inputs.tables import assign_node_columns
 from blpjax.machine.compilation import program
 from blpjax.objective.moments import GMM
+from blpjax.objective.problem_data import ProblemData
 
 #: What the callable is called in messages.
 _NAME = "resample_agent_data"
 
 #: Covariances of fewer samples do not exist.
 _LEAST = 2
-
-
-@runtime_checkable
-class ProblemLike(Protocol):
-    """What is needed of a problem."""
-
-    agents_in_economy: AgentsInEconomy
-
-    @property
-    def K2(self) -> int:
-        """Number of characteristics with random coefficients."""
-
-    def build_agents(self, agent_data: Any = None) -> AgentsInEconomy:
-        """The economy with other agents."""
-
-    def ownership_in(self, economy: Economy) -> Ownership | None:
-        """Who owns what in an economy with other agents."""
 
 
 class SampledMoments(NamedTuple):
@@ -56,7 +40,8 @@ class AgentSamples:
     Parameters
     ----------
     resample : maps an index to agent data as in `Problem`, with nodes and weights, or to None when there are no more.
-    problem : the problem whose agents are drawn again.
+    data : those of the problem whose agents are drawn again.
+    weights_tol : by how much weights may differ from summing to one without a warning.
 
     Raises
     ------
@@ -68,13 +53,13 @@ class AgentSamples:
         When a set of agents cannot be used.
     """
 
-    def __init__(self, resample: Callable[[int], Any], problem: ProblemLike) -> None:
+    def __init__(self, resample: Callable[[int], Any], data: ProblemData, weights_tol: float) -> None:
         if not callable(resample):
             raise TypeError(f"{_NAME} must be a function of an index or None, not {type(resample).__name__}.")
-        if problem.K2 == 0:
+        if data.K2 == 0:
             raise ValueError(f"{_NAME} needs random coefficients: a second formulation, X2.")
         self._resample = resample
-        self._problem = problem
+        self._data, self._weights_tol = data, weights_tol
         self._known: list[AgentsInEconomy] = []
         for index in range(_LEAST):
             agents = self._draw(index)
@@ -97,11 +82,11 @@ class AgentSamples:
         """The objective with these agents instead."""
         economy, model = agents.economy, objective.model
         layout, data = model.layout, model.data
-        nonzero = np.isin(np.arange(self._problem.K2), layout.sigma_columns)
+        nonzero = np.isin(np.arange(self._data.K2), layout.sigma_columns)
         columns = assign_node_columns(agents.table.nodes.shape[1], nonzero)
         specification = model.specification._replace(layout=layout._replace(node_columns=tuple(columns.tolist())))
         if data.supply is not None:
-            ownership = self._problem.ownership_in(economy)
+            ownership = self._data.ownership_in(economy)
             assert ownership is not None
             supply = dataclasses.replace(data.supply, ownership=pack_firms(ownership))
             data = dataclasses.replace(data, supply=supply)
@@ -113,10 +98,10 @@ class AgentSamples:
         if data is None:
             return None
         try:
-            agents = self._problem.build_agents(data)
+            agents = self._data.build_agents(data, None, self._weights_tol)
         except (DataError, TypeError, ValueError) as error:
             raise DataError(f"What {_NAME}({index}) returned cannot be used: {error}") from error
-        known = self._problem.agents_in_economy.demographic_labels
+        known = self._data.agents_in_economy.demographic_labels
         if agents.demographic_labels != known:
             raise DataError(
                 f"What {_NAME}({index}) returned cannot be used: its demographics are "

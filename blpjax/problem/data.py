@@ -1,45 +1,90 @@
-"""The data of a problem: checked tables, designs, agents and equations, their dimensions, and how they are replaced."""
+"""Problems as holders of their data, under the names of its attributes: how they are built, replaced and stored."""
 
-import dataclasses
-import re
+import operator
 import time
-import warnings
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from blpjax import options
-from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, build_agents, closed_form_delta, index_markets
-from blpjax.economy.characteristics import Characteristics, build_characteristics
-from blpjax.economy.ownership import Ownership, pack_firms, table_ownership
-from blpjax.economy.sharding import shard_economy
-from blpjax.exceptions import DataWarning
-from blpjax.inputs import arguments, records
-from blpjax.inputs.absorb import build_absorber
+from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex
+from blpjax.economy.characteristics import Characteristics
+from blpjax.economy.ownership import Ownership
 from blpjax.inputs.formulation import Formulation
-from blpjax.inputs.identification import check_endogenous
 from blpjax.inputs.integration import Integration
-from blpjax.inputs.tables import AgentTable, read_products
-from blpjax.inputs.updating import replace_values
-from blpjax.machine.placement import Placement, build_placement
-from blpjax.model import starting_values
-from blpjax.model.parameters import Transformation
-from blpjax.objective.build import Designs, build_equations
-from blpjax.objective.data import place_data
-from blpjax.problem import state as states
+from blpjax.inputs.tables import AgentTable, ProductTable
+from blpjax.machine.placement import build_placement
+from blpjax.model.formulated import Formulations
+from blpjax.model.parameters import Parameters, Transformation, UtilityForm
+from blpjax.model.starting_values import build_parameters, check_price_coefficients
+from blpjax.objective.data import ModelData
+from blpjax.objective.problem_data import ProblemData, Tolerances, build_problem_data
+from blpjax.problem.state import problem_state, read_problem
 from blpjax.reporting import report
 
-Derived = TypeVar("Derived", bound="ProblemData")
+Holder = TypeVar("Holder", bound="DataHolder")
 
 
-class ProblemData:
-    """What a problem is made of; `Problem` documents arguments and attributes, and solves it."""
+def _shared(name: str) -> Any:
+    """A property of problems that is one of their data, with its docstring."""
+    known = getattr(ProblemData, name) if hasattr(ProblemData, name) else None
+    return property(operator.attrgetter(f"data.{name}"), doc=None if known is None else known.__doc__)
 
-    _replaced_instruments = False
-    _placement: Placement | None = None
+
+class DataHolder:
+    """What problems do with their data; `Problem` documents arguments and attributes, and solves it.
+
+    `data` never change: what differs is another problem.
+    """
+
+    product_formulations: Formulations = _shared("product_formulations")
+    agent_formulation: Formulation | None = _shared("agent_formulation")
+    integration: Integration | None = _shared("integration")
+    form: UtilityForm = _shared("form")
+    rc_types: list[Any] = _shared("rc_types")
+    epsilon_scale: float = _shared("epsilon_scale")
+    costs_type: str = _shared("costs_type")
+    add_exogenous: bool = _shared("add_exogenous")
+
+    T: int = _shared("T")
+    N: int = _shared("N")
+    F: int = _shared("F")
+    I: int = _shared("I")  # noqa: E741
+    K1: int = _shared("K1")
+    K2: int = _shared("K2")
+    K3: int = _shared("K3")
+    D: int = _shared("D")
+    MD: int = _shared("MD")
+    MS: int = _shared("MS")
+    MC: int = _shared("MC")
+    ED: int = _shared("ED")
+    ES: int = _shared("ES")
+    H: int = _shared("H")
+    unique_market_ids: np.ndarray = _shared("unique_market_ids")
+    unique_firm_ids: np.ndarray = _shared("unique_firm_ids")
+    unique_product_ids: np.ndarray = _shared("unique_product_ids")
+    unique_agent_ids: np.ndarray = _shared("unique_agent_ids")
+    unique_nesting_ids: np.ndarray = _shared("unique_nesting_ids")
+    products: np.recarray = _shared("products")
+    agents: np.recarray = _shared("agents")
+
+    product_table: ProductTable = _shared("product_table")
+    agent_table: AgentTable = _shared("agent_table")
+    market_index: MarketIndex = _shared("market_index")
+    agents_in_economy: AgentsInEconomy = _shared("agents_in_economy")
+    economy: Economy = _shared("economy")
+    X1: np.ndarray = _shared("X1")
+    X3: np.ndarray = _shared("X3")
+    characteristics: Characteristics = _shared("characteristics")
+    ownership: Ownership | None = _shared("ownership")
+    demand_ids: np.ndarray = _shared("demand_ids")
+    supply_ids: np.ndarray = _shared("supply_ids")
+    clusters: tuple[np.ndarray, int] = _shared("clusters")
+    model_data: ModelData = _shared("model_data")
+    instrument_labels: list[str] = _shared("instrument_labels")
+    instrument_rank: int = _shared("instrument_rank")
 
     def __init__(
         self,
@@ -53,109 +98,87 @@ class ProblemData:
         costs_type: str = "linear",
         add_exogenous: bool = True,
     ) -> None:
-        began = time.perf_counter()
-        options.output("Initializing the problem ...")
-        self.product_formulations = arguments.read_formulations(product_formulations, agent_formulation)
-        arguments.check_choice("costs_type", costs_type, ("linear", "log"))
-        self.agent_formulation = agent_formulation
-        self.integration = integration
-        self.add_exogenous = bool(add_exogenous)
-        self.costs_type = costs_type
-        self._tolerances = {name: getattr(options, name) for name in states.TOLERANCES}
+        def build(tolerances: Tolerances) -> ProblemData:
+            return build_problem_data(
+                product_formulations,
+                product_data,
+                agent_formulation=agent_formulation,
+                agent_data=agent_data,
+                integration=integration,
+                rc_types=rc_types,
+                epsilon_scale=epsilon_scale,
+                costs_type=costs_type,
+                add_exogenous=add_exogenous,
+                tolerances=tolerances,
+            )
 
-        X1, X2, X3 = self.product_formulations
-        assert X1 is not None
-        if X3 is None and costs_type != "linear":
-            raise ValueError("costs_type='log' needs a supply side: a third formulation, X3.")
-        self.product_table = read_products(product_data, supply=X3 is not None)
-        data = self.product_table.data
-        self._X1 = X1.build(data)
-        self._X2 = None if X2 is None else X2.build(data)
-        self._X3 = None if X3 is None else X3.build(data)
-        self.form = starting_values.read_utility_form(rc_types, epsilon_scale, self.K2)
-        self.epsilon_scale = self.form.epsilon_scale
-        self.rc_types = ["linear"] * self.K2 if rc_types is None else list(rc_types)
-        check_endogenous(self._X1, self._X2, self._X3, agent_formulation is not None)
-        self._demand_absorber = build_absorber(X1, data)
-        self._supply_absorber = self._demand_absorber if X3 is None else build_absorber(X3, data)
-        self._index = index_markets(self.product_table.market_ids)
-        self.agents_in_economy = self.build_agents(agent_data, integration)
-        self._set_equations()
-        options.output(f"Initialized the problem after {report.format_seconds(time.perf_counter() - began)}.")
-        if options.verbose:
-            options.output(f"\n{self}")
+        self.data = _announce("Initializing", "Initialized", build)
 
-    def _set_equations(self) -> None:
-        found = build_equations(
-            Designs(self._X1, self._X2, self._X3, self._demand_absorber, self._supply_absorber),
-            self.product_table,
-            self.characteristics,
-            self.ownership,
-            logarithmic=self.costs_type == "log",
-            add_exogenous=self.add_exogenous,
-        )
-        self.model_data, self.instrument_labels, self.instrument_rank = found
-        if self._placement is not None:
-            self.model_data = place_data(self.model_data, self._placement)
+    @classmethod
+    def _hold(cls: type[Holder], data: ProblemData) -> Holder:
+        """A problem with these data."""
+        problem = object.__new__(cls)
+        problem.data = data
+        return problem
+
+    @classmethod
+    def _derive(cls: type[Holder], build: Callable[[Tolerances], ProblemData]) -> Holder:
+        """A problem whose data are built from those of another one, without reading them again."""
+        return cls._hold(_announce("Re-creating", "Re-created", build))
 
     def residualize_demand(self, matrix: np.ndarray) -> np.ndarray:
         """Residuals (N, K) of the columns of a matrix on the fixed effects of X1; the matrix itself without any."""
-        return self._demand_absorber.residualize(matrix)
+        return self.data.residualize_demand(matrix)
 
     def residualize_supply(self, matrix: np.ndarray) -> np.ndarray:
         """Residuals (N, K) of the columns of a matrix on the fixed effects of X3; the matrix itself without any."""
-        return matrix if self._X3 is None else self._supply_absorber.residualize(matrix)
+        return self.data.residualize_supply(matrix)
 
     def build_agents(self, agent_data: Any = None, integration: Integration | None = None) -> AgentsInEconomy:
         """The economy with these agents, for evaluating the same model with other nodes, weights or demographics."""
-        return self._build_agents(agent_data, integration, options.weights_tol)
+        return self.data.build_agents(agent_data, integration, options.weights_tol)
 
-    def _build_agents(self, agent_data: Any, integration: Integration | None, weights_tol: float) -> AgentsInEconomy:
-        X2 = np.zeros((self.N, 0)) if self._X2 is None else self._X2.values
-        shares = self.product_table.shares
-        nests = self.product_table.nesting_ids
-        agents = build_agents(
-            self.agent_formulation, agent_data, integration, self._index, shares, X2, weights_tol, nests
+    def ownership_in(self, economy: Economy) -> Ownership | None:
+        """Who owns what in an economy with other agents, whose buckets may be others."""
+        return self.data.ownership_in(economy)
+
+    def closed_form_delta(self, rho: np.ndarray | None = None) -> np.ndarray:
+        """(N,) mean utilities of the logit, or with rho (1,) or (H,) those of the nested logit (Berry 1994)."""
+        return self.data.closed_form_delta(rho)
+
+    def read_parameters(
+        self,
+        sigma: Any,
+        pi: Any,
+        rho: Any,
+        beta: Any,
+        gamma: Any,
+        bounds: Mapping[str, Any],
+        bounded: bool = True,
+        tau: Any = None,
+    ) -> Parameters:
+        """Starting values, bounds (by block) and layout of the parameters from arguments of `solve`.
+
+        Without `bounded` there are no default bounds.
+        """
+        parameters = build_parameters(
+            sigma=sigma,
+            pi=pi,
+            rho=rho,
+            tau=tau,
+            beta=beta,
+            gamma=gamma,
+            bounds=bounds,
+            form=self.form,
+            labels=self.data.labels,
+            n_node_columns=self.agent_table.nodes.shape[1],
+            bounded=bounded,
         )
-        if self._placement is None:
-            return agents
-        return dataclasses.replace(agents, economy=shard_economy(agents.economy, self._placement))
+        if self.data.designs[2] is not None:
+            check_price_coefficients(parameters.layout.concentrated_beta, self.data.designs[0])
+        return parameters
 
-    def _derive(self, kind: "type[Derived]", change: Callable[["Derived"], None]) -> "Derived":
-        """A problem that shares what `change` does not replace, without reading the data again."""
-        began = time.perf_counter()
-        options.output("Re-creating the problem ...")
-        problem = self._copy(kind)
-        change(problem)
-        problem._tolerances = {name: getattr(options, name) for name in states.TOLERANCES}
-        problem._set_equations()
-        options.output(f"Re-created the problem after {report.format_seconds(time.perf_counter() - began)}.")
-        if options.verbose:
-            options.output(f"\n{problem}")
-        return problem
-
-    def _copy(self, kind: "type[Derived]") -> "Derived":
-        """A problem with the same attributes, without what is computed from them when it is asked for."""
-        attributes = {name: value for base in kind.__mro__ for name, value in vars(base).items()}
-        cached = {name for name, value in attributes.items() if isinstance(value, cached_property)}
-        problem = object.__new__(kind)
-        vars(problem).update({name: value for name, value in vars(self).items() if name not in cached})
-        return problem
-
-    def _set_instruments(self, demand_instruments: np.ndarray, supply_instruments: np.ndarray) -> None:
-        """Replace excluded instruments of the product table. Formulas still read its columns."""
-        fields: dict[str, Any] = {}
-        for name, values in (("demand_instruments", demand_instruments), ("supply_instruments", supply_instruments)):
-            matrix = np.array(values, float)
-            if matrix.ndim != 2 or len(matrix) != self.N or not np.isfinite(matrix).all():
-                raise ValueError(f"{name} must be a matrix of finite numbers with {self.N} rows.")
-            fields |= {name: matrix, f"{name[:-1]}_labels": tuple(f"{name}[{k}]" for k in range(matrix.shape[1]))}
-        if self._X3 is None and fields["supply_instruments"].size:
-            raise ValueError("supply_instruments need a supply side: a third formulation, X3.")
-        self.product_table = dataclasses.replace(self.product_table, **fields)
-        self.add_exogenous = self._replaced_instruments = True
-
-    def update(self: "Derived", data: Any, columns: Sequence[str] | None = None, partial: bool = False) -> "Derived":
+    def update(self: Holder, data: Any, columns: Sequence[str] | None = None, partial: bool = False) -> Holder:
         """The same problem with other values of some variables, matched by market and product.
 
         Everything that depends on the variables is computed again: formulas, instruments that are in the table, shares.
@@ -182,29 +205,19 @@ class ProblemData:
         ValueError
             When nothing or an ID is to be replaced, or instruments that optimal ones have replaced.
         """
-        given = states.built_arguments(self._arguments)
-        known = given["product_data"]
-        given["product_data"] = changed = replace_values(known, data, columns, partial)
-        replaced = [name for name in changed if changed[name] is not known[name]]
-        unused = [name for name in replaced if re.fullmatch(r"(demand|supply)_instruments[0-9]*", name)]
-        if self._replaced_instruments and unused:
-            raise ValueError(f"{', '.join(unused)} cannot be replaced: the problem's instruments are not its table's.")
-        with warnings.catch_warnings():
-            # agents are what they were, and so is what was said about them
-            warnings.filterwarnings("ignore", "agent_data: ", DataWarning)
-            problem = type(self)(**given)
-        if self._placement is not None:
-            problem = problem.shard(self.devices)
-        if isinstance(problem.integration, states.BuiltIntegration):
-            problem.integration = problem.integration.plain
-        if not self._replaced_instruments:
-            return problem
-        table = self.product_table
-        return problem._derive(
-            type(problem), lambda p: p._set_instruments(table.demand_instruments, table.supply_instruments)
-        )
+        known, table = self.data, self.product_table
+        products = known.change_columns(data, columns, partial)
 
-    def shard(self: "Derived", devices: int | Sequence[Any] | None = None) -> "Derived":
+        def build(tolerances: Tolerances) -> ProblemData:
+            return known.replace_products(products, tolerances)
+
+        found = _announce("Initializing", "Initialized", build)
+        if not known.replaced_instruments:
+            return self._hold(found)
+        Z = table.demand_instruments, table.supply_instruments
+        return self._derive(lambda tolerances: found.replace_instruments(*Z, tolerances))
+
+    def shard(self: Holder, devices: int | Sequence[Any] | None = None) -> Holder:
         """The same problem with its markets spread over devices, so that one estimation can exceed one device.
 
         Each device solves its own markets: loops wait for no other device, which only exchange what has a row for each
@@ -247,41 +260,14 @@ class ProblemData:
         A problem is built on JAX's default device before its markets are spread. Where not even its data fit there,
         build it within ``jax.default_device(jax.devices("cpu")[0])``: in the memory of the host.
         """
-        if self._placement is not None:
-            raise ValueError(f"The problem is spread over {self._placement.size} devices already.")
-        placement = build_placement(devices)
-        problem = self._copy(type(self))
-        problem._placement = placement
-        agents = self.agents_in_economy
-        problem.agents_in_economy = dataclasses.replace(agents, economy=shard_economy(agents.economy, placement))
-        data = self.model_data
-        if data.supply is not None:
-            assert problem.ownership is not None
-            owned = pack_firms(problem.ownership)
-            data = dataclasses.replace(data, supply=dataclasses.replace(data.supply, ownership=owned))
-        problem.model_data = place_data(data, placement)
-        return problem
+        if self.data.placement is not None:
+            raise ValueError(f"The problem is spread over {self.data.placement.size} devices already.")
+        return self._hold(self.data.shard(build_placement(devices)))
 
     @property
     def devices(self) -> tuple[jax.Device, ...] | None:
         """Devices that markets are spread over, or None where one device has all of them."""
-        return None if self._placement is None else self._placement.devices
-
-    @property
-    def _arguments(self) -> states.ProblemArguments:
-        """What the problem was built from."""
-        return states.ProblemArguments(
-            product_formulations=self.product_formulations,
-            products=self.product_table,
-            agent_formulation=self.agent_formulation,
-            agents=self.agent_table,
-            integration=self.integration,
-            rc_types=self.rc_types,
-            epsilon_scale=self.epsilon_scale,
-            costs_type=self.costs_type,
-            add_exogenous=self.add_exogenous,
-            tolerances=self._tolerances,
-        )
+        return None if self.data.placement is None else self.data.placement.devices
 
     def to_state(self) -> dict[str, Any]:
         """The problem as a tree of plain values, data included: what `ProblemResults.save` writes.
@@ -291,218 +277,26 @@ class ProblemData:
         DataError
             When a column that is used holds objects that cannot be stored.
         """
-        state = states.problem_state(self._arguments)
-        names = ("demand_instruments", "supply_instruments") if self._replaced_instruments else ()
-        return {
-            **state,
-            "kind": type(self).__name__,
-            "instruments": {name: getattr(self.product_table, name) for name in names},
-        }
+        return problem_state(self.data, type(self).__name__)
 
     @classmethod
-    def from_state(cls: type["Derived"], state: dict[str, Any]) -> "Derived":
+    def from_state(cls: type[Holder], state: dict[str, Any]) -> Holder:
         """Build the problem that `to_state` described, with the same agents, without messages."""
         kinds = {kind.__name__: kind for kind in (cls, *cls.__subclasses__())}
-        with states.built_again(state):
-            problem = kinds[state.get("kind", cls.__name__)](**states.read_problem(state))
-            if state.get("instruments"):
-                problem = problem._derive(type(problem), lambda p: p._set_instruments(**state["instruments"]))
-        if isinstance(problem.integration, states.BuiltIntegration):
-            problem.integration = problem.integration.plain
-        return problem
-
-    @property
-    def economy(self) -> Economy:
-        """All markets, padded into buckets, as compiled programs read them."""
-        return self.agents_in_economy.economy
-
-    @property
-    def agent_table(self) -> AgentTable:
-        """Checked agent data."""
-        return self.agents_in_economy.table
-
-    @property
-    def X1(self) -> np.ndarray:
-        """(N, K1) linear characteristics before absorption of fixed effects."""
-        return self._X1.values
-
-    @property
-    def X3(self) -> np.ndarray:
-        """(N, K3) characteristics that explain marginal costs, before absorption of fixed effects."""
-        return np.zeros((self.N, 0)) if self._X3 is None else self._X3.values
-
-    @property
-    def market_index(self) -> MarketIndex:
-        """Sorted market IDs, and the rows of each market in the product table."""
-        return self._index
-
-    @cached_property
-    def characteristics(self) -> Characteristics:
-        """X1, X2 and X3 as functions of the variables in their formulas."""
-        table = self.product_table
-        return build_characteristics((self._X1, self._X2, self._X3), table.prices, table.shares)
-
-    @cached_property
-    def ownership(self) -> Ownership | None:
-        """Who owns what: matrices from the data, or else codes of firms; None without either."""
-        return self.ownership_in(self.economy)
-
-    def ownership_in(self, economy: Economy) -> Ownership | None:
-        """Who owns what in an economy with other agents, whose buckets may be others."""
-        return table_ownership(economy, self.product_table)
-
-    @property
-    def T(self) -> int:
-        """Number of markets."""
-        return len(self._index.ids)
-
-    @property
-    def N(self) -> int:
-        """Number of products in all markets."""
-        return self.product_table.shares.size
-
-    @property
-    def F(self) -> int:
-        """Number of firms."""
-        return self.unique_firm_ids.size
-
-    @property
-    def I(self) -> int:  # noqa: E743
-        """Number of agents in all markets."""
-        return self.agent_table.weights.size if self.K2 else 0
-
-    @property
-    def K1(self) -> int:
-        """Number of linear characteristics."""
-        return self._X1.values.shape[1]
-
-    @property
-    def K2(self) -> int:
-        """Number of characteristics with random coefficients."""
-        return 0 if self._X2 is None else self._X2.values.shape[1]
-
-    @property
-    def D(self) -> int:
-        """Number of demographics."""
-        return len(self.agents_in_economy.demographic_labels)
-
-    @property
-    def K3(self) -> int:
-        """Number of characteristics that explain marginal costs."""
-        return 0 if self._X3 is None else self._X3.values.shape[1]
-
-    @property
-    def MD(self) -> int:
-        """Number of demand instruments."""
-        return self.model_data.demand.Z.shape[1]
-
-    @property
-    def MS(self) -> int:
-        """Number of supply instruments."""
-        return 0 if self.model_data.supply is None else self.model_data.supply.equation.Z.shape[1]
-
-    @property
-    def MC(self) -> int:
-        """Number of covariance instruments."""
-        return 0 if self.model_data.covariance is None else self.model_data.covariance.instruments.shape[1]
-
-    @property
-    def ED(self) -> int:
-        """Number of dimensions of fixed effects absorbed from demand."""
-        return self._demand_absorber.dimensions
-
-    @property
-    def ES(self) -> int:
-        """Number of dimensions of fixed effects absorbed from supply."""
-        return 0 if self._X3 is None else self._supply_absorber.dimensions
-
-    @property
-    def demand_ids(self) -> np.ndarray:
-        """(N, ED) levels of fixed effects absorbed from demand, counted from zero."""
-        return self._demand_absorber.ids
-
-    @property
-    def supply_ids(self) -> np.ndarray:
-        """(N, ES) levels of fixed effects absorbed from supply, counted from zero."""
-        return self._supply_absorber.ids[:, : self.ES]
-
-    @property
-    def H(self) -> int:
-        """Number of nesting groups."""
-        return self.unique_nesting_ids.size
-
-    @property
-    def unique_market_ids(self) -> np.ndarray:
-        """Sorted market IDs."""
-        return records.as_objects(self._index.ids)
-
-    @cached_property
-    def unique_firm_ids(self) -> np.ndarray:
-        """Sorted firm IDs."""
-        return records.unique_ids(self.product_table.firm_ids)
-
-    @cached_property
-    def unique_product_ids(self) -> np.ndarray:
-        """Sorted product IDs (of the first column, if there are several)."""
-        return records.unique_ids(self.product_table.product_ids)
-
-    @cached_property
-    def unique_agent_ids(self) -> np.ndarray:
-        """Sorted agent IDs."""
-        return records.unique_ids(self.agent_table.agent_ids)
-
-    @cached_property
-    def unique_nesting_ids(self) -> np.ndarray:
-        """Sorted IDs of nests."""
-        return records.unique_ids(self.product_table.nesting_ids)
-
-    @cached_property
-    def products(self) -> np.recarray:
-        """Product data as a structured array of N rows, with residualised `X1` and `ZD`."""
-        supply, covariance = self.model_data.supply, self.model_data.covariance
-        none = np.zeros((self.N, 0))
-        matrices = records.ProductMatrices(
-            X1=np.asarray(self.model_data.demand.X),
-            X2=none if self._X2 is None else self._X2.values,
-            X3=none if supply is None else np.asarray(supply.equation.X),
-            ZD=np.asarray(self.model_data.demand.instruments),
-            ZS=none if supply is None else np.asarray(supply.equation.instruments),
-            ZC=none if covariance is None else np.asarray(covariance.instruments),
-            demand_ids=self.demand_ids,
-            supply_ids=self.supply_ids,
-        )
-        designs = [design for design in (self._X1, self._X2, self._X3) if design is not None]
-        columns = [column for design in designs for column in design.columns]
-        return records.product_records(self.product_table, matrices, columns)
-
-    @cached_property
-    def agents(self) -> np.recarray:
-        """Agent data as a structured array of I rows."""
-        return records.agent_records(self.agent_table, self.agents_in_economy.demographics)
+        return kinds[state.get("kind", cls.__name__)]._hold(read_problem(state))
 
     def __str__(self) -> str:
-        names = ["T", "N", "F", "I", "K1", "K2", "K3", "D", "MD", "MS", "MC", "ED", "ES", "H"]
-        kept = [name for name in names if self.K3 or name not in ("K3", "MS", "MC", "ES")]
-        formulations = {
-            "X1: Linear Characteristics": self._X1.labels,
-            "X2: Nonlinear Characteristics": () if self._X2 is None else self._X2.labels,
-            f"X3: {self.costs_type.title()} Cost Characteristics": () if self._X3 is None else self._X3.labels,
-            "d: Demographics": self.agents_in_economy.demographic_labels,
-        }
-        return report.describe_problem({name: getattr(self, name) for name in kept}, formulations)
+        return str(self.data)
 
     __repr__ = __str__
 
-    @cached_property
-    def clusters(self) -> tuple[np.ndarray, int]:
-        """Clusters of products (N,), counted from zero, and their number; one without clustering IDs."""
-        ids = self.product_table.clustering_ids
-        if ids is None:
-            return np.zeros(self.N, int), 1
-        unique, codes = np.unique(ids.reshape(-1), return_inverse=True)
-        return codes, unique.size
 
-    def closed_form_delta(self, rho: np.ndarray | None = None) -> np.ndarray:
-        """(N,) mean utilities of the logit, or with rho (1,) or (H,) those of the nested logit (Berry 1994)."""
-        table = self.product_table
-        return self.epsilon_scale * closed_form_delta(table.shares, self._index.codes, table.nesting_ids, rho)
+def _announce(begin: str, end: str, build: Callable[[Tolerances], ProblemData]) -> ProblemData:
+    """Data that are checked with the options of now, with messages before and after."""
+    began = time.perf_counter()
+    options.output(f"{begin} the problem ...")
+    data = build(Tolerances(*(float(getattr(options, name)) for name in Tolerances._fields)))
+    options.output(f"{end} the problem after {report.format_seconds(time.perf_counter() - began)}.")
+    if options.verbose:
+        options.output(f"\n{data}")
+    return data

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,14 +17,11 @@ from blpjax.estimation.options import StepOptions
 from blpjax.estimation.start_rho import fill_rho
 from blpjax.estimation.starts import try_starts
 from blpjax.estimation.step import StepContext, solve_step
-from blpjax.exceptions import DataError
 from blpjax.inputs import arguments
 from blpjax.inputs.identification import check_order_condition
 from blpjax.iteration import Iteration
 from blpjax.machine.pickling import Picklable
-from blpjax.model import starting_values
-from blpjax.model.parameters import Labels, Parameters
-from blpjax.model.starting_values import build_parameters
+from blpjax.model.parameters import Parameters
 from blpjax.objective import programs
 from blpjax.objective.absorption import build_projection
 from blpjax.objective.blocks import MomentBlock
@@ -34,11 +31,11 @@ from blpjax.objective.moments import GMM
 from blpjax.objective.simulation_error import AgentSamples
 from blpjax.objective.structure import Specification, StructuralModel
 from blpjax.optimize.optimize import Optimization, OptimizationStatus
-from blpjax.problem.data import ProblemData
+from blpjax.problem.data import DataHolder
 from blpjax.problem.results import ProblemResults
 
 
-class Problem(ProblemData, Picklable):
+class Problem(DataHolder, Picklable):
     """A BLP problem: demand and, with a third formulation, the marginal costs of firms that set prices.
 
     Parameters
@@ -260,9 +257,11 @@ class Problem(ProblemData, Picklable):
         bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "rho": rho_bounds, "tau": tau_bounds}
         bounds |= {"beta": beta_bounds, "gamma": gamma_bounds}
         supports_bounds = getattr(optimization, "supports_bounds", True)
-        samples = None if resample_agent_data is None else AgentSamples(resample_agent_data, self)
-        sigma, pi = start_frac.fill_starts(self, sigma, pi, bounds)
-        rho = fill_rho(self, rho, rho_bounds)
+        samples = None
+        if resample_agent_data is not None:
+            samples = AgentSamples(resample_agent_data, self.data, options.weights_tol)
+        sigma, pi = start_frac.fill_starts(self.data, sigma, pi, bounds)
+        rho = fill_rho(self.data, rho, rho_bounds)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
         data = self._data_of_moments(bounds_on_costs, covariance_moments_mean, moment_blocks)
         step_options = estimation_options.read_step_options(
@@ -355,7 +354,7 @@ class Problem(ProblemData, Picklable):
         NotImplementedError
             With nests, random coefficients of other types, or agents' own availability of products.
         """
-        return start_frac.compute_frac_starts(self, sigma, pi, floor)
+        return start_frac.compute_frac_starts(self.data, sigma, pi, floor)
 
     def functions(
         self,
@@ -392,45 +391,6 @@ class Problem(ProblemData, Picklable):
             theta_labels=tuple(parameters.theta_labels),
         )
 
-    def read_parameters(
-        self,
-        sigma: Any,
-        pi: Any,
-        rho: Any,
-        beta: Any,
-        gamma: Any,
-        bounds: Mapping[str, Any],
-        bounded: bool = True,
-        tau: Any = None,
-    ) -> Parameters:
-        """Starting values, bounds (by block) and layout of the parameters from arguments of `solve`.
-
-        Without `bounded` there are no default bounds.
-        """
-        X2, X3 = self._X2, self._X3
-        parameters = build_parameters(
-            sigma=sigma,
-            pi=pi,
-            rho=rho,
-            tau=tau,
-            beta=beta,
-            gamma=gamma,
-            bounds=bounds,
-            form=self.form,
-            labels=Labels(
-                X1=self._X1.labels,
-                X2=() if X2 is None else X2.labels,
-                X3=() if X3 is None else X3.labels,
-                demographics=self.agents_in_economy.demographic_labels,
-                nests=tuple(map(str, self.unique_nesting_ids)),
-            ),
-            n_node_columns=self.agent_table.nodes.shape[1],
-            bounded=bounded,
-        )
-        if X3 is not None:
-            starting_values.check_price_coefficients(parameters.layout.concentrated_beta, self._X1)
-        return parameters
-
     def replace_instruments(
         self, demand_instruments: np.ndarray, supply_instruments: np.ndarray
     ) -> "OptimalInstrumentProblem":
@@ -451,9 +411,8 @@ class Problem(ProblemData, Picklable):
         IdentificationWarning
             When instruments are collinear.
         """
-        return self._derive(
-            OptimalInstrumentProblem, lambda problem: problem._set_instruments(demand_instruments, supply_instruments)
-        )
+        Z = demand_instruments, supply_instruments
+        return OptimalInstrumentProblem._derive(lambda tolerances: self.data.replace_instruments(*Z, tolerances))
 
     def replace_agents(self, agent_data: Any) -> "ImportanceSamplingProblem":
         """The same problem with other agents, whose weights need not sum to one.
@@ -467,18 +426,7 @@ class Problem(ProblemData, Picklable):
         DataError
             When agents cannot be used, or a level of a categorical demographic is missing.
         """
-
-        def change(problem: ImportanceSamplingProblem) -> None:
-            problem.integration = None
-            problem.agents_in_economy = self._build_agents(agent_data, None, np.inf)
-            missing = set(self.agents_in_economy.demographic_labels) - set(problem.agents_in_economy.demographic_labels)
-            if missing:
-                raise DataError(
-                    f"agent_data: a level of a categorical variable is missing, so there are no demographics "
-                    f"{', '.join(map(repr, sorted(missing)))}. Draw more agents."
-                )
-
-        return self._derive(ImportanceSamplingProblem, change)
+        return ImportanceSamplingProblem._derive(lambda tolerances: self.data.replace_agents(agent_data, tolerances))
 
     def _data_of_moments(
         self, costs_bounds: np.ndarray, covariance_moments_mean: Any, moment_blocks: Sequence[MomentBlock] = ()
@@ -514,7 +462,7 @@ class Problem(ProblemData, Picklable):
             objective=self._objective(
                 step_options.specification, parameters, iteration, data, weights, step_options.scale_objective
             ),
-            market_ids=self._index.ids,
+            market_ids=self.market_index.ids,
             cluster_ids=self.clusters[0],
             residualize_demand=self.residualize_demand,
             residualize_supply=self.residualize_supply,

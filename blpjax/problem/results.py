@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from blpjax import options
 from blpjax.economy.buckets import AgentsInEconomy
+from blpjax.estimation.estimates import Estimates, SolvedProblem
 from blpjax.estimation.starts import describe_starts
 from blpjax.inference.bootstrap import BootstrappedResults, bootstrap_results
 from blpjax.inference.delta_method import DeltaMethodResults, apply_delta_method
@@ -26,7 +28,6 @@ from blpjax.objective.moments import lacks_influence
 from blpjax.outputs.micro import MicroMethods
 from blpjax.outputs.outputs import PostEstimation
 from blpjax.outputs.query import OutputTables
-from blpjax.problem.estimates import Estimates, ProblemLike
 from blpjax.problem.state import Step, read_step, step_state
 
 
@@ -88,12 +89,12 @@ class ProblemResults(Estimates, PostEstimation, MicroMethods, Picklable):
 
     @classmethod
     def from_state(
-        cls, problem: "ProblemLike", steps: Sequence[dict[str, Any]], starts: dict[str, Any] | None = None
+        cls, problem: SolvedProblem, steps: Sequence[dict[str, Any]], starts: dict[str, Any] | None = None
     ) -> "ProblemResults":
         """The last of the results that `save` described, with all previous ones."""
         results: ProblemResults | None = None
         for state in steps:
-            step = read_step(state, problem.form)
+            step = read_step(state, problem.data.form)
             results = cls(problem, results, step.result, step.options, step.estimated)
             results.starts = None if starts is None else pd.DataFrame(starts)
         if results is None:
@@ -405,11 +406,11 @@ class ProblemResults(Estimates, PostEstimation, MicroMethods, Picklable):
             With fixed effects in several dimensions, and for results with `moment_blocks`.
         """
         evaluation, layout = self._result.outcome.evaluation, self._options.parameters.layout
-        data = self.problem.model_data
+        data = self.problem.data.model_data
         if self.moments.size != data.size:
             raise NotImplementedError("Fixed effects cannot be projected from results with moment_blocks.")
         estimates = StepEstimates(
-            problem=self.problem,
+            data=self.problem.data,
             layout=layout,
             types=self._options.types,
             xi=self.xi[:, 0],
@@ -430,8 +431,9 @@ class ProblemResults(Estimates, PostEstimation, MicroMethods, Picklable):
     @property
     def output_tables(self) -> OutputTables:
         """The problem's tables, which label outputs."""
-        return OutputTables(self.problem.product_table, self.problem.market_index, self.problem.agents_in_economy)
+        known = self.problem.data
+        return OutputTables(known.product_table, known.market_index, known.agents_in_economy)
 
     def build_agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
         """The problem's economy with other agents."""
-        return self.problem.build_agents(agent_data, integration)
+        return self.problem.data.build_agents(agent_data, integration, options.weights_tol)

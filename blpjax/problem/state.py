@@ -3,25 +3,22 @@
 Functions of the user (custom optimisation routines and norms) are stored by name only: see `NotStored`.
 """
 
-import contextlib
 import dataclasses
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blpjax import options as settings
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.step import InnerLoops, StepResult
 from blpjax.exceptions import DataError, DataWarning, IdentificationWarning
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import AgentNodes, Integration
 from blpjax.inputs.table_format import describe_rows
-from blpjax.inputs.tables import AgentTable, ProductTable
 from blpjax.iteration import Iteration
 from blpjax.machine import storage
 from blpjax.model.inversion import Inversion
@@ -29,14 +26,12 @@ from blpjax.model.parameters import BlockBounds, Bounds, Coefficients, Labels, P
 from blpjax.objective import iv
 from blpjax.objective.inference import CovarianceTypes, StepSummary
 from blpjax.objective.moments import Evaluation
+from blpjax.objective.problem_data import ProblemData, Tolerances, build_problem_data
 from blpjax.objective.structure import Costs
 from blpjax.optimize.optimize import Optimization, OptimizationOutcome, OptimizationStatus
 
 State = dict[str, Any]
 Module = TypeVar("Module", Coefficients, Costs, Evaluation, Inversion, StepSummary, iv.Inference)
-
-#: Options that decide whether data are refused.
-TOLERANCES = ("weights_tol", "collinear_atol", "collinear_rtol")
 
 # Columns that problems use by their names, perhaps numbered.
 _PRODUCT_FIELDS = (
@@ -83,44 +78,8 @@ class Step:
     estimated: bool
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ProblemArguments:
-    """Arguments of `Problem`, with data as checked, and the tolerances (options by name) that data were checked with.
-
-    `agents` has the nodes and weights that the integration built: without a seed it would not build them again.
-    """
-
-    product_formulations: tuple[Formulation | None, ...]
-    products: ProductTable
-    agent_formulation: Formulation | None
-    agents: AgentTable
-    integration: Integration | None
-    rc_types: Sequence[Any]
-    epsilon_scale: float
-    costs_type: str
-    add_exogenous: bool
-    tolerances: Mapping[str, float]
-
-
-@dataclasses.dataclass(frozen=True, init=False, repr=False, eq=False)
-class BuiltIntegration(Integration):
-    """An integration with the nodes and weights that it has built already. `plain` is the integration without them."""
-
-    plain: Integration
-    built: AgentNodes
-
-    def __init__(self, integration: Integration, built: AgentNodes) -> None:
-        super().__init__(integration.specification, integration.size, integration.specification_options)
-        object.__setattr__(self, "plain", integration)
-        object.__setattr__(self, "built", built)
-
-    def build_many(self, dimensions: int, ids: Any) -> AgentNodes:
-        """Return what was built."""
-        return self.built
-
-
-def problem_state(arguments: ProblemArguments) -> State:
-    """Return the tree of a problem.
+def problem_state(data: ProblemData, kind: str) -> State:
+    """Return the tree of a problem, whose class is called `kind`.
 
     Raises
     ------
@@ -134,57 +93,54 @@ def problem_state(arguments: ProblemArguments) -> State:
     DataWarning
         When such a column is left out, because the problem does not use it.
     """
-    formulations = arguments.product_formulations
-    integration, agents = arguments.integration, arguments.agents
+    formulations, table = data.product_formulations, data.product_table
+    integration, agents = data.integration, data.agent_table
     product_names = {name for f in formulations if f is not None for name in (*f.names, *f.absorb_names)}
-    agent_names = () if arguments.agent_formulation is None else arguments.agent_formulation.names
+    agent_names = () if data.agent_formulation is None else data.agent_formulation.names
     built = {"market_ids": agents.market_ids, "nodes": agents.nodes, "weights": agents.weights}
+    instruments = ("demand_instruments", "supply_instruments") if data.replaced_instruments else ()
     return {
         "product_formulations": [_formulation_state(formulation) for formulation in formulations],
-        "product_data": _table_state(arguments.products.data, "product_data", _PRODUCT_FIELDS, product_names),
-        "agent_formulation": _formulation_state(arguments.agent_formulation),
+        "product_data": _table_state(table.data, "product_data", _PRODUCT_FIELDS, product_names),
+        "agent_formulation": _formulation_state(data.agent_formulation),
         "agent_data": _table_state(agents.data, "agent_data", _AGENT_FIELDS, agent_names) if agents.data else None,
         "integration": None if integration is None else _integration_state(integration),
         "built_agents": None if integration is None else _table_state(built, "agent_data", _AGENT_FIELDS, ()),
-        "rc_types": [_stored_type(kind) for kind in arguments.rc_types],
-        "epsilon_scale": arguments.epsilon_scale,
-        "costs_type": arguments.costs_type,
-        "add_exogenous": arguments.add_exogenous,
-        "tolerances": dict(arguments.tolerances),
+        "rc_types": [_stored_type(kind) for kind in data.rc_types],
+        "epsilon_scale": data.epsilon_scale,
+        "costs_type": data.costs_type,
+        "add_exogenous": data.add_exogenous,
+        "tolerances": data.tolerances._asdict(),
+        "kind": kind,
+        "instruments": {name: getattr(table, name) for name in instruments},
     }
 
 
-def built_arguments(arguments: ProblemArguments) -> State:
-    """Arguments of the constructor of `Problem` by name, with the nodes and weights that are built already."""
-    integration, agents = arguments.integration, arguments.agents
+def read_problem(state: State) -> ProblemData:
+    """The data of a problem, checked as they were before, without saying again what was said about them."""
+    tolerances = Tolerances(*(float(state["tolerances"][name]) for name in Tolerances._fields))
+    integration, built = state["integration"], None
     if integration is not None:
-        integration = BuiltIntegration(integration, AgentNodes(agents.market_ids, agents.nodes, agents.weights))
-    special = {
-        "product_data": dict(arguments.products.data),
-        "agent_data": dict(agents.data) or None,
-        "integration": integration,
-    }
-    names = {field.name for field in dataclasses.fields(arguments)} - {"products", "agents", "tolerances"}
-    plain = {name: getattr(arguments, name) for name in names}
-    return {name: None if isinstance(value, list) and not value else value for name, value in plain.items()} | special
-
-
-def read_problem(state: State) -> State:
-    """Arguments of the constructor of `Problem` by name."""
-    integration = state["integration"]
-    if integration is not None:
-        integration = BuiltIntegration(Integration(**integration), AgentNodes(**state["built_agents"]))
-    return {
-        "product_formulations": [_read_formulation(formulation) for formulation in state["product_formulations"]],
-        "product_data": state["product_data"],
-        "agent_formulation": _read_formulation(state["agent_formulation"]),
-        "agent_data": state["agent_data"],
-        "integration": integration,
-        "rc_types": state.get("rc_types") or None,
-        "epsilon_scale": state.get("epsilon_scale", 1.0),
-        "costs_type": state["costs_type"],
-        "add_exogenous": state["add_exogenous"],
-    }
+        integration, built = Integration(**integration), AgentNodes(**state["built_agents"])
+    with warnings.catch_warnings():
+        for category in (DataWarning, IdentificationWarning):
+            warnings.simplefilter("ignore", category)
+        data = build_problem_data(
+            [_read_formulation(formulation) for formulation in state["product_formulations"]],
+            state["product_data"],
+            agent_formulation=_read_formulation(state["agent_formulation"]),
+            agent_data=state["agent_data"],
+            integration=integration,
+            built=built,
+            rc_types=state.get("rc_types") or None,
+            epsilon_scale=state.get("epsilon_scale", 1.0),
+            costs_type=state["costs_type"],
+            add_exogenous=state["add_exogenous"],
+            tolerances=tolerances,
+        )
+        if state.get("instruments"):
+            data = data.replace_instruments(**state["instruments"], tolerances=tolerances)
+    return data
 
 
 def _stored_type(kind: Any) -> str:
@@ -194,23 +150,6 @@ def _stored_type(kind: Any) -> str:
             "estimates themselves, for example results.to_dict(), or pickle the results."
         )
     return kind
-
-
-@contextlib.contextmanager
-def built_again(state: State) -> Iterator[None]:
-    """Check data within this context as they were checked before, and do not say again what was said about them."""
-    wanted = {"verbose": False} | {name: state["tolerances"][name] for name in TOLERANCES}
-    before = {name: getattr(settings, name) for name in wanted}
-    with warnings.catch_warnings():
-        for category in (DataWarning, IdentificationWarning):
-            warnings.simplefilter("ignore", category)
-        try:
-            for name, value in wanted.items():
-                setattr(settings, name, value)
-            yield
-        finally:
-            for name, value in before.items():
-                setattr(settings, name, value)
 
 
 def step_state(step: Step) -> State:

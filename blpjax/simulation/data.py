@@ -2,16 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options
-from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, build_agents
-from blpjax.economy.characteristics import Characteristics, build_characteristics
-from blpjax.economy.ownership import Ownership, table_ownership
+from blpjax.economy.buckets import Economy
 from blpjax.exceptions import DataError
 from blpjax.inputs import records
 from blpjax.inputs.arguments import read_vector
@@ -21,9 +18,10 @@ from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.instruments import build_blp_instruments
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.table_format import read_table
-from blpjax.inputs.tables import ProductTable, assign_node_columns, read_agents
+from blpjax.inputs.tables import assign_node_columns, read_agents
+from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
-from blpjax.model.parameters import Coefficients, Labels, ParameterLayout, UtilityForm
+from blpjax.model.parameters import Coefficients, ParameterLayout
 from blpjax.model.starting_values import build_parameters
 
 Columns = dict[str, np.ndarray]
@@ -35,48 +33,20 @@ _AGENT_FIELDS = ("market_ids", "agent_ids", "nodes", "weights", "availability")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Primitives:
-    """What a simulation is made of, before prices and shares are replaced.
+class Primitives(Formulated):
+    """What a simulation is made of, before prices and shares are replaced: `Formulated` with true parameters.
 
     Attributes
     ----------
-    agent_formulation : demographics, or None.
-    designs : X1, X2 and X3, None where there is no such matrix.
-    products, index : checked product data and the rows of each market.
-    agents : checked agent data in their economy; `agent_columns` as a table with demographics, None without X2.
-    coefficients, labels : true parameters and their names.
+    agent_columns : agent data as a table with demographics, None without X2.
+    coefficients : true parameters.
     xi : (N,) unobserved demand shocks. omega : (N,) those of costs, None without X3.
-    costs_type : whether costs (``'linear'``) or their logarithms (``'log'``) are linear in X3.
-    form : transformations of random coefficients and the scale of epsilon.
     """
 
-    agent_formulation: Formulation | None
-    designs: tuple[DesignMatrix, DesignMatrix | None, DesignMatrix | None]
-    products: ProductTable
-    index: MarketIndex
-    agents: AgentsInEconomy
     agent_columns: Columns | None
     coefficients: Coefficients
-    labels: Labels
     xi: np.ndarray
     omega: np.ndarray | None
-    costs_type: str
-    form: UtilityForm
-
-    @property
-    def X1(self) -> np.ndarray:
-        """(N, K1) linear characteristics."""
-        return self.designs[0].values
-
-    @property
-    def X2(self) -> np.ndarray:
-        """(N, K2) nonlinear characteristics."""
-        return np.zeros((self.xi.size, 0)) if self.designs[1] is None else self.designs[1].values
-
-    @property
-    def X3(self) -> np.ndarray:
-        """(N, K3) characteristics that explain marginal costs."""
-        return np.zeros((self.xi.size, 0)) if self.designs[2] is None else self.designs[2].values
 
     @property
     def delta(self) -> np.ndarray:
@@ -90,16 +60,6 @@ class Primitives:
             return None
         return self.X3 @ np.asarray(self.coefficients.gamma) + self.omega
 
-    @cached_property
-    def characteristics(self) -> Characteristics:
-        """X1, X2 and X3 as functions of the variables in their formulas."""
-        return build_characteristics(self.designs, self.products.prices, self.products.shares)
-
-    @cached_property
-    def ownership(self) -> Ownership | None:
-        """Who owns what: matrices from the data, or else codes of firms; None without either."""
-        return table_ownership(self.agents.economy, self.products)
-
     def layout_in(self, economy: Economy) -> ParameterLayout:
         """Which node columns go with which columns of sigma. Theta has no elements: all parameters are known."""
         nonzero = (np.asarray(self.coefficients.sigma) != 0).any(axis=0)
@@ -109,24 +69,54 @@ class Primitives:
     def model(self, delta: np.ndarray) -> Model:
         """The model at the simulated variables with mean utilities (N,)."""
         return Model(
-            economy=self.agents.economy,
+            economy=self.economy,
             characteristics=self.characteristics,
             coefficients=Coefficients(*map(jnp.asarray, dataclasses.astuple(self.coefficients))),
             delta=jnp.asarray(delta),
-            layout=self.layout_in(self.agents.economy),
+            layout=self.layout_in(self.economy),
             ownership=self.ownership,
             costs_type=self.costs_type,
         )
 
-    def build_agents(self, agent_data: Any = None, integration: Integration | None = None) -> AgentsInEconomy:
-        """The economy with other agents."""
-        table, tol = self.products, options.weights_tol
-        given = self.agent_formulation, agent_data, integration
-        return build_agents(*given, self.index, table.shares, self.X2, tol, table.nesting_ids)
+    def coefficient(self, matrix: str, name: str) -> float:
+        """The coefficient on a variable that is one column of X1 or X3 (`matrix`) and in no other column.
+
+        Raises
+        ------
+        ValueError
+            When the variable is none of those, or its coefficient is zero.
+        """
+        designs = dict(zip(("X1", "X2", "X3"), self.designs, strict=True))
+        argument, own = f"{matrix}_name", designs[matrix]
+        assert own is not None
+        plain = [k for k, column in enumerate(own.columns) if column.label == name and column.inputs == (name,)]
+        if name in ("prices", "shares"):
+            raise ValueError(f"{argument} must be an exogenous variable, not {name!r}.")
+        if not plain:
+            raise ValueError(
+                f"{argument} must be a variable that {matrix} has as a column of its own, not {name!r}. Columns of "
+                f"{matrix} are {', '.join(own.labels)}."
+            )
+        others = {
+            f"'{column.label}' in {which}"
+            for which, design in designs.items()
+            for k, column in enumerate(() if design is None else design.columns)
+            if column.depends_on(name) and not (which == matrix and k == plain[0])
+        }
+        if others:
+            raise ValueError(
+                f"{argument} must be in one column of {matrix} only, but {name!r} is also in "
+                f"{', '.join(sorted(others))}."
+            )
+        values = self.coefficients.beta if matrix == "X1" else self.coefficients.gamma
+        value = float(np.asarray(values)[plain[0]])
+        if value == 0:
+            raise ValueError(f"{argument}={name!r} has a coefficient of zero, so no values of it explain anything.")
+        return value
 
     def product_data(self, changes: Mapping[str, np.ndarray]) -> np.recarray:
         """Product data as a structured array of N rows, with some variables replaced."""
-        table = self.products
+        table = self.product_table
         fields = {name: getattr(table, name) for name in _PRODUCT_FIELDS}
         if table.ownership is None:
             fields["ownership"] = np.zeros((table.shares.size, 0))
@@ -235,9 +225,7 @@ def complete_agents(
     return columns
 
 
-def read_coefficients(
-    parameters: Mapping[str, Any], labels: Labels, n_node_columns: int, form: UtilityForm
-) -> Coefficients:
+def read_coefficients(parameters: Mapping[str, Any], known: Formulated) -> Coefficients:
     """True parameters as arrays, for `parameters` by name.
 
     Raises
@@ -247,12 +235,17 @@ def read_coefficients(
     DataError
         When there are fewer columns of nodes than columns of Sigma that are not all zero.
     """
-    for name, size in (("beta", len(labels.X1)), ("gamma", len(labels.X3))):
+    for name, size in (("beta", known.K1), ("gamma", known.K3)):
         if size and parameters[name] is None:
             raise ValueError(f"{name} must be given: an array of {size} true parameters.")
     # a negative diagonal of sigma is as good as a positive one
     found = build_parameters(
-        **parameters, bounds={}, labels=labels, n_node_columns=n_node_columns, bounded=False, form=form
+        **parameters,
+        bounds={},
+        labels=known.labels,
+        n_node_columns=known.agent_table.nodes.shape[1],
+        bounded=False,
+        form=known.form,
     )
     if found.layout.concentrated_beta or found.layout.concentrated_gamma:
         raise ValueError("beta and gamma must have no missing elements: a simulation needs all true parameters.")
@@ -328,10 +321,10 @@ def basic_instruments(primitives: Primitives, columns: Columns) -> Columns:
 
 
 def _side(primitives: Primitives, columns: Columns, own: set[str], shifters: set[str]) -> np.ndarray:
-    N = primitives.products.shares.size
+    N = primitives.N
     # without firms there are no rivals: sums are over all other products
     data = columns if "firm_ids" in columns else {**columns, "firm_ids": np.zeros(N)}
-    varying = len({rows.size for rows in primitives.index.rows}) > 1
+    varying = len({rows.size for rows in primitives.market_index.rows}) > 1
     parts = [np.zeros((N, 0))]
     if own or varying:
         terms = ["1" if varying else "0", *sorted(own)]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from blpjax import options
 from blpjax.economy.buckets import AgentsInEconomy, Economy
 from blpjax.exceptions import succeeded
 from blpjax.inputs import arguments
@@ -26,17 +27,9 @@ from blpjax.simulation.report import summarise_simulation
 
 @runtime_checkable
 class SimulationLike(Protocol):
-    """What results need of a simulation."""
+    """What results need of the `Simulation` that was solved, which is built on top of them."""
 
-    agent_formulation: Formulation | None
-    costs_type: str
-    rc_types: Sequence[Any]
-    epsilon_scale: float
     primitives: Primitives
-
-    @property
-    def product_formulations(self) -> Sequence[Formulation | None]:
-        """X1, X2 and X3."""
 
 
 class Solution(NamedTuple):
@@ -94,18 +87,18 @@ class SimulationResults(PostEstimation, MicroMethods, Picklable):
     def output_tables(self) -> OutputTables:
         """The tables that label outputs."""
         known, changes = self.simulation.primitives, self._solution.changes
-        table = known.products
+        table = known.product_table
         products = dataclasses.replace(
             table,
             prices=changes.get("prices", table.prices),
             shares=changes.get("shares", table.shares),
             data={**table.data, **changes},
         )
-        return OutputTables(products, known.index, known.agents)
+        return OutputTables(products, known.market_index, known.agents_in_economy)
 
     def build_agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
         """The simulation's economy with other agents."""
-        return self.simulation.primitives.build_agents(agent_data, integration)
+        return self.simulation.primitives.build_agents(agent_data, integration, options.weights_tol)
 
     def model_in(self, economy: Economy) -> Model:
         """The model in an economy with other agents."""
@@ -172,13 +165,13 @@ class SimulationResults(PostEstimation, MicroMethods, Picklable):
         only the other one has. Constant columns are dropped. Replace these instruments by better ones for anything
         serious.
         """
-        known = self.simulation
+        known = self.simulation.primitives
         formulations = known.product_formulations if product_formulations is None else product_formulations
         _, X2, X3 = arguments.read_formulations(formulations, agent_formulation)
         if X2 is not None:
             agent_formulation = known.agent_formulation if agent_formulation is None else agent_formulation
             if agent_data is None and (integration is None or agent_formulation is not None):
-                agent_data = known.primitives.agent_columns
+                agent_data = known.agent_columns
             if rc_types is None and any(kind != "linear" for kind in known.rc_types):
                 rc_types = known.rc_types
         if costs_type is None:
@@ -197,7 +190,7 @@ class SimulationResults(PostEstimation, MicroMethods, Picklable):
 
     def _problem_data(self) -> dict[str, np.ndarray]:
         known = self.simulation.primitives
-        columns = {**known.products.data, **self._solution.changes}
+        columns = {**known.product_table.data, **self._solution.changes}
         return {**columns, **basic_instruments(known, columns)}
 
     def __str__(self) -> str:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options
-from blpjax.economy.buckets import build_agents, closed_form_delta, index_markets
 from blpjax.estimation import options as estimation_options
 from blpjax.exceptions import (
     ConvergenceError,
@@ -24,13 +23,12 @@ from blpjax.exceptions import (
 from blpjax.inputs import arguments, records
 from blpjax.inputs.arguments import read_vector
 from blpjax.inputs.formulation import Formulation
-from blpjax.inputs.identification import check_endogenous
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import read_products
 from blpjax.iteration import Iteration
 from blpjax.machine.pickling import Picklable
-from blpjax.model import starting_values
-from blpjax.model.parameters import Labels, Transformation
+from blpjax.model.formulated import build_matrices, check_costs_type, formulate
+from blpjax.model.parameters import Transformation
 from blpjax.outputs.query import read_iteration
 from blpjax.reporting import report
 from blpjax.simulation import data as simulation_data
@@ -135,13 +133,10 @@ class Simulation(Picklable):
         self.product_formulations = arguments.read_formulations(product_formulations, agent_formulation)
         _refuse_absorption(self.product_formulations)
         estimation_options.refuse_unsupported(phi=phi)
-        arguments.check_choice("costs_type", costs_type, ("linear", "log"))
-        if self.product_formulations[2] is None and costs_type != "linear":
-            raise ValueError("costs_type='log' needs a supply side: a third formulation, X3.")
+        check_costs_type(costs_type, supply=self.product_formulations[2] is not None)
         self.agent_formulation = agent_formulation
         self.integration = integration
         self.costs_type = costs_type
-        self.rc_types: Sequence[Any] = [] if rc_types is None else rc_types
         moments = {"xi_variance": xi_variance, "omega_variance": omega_variance, "correlation": correlation}
         self.primitives = self._build(
             product_data,
@@ -172,43 +167,25 @@ class Simulation(Picklable):
         self.drawn_variables = completed.drawn
         supply = self.product_formulations[2] is not None
         products = read_products(completed.columns, supply=supply)
-        X1, X2, X3 = (None if f is None else f.build(products.data) for f in self.product_formulations)
-        assert X1 is not None
-        check_endogenous(X1, X2, X3, self.agent_formulation is not None)
-        index = index_markets(products.market_ids)
-        K2 = 0 if X2 is None else X2.values.shape[1]
+        designs = build_matrices(self.product_formulations, products.data, self.agent_formulation is not None)
+        K2 = 0 if designs[1] is None else designs[1].values.shape[1]
         columns = simulation_data.complete_agents(
             self.agent_formulation, agent_data, self.integration, K2, products.market_ids, generator
         )
-        values = np.zeros((products.shares.size, 0)) if X2 is None else X2.values
-        # weights have been checked: there is no second warning
-        formulation = self.agent_formulation
-        nests = products.nesting_ids
-        agents = build_agents(formulation, columns, None, index, products.shares, values, np.inf, nests)
-        labels = Labels(
-            X1=X1.labels,
-            X2=() if X2 is None else X2.labels,
-            X3=() if X3 is None else X3.labels,
-            demographics=agents.demographic_labels,
-            nests=tuple(map(str, records.unique_ids(nests))),
-        )
-        utility = starting_values.read_utility_form(*form, K2)
-        found = simulation_data.read_coefficients(parameters, labels, agents.table.nodes.shape[1], utility)
-        xi, omega = simulation_data.read_errors(*errors, moments, products.shares.size, supply, generator)
-        return Primitives(
-            agent_formulation=formulation,
-            designs=(X1, X2, X3),
-            products=products,
-            index=index,
-            agents=agents,
-            agent_columns=columns,
-            coefficients=found,
-            labels=labels,
-            xi=xi,
-            omega=omega,
+        known = formulate(
+            self.product_formulations,
+            self.agent_formulation,
+            products,
+            designs,
+            columns,
+            integration=None,
+            weights_tol=np.inf,  # weights have been checked: there is no second warning
+            form=form,
             costs_type=self.costs_type,
-            form=utility,
         )
+        coefficients = simulation_data.read_coefficients(parameters, known)
+        xi, omega = simulation_data.read_errors(*errors, moments, known.N, supply, generator)
+        return Primitives(**known.fields, agent_columns=columns, coefficients=coefficients, xi=xi, omega=omega)
 
     def _set_attributes(self) -> None:
         known = self.primitives
@@ -220,34 +197,26 @@ class Simulation(Picklable):
         self.rho, self.phi = np.asarray(known.coefficients.rho)[:, None], np.zeros((1, 0))
         self.xi = known.xi[:, None]
         self.omega = None if known.omega is None else known.omega[:, None]
-        self.T, self.N = len(known.index.ids), known.products.shares.size
-        self.K1, self.K2, self.K3 = self.beta.shape[0], self.sigma.shape[0], self.gamma.shape[0]
-        self.D = self.pi.shape[1]
-        self.I = known.agents.table.weights.size if self.K2 else 0
-        self.epsilon_scale = known.form.epsilon_scale
-        self.rc_types = list(self.rc_types) or ["linear"] * self.K2
-        self.unique_market_ids = records.as_objects(known.index.ids)
-        self.unique_firm_ids = records.unique_ids(known.products.firm_ids)
-        self.unique_product_ids = records.unique_ids(known.products.product_ids)
-        self.unique_agent_ids = records.unique_ids(known.agents.table.agent_ids)
-        self.unique_nesting_ids = records.unique_ids(known.products.nesting_ids)
-        self.H = self.unique_nesting_ids.size
-        self.F = self.unique_firm_ids.size
+        self.T, self.N, self.F, self.I = known.T, known.N, known.F, known.I
+        self.K1, self.K2, self.K3, self.D, self.H = known.K1, known.K2, known.K3, known.D, known.H
+        self.epsilon_scale, self.rc_types = known.epsilon_scale, known.rc_types
+        self.unique_market_ids, self.unique_firm_ids = known.unique_market_ids, known.unique_firm_ids
+        self.unique_product_ids, self.unique_agent_ids = known.unique_product_ids, known.unique_agent_ids
+        self.unique_nesting_ids = known.unique_nesting_ids
 
     @cached_property
     def products(self) -> np.recarray:
         """Product data as a structured array of N rows, with X1, X2 and X3."""
         known, none = self.primitives, np.zeros((self.N, 0))
-        designs = [design for design in known.designs if design is not None]
         matrices = records.ProductMatrices(
             X1=known.X1, X2=known.X2, X3=known.X3, ZD=none, ZS=none, ZC=none, demand_ids=none, supply_ids=none
         )
-        return records.product_records(known.products, matrices, [column for d in designs for column in d.columns])
+        return records.product_records(known.product_table, matrices, known.columns)
 
     @cached_property
     def agents(self) -> np.recarray:
         """Agent data as a structured array of I rows, with demographics."""
-        return records.agent_records(self.primitives.agents.table, self.primitives.agents.demographics)
+        return self.primitives.agents
 
     def replace_endogenous(
         self,
@@ -311,12 +280,12 @@ class Simulation(Picklable):
         final = given if constant_costs else np.asarray(model.update_costs(given, solved.shares))
         conditions = None
         if compute_gradients or compute_hessians:
-            assert known.products.firm_ids is not None
+            assert known.product_table.firm_ids is not None
             gradient = solved.profit_gradients(costs=final) if compute_gradients else None
             hessians = solved.firm_profit_hessians(costs=final) if compute_hessians else None
             conditions = FirmConditions(
-                known.index,
-                known.products.firm_ids,
+                known.market_index,
+                known.product_table.firm_ids,
                 None if gradient is None else np.asarray(gradient),
                 None if hessians is None else np.asarray(hessians),
             )
@@ -386,13 +355,14 @@ class Simulation(Picklable):
         arguments.check_choice("error_behavior", error_behavior, ("raise", "warn"))
         chosen = arguments.read_inversion(iteration, fp_type, shares_bounds)
         known = self.primitives
-        beta_v = self._coefficient("X1", X1_name)
+        beta_v = known.coefficient("X1", X1_name)
         if X3_name is None and known.designs[2] is not None:
             raise ValueError("X3_name must be given, because X3 was formulated: marginal costs have to be explained.")
         if X3_name is not None and known.designs[2] is None:
             raise ValueError("X3_name would not be used, because X3 was not formulated. Leave it out.")
-        gamma_w = None if X3_name is None else self._coefficient("X3", X3_name)
-        start = self._logit_delta if delta is None else read_vector("delta", delta, self.N)
+        gamma_w = None if X3_name is None else known.coefficient("X3", X3_name)
+        logit = known.closed_form_delta(np.asarray(known.coefficients.rho))
+        start = logit if delta is None else read_vector("delta", delta, self.N)
         began = time.perf_counter()
         options.output("Replacing exogenous product characteristics ...")
         inversion = known.model(start).invert(chosen)
@@ -400,13 +370,13 @@ class Simulation(Picklable):
         _report_failures("The inversion of market shares", inversion, self.unique_market_ids, error_behavior, kind)
         found = np.asarray(inversion.delta)
         model = known.model(found)
-        changes = {X1_name: known.products.data[X1_name] + (found - known.delta) / beta_v}
+        changes = {X1_name: known.product_table.data[X1_name] + (found - known.delta) / beta_v}
         costs = None
         if X3_name is not None:
             assert known.tilde_costs is not None
             costs = np.asarray(model.compute_costs())[:, 0]
             tilde_costs = self._transform_costs(costs, np.asarray(inversion.status), error_behavior)
-            changes[X3_name] = known.products.data[X3_name] + (tilde_costs - known.tilde_costs) / gamma_w
+            changes[X3_name] = known.product_table.data[X3_name] + (tilde_costs - known.tilde_costs) / gamma_w
         # delta does not move: it contains the replaced variable already
         characteristics = model.characteristics.replace({name: jnp.asarray(x) for name, x in changes.items()})
         solved = eqx.tree_at(lambda m: m.characteristics, model, characteristics)
@@ -433,7 +403,7 @@ class Simulation(Picklable):
         return results
 
     def _require_firms(self, by_firm: bool) -> None:
-        table = self.primitives.products
+        table = self.primitives.product_table
         if table.firm_ids is None and table.ownership is None:
             raise ValueError(
                 "Equilibrium prices need a column 'firm_ids' in product_data, or 'ownership' with matrices. There is "
@@ -459,48 +429,12 @@ class Simulation(Picklable):
             return costs
         bad = np.isfinite(costs) & (costs <= 0)
         failed = np.zeros(self.T, bool)
-        failed[self.primitives.index.codes[bad]] = True
+        failed[self.primitives.market_index.codes[bad]] = True
         codes = np.where(failed & succeeded(status), int(Status.NOT_FINITE), int(Status.CONVERGED))
         what = "With costs_type='log', logarithms of marginal costs that are not positive"
         warn = error_behavior == "warn"
         raise_for_status(codes, self.unique_market_ids, what, warn=warn, kind=NonpositiveSyntheticCostsError)
         return np.log(np.where(bad, np.nan, costs))
-
-    def _coefficient(self, matrix: str, name: str) -> float:
-        """The coefficient on a variable that is one column of X1 or X3 and in no other column."""
-        designs = dict(zip(("X1", "X2", "X3"), self.primitives.designs, strict=True))
-        argument, own = f"{matrix}_name", designs[matrix]
-        assert own is not None
-        plain = [k for k, column in enumerate(own.columns) if column.label == name and column.inputs == (name,)]
-        if name in ("prices", "shares"):
-            raise ValueError(f"{argument} must be an exogenous variable, not {name!r}.")
-        if not plain:
-            raise ValueError(
-                f"{argument} must be a variable that {matrix} has as a column of its own, not {name!r}. Columns of "
-                f"{matrix} are {', '.join(own.labels)}."
-            )
-        others = {
-            f"'{column.label}' in {which}"
-            for which, design in designs.items()
-            for k, column in enumerate(() if design is None else design.columns)
-            if column.depends_on(name) and not (which == matrix and k == plain[0])
-        }
-        if others:
-            raise ValueError(
-                f"{argument} must be in one column of {matrix} only, but {name!r} is also in "
-                f"{', '.join(sorted(others))}."
-            )
-        coefficients = self.primitives.coefficients
-        value = float(np.asarray(coefficients.beta if matrix == "X1" else coefficients.gamma)[plain[0]])
-        if value == 0:
-            raise ValueError(f"{argument}={name!r} has a coefficient of zero, so no values of it explain anything.")
-        return value
-
-    @property
-    def _logit_delta(self) -> np.ndarray:
-        known = self.primitives
-        rho, scale = np.asarray(known.coefficients.rho), known.form.epsilon_scale
-        return scale * closed_form_delta(known.products.shares, known.index.codes, known.products.nesting_ids, rho)
 
     def __str__(self) -> str:
         names = ["T", "N", "F", "I", "K1", "K2", "K3", "D", "H"]

@@ -90,7 +90,7 @@ class DataGenerator:
         # indicators of levels would stay those of the simulation
         categorical = {name for column in columns for name in column.names - set(column.inputs)}
         self._numeric = {name for one in used for name in one.variables} - {"prices", "shares"} - categorical
-        basic = basic_instruments(known, {**known.products.data})
+        basic = basic_instruments(known, {**known.product_table.data})
         sides = {"demand_instruments": self._table.demand_instruments}
         if problem.model_data.supply is not None:
             sides["supply_instruments"] = self._table.supply_instruments
@@ -136,7 +136,7 @@ class DataGenerator:
             )
         instruments, rebuilt = {}, {}
         if self._built:
-            rebuilt = basic_instruments(self._primitives, {**self._primitives.products.data, **variables})
+            rebuilt = basic_instruments(self._primitives, {**self._primitives.product_table.data, **variables})
         for name, given in self._given.items():
             values = read_matrix(columns, name, where, self._table.market_ids)[0]
             if not values.shape[1]:

@@ -373,7 +373,7 @@ class MonteCarlo:
 def _check_problem(simulation: Simulation, problem: Problem) -> None:
     """Refuse what lanes cannot do."""
     if problem.N != simulation.N or not np.array_equal(
-        problem.product_table.market_ids, simulation.primitives.products.market_ids
+        problem.product_table.market_ids, simulation.primitives.product_table.market_ids
     ):
         raise ValueError("The problem must have the same products as the simulation, in the same order.")
     if problem.ED or problem.ES:

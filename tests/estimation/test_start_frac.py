@@ -112,11 +112,11 @@ def test_the_optimum_is_that_from_the_truth() -> None:
 def test_given_arrays_say_what_is_free() -> None:
     problem = build(*simulate(0.8, noise=0.2, pi=0.5), "0 + income")
     given = [[0.3], [0.0]]
-    sigma, pi = fill_starts(problem, "auto", given, {})
+    sigma, pi = fill_starts(problem.data, "auto", given, {})
     starts = problem.compute_frac_starts(pi=[[1.0], [0.0]])
     assert pi is given and starts.pi[1, 0] == 0 != starts.pi[0, 0]
     np.testing.assert_array_equal(sigma, starts.sigma)
-    sigma, pi = fill_starts(problem, np.diag([0.5, 0.0]), "auto", {})
+    sigma, pi = fill_starts(problem.data, np.diag([0.5, 0.0]), "auto", {})
     starts = problem.compute_frac_starts(sigma=np.diag([1.0, 0.0]))
     assert sigma[0, 0] == 0.5 and starts.sigma[1, 1] == 0 != starts.sigma[0, 0]
     np.testing.assert_array_equal(pi, starts.pi)
@@ -124,9 +124,9 @@ def test_given_arrays_say_what_is_free() -> None:
 
 def test_starts_are_within_bounds() -> None:
     problem = build(*simulate(0.8, noise=0.2))
-    sigma, _ = fill_starts(problem, "auto", None, {"sigma": (np.diag([np.nan, 2.0]), np.diag([0.3, np.inf]))})
+    sigma, _ = fill_starts(problem.data, "auto", None, {"sigma": (np.diag([np.nan, 2.0]), np.diag([0.3, np.inf]))})
     np.testing.assert_array_equal(sigma, np.diag([0.3, 2.0]))
-    sigma, _ = fill_starts(problem, "auto", None, {"sigma": (None, 0.3)})
+    sigma, _ = fill_starts(problem.data, "auto", None, {"sigma": (None, 0.3)})
     np.testing.assert_array_equal(sigma, np.diag([0.3, 0.3]))
 
 

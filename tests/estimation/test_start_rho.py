@@ -33,7 +33,7 @@ def test_automatic_starts_leave_rho_free(groups: int) -> None:
     """Linear estimates may be negative or above one; rho stays an element of theta, and the optimum is the same."""
     for seed in range(4):
         problem = nested_logit(seed)
-        linear = estimate_rho(problem, by_group=groups > 1)
+        linear = estimate_rho(problem.data, by_group=groups > 1)
         automatic = problem.solve(rho=["auto"] * groups, method="1s")
         given = problem.solve(rho=[0.4] * groups, method="1s")
         assert automatic.theta_labels == given.theta_labels and len(automatic.theta) == groups
@@ -61,7 +61,7 @@ def test_linear_estimates_of_rho_are_those_of_scaled_utilities(by_group: bool) -
     X = np.c_[regressors, np.ones(len(table)), table[["prices", "x"]]]
     fitted = Z @ np.linalg.lstsq(Z, X)[0]
     expected = np.linalg.lstsq(fitted, scale * np.log(table.shares / outside))[0][: regressors.shape[1]]
-    LINEAR_ALGEBRA.check(estimate_rho(problem, by_group), expected)
+    LINEAR_ALGEBRA.check(estimate_rho(problem.data, by_group), expected)
 
 
 def test_logarithms_of_shares_within_groups() -> None:
@@ -78,7 +78,7 @@ def test_logarithms_of_shares_within_groups() -> None:
 def test_linear_estimates_of_rho_are_the_one_step_estimates_of_the_scaled_model() -> None:
     problem = nested_logit(1, 2.5)
     results = problem.solve(rho=0.4, rho_bounds=(-2, 0.99), method="1s")
-    np.testing.assert_allclose(results.rho[:, 0], estimate_rho(problem), atol=1e-6)
+    np.testing.assert_allclose(results.rho[:, 0], estimate_rho(problem.data), atol=1e-6)
 
 
 def test_automatic_starts_of_rho_need_nests_and_instruments() -> None:

@@ -1,5 +1,6 @@
 """Optimal instruments: PyBLP's numbers and draws, problems made of them, failed equilibria, bad arguments."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -270,26 +271,17 @@ def test_formulas_may_use_columns_of_replaced_instruments() -> None:
         np.testing.assert_array_equal(built, known)
 
 
-class Perturbed:
-    """Results whose demand slopes up in one market, so that it has no equilibrium prices for some draws."""
-
-    def __init__(self, results: Any, costs: np.ndarray) -> None:
-        self.results, self.tilde_costs = results, costs
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.results, name)
-
-
 def test_draws_without_equilibrium_are_left_out_and_named() -> None:
     ours, _ = solved("linear costs")
     table = ours.problem.product_table
     lost, N = table.market_ids == "m002", len(ours.xi)
+    perturbed = copy.copy(ours)
     # at costs of minus infinity there is no equilibrium
-    costs = np.where(lost[:, None], -1e300, ours.tilde_costs)
+    perturbed.tilde_costs = np.where(lost[:, None], -1e300, ours.tilde_costs)
     with pytest.warns(
         ConvergenceWarning, match=r"all draws in 1 markets, where instruments are NaN.* 1 of 4 markets: 'm002'"
     ):
-        found = compute_optimal_instruments(Perturbed(ours, costs))
+        found = compute_optimal_instruments(perturbed)
     intact = ours.compute_optimal_instruments()
     assert np.isnan(found.demand_instruments[lost]).all() and np.isnan(found.expected_prices[lost]).all()
     DELTA.check(found.demand_instruments[~lost], intact.demand_instruments[~lost])

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import sys
+import types
 import warnings
 import zipfile
 from pathlib import Path
@@ -442,6 +443,14 @@ def test_columns_that_cannot_be_stored(tmp_path: Path) -> None:
     assert "quarter" not in loaded.problem.product_table.data and str(loaded) == str(unused)
 
 
+class Untouched(types.ModuleType):
+    """Options that nobody may set, not even for a moment: other threads read them, too."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        assert name == "__class__", f"options.{name} was set"
+        super().__setattr__(name, value)
+
+
 def test_data_are_checked_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     products, agents = tables(5, [4, 6, 5, 6], [15] * 4)
     products["twice"] = 2 * products["x"]
@@ -458,9 +467,11 @@ def test_data_are_checked_as_they_were(tmp_path: Path, monkeypatch: pytest.Monke
     shown: list[str] = []
     monkeypatch.setattr(blpjax.options, "verbose", True)
     monkeypatch.setattr(blpjax.options, "verbose_output", shown.append)
+    monkeypatch.setattr(blpjax.options, "__class__", Untouched)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded = blpjax.load(tmp_path / "results")
+    assert loaded.problem.data.tolerances == results.problem.data.tolerances
     assert not shown and blpjax.options.verbose and blpjax.options.collinear_atol == 1e-10
     assert same(loaded.to_dict(), results.to_dict())
 

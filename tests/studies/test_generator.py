@@ -99,7 +99,7 @@ def test_replications_are_those_of_problems_with_their_data() -> None:
     made, known = study(), simulation().primitives
     for r in range(2):
         columns = columns_of(r)
-        instruments = basic_instruments(known, {**known.products.data, **columns})
+        instruments = basic_instruments(known, {**known.product_table.data, **columns})
         check(table()[table()["replication"] == r], single(made, r, {**columns, **instruments}))
 
 
@@ -137,7 +137,7 @@ def test_optimal_instruments_are_those_of_drawn_variables() -> None:
     rows = made.run(2, batch_size=2).table
     for r in range(2):
         columns = columns_of(r)
-        instruments = basic_instruments(known, {**known.products.data, **columns})
+        instruments = basic_instruments(known, {**known.product_table.data, **columns})
         check(rows[rows["replication"] == r], single(made, r, {**columns, **instruments}, optimal=True))
 
 

@@ -8,20 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex
-from blpjax.economy.characteristics import Characteristics
-from blpjax.economy.ownership import Ownership
+from blpjax.economy.buckets import Economy
 from blpjax.estimation.options import StepOptions, has_finite_bounds, usable_bounds, usable_parameters
 from blpjax.estimation.step import StepResult
 from blpjax.exceptions import succeeded
-from blpjax.inputs.formulation import Formulation
-from blpjax.inputs.integration import Integration
-from blpjax.inputs.tables import ProductTable, assign_node_columns
+from blpjax.inputs.tables import assign_node_columns
 from blpjax.model.model import Model
-from blpjax.model.parameters import Coefficients, ParameterLayout, UtilityForm
+from blpjax.model.parameters import Coefficients, ParameterLayout
 from blpjax.objective import iv
 from blpjax.objective.blocks import Point
-from blpjax.objective.data import ModelData
+from blpjax.objective.problem_data import ProblemData
 from blpjax.optimize.bounds import project_gradient
 from blpjax.reporting import frames, report
 
@@ -29,76 +25,19 @@ Array = np.ndarray
 
 
 @runtime_checkable
-class ProblemLike(Protocol):
-    """What results need of a problem."""
+class SolvedProblem(Protocol):
+    """What results need of the `Problem` that was solved, which is built on top of them.
 
-    product_table: ProductTable
-    agents_in_economy: AgentsInEconomy
-    costs_type: str
-    form: UtilityForm
-    model_data: ModelData
+    That is its data, itself with other instruments or agents, and what files hold of it.
+    """
 
-    @property
-    def product_formulations(self) -> tuple[Formulation | None, Formulation | None, Formulation | None]:
-        """Formulations of X1, X2 and X3."""
+    data: ProblemData
 
-    @property
-    def clusters(self) -> tuple[np.ndarray, int]:
-        """Clusters of products, counted from zero, and their number."""
+    def replace_instruments(self, demand_instruments: np.ndarray, supply_instruments: np.ndarray) -> Any:
+        """The same problem with other excluded instruments."""
 
-    @property
-    def N(self) -> int:
-        """Number of products in all markets."""
-
-    @property
-    def T(self) -> int:
-        """Number of markets."""
-
-    @property
-    def ED(self) -> int:
-        """Number of absorbed dimensions of fixed effects."""
-
-    @property
-    def ES(self) -> int:
-        """Number of absorbed dimensions of fixed effects on the supply side."""
-
-    @property
-    def demand_ids(self) -> np.ndarray:
-        """(N, ED) levels of absorbed fixed effects."""
-
-    @property
-    def supply_ids(self) -> np.ndarray:
-        """(N, ES) levels of fixed effects absorbed on the supply side."""
-
-    @property
-    def X1(self) -> np.ndarray:
-        """(N, K1) linear characteristics before absorption."""
-
-    @property
-    def X3(self) -> np.ndarray:
-        """(N, K3) characteristics of costs before absorption."""
-
-    @property
-    def unique_market_ids(self) -> np.ndarray:
-        """(T,) sorted market IDs."""
-
-    @property
-    def market_index(self) -> MarketIndex:
-        """Rows of each market in the product table."""
-
-    @property
-    def characteristics(self) -> Characteristics:
-        """X1 and X2 as functions."""
-
-    @property
-    def economy(self) -> Economy:
-        """All markets, padded into buckets."""
-
-    def ownership_in(self, economy: Economy) -> Ownership | None:
-        """Who owns what in an economy with these products."""
-
-    def build_agents(self, agent_data: Any = None, integration: Integration | None = None) -> AgentsInEconomy:
-        """The same economy with other agents."""
+    def replace_agents(self, agent_data: Any) -> Any:
+        """The same problem with other agents."""
 
     def to_state(self) -> dict[str, Any]:
         """The problem as a tree of plain values."""
@@ -112,7 +51,7 @@ class Estimates:
 
     def __init__(
         self,
-        problem: "ProblemLike",
+        problem: SolvedProblem,
         last_results: "Estimates | None",
         result: StepResult,
         options: StepOptions,
@@ -195,7 +134,7 @@ class Estimates:
 
     def _set_supply(self, result: StepResult) -> None:
         """What there is to say of costs; empty without a supply side, and like PyBLP's attributes then."""
-        N, evaluation = self.problem.N, result.outcome.evaluation
+        N, evaluation = self.problem.data.N, result.outcome.evaluation
         if evaluation.costs is None or result.omega is None:
             self.tilde_costs = self.omega = self.omega_fe = np.zeros((N, 0))
             self.clipped_costs = np.zeros((N, 1), bool)
@@ -206,8 +145,8 @@ class Estimates:
         self.omega = result.omega[:, None]
         self.omega_by_theta_jacobian = evaluation.omega_by_theta
         self.omega_fe = np.zeros((N, 1))
-        if self.problem.ES > 0:
-            self.omega_fe = self.tilde_costs - self.problem.X3 @ self.gamma - self.omega
+        if self.problem.data.ES > 0:
+            self.omega_fe = self.tilde_costs - self.problem.data.X3 @ self.gamma - self.omega
 
     def _set_absent(self) -> None:
         """Attributes of PyBLP's results for what is not there: dynamic and micro moments."""
@@ -233,7 +172,7 @@ class Estimates:
             jacobian[:, k, p] += self.sigma[:, m]
         rows = jacobian.reshape(K2 * K2, size)
         variances = np.einsum("ij,jk,ik->i", rows, self.parameter_covariances[:size, :size], rows)
-        return np.sqrt(np.maximum(variances, 0.0) / self.problem.N).reshape(K2, K2)
+        return np.sqrt(np.maximum(variances, 0.0) / self.problem.data.N).reshape(K2, K2)
 
     @property
     def layout(self) -> ParameterLayout:
@@ -248,9 +187,9 @@ class Estimates:
     @property
     def xi_fe(self) -> Array:
         """(N, 1) fixed effects, ``delta - X1 beta - xi`` with X1 before absorption; zero without fixed effects."""
-        if self.problem.ED == 0:
-            return np.zeros((self.problem.N, 1))
-        return self.delta - self.problem.X1 @ self.beta - self.xi
+        if self.problem.data.ED == 0:
+            return np.zeros((self.problem.data.N, 1))
+        return self.delta - self.problem.data.X1 @ self.beta - self.xi
 
     @property
     def clipped_shares(self) -> Array:
@@ -258,7 +197,7 @@ class Estimates:
         if self._options.iteration.fixed_point.clips:
             return np.asarray(self._result.outcome.evaluation.inversion.clipped)[:, None]
         if succeeded(np.asarray(self._result.outcome.evaluation.inversion.status)).all():
-            return np.zeros((self.problem.N, 1), bool)  # simulated shares equal the observed ones
+            return np.zeros((self.problem.data.N, 1), bool)  # simulated shares equal the observed ones
         return ~(np.asarray(self.model.compute_shares()) >= 1e-300)
 
     @property
@@ -376,7 +315,7 @@ class Estimates:
     def run_lm_test(self) -> float:
         """Lagrange multiplier statistic of Newey and West (1987), from the gradient at these restricted results."""
         arrays = (jnp.asarray(self.moments[:, 0]), self.moments_jacobian, self.W, self.parameter_covariances)
-        return float(iv.lm_test(*map(jnp.asarray, arrays), N=self.problem.N, restrictions=0).statistic)
+        return float(iv.lm_test(*map(jnp.asarray, arrays), N=self.problem.data.N, restrictions=0).statistic)
 
     def run_wald_test(self, restrictions: Any, restrictions_jacobian: Any) -> float:
         """Wald statistic of Newey and West (1987).
@@ -394,38 +333,38 @@ class Estimates:
         values = np.array(restrictions, float).reshape(-1)
         jacobian = np.atleast_2d(np.array(restrictions_jacobian, float))
         covariances = jnp.asarray(self.parameter_covariances)
-        test = iv.wald_test(jnp.asarray(values), jnp.asarray(jacobian), covariances, N=self.problem.N)
+        test = iv.wald_test(jnp.asarray(values), jnp.asarray(jacobian), covariances, N=self.problem.data.N)
         return float(test.statistic)
 
     def _hansen(self) -> iv.ChiSquaredTest:
         moments = jnp.asarray(self.moments[:, 0])
-        return iv.hansen_test(moments, jnp.asarray(self.W), N=self.problem.N, parameters=len(self.parameters))
+        return iv.hansen_test(moments, jnp.asarray(self.W), N=self.problem.data.N, parameters=len(self.parameters))
 
     @cached_property
     def model(self) -> Model:
         """The model at the estimates, from which outputs are computed."""
-        return self.model_in(self.problem.economy)
+        return self.model_in(self.problem.data.economy)
 
     def model_in(self, economy: Economy) -> Model:
         """The model at the estimates in an economy with other agents."""
         blocks = (self.sigma, self.pi, *(getattr(self, name)[:, 0] for name in ("rho", "tau", "beta", "gamma")))
         return Model(
             economy=economy,
-            characteristics=self.problem.characteristics,
+            characteristics=self.problem.data.characteristics,
             coefficients=Coefficients(*map(jnp.asarray, blocks)),
             delta=jnp.asarray(self.delta[:, 0]),
-            ownership=self.problem.ownership_in(economy),
+            ownership=self.problem.data.ownership_in(economy),
             layout=self._layout_in(economy),
-            costs_type=self.problem.costs_type,
+            costs_type=self.problem.data.costs_type,
         )
 
     @property
     def point(self) -> Point:
         """What moments are functions of, at the estimates."""
         blocks = (self.sigma, self.pi, *(getattr(self, name)[:, 0] for name in ("rho", "tau", "beta", "gamma")))
-        supply = self.problem.model_data.supply
+        supply = self.problem.data.model_data.supply
         return Point(
-            economy=self.problem.economy,
+            economy=self.problem.data.economy,
             supply=supply,
             coefficients=Coefficients(*map(jnp.asarray, blocks)),
             delta=jnp.asarray(self.delta[:, 0]),
