@@ -170,3 +170,8 @@ KINDS = {
         ),
     ),
 }
+
+#: Columns of tables that hold no values of outputs.
+COLUMNS = (
+    "market_ids product row_product column_product first_product second_product agent standard_error lower upper"
+).split()

@@ -4,6 +4,7 @@
 numbers.
 """
 
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import numpy as np
@@ -54,6 +55,49 @@ class Outputs(Source):
     TypeError
         When standard errors are asked for, but parameters are known.
     """
+
+    @compute_method
+    def compute(
+        self, function: Callable[[Model], Any], by: str = "product", name: str = "output", **shared: Unpack[Shared]
+    ) -> Any:
+        """An output of one's own: any function of the model, evaluated and labelled as the other outputs are.
+
+        For example, Lerner indices of markets, weighted by sales::
+
+            codes = jnp.asarray(np.unique(product_data["market_ids"], return_inverse=True)[1])
+
+            def lerner_index(model):
+                weighted = model.shares * model.compute_markups()[:, 0]
+                return jax.ops.segment_sum(weighted, codes, T) / jax.ops.segment_sum(model.shares, codes, T)
+
+            results.compute(lerner_index, by="market", name="lerner_index", standard_errors=True, as_frame=True)
+
+        Parameters
+        ----------
+        function : maps a `Model` to an array of floating-point numbers, in operations of JAX: see `delta_method`. Its
+            model has all markets, also when one is asked for, so it may use arrays with a row for each product.
+        by : what the function's numbers belong to, and so its shape, for N products in the order of the product table
+            and T markets in the sorted order of IDs, with at most J products and I agents: ``'product'`` (N, 1) or
+            (N,), ``'pair'`` (N, J), ``'triple'`` (N, J, J), ``'market'`` (T, 1) or (T,), ``'agent'`` (T, I), or
+            ``'product and agent'`` (N, I). Rows of markets with fewer products or agents end with anything.
+        name : of the column of values in a table.
+        market_id, as_frame, standard_errors, hold : see the class.
+
+        Returns
+        -------
+        Array of the first of these shapes, NaN in padding, or (J, 1), (J, J), (J, J, J), (1, 1), (1, I) or (J, I) for
+        one market; for results with draws with a first axis of them. Or a table, or what `delta_method` returns.
+
+        Raises
+        ------
+        ValueError
+            When `by` is none of these, `name` is another column of tables, or the function's shape is wrong.
+        TypeError
+            When the function returns no array of floating-point numbers, or, with draws or standard errors, is none of
+            operations of JAX.
+        """
+        asked = self.ask(**shared).of_all_markets()
+        return asked.answer(by, name, asked.read_function(function, by, name))
 
     # demand
 

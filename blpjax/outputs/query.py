@@ -17,7 +17,7 @@ from blpjax.inputs.tables import ProductTable
 from blpjax.iteration import Iteration
 from blpjax.model.model import MarketPlace, Model, find_market
 from blpjax.model.parameters import ParameterLayout
-from blpjax.outputs.labels import KINDS, Extent, OutputTables
+from blpjax.outputs.labels import COLUMNS, KINDS, Extent, OutputTables
 from blpjax.reporting import frames
 
 #: Arguments of a method of `Model` that are arrays, by name.
@@ -185,20 +185,22 @@ class Query:
         """Values (..., J) of one market with as many places as the model of one market has; the first one repeated."""
         return np.concatenate([values, np.repeat(values[..., :1], self._missing, axis=-1)], axis=-1)
 
-    def read_function(self, function: Callable[[Model], Any], by: str) -> Output:
-        """A user's function as an output of all markets, with NaN in padding.
+    def read_function(self, function: Callable[[Model], Any], by: str, name: str) -> Output:
+        """A user's function as an output of all markets that has NaN in padding.
 
         Raises
         ------
         TypeError
-            When it is not a function, and later, when it returns no array of numbers.
+            When it is not a function; when it is called, for what is no operation of JAX or returns no numbers.
         ValueError
-            When there is nothing of the name `by`, and later, when shapes are wrong.
+            When there are no outputs by this, or `name` has another meaning in tables; when it is called, for shapes.
         """
         if not callable(function):
             raise TypeError(f"function must be a function of a Model, not {type(function).__name__}.")
         if by not in KINDS:
             raise ValueError(f"by must be one of {', '.join(map(repr, KINDS))}, not {by!r}.")
+        if name in COLUMNS:
+            raise ValueError(f"name must not be {name!r}, which is another column of tables.")
         present = KINDS[by].present(self.extent)
 
         def output(model: Model, given: Given) -> Any:
@@ -209,8 +211,7 @@ class Query:
                     "function must consist of operations of JAX: use methods of the model and jax.numpy in place of "
                     "numpy and of methods of results, and no conditions on values."
                 ) from error
-            found = _read_output(values, present.shape, by)
-            return found if present.all() else jnp.where(present, found, jnp.nan)
+            return jnp.where(present, _read_output(values, by, present.shape), jnp.nan)
 
         return output
 
@@ -361,18 +362,17 @@ def _market_position(markets: MarketIndex, market_id: Any) -> int:
     return int(found[0])
 
 
-def _read_output(values: Any, shape: tuple[int, ...], by: str) -> Any:
+def _read_output(values: Any, by: str, shape: tuple[int, ...]) -> Any:
     """What a user's function returned, in this shape."""
     if not isinstance(values, jax.Array | np.ndarray):
         raise TypeError(f"function must return an array, not {type(values).__name__}.")
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise TypeError(f"function must return floating-point numbers, not {values.dtype}.")
-    if values.shape == shape:
-        return values
-    if shape[1:] == (1,) and values.shape == shape[:1]:
-        return values[:, None]
-    also = f" or {shape[:1]}" if shape[1:] == (1,) else ""
-    raise ValueError(f"function must return an array of the shape {shape}{also} by {by}, not {values.shape}.")
+    allowed = [shape, shape[:1]] if shape[1:] == (1,) else [shape]
+    if values.shape not in allowed:
+        shapes = " or ".join(map(str, allowed))
+        raise ValueError(f"function must return an array of the shape {shapes} with by={by!r}, not {values.shape}.")
+    return values.reshape(shape)
 
 
 def _numbers(name: str, values: Any) -> np.ndarray:
