@@ -13,7 +13,7 @@ import pandas as pd
 import scipy.stats
 
 from blpjax.objective.functions import ModelFunctions
-from blpjax.outputs.outputs import PostEstimation
+from blpjax.outputs.outputs import Outputs
 from blpjax.problem.problem import Problem
 from blpjax.problem.results import ProblemResults
 from blpjax.studies.results import MonteCarloResults
@@ -30,7 +30,7 @@ ANNOTATED_SIZE = 12
 
 
 def plot_elasticities(
-    results: PostEstimation,
+    results: Outputs,
     market_id: Any,
     name: str | None = "prices",
     products: Sequence[int] | None = None,
@@ -65,14 +65,14 @@ def plot_elasticities(
         When results hold draws rather than one set of parameters.
     """
     _refuse_draws(results)
-    matrix = results.compute_elasticities(name, market_id)
+    matrix = results.compute_elasticities(name, market_id=market_id)
     ax = _draw_matrix(_Market(results, market_id, products, labels), matrix, "cross elasticity", annotate, ax)
     ax.set(title=f"Elasticities, market {market_id}", ylabel="share of", xlabel=f"{name or 'delta'} of")
     return ax
 
 
 def plot_diversion_ratios(
-    results: PostEstimation,
+    results: Outputs,
     market_id: Any,
     name: str | None = "prices",
     products: Sequence[int] | None = None,
@@ -85,14 +85,14 @@ def plot_diversion_ratios(
     Diversion to the outside good is on the grey diagonal. Arguments and errors are those of `plot_elasticities`.
     """
     _refuse_draws(results)
-    matrix = results.compute_diversion_ratios(name, market_id)
+    matrix = results.compute_diversion_ratios(name, market_id=market_id)
     ax = _draw_matrix(_Market(results, market_id, products, labels), matrix, "diversion ratio", annotate, ax)
     ax.set(title=f"Diversion ratios, market {market_id}", ylabel="from", xlabel="to (diagonal: to the outside good)")
     return ax
 
 
 def plot_price_changes(
-    results: PostEstimation,
+    results: Outputs,
     changed_prices: Any,
     prices: Any = None,
     firm_ids: Any = None,
@@ -150,7 +150,7 @@ def plot_price_changes(
 
 
 def plot_markups(
-    results: PostEstimation,
+    results: Outputs,
     markups: Any = None,
     by_firm: bool = False,
     firm_ids: Any = None,
@@ -270,7 +270,7 @@ class _Market:
     """Which products of a market are shown (positions), and under which names."""
 
     def __init__(
-        self, results: PostEstimation, market_id: Any, products: Sequence[int] | None, labels: Sequence[Any] | None
+        self, results: Outputs, market_id: Any, products: Sequence[int] | None, labels: Sequence[Any] | None
     ) -> None:
         table, markets = results.output_tables.products, results.output_tables.markets
         rows = markets.rows[int(np.flatnonzero(markets.ids == market_id)[0])]
@@ -359,7 +359,7 @@ def _axis(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
     return pyplot.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
-def _refuse_draws(results: PostEstimation) -> None:
+def _refuse_draws(results: Outputs) -> None:
     if results.draws is not None:
         raise TypeError(
             f"{type(results).__name__} holds {results.draws} draws: plot results with one set of parameters."
@@ -379,7 +379,7 @@ def _read_numbers(name: str, values: Any, size: int) -> np.ndarray:
     return array
 
 
-def _read_firms(results: PostEstimation, firm_ids: Any) -> np.ndarray:
+def _read_firms(results: Outputs, firm_ids: Any) -> np.ndarray:
     table = results.output_tables.products
     ids = table.firm_ids if firm_ids is None else firm_ids
     if ids is None:

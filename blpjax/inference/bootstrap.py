@@ -29,8 +29,9 @@ from blpjax.model.elsewhere import (
 )
 from blpjax.model.model import Model
 from blpjax.model.parameters import BLOCKS, Coefficients, all_coefficients
-from blpjax.outputs.outputs import PostEstimation
-from blpjax.outputs.query import Given, Output, OutputTables, read_iteration
+from blpjax.outputs.labels import OutputTables
+from blpjax.outputs.outputs import Outputs
+from blpjax.outputs.query import Given, Output, read_iteration
 from blpjax.reporting import report
 
 Array = np.ndarray
@@ -45,7 +46,7 @@ class PriceSearches(NamedTuple):
     residuals: Array
 
 
-class BootstrappedResults(PostEstimation, Picklable):
+class BootstrappedResults(Outputs, Picklable):
     """Results at parameters drawn from their asymptotic distribution, with xi and omega as estimated.
 
     Or at parameters that were estimated again, see `ReestimationResults.to_bootstrapped`.

@@ -1,34 +1,29 @@
 """One call of a compute method: arguments checked, a market picked, the output evaluated, cut to size and labelled."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from blpjax.economy.buckets import AgentsInEconomy, MarketIndex
+from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex
 from blpjax.exceptions import ConvergenceError, raise_for_status
+from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import ProductTable
 from blpjax.iteration import Iteration
-from blpjax.model.model import MarketPlace, Model
+from blpjax.model.model import MarketPlace, Model, find_market
 from blpjax.model.parameters import ParameterLayout
+from blpjax.outputs.labels import COLUMNS, KINDS, Extent, OutputTables
 from blpjax.reporting import frames
 
 #: Arguments of a method of `Model` that are arrays, by name.
 Given = dict[str, Any]
 #: An output as a function of the model and of arrays that the user gave: an array, or `Checked`.
 Output = Callable[[Model, Given], Any]
-
-
-class OutputTables(NamedTuple):
-    """Tables that say what the rows of outputs are: products, the rows of each market, and agents."""
-
-    products: ProductTable
-    markets: MarketIndex
-    agents: AgentsInEconomy
 
 
 class Checked(NamedTuple):
@@ -47,17 +42,59 @@ class Loop(NamedTuple):
     kind: type[ConvergenceError] = ConvergenceError
 
 
-@runtime_checkable
-class Source(Protocol):
-    """What a query needs of results."""
+class Source:
+    """What outputs are computed from: results, which say what has no meaning here."""
 
-    draws: int | None
+    #: How many draws results hold; None for one set of parameters. Arguments may then have a first axis of draws.
+    draws: int | None = None
 
-    def evaluate_output(self, function: Output, given: Given) -> Any:
-        """A pytree of NumPy arrays: the function at the results' model."""
+    @property
+    def model(self) -> Model:
+        """The model from which outputs are computed."""
+        raise NotImplementedError
+
+    @property
+    def output_tables(self) -> OutputTables:
+        """The tables that label outputs."""
+        raise NotImplementedError
+
+    def build_agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
+        """The same economy with other agents."""
+        raise NotImplementedError
+
+    def model_in(self, economy: Economy) -> Model:
+        """The model in an economy with other agents."""
+        raise NotImplementedError
 
     def delta_method(self, function: Callable[[Model], Any], hold: str = "shares") -> Any:
-        """A function of the model with standard errors: `blpjax.inference.delta_method.DeltaMethodResults`."""
+        """Standard errors of a function of the model; here there are none."""
+        raise TypeError(f"{type(self).__name__} has no standard errors: its parameters are known.")
+
+    def evaluate_output(self, function: Output, given: Given) -> Any:
+        """A pytree of NumPy arrays: the function at the model. Results with draws do this for each of them."""
+        return jax.tree.map(np.array, function(self.model, given))
+
+    def ask(
+        self,
+        market_id: Any,
+        as_frame: bool,
+        standard_errors: bool,
+        hold: str,
+        agent_data: Any = None,
+        integration: Integration | None = None,
+    ) -> "Query":
+        """What is asked for in one call of a compute method: its arguments of these names."""
+        tables = self.output_tables
+        agents, layout = tables.agents, None
+        if agent_data is not None or integration is not None:
+            agents = self.build_agents(agent_data, integration)
+            layout = self.model_in(agents.economy).layout
+        position = place = None
+        if market_id is not None:
+            position = _market_position(tables.markets, market_id)
+            place = find_market(agents.economy, position, tables.markets.rows[position])
+        extent = Extent(tables, agents, position, alone=place is not None)
+        return Query(self, extent, layout, place, as_frame, standard_errors, hold)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,19 +104,15 @@ class Query:
     Attributes
     ----------
     source : the results that are asked.
-    tables : what the rows of outputs are.
-    agents : the agents in whose economy outputs are evaluated, and `layout` of the parameters there, None when these
-        are the model's own.
-    layout : see there.
-    position, place : where the one market is that is asked for, None for all markets.
-    as_frame, standard_errors, hold : see `blpjax.outputs.demand_outputs.DemandOutputs`.
+    extent : what is asked for of outputs, and what their rows are.
+    layout : of the parameters in the agents' economy, None when these are the model's own.
+    place : where the one market is whose model is evaluated alone, None when that of all markets is.
+    as_frame, standard_errors, hold : see `blpjax.outputs.outputs.Outputs`.
     """
 
     source: Source
-    tables: OutputTables
-    agents: AgentsInEconomy
+    extent: Extent
     layout: ParameterLayout | None
-    position: int | None
     place: MarketPlace | None
     as_frame: bool
     standard_errors: bool
@@ -88,13 +121,11 @@ class Query:
     @property
     def rows(self) -> np.ndarray:
         """Rows of the product table that are asked for."""
-        return np.arange(self.tables.products.shares.size) if self.place is None else self.place.rows
+        return self.extent.rows
 
-    @property
-    def market_ids(self) -> np.ndarray:
-        """Markets that are asked for."""
-        ids = self.tables.markets.ids
-        return ids if self.position is None else ids[[self.position]]
+    def of_all_markets(self) -> "Query":
+        """The same, but functions are evaluated at the model of all markets, also where one of them is asked for."""
+        return dataclasses.replace(self, place=None, extent=dataclasses.replace(self.extent, alone=False))
 
     # arguments
 
@@ -138,14 +169,11 @@ class Query:
         if ownership is None:
             return firms, {}
         array = _numbers("ownership", ownership)
-        sizes = [rows.size for rows in self.tables.markets.rows]
-        N = self.rows.size
-        width = max(sizes) if self.position is None else N
+        inside = self.extent.products_present[self.rows, self.extent.columns]
+        N, width = inside.shape
         leading = () if array.ndim != 3 or self.source.draws is None else (self.source.draws,)
         if array.shape != (*leading, N, width):
             raise ValueError(f"ownership must have the shape {(N, width)}, not {array.shape}.")
-        own = np.array(sizes)[self.tables.markets.codes[self.rows]]
-        inside = np.arange(width) < own[:, None]
         bad = np.argwhere(~np.isfinite(np.where(inside, array, 0.0)))
         if bad.size:
             raise ValueError(f"ownership must be finite, but row {bad[0][-2]} is not.")
@@ -157,68 +185,63 @@ class Query:
         """Values (..., J) of one market with as many places as the model of one market has; the first one repeated."""
         return np.concatenate([values, np.repeat(values[..., :1], self._missing, axis=-1)], axis=-1)
 
+    def read_function(self, function: Callable[[Model], Any], by: str, name: str) -> Output:
+        """A user's function as an output of all markets that has NaN in padding.
+
+        Raises
+        ------
+        TypeError
+            When it is not a function; when it is called, for what is no operation of JAX or returns no numbers.
+        ValueError
+            When there are no outputs by this, or `name` has another meaning in tables; when it is called, for shapes.
+        """
+        if not callable(function):
+            raise TypeError(f"function must be a function of a Model, not {type(function).__name__}.")
+        if by not in KINDS:
+            raise ValueError(f"by must be one of {', '.join(map(repr, KINDS))}, not {by!r}.")
+        if name in COLUMNS:
+            raise ValueError(f"name must not be {name!r}, which is another column of tables.")
+        present = KINDS[by].present(self.extent)
+
+        def output(model: Model, given: Given) -> Any:
+            try:
+                values = function(model)
+            except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+                raise TypeError(
+                    "function must consist of operations of JAX: use methods of the model and jax.numpy in place of "
+                    "numpy and of methods of results, and no conditions on values."
+                ) from error
+            return jnp.where(present, _read_output(values, by, present.shape), jnp.nan)
+
+        return output
+
     # answers
 
-    def by_product(self, name: str, function: Output, given: Given | None = None, loop: Loop | None = None) -> Any:
-        """Answer with a vector over products, (N, 1) or (J, 1)."""
-        J = self.rows.size
-        return self._answer(name, function, lambda x: x[:J], given, loop, self._label(frames.vector_frame))
+    def answer(self, by: str, name: str, function: Output, given: Given | None = None, loop: Loop | None = None) -> Any:
+        """The answer to the query.
 
-    def by_pair(self, name: str, function: Output, given: Given | None = None) -> Any:
-        """Answer with matrices over pairs of products, (N, max J) or (J, J)."""
-        J = self.rows.size
-        cut = (slice(None), slice(None)) if self.place is None else (slice(J), slice(J))
-        return self._answer(name, function, lambda x: x[cut], given, None, self._label(frames.matrices_frame))
+        Parameters
+        ----------
+        by : what the output is labelled by, which decides its shape: see `blpjax.outputs.labels.KINDS`.
+        name : of the column of its values in a table.
+        function : the output; of loops, where `loop` says what these do.
+        given : arrays that the user gave.
+        loop : see there.
 
-    def by_triple(self, name: str, function: Output, given: Given | None = None) -> Any:
-        """Answer with arrays over triples of products, (N, max J, max J) or (J, J, J)."""
-        J = self.rows.size
-        cut = (slice(None),) * 3 if self.place is None else (slice(J),) * 3
-        return self._answer(name, function, lambda x: x[cut], given, None, self._label(frames.cubes_frame))
-
-    def by_market(self, name: str, function: Output, given: Given | None = None) -> Any:
-        """Answer with a value for each market, (T, 1) or (1, 1)."""
-
-        def frame(values: np.ndarray, name: str) -> pd.DataFrame:
-            return frames.markets_frame(self.market_ids, values, name)
-
-        return self._answer(name, function, lambda x: x, given, None, frame)
-
-    def by_agent(self, name: str, function: Output, given: Given | None = None) -> Any:
-        """Answer with a value for each market and agent, (T, max I) or (1, I)."""
-        keep = self._agents_present
-
-        def frame(values: np.ndarray, name: str) -> pd.DataFrame:
-            return frames.agents_frame(self.market_ids, *self._agent_labels, values, name)
-
-        return self._answer(name, function, lambda x: _keep(x, keep), given, None, frame)
-
-    def by_product_and_agent(self, name: str, function: Output, given: Given | None = None) -> Any:
-        """Answer with a value for each product and agent in its market, (N, max I) or (J, I)."""
-        J = self.rows.size
-        codes = self.tables.markets.codes if self.place is None else np.zeros(J, int)
-        keep = self._agents_present[codes]
-
-        def frame(values: np.ndarray, name: str) -> pd.DataFrame:
-            return frames.probabilities_frame(*self._product_labels, *self._agent_labels, values, name)
-
-        return self._answer(name, function, lambda x: _keep(x[:J], keep), given, None, frame)
-
-    def _answer(
-        self,
-        name: str,
-        function: Output,
-        cut: Callable[[Any], Any],
-        given: Given | None,
-        loop: Loop | None,
-        frame: Callable[[np.ndarray, str], pd.DataFrame],
-    ) -> Any:
+        Returns
+        -------
+        An array, a table, or what `delta_method` returns.
+        """
         if self.as_frame and self.source.draws is not None:
             raise NotImplementedError("as_frame is not supported for draws. Use the array, or one set of parameters.")
+        kind = KINDS[by]
+        frame = functools.partial(kind.frame, self.extent)
 
         def asked(model: Model, given: Given) -> Any:
             found = function(self._restrict(model), given)
-            return found._replace(values=cut(found.values)) if loop is not None else cut(found)
+            if loop is None:
+                return kind.cut(self.extent, found)
+            return found._replace(values=kind.cut(self.extent, found.values))
 
         arguments = {} if given is None else given
         if not self.standard_errors:
@@ -245,48 +268,24 @@ class Query:
 
     def _restrict(self, model: Model) -> Model:
         if self.layout is not None:
-            model = model.with_agents(self.agents.economy, self.layout)
+            model = model.with_agents(self.extent.agents.economy, self.layout)
         return model if self.place is None else model.in_market(self.place)
 
     def _check(self, found: Checked, loop: Loop) -> None:
         """Report failures by market, in whichever draw."""
-        T = self.market_ids.size
+        market_ids = self.extent.market_ids
+        T = market_ids.size
         status = np.asarray(found.status).reshape(-1, T).astype(int)
         worst = status.argmax(axis=0), np.arange(T)
         residuals = np.asarray(found.residuals).reshape(-1, T)[worst]
-        raise_for_status(status[worst], self.market_ids, loop.action, residuals, loop.warn, loop.kind)
-
-    def _label(self, frame: Callable[..., pd.DataFrame]) -> Callable[[np.ndarray, str], pd.DataFrame]:
-        return lambda values, name: frame(*self._product_labels, values, name)
-
-    @property
-    def _product_labels(self) -> tuple[np.ndarray, np.ndarray | None]:
-        products = self.tables.products
-        ids = products.product_ids
-        if ids is not None and ids.ndim == 2:
-            ids = ids[:, 0]
-        return products.market_ids[self.rows], None if ids is None else ids[self.rows]
-
-    @property
-    def _agent_labels(self) -> tuple[np.ndarray, np.ndarray | None]:
-        table = self.agents.table
-        ids = table.agent_ids
-        return table.market_ids, None if ids is None else ids.reshape(len(table.weights), -1)[:, 0]
-
-    @property
-    def _agents_present(self) -> np.ndarray:
-        """(T, max I) or (1, I) which columns of a market's row are agents."""
-        counts = np.array(self.agents.counts)
-        if self.position is not None:
-            counts = counts[[self.position]]
-        return np.arange(counts.max()) < counts[:, None]
+        raise_for_status(status[worst], market_ids, loop.action, residuals, loop.warn, loop.kind)
 
     @property
     def _missing(self) -> int:
         """How many products the one market lacks of its bucket's size."""
         if self.place is None:
             return 0
-        return self.agents.economy.buckets[self.place.bucket].size[1] - self.rows.size
+        return self.extent.agents.economy.buckets[self.place.bucket].size[1] - self.rows.size
 
     def _read(self, name: str, values: Any) -> np.ndarray:
         array = _numbers(name, values)
@@ -315,6 +314,67 @@ def read_iteration(iteration: Any) -> Iteration:
     return iteration
 
 
+def read_factor(factor: Any) -> float:
+    """A fraction by which a variable changes, or `ValueError`."""
+    number = float(factor)
+    if not np.isfinite(number) or number == 0:
+        raise ValueError(f"factor must be a finite number other than zero, not {factor!r}.")
+    return number
+
+
+def find_products(products: ProductTable, ids: Any, index: int) -> np.ndarray:
+    """(N,) which products have one of the IDs in a column of product IDs, or `ValueError`."""
+    if products.product_ids is None:
+        raise ValueError("eliminate_product_ids needs a column 'product_ids' in product_data.")
+    columns = products.product_ids.reshape(products.shares.size, -1)
+    if not 0 <= index < columns.shape[1]:
+        raise ValueError(f"product_ids_index must be between 0 and {columns.shape[1] - 1}, not {index!r}.")
+    known = columns[:, index]
+    wanted = np.atleast_1d(np.asarray(ids, dtype=object if known.dtype == object else None))
+    unknown = [value for value in wanted.tolist() if not (known == value).any()]
+    if unknown:
+        raise ValueError(f"eliminate_product_ids has {unknown[0]!r}, which is none of the product IDs.")
+    return np.isin(known, wanted)
+
+
+def read_matrices(source: Source, matrices: Any, market_id: Any) -> tuple[np.ndarray, Sequence[np.ndarray]]:
+    """Stacked matrices as compute methods return them, and which rows of theirs each market has."""
+    array = np.asarray(matrices, dtype=float)
+    markets = source.output_tables.markets
+    chosen: Sequence[np.ndarray] = markets.rows
+    expected: tuple[int, ...] = (sum(rows.size for rows in chosen), max(rows.size for rows in chosen))
+    if market_id is not None:
+        size = chosen[_market_position(markets, market_id)].size
+        expected, chosen = (size, size), (np.arange(size),)
+    if source.draws is not None:
+        expected = (source.draws, *expected)
+    if array.shape != expected:
+        raise ValueError(f"matrices must have the shape {expected}, as compute methods return them, not {array.shape}.")
+    return array, chosen
+
+
+def _market_position(markets: MarketIndex, market_id: Any) -> int:
+    found = np.flatnonzero(markets.ids == market_id)
+    if found.size != 1:
+        known = ", ".join(repr(i) for i in markets.ids[:10].tolist())
+        more = ", ..." * (len(markets.ids) > 10)
+        raise ValueError(f"There is no market {market_id!r}. Markets are {known}{more}.")
+    return int(found[0])
+
+
+def _read_output(values: Any, by: str, shape: tuple[int, ...]) -> Any:
+    """What a user's function returned, in this shape."""
+    if not isinstance(values, jax.Array | np.ndarray):
+        raise TypeError(f"function must return an array, not {type(values).__name__}.")
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(f"function must return floating-point numbers, not {values.dtype}.")
+    allowed = [shape, shape[:1]] if shape[1:] == (1,) else [shape]
+    if values.shape not in allowed:
+        shapes = " or ".join(map(str, allowed))
+        raise ValueError(f"function must return an array of the shape {shapes} with by={by!r}, not {values.shape}.")
+    return values.reshape(shape)
+
+
 def _numbers(name: str, values: Any) -> np.ndarray:
     try:
         return np.array(values, dtype=float)
@@ -324,9 +384,3 @@ def _numbers(name: str, values: Any) -> np.ndarray:
 
 def _constant(values: Any) -> Any:
     return jax.lax.stop_gradient(jnp.asarray(values, float))
-
-
-def _keep(values: Any, keep: np.ndarray) -> Any:
-    """Columns that some row keeps, NaN where a row does not."""
-    cut = values[:, : keep.shape[1]]
-    return cut if keep.all() else jnp.where(keep, cut, jnp.nan)

@@ -14,8 +14,8 @@ import pytest
 import blpjax
 from blpjax.exceptions import ConvergenceError, ConvergenceWarning, EquilibriumPricesConvergenceError
 from blpjax.inference.delta_method import DeltaMethodResults
-from blpjax.outputs.outputs import PostEstimation
-from blpjax.outputs.query import OutputTables
+from blpjax.outputs.labels import OutputTables
+from blpjax.outputs.outputs import Outputs
 from tests.support import joint
 from tests.tolerances import FIXED_PARAMETERS, ROUNDING
 
@@ -260,7 +260,7 @@ def test_tables_by_market_and_agent_are_labelled() -> None:
 # standard errors and draws
 
 
-class Known(PostEstimation):
+class Known(Outputs):
     """Outputs of a model whose parameters are known."""
 
     def __init__(self, results: Any) -> None:
