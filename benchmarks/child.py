@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import family_models, models
+from benchmarks import family_models, models, study_models
 from benchmarks.comparison import Outcome, outcome_of
 from benchmarks.settings import Size, UnequalSize
 
@@ -97,8 +97,9 @@ def run_unequal(library: str, size: UnequalSize) -> Report:
 
 def run_study(library: str, markets: int, size: int) -> Report:
     """Run a batch of replications. There is no objective; estimates are their means."""
-    importlib.import_module(library).options.verbose = False
-    study = importlib.import_module("benchmarks.studies").study(markets, supply=True)
+    lib = importlib.import_module(library)
+    lib.options.verbose = False
+    study = study_models.study(lib, markets, supply=True)
     began = time.perf_counter()
     results = study.run(size, batch_size=size)
     seconds = time.perf_counter() - began

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 import blpjax
+from benchmarks import study_models
 from benchmarks.estimation import measure_pyblp, quiet
 from benchmarks.processes import gibibytes, goal_reached, run_process
 from benchmarks.rows import Row, Timing, measure
@@ -20,34 +21,6 @@ from benchmarks.settings import Settings
 
 #: Warm ratio to PyBLP, for each replication, that is aimed at.
 GOAL = 200
-
-BETA, SIGMA, GAMMA = [1.0, -2.0, 2.0], [[1.0]], [1.0, 4.0]
-
-
-def simulation(lib: Any, markets: int, seed: int = 0) -> Any:
-    """The tutorial's simulation."""
-    F = lib.Formulation
-    return lib.Simulation(
-        (F("1 + prices + x"), F("0 + x"), F("0 + x + z")),
-        lib.build_id_data(T=markets, J=20, F=10),
-        beta=BETA,
-        sigma=SIGMA,
-        gamma=GAMMA,
-        integration=lib.Integration("product", 9),
-        xi_variance=1.0,
-        omega_variance=1.0,
-        correlation=0.9,
-        seed=seed,
-    )
-
-
-def study(markets: int, supply: bool) -> blpjax.MonteCarlo:
-    """The study that is timed, with demand alone or jointly with supply."""
-    truth = simulation(blpjax, markets)
-    solved = truth.replace_endogenous()
-    formulations = truth.product_formulations if supply else truth.product_formulations[:2]
-    start = {"beta": [None, 0.5 * BETA[1], None]} if supply else {}
-    return blpjax.MonteCarlo(truth, solved.to_problem(formulations), seed=1, sigma=[[0.5]], **start)
 
 
 def study_rows(settings: Settings) -> Iterator[Row]:
@@ -61,7 +34,7 @@ def study_rows(settings: Settings) -> Iterator[Row]:
 
 def _batch_row(settings: Settings, supply: bool, size: int, theirs: Timing | None) -> Row:
     jax.clear_caches()
-    made = study(settings.study_markets, supply)
+    made = study_models.study(blpjax, settings.study_markets, supply)
     first = measure(lambda: made.run(size, batch_size=size))
     results = None
 
@@ -99,12 +72,9 @@ def _time_pyblp(settings: Settings, supply: bool) -> Timing:
     seeds = iter(range(100))
 
     def replicate() -> None:
-        truth = simulation(pyblp, settings.study_markets, next(seeds))
-        solved = truth.replace_endogenous()
-        formulations = truth.product_formulations if supply else truth.product_formulations[:2]
-        problem = solved.to_problem(formulations)
-        start = {"beta": [None, 0.5 * BETA[1], None]} if supply else {}
+        truth = study_models.simulation(pyblp, settings.study_markets, next(seeds))
+        problem = study_models.problem_of(truth, supply)
         routine = pyblp.Optimization("l-bfgs-b", {"gtol": 1e-5})
-        problem.solve(sigma=np.array([[0.5]]), optimization=routine, **start)
+        problem.solve(sigma=np.array([[0.5]]), optimization=routine, **study_models.start(supply))
 
     return measure_pyblp(replicate, settings.repeat)

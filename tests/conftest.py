@@ -38,6 +38,7 @@ jaxtyping.install_import_hook("blpjax", "beartype.beartype")
 import jax  # noqa: E402
 
 import blpjax.economy.buckets  # noqa: E402  (turns on 64-bit)
+from tests.support.silence import silent  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -53,6 +54,13 @@ def unchecked_types(monkeypatch: pytest.MonkeyPatch) -> None:
     Used as `@pytest.mark.usefixtures("unchecked_types")`.
     """
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[None]:
+    """Print nothing in this module, neither blpjax nor PyBLP."""
+    with silent():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import blpjax
 from blpjax.exceptions import DataError
 from blpjax.r_style import read_theta_guesses
 from tests.support import nevo, problems
+from tests.support.silence import quiet
 from tests.tolerances import LINEAR_ALGEBRA
 
 CEREALS = "share ~ price + productdummy | 0 + productdummy | price + sugar + mushy | 0 + " + " + ".join(
@@ -37,7 +38,7 @@ def cereals() -> tuple[blpjax.Problem, pd.DataFrame]:
     names = {"market_ids": "cdid", "shares": "share", "prices": "price", "product_ids": "productdummy"}
     instruments = {f"demand_instruments{k}": f"IV{k + 1}" for k in range(20)}
     table = products.rename(columns=names | instruments).assign(product_id=products.product_ids)
-    with problems.quiet():
+    with quiet():
         problem = blpjax.problem_from_formula(
             CEREALS,
             table,
@@ -61,7 +62,7 @@ def small() -> pd.DataFrame:
 
 def build(model: str = MODEL, products: Any = None, **options: Any) -> blpjax.Problem:
     chosen = {"integration_method": "sgGH", "integration_accuracy": 3} | options
-    with problems.quiet():
+    with quiet():
         return blpjax.problem_from_formula(model, small() if products is None else products, "market", **chosen)
 
 
@@ -75,7 +76,7 @@ def draws(*names: str, size: int = 4) -> dict[str, pd.DataFrame]:
 def cereal_results() -> blpjax.ProblemResults:
     """Results at the starting guesses."""
     problem, guesses = cereals()
-    with problems.quiet():
+    with quiet():
         return problem.solve(
             *read_theta_guesses(problem, guesses),
             method="1s",
@@ -141,7 +142,7 @@ def test_formulas_build_the_problem_that_its_matrices_build() -> None:
     table = {name: products[name] for name in products if "demand_instruments" not in name}
     table["demand_instruments"] = np.column_stack([exogenous, excluded])
     formulations = blpjax.Formulation("1 + prices + x"), blpjax.Formulation("0 + x")
-    with problems.quiet():
+    with quiet():
         direct = blpjax.Problem(formulations, table, integration=blpjax.Integration("grid", 3), add_exogenous=False)
         results = [problem.solve(0.7, optimization=blpjax.Optimization("return")) for problem in (direct, build())]
     LINEAR_ALGEBRA.check(results[1].objective, results[0].objective)
@@ -158,7 +159,7 @@ def test_automobiles_have_the_dimensions_that_the_vignette_prints() -> None:
     names = {"market_ids": "cdid", "car_ids": "id", "prices": "price", "shares": "share"}
     instruments = {f"IV{k + 1}": column for k, column in enumerate(found.T)}
     cars = products.rename(columns=names).assign(const=1, **instruments).drop(columns="clustering_ids")
-    with problems.quiet():
+    with quiet():
         problem = blpjax.problem_from_formula(
             "share ~ 0 + const + price + hpwt + air + mpg + space | 0 + const + hpwt + air + mpg + space |"
             f"0 + price + const + hpwt + air + mpg | 0 + {' + '.join(instruments)}",
@@ -178,7 +179,7 @@ def test_automobiles_have_the_dimensions_that_the_vignette_prints() -> None:
 
 def test_logit_models_have_no_random_part() -> None:
     problem = build("s ~ p + x | x | 0 | 0 + z0 + z1", integration_method=None, integration_accuracy=None)
-    with problems.quiet():
+    with quiet():
         summary = blpjax.estimation_summary(problem.solve())
     assert (problem.K2, problem.MD) == (0, 4) and summary.random.empty and "Wald" not in str(summary)
     with pytest.raises(ValueError, match="has no random coefficients, so draws would not be used"):

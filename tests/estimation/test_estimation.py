@@ -14,7 +14,10 @@ from blpjax import options
 from blpjax.exceptions import ConvergenceError, ConvergenceWarning, IdentificationWarning
 from tests.support import economies, nevo
 from tests.support.nevo import array, reference
+from tests.support.programs import compilations
 from tests.tolerances import DELTA, ESTIMATES, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 # Of similar size, so that one padded shape serves all markets.
 PRODUCTS = (7, 8) * 6
@@ -22,14 +25,6 @@ AGENTS = (23, 25) * 6
 SIGMA = np.diag([0.0, 0.6])
 PI = np.array([[0.0], [-0.35]])
 ONE_STEP = {"method": "1s", "check_optimality": "gradient"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "verbose", False)
-        patch.setattr(pyblp.options, "verbose", False)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -484,14 +479,7 @@ def test_interruption_leaves_the_best_values_so_far(
 def test_a_second_problem_of_the_same_shape_compiles_nothing(data: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     build(blpjax, data).solve(SIGMA, PI)
     second = build(blpjax, economies.tables(12, PRODUCTS, AGENTS))
-    compiled: list[str] = []
-
-    def listen(event: str, duration: float, **unused: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compilations() as compiled:
         jax.jit(lambda x: x + 3.25)(1.0)  # the event is heard
         assert len(compiled) == 1
         compiled.clear()
@@ -500,8 +488,6 @@ def test_a_second_problem_of_the_same_shape_compiles_nothing(data: tuple[pd.Data
             second.solve(SIGMA * 1.1, PI * 0.9, **arguments)
         second.solve(SIGMA, PI, iteration=blpjax.Iteration("anderson", {"atol": 1e-12}), scale_objective=False)
         assert compiled == []
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 # --- Nevo's data from many starts -----------------------------------------------------------------------------------

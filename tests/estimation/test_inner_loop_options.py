@@ -9,7 +9,8 @@ import pytest
 
 import blpjax
 from blpjax import options
-from tests.support.problems import PI, SIGMA, build, evaluate, quiet, small_tables
+from tests.support.problems import PI, SIGMA, build, evaluate, small_tables
+from tests.support.silence import quiet
 from tests.tolerances import DELTA, ROUNDING, Tolerance
 
 #: SciPy's quasi-Newton methods stop at its own tolerance, 6e-6.

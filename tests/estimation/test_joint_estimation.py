@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ import pyblp
 import pytest
 
 import blpjax
-from blpjax import options
 from blpjax.exceptions import ConvergenceError, ConvergenceWarning, IdentificationWarning
 from tests.support import joint
 from tests.support.joint import Model
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, ESTIMATES, FIXED_PARAMETERS
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 SIGMA = np.diag([0.5, 0.7])
 PI = np.array([[0.2], [0.0]])
@@ -27,14 +28,6 @@ EVALUATED = (
     *("parameters", "parameter_covariances", "sigma_se", "pi_se", "beta", "beta_se", "gamma", "gamma_se"),
     *("W", "updated_W", "clipped_costs", "clipped_shares"),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "verbose", False)
-        patch.setattr(pyblp.options, "verbose", False)
-        yield
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,21 +12,16 @@ import blpjax
 from blpjax import options
 from blpjax.exceptions import ConvergenceError, ConvergenceWarning, IdentificationError
 from tests.support import economies, joint, problems
+from tests.support.silence import quiet
 from tests.tolerances import ESTIMATES
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 SIGMA, PI = np.diag([0.0, 0.6]), np.array([[0.0], [-0.35]])
 START = np.array([0.6, -0.35])
 ONE_STEP = {"method": "1s", "check_optimality": "gradient"}
 #: Utilities do not exist here.
 HOPELESS = np.array([np.inf, -0.35])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for library in (options, pyblp.options):
-            patch.setattr(library, "verbose", False)
-        yield
 
 
 def build(library: Any, **changes: Any) -> Any:
@@ -174,7 +169,7 @@ def test_estimates_do_not_depend_on_how_derivatives_are_computed(
 
 def test_the_default_optimiser_lives_with_errors_of_differences() -> None:
     other = problems.build(blpjax)
-    with problems.quiet():
+    with quiet():
         exact = other.solve(problems.SIGMA, problems.PI, method="1s", check_optimality="gradient")
         found = other.solve(problems.SIGMA, problems.PI, finite_differences=True, **ONE_STEP)
         strict = blpjax.Optimization("trust-region", {"floor_tol": 1e-13})

@@ -1,30 +1,24 @@
 """FRAC starting values: exact to second order, near the truth, and as good a start as any other; errors."""
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 import blpjax
-from blpjax import Formulation, options
+from blpjax import Formulation
 from blpjax.estimation.start_frac import fill_starts
 from blpjax.exceptions import IdentificationError
 from tests.support import nevo
 from tests.support.economies import loop_shares
-from tests.support.problems import quiet
+from tests.support.silence import quiet
 from tests.tolerances import ESTIMATES
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 BETA = (0.5, -1.5, 1.0)
 IDENTITY, CORRELATED = ((1.0, 0.0), (0.0, 1.0)), ((1.0, 0.0), (0.5, 0.8))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def silent() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "verbose", False)
-        yield
 
 
 @functools.cache

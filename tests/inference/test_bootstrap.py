@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,10 @@ from tests.support import joint
 from tests.support.estimated import CASES, merged, solved
 from tests.tolerances import FIXED_PARAMETERS, ROUNDING
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 DRAWS = 5
 PARAMETERS = ("sigma", "pi", "rho", "beta", "gamma")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "verbose", False)
-        yield
 
 
 def precise(results: Any, factor: float) -> Any:

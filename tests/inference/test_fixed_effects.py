@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,23 +10,17 @@ import pyblp
 import pytest
 
 import blpjax
-from blpjax import Formulation, options
+from blpjax import Formulation
 from blpjax.exceptions import DataError, IdentificationError
 from tests.support import joint
 from tests.tolerances import FIXED_PARAMETERS, LINEAR_ALGEBRA
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 PROJECTED = Formulation("1 + sweet + soggy")
 LOGIT = joint.Model("0 + prices + x + y", X2=None, X3=None, demographics=None, absorb_demand="C(product_ids)")
 SUPPLY = dataclasses.replace(joint.Model(), X1="0 + prices + x + y", absorb_demand="C(product_ids)")
 SWEET = {f"p{j}": (3.0, 1.0, 4.0, 1.5, 9.0, 2.5, 6.0, 5.0)[j] for j in range(8)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def silent() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "verbose", False)
-        patch.setattr(pyblp.options, "verbose", False)
-        yield
 
 
 @functools.cache

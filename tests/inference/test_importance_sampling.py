@@ -1,7 +1,6 @@
 """Importance sampling: PyBLP's agents and weights, problems with them, bad arguments."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,15 @@ import pyblp
 import pytest
 
 import blpjax
-from blpjax import Formulation, Integration, options
+from blpjax import Formulation, Integration
 from blpjax.exceptions import DataError, DataWarning
 from blpjax.inference.importance_sampling import ATTRIBUTES
 from tests.support import joint
 from tests.tolerances import FIXED_PARAMETERS, ROUNDING
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 PARAMETERS = {"sigma": joint.SIGMA, "pi": joint.PI, "beta": [None, -2.0, None, None]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "verbose", False)
-        patch.setattr(pyblp.options, "verbose", False)
-        yield
 
 
 def solve(library: Any, problem: Any) -> Any:

@@ -14,7 +14,7 @@ import pyblp
 import pytest
 
 import blpjax
-from blpjax import Formulation, Iteration, options
+from blpjax import Formulation, Iteration
 from blpjax.exceptions import (
     ConvergenceError,
     ConvergenceWarning,
@@ -25,6 +25,8 @@ from blpjax.exceptions import (
 from blpjax.inference.optimal_instruments import ATTRIBUTES, compute_optimal_instruments
 from tests.support import joint
 from tests.tolerances import DELTA, ESTIMATES, FIXED_PARAMETERS, ROUNDING
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 USUAL = {"sigma": joint.SIGMA, "pi": joint.PI, "beta": [None, -2.0, None, None]}
 TIGHT = {"atol": 1e-14}
@@ -62,11 +64,9 @@ CASES = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
+def one_draw_at_a_time() -> Iterator[None]:
+    """Programs for all numbers of draws are the same."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "verbose", False)
-        patch.setattr(pyblp.options, "verbose", False)
-        # one draw at a time: programs for all numbers of draws are the same
         patch.setattr("blpjax.model.elsewhere.lanes", lambda economy, outputs: 1)
         yield
 

@@ -1,6 +1,5 @@
 """Functions that build data: PyBLP's IDs, record arrays and dictionaries."""
 
-import importlib.util
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -15,19 +14,13 @@ from blpjax.inputs.columns import read_ownership
 from blpjax.inputs.construction import build_id_data, build_integration, build_ownership, data_to_dict
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.table_format import read_table
+from tests.support.programs import without_type_checks
 from tests.tolerances import ROUNDING
 
 
 @pytest.fixture(scope="module")
 def unchecked() -> ModuleType:
-    """Return the module as users have it: tests import it with type checks, which would refuse wrong types first."""
-    path = blpjax.inputs.construction.__file__
-    assert path is not None
-    spec = importlib.util.spec_from_file_location("unchecked_construction", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return without_type_checks(blpjax.inputs.construction)
 
 
 @pytest.mark.parametrize("T, J, F", [(2, 5, 4), (3, 4, 4), (1, 7, 3), (50, 20, 10), (4, 1, 1)])

@@ -1,7 +1,6 @@
 """Integration rules: PyBLP's nodes and weights, exactness for polynomials, draws, and refused configurations."""
 
 import dataclasses
-import importlib.util
 import math
 import warnings
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from scipy import stats
 import blpjax.inputs.integration
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.quadrature import NodesAndWeights, gauss_hermite, nested_gauss_hermite, sparse_grid
+from tests.support.programs import without_type_checks
 from tests.tolerances import LINEAR_ALGEBRA, ROUNDING, Tolerance
 
 # Weights of sparse grids are alternating sums of products that are much larger than the smallest weights.
@@ -27,14 +27,7 @@ DRAWS = ["monte_carlo", "halton", "lhs", "mlhs"]
 
 @pytest.fixture(scope="module")
 def unchecked() -> ModuleType:
-    """Return the module as users have it: tests import it with type checks, which would refuse wrong types first."""
-    path = blpjax.inputs.integration.__file__
-    assert path is not None
-    spec = importlib.util.spec_from_file_location("unchecked_integration", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return without_type_checks(blpjax.inputs.integration)
 
 
 def build_with_pyblp(specification: str, size: int, dimensions: int, options: dict[str, Any] | None = None) -> Any:
@@ -192,10 +185,9 @@ def test_draws_without_a_seed_differ_and_leave_the_global_generator_alone(specif
     ],
 )
 def test_agents_of_several_markets_are_those_of_a_pyblp_problem(
-    monkeypatch: pytest.MonkeyPatch, specification: str, size: int, options: dict[str, Any] | None
+    quiet: None, specification: str, size: int, options: dict[str, Any] | None
 ) -> None:
     pyblp = pytest.importorskip("pyblp")
-    monkeypatch.setattr(pyblp.options, "verbose", False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = pd.read_csv(pyblp.data.NEVO_PRODUCTS_LOCATION)

@@ -495,6 +495,7 @@ def test_too_few_columns_of_nodes_are_refused() -> None:
         assign_node_columns(1, np.array([True, False, True]))
 
 
+@pytest.mark.usefixtures("quiet")
 def test_columns_of_nodes_go_with_columns_of_sigma_as_in_pyblp() -> None:
     """PyBLP's objective tells which column it used: it is the one with a single column of nodes."""
     pyblp = pytest.importorskip("pyblp")
@@ -505,7 +506,6 @@ def test_columns_of_nodes_go_with_columns_of_sigma_as_in_pyblp() -> None:
     products = products.rename(columns={"demand_instruments": "demand_instruments0"})
     products["demand_instruments1"] = random.normal(size=30)
     nodes = random.normal(size=(200, 2))
-    verbose, pyblp.options.verbose = pyblp.options.verbose, False
 
     def objective(columns: list[int]) -> float:
         agents = {"market_ids": np.repeat(range(10), 20), "weights": np.full(200, 0.05), "nodes": nodes[:, columns]}
@@ -514,11 +514,8 @@ def test_columns_of_nodes_go_with_columns_of_sigma_as_in_pyblp() -> None:
         results = problem.solve(np.diag([0.0, 1.0]), optimization=pyblp.Optimization("return"), method="1s")
         return float(results.objective)
 
-    try:
-        alone = [objective([0]), objective([1])]
-        both = objective([0, 1])
-    finally:
-        pyblp.options.verbose = verbose
+    alone = [objective([0]), objective([1])]
+    both = objective([0, 1])
     assert not np.isclose(alone[0], alone[1])
     nonzero = np.array([False, True])
     used = int(assign_node_columns(2, nonzero)[0])

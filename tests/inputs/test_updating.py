@@ -11,6 +11,7 @@ import blpjax
 from blpjax.exceptions import DataError
 from blpjax.inputs.updating import replace_values
 from tests.support import problems
+from tests.support.silence import quiet
 from tests.tolerances import LINEAR_ALGEBRA
 
 KNOWN = {
@@ -33,7 +34,7 @@ def test_values_are_matched_by_ids_whatever_the_order_of_rows() -> None:
     problem = problems.build(blpjax, products)
     changed = products.assign(x=products.x + 0.1, prices=products.prices * 1.05)
     rows = changed[["market_ids", "product_ids", "x", "prices"]].sample(frac=1, random_state=0)
-    with problems.quiet():
+    with quiet():
         updated = problem.update(rows)
     expected = problems.build(blpjax, changed)
     found, wanted = (problems.evaluate(p, blpjax) for p in (updated, expected))
@@ -48,7 +49,7 @@ def test_columns_choose_and_partial_data_keep_other_values() -> None:
     problem = problems.build(blpjax, products)
     market = products.market_ids.iloc[0]
     rows = products[products.market_ids == market][["market_ids", "product_ids", "x"]].assign(x=7.0, prices=-1.0)
-    with problems.quiet():
+    with quiet():
         updated = problem.update(rows, columns=["x"], partial=True)
     expected = np.where(products.market_ids == market, 7.0, products.x)
     np.testing.assert_array_equal(updated.product_table.data["x"], expected)
@@ -57,7 +58,7 @@ def test_columns_choose_and_partial_data_keep_other_values() -> None:
 
 def test_drawn_agents_stay_the_same() -> None:
     formulations = tuple(map(blpjax.Formulation, problems.FORMULAS))
-    with problems.quiet():
+    with quiet():
         problem = blpjax.Problem(formulations, with_ids(), integration=blpjax.Integration("monte_carlo", 5))
         updated = problem.update(with_ids()[["market_ids", "product_ids", "w"]].assign(x=lambda rows: rows.w**2))
     np.testing.assert_array_equal(updated.agents["nodes"], problem.agents["nodes"])
@@ -69,7 +70,7 @@ def test_options_of_the_problem_stay_the_same() -> None:
     new = products[["market_ids", "product_ids", "w"]].assign(w=products.w + 1)
     formulations = tuple(map(blpjax.Formulation, ("1 + prices + w", "0 + x", "1 + w")))
     rule = blpjax.Integration("product", 3)
-    with problems.quiet():
+    with quiet():
         logit = blpjax.Problem(formulations[0], products, add_exogenous=False).update(new)
         supply = blpjax.Problem(formulations, products, integration=rule, rc_types=["log"], costs_type="log").update(
             new
@@ -80,7 +81,7 @@ def test_options_of_the_problem_stay_the_same() -> None:
 
 def test_sampled_agents_may_have_weights_that_do_not_sum_to_one() -> None:
     products = with_ids()
-    with problems.quiet():
+    with quiet():
         problem = problems.build(blpjax, products)
         _, agents = problems.small_tables()
         sampled = problem.replace_agents(agents.assign(weights=2 * agents.weights))
@@ -91,14 +92,14 @@ def test_sampled_agents_may_have_weights_that_do_not_sum_to_one() -> None:
 
 def test_new_values_are_checked_like_old_ones() -> None:
     problem = problems.build(blpjax, with_ids())
-    with problems.quiet(), pytest.raises(DataError, match="product_data: column 'shares' must be between zero and one"):
+    with quiet(), pytest.raises(DataError, match="product_data: column 'shares' must be between zero and one"):
         problem.update(with_ids()[["market_ids", "product_ids"]].assign(shares=1.5))
 
 
 def test_replaced_instruments_stay_in_place() -> None:
     products = with_ids()
     Z = np.random.default_rng(0).normal(size=(len(products), 12))
-    with problems.quiet():
+    with quiet():
         problem = problems.build(blpjax, products).replace_instruments(Z, np.zeros((len(products), 0)))
         updated = problem.update(products[["market_ids", "product_ids", "w"]].assign(w=products.w + 1))
         with pytest.raises(ValueError, match="demand_instruments0 cannot be replaced: the problem's instruments are"):

@@ -210,12 +210,12 @@ def test_extremely_hard_markets_are_solved_or_reported(nevo: Nevo) -> None:
     assert solved.any()
 
 
+@pytest.mark.usefixtures("quiet")
 def test_squarem_takes_about_as_many_evaluations_as_that_of_pyblp(nevo: Nevo) -> None:
     """The same scheme and tolerance from the same start, in one of Nevo's markets."""
     products, agents = data.load_nevo()
     name = sorted(products.market_ids.unique())[0]
     one, people = products[products.market_ids == name], agents[agents.market_ids == name]
-    pyblp.options.verbose = False
     problem = pyblp.Problem(
         (pyblp.Formulation("0 + prices"), pyblp.Formulation("1 + prices + sugar + mushy")), one,
         pyblp.Formulation("0 + income + income_squared + age + child"), people,

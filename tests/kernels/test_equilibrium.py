@@ -1,6 +1,5 @@
 """Equilibrium prices: methods, closed forms, derivatives, failures, and PyBLP's numbers."""
 
-import warnings
 from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
@@ -34,6 +33,7 @@ from tests.support.firms import (
     plain_shares,
     returns_to_scale,
 )
+from tests.support.silence import quiet
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, LINEAR_ALGEBRA, ROUNDING
 
 METHODS = ("simple", "squarem", "anderson", "newton")
@@ -370,14 +370,8 @@ class Economy:
 
 @pytest.fixture(scope="module")
 def economy() -> Iterator[Economy]:
-    before = pyblp.options.verbose
-    try:
-        pyblp.options.verbose = False
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="pyblp|patsy|numpy")
-            yield Economy()
-    finally:
-        pyblp.options.verbose = before
+    with quiet():
+        yield Economy()
 
 
 def test_equilibrium_and_what_follows_are_those_of_pyblp(economy: Economy) -> None:

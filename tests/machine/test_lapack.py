@@ -7,7 +7,7 @@ import sys
 IMPORTING = "import blpjax"
 ORIGINAL = """
 import blpjax
-from blpjax.lapack import original_lapack_threads
+from blpjax.machine.lapack import original_lapack_threads
 
 context = original_lapack_threads()
 context.__enter__()

@@ -1,6 +1,5 @@
 """`parallel` is accepted, checked, and says that it does nothing."""
 
-import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -8,16 +7,12 @@ import pytest
 
 import blpjax
 import blpjax.machine.parallel
+from tests.support.programs import without_type_checks
 
 
 @pytest.fixture(scope="module")
 def unchecked() -> ModuleType:
-    """Return the module as users have it: without run-time checks of types."""
-    spec = importlib.util.spec_from_file_location("unchecked_processes", blpjax.machine.parallel.__file__)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return without_type_checks(blpjax.machine.parallel)
 
 
 @pytest.mark.parametrize("processes, said", [(1, "A pool of 1 process is not"), (4, "A pool of 4 processes is not")])

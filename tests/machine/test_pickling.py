@@ -13,6 +13,7 @@ from blpjax import Formulation, Integration, Iteration, Optimization
 from tests.simulation.test_simulation import simulate
 from tests.simulation.test_simulation import solve as solve_simulation
 from tests.support import estimated, problems
+from tests.support.silence import quiet
 
 
 def round_trip(x: Any, path: Path) -> Any:
@@ -57,7 +58,7 @@ def test_problems_can_be_solved_again(tmp_path: Path) -> None:
 
 def test_what_follows_estimation_gives_the_same_numbers(tmp_path: Path) -> None:
     results = estimated.solved("demand alone")
-    with problems.quiet():
+    with quiet():
         bootstrapped, instruments = results.bootstrap(2, seed=0), results.compute_optimal_instruments()
         loaded = round_trip(bootstrapped, tmp_path / "x")
         np.testing.assert_array_equal(loaded.bootstrapped_prices, bootstrapped.bootstrapped_prices)

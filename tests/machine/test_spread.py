@@ -85,8 +85,12 @@ def test_lanes_one_by_one_are_vectorised_lanes(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slow
 def test_eight_devices_give_what_one_gives() -> None:
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     script = Path(__file__).parents[1] / "support" / "spread_study.py"
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(script.parents[2]),
+    }
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "equal"

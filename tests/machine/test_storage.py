@@ -28,16 +28,11 @@ from blpjax.machine import storage
 from blpjax.problem.state import NotStored, Step, read_step, step_state
 from tests.support.economies import tables
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 SIGMA, PI = np.diag([0.4, 0.8]), np.array([[0.3], [-0.5]])
 PRODUCTS = (Formulation("1 + prices + x"), Formulation("1 + x"))
 DEMOGRAPHICS = Formulation("0 + income")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Any:
-    blpjax.options.verbose = False
-    yield
-    blpjax.options.verbose = True
 
 
 def make_problem(seed: int = 1, **columns: Any) -> Problem:

@@ -14,6 +14,7 @@ from blpjax.economy.ownership import firm_codes
 from blpjax.exceptions import Status, succeeded
 from blpjax.model.model import Model, find_market
 from tests.support import joint
+from tests.support.programs import compilations
 from tests.tolerances import CENTRAL_DIFFERENCE, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
 
 pytestmark = [
@@ -301,18 +302,9 @@ def test_derivatives_do_not_leak_from_padding() -> None:
 def test_markets_of_one_bucket_share_their_programs() -> None:
     m, index = model(), results("linear").problem.market_index
     m.for_market(0, index.rows[0]).compute_diversion_ratios().block_until_ready()
-    compiled: list[str] = []
-
-    def listen(event: str, duration: float, **_: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compilations() as compiled:
         for position in (1, 2, 3):
             m.for_market(position, index.rows[position]).compute_diversion_ratios()
         assert compiled == []
         m.compute_diversion_ratios("y")
         assert compiled
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)

@@ -188,12 +188,11 @@ def test_columns_of_nodes_go_to_the_columns_of_sigma_that_are_not_all_zero() -> 
 
 
 @pytest.fixture(scope="module")
-def small_problem() -> Any:
+def small_problem(quiet: None) -> Any:
     """PyBLP's problem with three columns of X2 and as many columns of nodes."""
     products, agents = tables(5, [5, 6, 7, 8], [12] * 4)
     products["demand_instruments6"], products["demand_instruments7"] = products.x**3, products.demand_instruments1**3
     agents["nodes2"] = np.random.default_rng(1).normal(size=len(agents))
-    pyblp.options.verbose = False
     formulations = (pyblp.Formulation("1 + prices + x"), pyblp.Formulation("1 + prices + x"))
     problem = pyblp.Problem(formulations, products, pyblp.Formulation("0 + income"), agents)
     return problem, products, agents
@@ -216,7 +215,6 @@ def test_labels_order_and_node_columns_are_those_of_pyblp(small_problem: Any, si
         iteration=pyblp.Iteration("squarem", {"atol": 1e-14}),
     )  # fmt: skip
     formulations = (blpjax.Formulation("1 + prices + x"), blpjax.Formulation("1 + prices + x"))
-    blpjax.options.verbose = False
     ours: Any = blpjax.Problem(formulations, products, blpjax.Formulation("0 + income"), agents)
     ours = ours.functions(sigma, pi, iteration=blpjax.Iteration("newton"))
     assert list(ours.theta_labels) == [str(label) for label in theirs.theta_labels]

@@ -1,7 +1,6 @@
 """The objective as a function of theta: two orders of derivatives, no callbacks or loops over markets, few programs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import equinox as eqx
@@ -15,17 +14,13 @@ from blpjax.exceptions import succeeded
 from blpjax.objective.functions import ModelFunctions
 from blpjax.objective.moments import GMM
 from tests.support.economies import tables
+from tests.support.programs import compilations
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, FIXED_PARAMETERS, SECOND_CENTRAL_DIFFERENCE, UNROLLED
 
-pytestmark = pytest.mark.usefixtures("several_buckets")
+pytestmark = pytest.mark.usefixtures("several_buckets", "quiet")
 
 PRODUCTS, AGENTS = [4, 12, 4, 11, 4, 12], [15, 15, 14, 15, 15, 15]
 SIGMA, PI, BETA = np.diag([0.4, 0.6]), np.array([[0.3], [-0.4]]), [None, -1.4, None]
-
-
-@pytest.fixture(autouse=True)
-def silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blpjax.options, "verbose", False)
 
 
 def build(seed: int, products: list[int] = PRODUCTS, agents: list[int] = AGENTS) -> blpjax.Problem:
@@ -40,9 +35,7 @@ def functions_of(problem: blpjax.Problem, method: str = "anderson") -> ModelFunc
 
 @pytest.fixture(scope="module")
 def problem() -> blpjax.Problem:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blpjax.options, "verbose", False)
-        return build(1)
+    return build(1)
 
 
 @pytest.fixture(scope="module")
@@ -240,22 +233,6 @@ def test_programs_have_no_callbacks_and_do_not_grow_with_the_number_of_markets()
         assert "while" in names
         counts.append(len(names))
     assert counts[0] == counts[1] and counts[0] > 100
-
-
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Programs that are compiled in the block, or read from the persistent cache."""
-    seen: list[str] = []
-
-    def listen(event: str, duration: float, **_: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_a_second_problem_of_equal_shape_compiles_nothing() -> None:

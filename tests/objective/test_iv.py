@@ -1,7 +1,6 @@
 """Linear IV-GMM, weighting matrices, covariances and tests: against PyBLP, linearmodels and closed forms."""
 
 import itertools
-import warnings
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import scipy.stats
 from linearmodels.iv import IV2SLS, IVGMM
 
 from blpjax.objective import iv
+from tests.support.silence import quiet
 from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING, Tolerance
 
 KINDS = ("robust", "clustered", "unadjusted")
@@ -82,27 +82,13 @@ def data(request: pytest.FixtureRequest, products: pd.DataFrame) -> Data:
 
 
 def pyblp_problem(formulations: Any, products: pd.DataFrame) -> Any:
-    with QuietPyblp():
+    with quiet():
         return pyblp.Problem(formulations, products)
 
 
 def solve(problem: Any, **options: Any) -> Any:
-    with QuietPyblp():
+    with quiet():
         return problem.solve(**options)
-
-
-class QuietPyblp(warnings.catch_warnings):
-    """No output and no warnings from PyBLP inside this context."""
-
-    def __enter__(self) -> Any:
-        self.verbose, pyblp.options.verbose = pyblp.options.verbose, False
-        entered = super().__enter__()
-        warnings.simplefilter("ignore")
-        return entered
-
-    def __exit__(self, *details: object) -> None:
-        pyblp.options.verbose = self.verbose
-        super().__exit__(*details)
 
 
 def random_equation(seed: int, N: int = 40, K: int = 2, M: int = 5) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,6 +1,6 @@
 """Simulation error in covariances: PyBLP draws the same agents, a loop over problems, errors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,23 +9,16 @@ import pyblp
 import pytest
 
 import blpjax
-from blpjax import options
 from blpjax.exceptions import ConvergenceError, DataError
 from tests.support import joint
 from tests.tolerances import FIXED_PARAMETERS
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 SIGMA, PI = np.diag([0.5, 0.7]), np.array([[0.2], [0.0]])
 BETA = [None, -2.5, None, None]
 
 COVARIANCES = ("simulation_covariances", "moments_covariances", "updated_W", "parameter_covariances")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "verbose", False)
-        patch.setattr(pyblp.options, "verbose", False)
-        yield
 
 
 def resampler(sets: int = 4) -> Callable[[int], pd.DataFrame | None]:

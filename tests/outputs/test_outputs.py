@@ -17,6 +17,7 @@ from blpjax.inference.delta_method import DeltaMethodResults
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outputs import Outputs
 from tests.support import joint
+from tests.support.estimated import merged
 from tests.tolerances import FIXED_PARAMETERS, ROUNDING
 
 pytestmark = [
@@ -89,10 +90,6 @@ class Call:
             return getattr(results, f"compute_{self.method}")(
                 **self.arguments(rows), **self.options(library), market_id=market_id, **more
             )
-
-
-def merged(rows: pd.DataFrame) -> np.ndarray:
-    return rows.firm_ids.replace(2, 1).to_numpy()
 
 
 def dearer(rows: pd.DataFrame) -> np.ndarray:

@@ -18,7 +18,7 @@ import pytest
 import blpjax
 from tests.support import joint
 from tests.support.estimated import CASES, solved
-from tests.support.problems import quiet
+from tests.support.silence import quiet
 from tests.tolerances import FIXED_PARAMETERS, ROUNDING
 
 TESTS = Path(__file__).parents[1]

@@ -1,28 +1,21 @@
 """The automobile data of Berry, Levinsohn and Pakes (1995): stored results of PyBLP, and its published tutorial."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 import blpjax
-from blpjax import options
 from tests.support import autos
 from tests.support.autos import EVERY, EVERY_MATRIX, PI, SIGMA, check_thinned
 from tests.support.nevo import array, reference
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, ESTIMATES, FIXED_PARAMETERS, check_printed
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 ESTIMATED = ("objective", "sigma", "pi", "beta", "gamma", "sigma_se", "pi_se", "beta_se", "gamma_se")
 EVALUATED = (*ESTIMATED, "gradient", "parameter_covariances", "moments", "moments_jacobian", "W", "updated_W")
 BY_PRODUCT = ("delta", "xi", "omega", "tilde_costs", "xi_by_theta_jacobian", "omega_by_theta_jacobian")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "verbose", False)
-        yield
 
 
 @pytest.fixture(scope="module")

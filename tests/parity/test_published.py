@@ -1,6 +1,6 @@
 """Published numbers: Nevo's cereals with demographics, PyBLP's tutorials 4.1.2 and 4.2, the BLPestimatoR vignette."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import blpjax
-from blpjax import options
 from blpjax.exceptions import IdentificationWarning
 from tests.support.nevo import (
     DEMOGRAPHICS,
@@ -35,6 +34,8 @@ from tests.tolerances import (
     check_printed,
 )
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 ESTIMATED = ("theta", "sigma", "sigma_squared", "pi", "beta", "sigma_se", "sigma_squared_se", "pi_se", "beta_se")
 EVALUATED = (
     "parameter_covariances",
@@ -52,13 +53,6 @@ LOOSE_GRADIENT = Tolerance(1e-5, 1e-4)
 # The printed routine stops at a gradient of 1e-4 in a direction whose curvature is 0.016: (1e-4)^2 / 0.016 = 6e-7 left
 # of 159.
 FLAT = Tolerance(1e-8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "verbose", False)
-        yield
 
 
 @pytest.fixture(scope="module")

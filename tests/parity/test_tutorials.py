@@ -16,10 +16,11 @@ import pandas as pd
 import pytest
 
 import blpjax
-from blpjax import options
 from blpjax.exceptions import IdentificationError
 from tests.support.nevo import DEMOGRAPHICS, PI, SIGMA, formulations
 from tests.tolerances import Tolerance, check_printed
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 # All ten digits are printed. A regression on prices and log shares within groups has correlated columns and a weighting
 # matrix whose condition number is 2e9, so that the last two of them are rounding.
@@ -29,10 +30,9 @@ EIGHT_DIGITS = Tolerance(1e-7)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
+def two_digits() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "verbose", False)
-        patch.setattr(options, "digits", 2)
+        patch.setattr(blpjax.options, "digits", 2)
         yield
 
 

@@ -17,16 +17,14 @@ import scipy.optimize
 import blpjax
 from blpjax import Formulation, Integration, Iteration, Optimization, Problem
 from blpjax.exceptions import ConvergenceWarning, DataError, DataWarning, IdentificationError, IdentificationWarning
-from tests.support.problems import FORMULAS, PI, SIGMA, build, evaluate, quiet, small_tables
+from tests.support.problems import FORMULAS, PI, SIGMA, build, evaluate, small_tables
+from tests.support.programs import compilations
+from tests.support.silence import quiet
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 SQUAREM = Iteration("squarem", {"atol": 1e-14})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _silent() -> Any:
-    with quiet():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +121,8 @@ def test_the_description_is_that_of_pyblp(kind: str) -> None:
     assert repr(ours) == str(ours)
 
 
-def test_building_prints_what_was_built(capsys: pytest.CaptureFixture[str]) -> None:
-    blpjax.options.verbose = True
+def test_building_prints_what_was_built(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blpjax.options, "verbose", True)
     problem = Problem(Formulation("1 + prices + x"), small_tables()[0])
     printed = capsys.readouterr().out
     assert printed.startswith("Initializing the problem ...\nInitialized the problem after 00:00:0")
@@ -314,31 +312,24 @@ BAD_TABLES: dict[str, tuple[Callable[[pd.DataFrame], Any], type[Exception], str]
 
 
 @pytest.mark.parametrize("kind", BAD_TABLES)
-def test_bad_tables_are_refused_before_anything_is_compiled(kind: str, compilations: list[str]) -> None:
+def test_bad_tables_are_refused_before_anything_is_compiled(kind: str, compiled: list[str]) -> None:
     change, error, message = BAD_TABLES[kind]
     with pytest.raises(error, match=message):
         build(blpjax, change(small_tables()[0]))
-    assert compilations == []
+    assert compiled == []
 
 
 @pytest.fixture
-def compilations() -> Any:
-    """Names of programs that are compiled, or read from a cache, during the test."""
+def compiled() -> Any:
+    """Programs that are compiled, or read from a cache, during the test."""
     jax.clear_caches()
-    events: list[str] = []
-
-    def listen(event: str, duration: float, **_: Any) -> None:
-        if "backend_compile" in event:
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)
+    with compilations() as seen:
+        yield seen
 
 
-def test_compilations_are_counted(compilations: list[str]) -> None:
+def test_compilations_are_counted(compiled: list[str]) -> None:
     jax.jit(lambda x: x + 1)(jnp.ones(3))
-    assert compilations
+    assert compiled
 
 
 def test_rank_deficient_characteristics_are_named() -> None:
@@ -487,11 +478,11 @@ def test_every_argument_of_pyblp_is_accepted_or_refused_by_name() -> None:
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_compiled(
-    problem: Problem, compilations: list[str], arguments: dict[str, Any], error: type[Exception], message: str
+    problem: Problem, compiled: list[str], arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         problem.solve(**{"sigma": SIGMA, "pi": PI, **arguments})
-    assert compilations == []
+    assert compiled == []
 
 
 def test_parameters_without_characteristics_are_refused() -> None:

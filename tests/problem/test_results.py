@@ -11,7 +11,8 @@ import pytest
 
 import blpjax
 from blpjax.exceptions import DeltaConvergenceError
-from tests.support.problems import PI, SIGMA, build, evaluate, quiet, small_tables
+from tests.support.problems import PI, SIGMA, build, evaluate, small_tables
+from tests.support.silence import quiet
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
 
 #: Wall-clock times and counters of loops that are programmed differently.

@@ -53,7 +53,7 @@ def run_programs(commands: Sequence[Sequence[str]], directory: Path, devices: in
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(PROGRAM.parents[1]),
+        "PYTHONPATH": str(PROGRAM.parents[2]),
     }
     logs = [directory / f"log{i}.txt" for i in range(len(commands))]
     running: list[subprocess.Popen[bytes]] = []

@@ -15,7 +15,7 @@ from blpjax.exceptions import (
     SyntheticDeltaConvergenceError,
     SyntheticPricesConvergenceError,
 )
-from tests.support.problems import quiet
+from tests.support.silence import quiet
 from tests.tolerances import DELTA, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
 
 #: Markets of unequal size, rows mixed; firms have one to three products.

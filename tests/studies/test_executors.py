@@ -13,7 +13,6 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
-import blpjax
 from blpjax.studies.description import read_description
 from blpjax.studies.monte_carlo import MonteCarlo
 from tests.support.study_design import study
@@ -66,6 +65,7 @@ def test_dask_workers_that_are_killed_lose_nothing(made: MonteCarlo, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quiet")
 def test_the_example_for_clusters_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With processes of this machine instead of SLURM's jobs."""
     distributed = pytest.importorskip("distributed")
@@ -80,7 +80,6 @@ def test_the_example_for_clusters_runs(tmp_path: Path, monkeypatch: pytest.Monke
     jobs = ModuleType("dask_jobqueue")
     jobs.SLURMCluster = LocalJobs  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "dask_jobqueue", jobs)
-    monkeypatch.setattr(blpjax.options, "verbose", False)
     file = tmp_path / "study.toml"
     text = (EXAMPLES / "study.toml").read_text()
     file.write_text(text.replace("replications = 200", "replications = 3").replace("batch_size = 50", "batch_size = 2"))

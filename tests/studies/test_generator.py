@@ -3,7 +3,7 @@
 import functools
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,11 @@ from blpjax.studies.monte_carlo import MonteCarlo
 from tests.support.study_design import MOMENTS, F, design
 from tests.tolerances import LINEAR_ALGEBRA
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 SEED = 3
 SIZES = (5, 3, 5, 4) * 4
 N = sum(SIZES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blpjax.options, "verbose", False)
-        yield
 
 
 def draw(generator: np.random.Generator) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 import functools
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -26,14 +25,9 @@ from tests.support import joint
 from tests.support.study_design import MOMENTS, F, design
 from tests.tolerances import FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 SEED, START = 3, {"sigma": [[2.0]]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blpjax.options, "verbose", False)
-        yield
 
 
 @functools.cache

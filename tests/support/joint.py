@@ -2,15 +2,13 @@
 
 import contextlib
 import dataclasses
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyblp
 
-import blpjax
+from tests.support import silence
 
 #: Numbers of products: unequal, and at most eight, so that one compiled program serves all economies.
 PRODUCTS = (8, 7, 6, 8, 5, 8, 7, 8, 6, 8)
@@ -133,20 +131,9 @@ def with_asymmetric_ownership(products: pd.DataFrame) -> pd.DataFrame:
     return products.assign(**columns)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Print nothing, and ignore warnings that PyBLP's dependencies give."""
-    before = pyblp.options.verbose, blpjax.options.verbose
-    try:
-        pyblp.options.verbose = blpjax.options.verbose = False
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-            warnings.filterwarnings("ignore", module="pyblp|patsy|pyhdfe|numpy")
-            # What some models are about.
-            warnings.filterwarnings("ignore", message=".*weights_tol")
-            warnings.filterwarnings("ignore", message="'prices' are in X2 but not in X1")
-            yield
-    finally:
-        pyblp.options.verbose, blpjax.options.verbose = before
+def quiet() -> contextlib.AbstractContextManager[None]:
+    """Print nothing, and ignore warnings of PyBLP's dependencies, and of what some models are about."""
+    return silence.quiet(".*weights_tol", "'prices' are in X2 but not in X1")
 
 
 def _equilibrium(

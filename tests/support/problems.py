@@ -1,16 +1,12 @@
 """One small problem for PyBLP and blpjax: unequal numbers of products and agents across markets, in mixed rows."""
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyblp
 
-import blpjax
 from tests.support.economies import tables
+from tests.support.silence import quiet
 
 FORMULAS = ("1 + log(prices) + prices:x + w", "1 + prices + x")
 SIGMA = np.array([[0.5, 0, 0], [0, 0.2, 0], [0, 0.1, 0.3]])
@@ -58,16 +54,3 @@ def evaluate(problem: Any, library: Any, **options: Any) -> Any:
     } | options
     with quiet():
         return problem.solve(SIGMA, PI, **chosen)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Print nothing, and ignore warnings of PyBLP and its dependencies."""
-    before = pyblp.options.verbose, blpjax.options.verbose
-    try:
-        pyblp.options.verbose = blpjax.options.verbose = False
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="pyblp|patsy|pyhdfe|numpy")
-            yield
-    finally:
-        pyblp.options.verbose, blpjax.options.verbose = before

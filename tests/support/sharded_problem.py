@@ -14,6 +14,8 @@ import jax
 import numpy as np
 
 import blpjax
+import blpjax.economy.buckets
+from tests.support import joint
 
 #: Attributes of results that do not depend on where markets are.
 ATTRIBUTES = (
@@ -39,11 +41,6 @@ STARTS: dict[str, Any] = {"sigma": np.diag([0.4, 0.6]), "pi": [[0.3], [0.0]], "b
 
 def build() -> tuple[Any, Any, Any]:
     """Return a problem with unequal markets in two buckets, four and eight, and its tables."""
-    # beside this program
-    import joint
-
-    import blpjax.economy.buckets
-
     blpjax.economy.buckets.WORTHWHILE_PAIRS = 0
     joint.PRODUCTS, joint.AGENTS = (8, 7, 3, 8, 8, 3), (12, 11, 12, 12, 12, 12)
     products, agents = joint.tables(markets=12)

@@ -1,23 +1,18 @@
 """Run with eight forced host devices: a study on one of them and on all, which are compared."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 
 import blpjax
 from blpjax.machine import spread
+from tests.support.study_design import study
 
 
 def main() -> None:
-    specification = importlib.util.spec_from_file_location("study_design", Path(__file__).parent / "study_design.py")
-    assert specification is not None and specification.loader is not None
-    design = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(design)
     blpjax.options.verbose = False
-    made = design.study(supply=True)
+    made = study(supply=True)
     used = set()
 
     def each_lane(function, *trees, placement=None):  # type: ignore[no-untyped-def]
