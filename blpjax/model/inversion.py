@@ -9,9 +9,8 @@ from blpjax.economy.buckets import Bucket, Economy
 from blpjax.economy.mapping import map_markets
 from blpjax.exceptions import Status
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.kernels.contraction import invert_shares, logit_delta
+from blpjax.kernels.contraction import ObservedMarket, invert_shares, logit_delta
 from blpjax.kernels.fixed_point import FixedPoint
-from blpjax.kernels.shares import shares
 from blpjax.model.tastes import MarketTastes
 
 
@@ -53,11 +52,11 @@ def invert_economy(
 
     def kernel(market: Bucket, begin: Array) -> tuple[FixedPoint, Array]:
         C, nests, scale = parameters.of_agents(market), parameters.of_groups(market), parameters.scale
-        known = market.shares, market.X2 / scale, C, market.weights, market.availability
-        found = invert_shares(*known, begin / scale, limits, method, nests)
+        observed = ObservedMarket(market.shares, market.X2 / scale, C, market.weights, market.availability, nests)
+        found = invert_shares(observed, begin / scale, limits, method)
         clipped = jnp.zeros(begin.shape, bool)
         if method.clips:
-            s = shares(found.value, *known[1:], nests)
+            s = observed.simulate(found.value)
             clipped = (market.shares > 0) & ((s < limits.smallest_share) | (s > limits.largest_share))
         return eqx.tree_at(lambda f: f.value, found, found.value * scale), clipped
 

@@ -27,7 +27,7 @@ def passthrough(demand: Demand, owned: Ownership) -> tuple[Float[Array, "T J J"]
     """Derivatives of equilibrium prices in marginal costs ``dp_j / dc_k``, one array for each bucket."""
 
     def kernel(local: MarketDemand, owned: Array) -> Array:
-        return markup_kernels.passthrough(_demand_at, owned, local.characteristics.variables["prices"], local)
+        return equilibrium.passthrough(_demand_at, owned, local.characteristics.variables["prices"], local)
 
     return over_markets(demand, kernel, owned)
 
