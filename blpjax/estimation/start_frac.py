@@ -16,8 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, closed_form_delta, index_markets
+from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, index_markets
 from blpjax.economy.characteristics import Characteristics
+from blpjax.economy.logit import closed_form_delta
 from blpjax.exceptions import IdentificationError
 from blpjax.inputs.identification import find_collinearity
 from blpjax.inputs.tables import ProductTable

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from blpjax import options
-from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, build_agents, closed_form_delta, index_markets
+from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, build_agents, index_markets
 from blpjax.economy.characteristics import Characteristics, build_characteristics
+from blpjax.economy.logit import closed_form_delta
 from blpjax.economy.ownership import Ownership, pack_firms, table_ownership
 from blpjax.economy.sharding import shard_economy
 from blpjax.exceptions import DataWarning

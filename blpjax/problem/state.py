@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options as settings
+from blpjax.economy.loops import Loops
 from blpjax.estimation.options import StepOptions
-from blpjax.estimation.step import InnerLoops, StepResult
+from blpjax.estimation.step import StepResult
 from blpjax.exceptions import DataError, DataWarning, IdentificationWarning
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import AgentNodes, Integration
@@ -277,7 +278,7 @@ def _read_result(state: State) -> StepResult:
                     ),
                 }
             ),
-            "inner": InnerLoops(**state["inner"]),
+            "inner": Loops(**state["inner"]),
         }
     )
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options
-from blpjax.economy.buckets import build_agents, closed_form_delta, index_markets
+from blpjax.economy.buckets import build_agents, index_markets
+from blpjax.economy.logit import closed_form_delta
 from blpjax.estimation import options as estimation_options
 from blpjax.exceptions import (
     ConvergenceError,
