@@ -1,4 +1,4 @@
-"""What demand and pricing imply in all markets: pure functions of all parameters, mean utilities and data.
+"""What demand implies in all markets: pure functions of all parameters, mean utilities and data.
 
 `blpjax.model.model.Model` calls these functions. Being functions of every parameter, they can as well be differentiated
 for standard errors or mapped over draws. Arrays that belong to markets come as parts, one array for each bucket.
