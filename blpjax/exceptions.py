@@ -182,14 +182,20 @@ def raise_for_status(
     residuals: np.ndarray | None = None,
     warn: bool = False,
     kind: type[ConvergenceError] = ConvergenceError,
+    *,
+    note: str = "",
+    stacklevel: int = 3,
 ) -> None:
-    """Turn failed status codes into one error of a `kind`, or one `ConvergenceWarning` when `warn` is true."""
+    """Turn failed status codes into one error of a `kind`, or one `ConvergenceWarning` when `warn` is true.
+
+    A `note` is a sentence that follows. `stacklevel` is that of `warnings.warn`.
+    """
     message = describe_status(codes, market_ids, residuals)
     if not message:
         return
-    text = f"{action} {message}."
+    text = f"{action} {message}." + (f" {note}" if note else "")
     if warn:
-        warnings.warn(text, ConvergenceWarning, stacklevel=3)
+        warnings.warn(text, ConvergenceWarning, stacklevel=stacklevel)
     else:
         raise kind(text)
 

@@ -100,3 +100,5 @@ def test_failures_raise_or_warn() -> None:
         raise_for_status(np.array([4]), IDS[:1], "Inverting shares")
     with pytest.warns(ConvergenceWarning, match="^Inverting shares made no further progress"):
         raise_for_status(np.array([4]), IDS[:1], "Inverting shares", warn=True)
+    with pytest.warns(ConvergenceWarning, match=r"of 1 markets: 'C00'\. Results are NaN there\.$"):
+        raise_for_status(np.array([4]), IDS[:1], "Inverting shares", warn=True, note="Results are NaN there.")

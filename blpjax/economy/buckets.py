@@ -24,15 +24,12 @@ from blpjax.machine.placement import Placement
 
 MAX_BUCKETS = 4
 
-
 #: Another bucket, and so another part in every compiled program, has to save this share of the padded work,
 _WORTHWHILE = 0.1
-
 
 #: and at least that many pairs of products and agents: what they cost in a hundred evaluations is less than a second,
 #: about what compilation of another part takes.
 WORTHWHILE_PAIRS = 2**16
-
 
 #: More padded work than this many times the actual counts so many times.
 _WASTEFUL, _WASTEFUL_WEIGHT = 1.5, 10.0
@@ -115,14 +112,14 @@ class Economy(eqx.Module):
         return eqx.tree_at(lambda e: e.buckets, self, buckets)
 
     def stack(self, parts: Sequence[Array]) -> Array:
-        """Rows (N, widest) of arrays (T, J, J), one for each bucket: NaN in the columns of padded products."""
-        widest = max(part.shape[2] for part in parts)
-        rows = []
+        """Rows (N, widest, ...) of arrays (T, J, J, ...), one for each bucket: NaN at padded products."""
+        known = []
         for part, bucket in zip(parts, self.buckets, strict=True):
-            masked = jnp.where(bucket.present[:, None, :], part, jnp.nan)
-            padding = ((0, 0), (0, 0), (0, widest - part.shape[2]))
-            rows.append(jnp.pad(masked, padding, constant_values=jnp.nan))
-        return self.gather(rows)
+            for axis in range(2, part.ndim):
+                present = jnp.expand_dims(bucket.present, [other for other in range(1, part.ndim) if other != axis])
+                part = jnp.where(present, part, jnp.nan)
+            known.append(part)
+        return self.gather(widened(known, 2, jnp.nan))
 
     def unstack(self, rows: Array) -> tuple[Array, ...]:
         """Arrays (T, J, J), one for each bucket, of rows (N, widest). Padding is zero."""
@@ -132,14 +129,6 @@ class Economy(eqx.Module):
             J = present.shape[1]
             cut = jnp.pad(part, ((0, 0), (0, 0), (0, max(0, J - part.shape[2]))))[:, :, :J]
             parts.append(jnp.where(present[:, None, :] & present[:, :, None], cut, 0.0))
-        return tuple(parts)
-
-    def _split(self, flat: Array) -> tuple[Array, ...]:
-        parts, at = [], 0
-        for bucket in self.buckets:
-            T, J, _ = bucket.size
-            parts.append(flat[at : at + T * J].reshape(T, J, *flat.shape[1:]))
-            at += T * J
         return tuple(parts)
 
     def collect(self, parts: Sequence[Array]) -> Sequence[Array]:
@@ -159,6 +148,23 @@ class Economy(eqx.Module):
         return tuple(
             jnp.broadcast_to(part[:, None], bucket.size[:2]) for part, bucket in zip(parts, self.buckets, strict=True)
         )
+
+    def _split(self, flat: Array) -> tuple[Array, ...]:
+        parts, at = [], 0
+        for bucket in self.buckets:
+            T, J, _ = bucket.size
+            parts.append(flat[at : at + T * J].reshape(T, J, *flat.shape[1:]))
+            at += T * J
+        return tuple(parts)
+
+
+def widened(parts: Sequence[Array], first: int, fill: float = 0.0) -> list[Array]:
+    """Arrays, one for each bucket, that are filled up to the widest one in the axis `first` and those after it."""
+    widest = [max(sizes) for sizes in zip(*(part.shape[first:] for part in parts), strict=True)]
+    padding = [[(0, most - size) for most, size in zip(widest, part.shape[first:], strict=True)] for part in parts]
+    return [
+        jnp.pad(part, [(0, 0)] * first + more, constant_values=fill) for part, more in zip(parts, padding, strict=True)
+    ]
 
 
 class MarketIndex(NamedTuple):
@@ -253,66 +259,6 @@ def build_economy(
     return Economy(tuple(buckets), jax.device_put(positions), jax.device_put(sources), jax.device_put(market_positions))
 
 
-def closed_form_delta(
-    shares: np.ndarray, markets: np.ndarray, nesting_ids: np.ndarray | None = None, rho: np.ndarray | None = None
-) -> np.ndarray:
-    """(N,) mean utilities of the logit, ``log S_j - log S_0``, less ``rho log(S_j / S_h)`` with nests (Berry 1994).
-
-    `markets` (N,) are codes of markets, and `rho` is (1,), or (H,) in the sorted order of `nesting_ids`.
-    """
-    delta: np.ndarray = np.log(shares) - np.log1p(-np.bincount(markets, weights=shares)[markets])
-    if nesting_ids is None or rho is None:
-        return delta
-    found = log_shares_within(shares, markets, nesting_ids)
-    return delta - (rho if rho.size == 1 else rho[found.nests]) * found.values
-
-
-class SharesWithin(NamedTuple):
-    """Logarithms (N,) of products' shares within their groups, and codes of groups in the sorted order of IDs."""
-
-    values: np.ndarray
-    nests: np.ndarray
-
-
-def log_shares_within(shares: np.ndarray, markets: np.ndarray, nesting_ids: np.ndarray) -> SharesWithin:
-    """``log(S_j / S_h)`` for codes of markets (N,) and IDs of groups (N,)."""
-    nests = np.unique(nesting_ids, return_inverse=True)[1].reshape(-1)
-    groups = np.unique(markets * (nests.max() + 1) + nests, return_inverse=True)[1]
-    return SharesWithin(np.log(shares) - np.log(np.bincount(groups, weights=shares)[groups]), nests)
-
-
-def _pad(values: np.ndarray, rows: Sequence[np.ndarray], width: int) -> Array:
-    padded = np.zeros((len(rows), width, *values.shape[1:]))
-    for i, r in enumerate(rows):
-        padded[i, : r.size] = values[r]
-    return jax.device_put(padded)
-
-
-def _pad_availability(
-    values: np.ndarray | None, rows: Sequence[np.ndarray], people: Sequence[np.ndarray], J: int, width: int
-) -> Array:
-    """Availability (T, J, 1), or (T, J, I) where it is specific to agents."""
-    padded = np.zeros((len(rows), J, 1 if values is None else width))
-    for t, (products, agents) in enumerate(zip(rows, people, strict=True)):
-        if values is None:
-            padded[t, : products.size] = 1.0
-        else:
-            padded[t, : products.size, : agents.size] = values[agents, : products.size].T
-    return jax.device_put(padded)
-
-
-def _pad_nests(codes: np.ndarray | None, rows: Sequence[np.ndarray], J: int) -> dict[str, Any]:
-    """Groups of each market (T, H), and the place of each product's group among them (T, J), -1 for padding."""
-    if codes is None:
-        return {}
-    found = [np.unique(codes[r], return_inverse=True) for r in rows]
-    groups, nests = np.zeros((len(rows), max(g.size for g, _ in found)), int), np.full((len(rows), J), -1)
-    for t, (known, places) in enumerate(found):
-        groups[t, : known.size] = known
-        nests[t, : places.size] = places.reshape(-1)
-    return {"nests": jax.device_put(nests), "groups": jax.device_put(groups)}
-
-
 def build_agents(
     formulation: Formulation | None,
     data: object,
@@ -375,6 +321,38 @@ def bucket_markets(sizes: np.ndarray, most: int = MAX_BUCKETS) -> list[np.ndarra
         if cost < best_cost * (1 - 1e-12):
             best_cost, best_groups = cost, [np.sort(part) for part in np.split(order, cuts)]
     return best_groups
+
+
+def _pad(values: np.ndarray, rows: Sequence[np.ndarray], width: int) -> Array:
+    padded = np.zeros((len(rows), width, *values.shape[1:]))
+    for i, r in enumerate(rows):
+        padded[i, : r.size] = values[r]
+    return jax.device_put(padded)
+
+
+def _pad_availability(
+    values: np.ndarray | None, rows: Sequence[np.ndarray], people: Sequence[np.ndarray], J: int, width: int
+) -> Array:
+    """Availability (T, J, 1), or (T, J, I) where it is specific to agents."""
+    padded = np.zeros((len(rows), J, 1 if values is None else width))
+    for t, (products, agents) in enumerate(zip(rows, people, strict=True)):
+        if values is None:
+            padded[t, : products.size] = 1.0
+        else:
+            padded[t, : products.size, : agents.size] = values[agents, : products.size].T
+    return jax.device_put(padded)
+
+
+def _pad_nests(codes: np.ndarray | None, rows: Sequence[np.ndarray], J: int) -> dict[str, Any]:
+    """Groups of each market (T, H), and the place of each product's group among them (T, J), -1 for padding."""
+    if codes is None:
+        return {}
+    found = [np.unique(codes[r], return_inverse=True) for r in rows]
+    groups, nests = np.zeros((len(rows), max(g.size for g, _ in found)), int), np.full((len(rows), J), -1)
+    for t, (known, places) in enumerate(found):
+        groups[t, : known.size] = known
+        nests[t, : places.size] = places.reshape(-1)
+    return {"nests": jax.device_put(nests), "groups": jax.device_put(groups)}
 
 
 def _best_cuts(sizes: np.ndarray, most: int) -> tuple[float, list[int]]:

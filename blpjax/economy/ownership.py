@@ -1,4 +1,4 @@
-"""Who owns what."""
+"""Who owns what in all markets: by codes of firms, by memberships of firms, or by ownership matrices."""
 
 from typing import Any
 
@@ -15,24 +15,17 @@ from blpjax.kernels.markups import Firms, ownership_matrix
 Ownership = tuple[Array, ...]
 
 
-def firm_ownership(economy: Economy, firm_ids: np.ndarray) -> Ownership:
-    """Standard ownership by firm IDs (N,): codes (T, J) of firms, -1 for padding."""
-    _, codes = np.unique(firm_ids, return_inverse=True)
-    padded = np.full(economy.padded_size, -1)
-    padded[np.asarray(economy.positions)] = codes.reshape(-1)
-    parts, at = [], 0
-    for bucket in economy.buckets:
-        T, J, _ = bucket.size
-        parts.append(jax.device_put(padded[at : at + T * J].reshape(T, J)))
-        at += T * J
-    return tuple(parts)
+def firm_codes(economy: Economy, firm_ids: Any) -> Ownership:
+    """Standard ownership by firm IDs (N,), which are not traced: codes (T, J) of firms, -1 for padding."""
+    _, codes = np.unique(np.asarray(firm_ids).reshape(-1), return_inverse=True)
+    return tuple(part - 1 for part in economy.scatter(jnp.asarray(codes.reshape(-1) + 1)))
 
 
 def table_ownership(economy: Economy, table: ProductTable) -> Ownership | None:
     """Who owns what: matrices from the data, or else codes of firms; None without either."""
     if table.ownership is not None:
         return economy.unstack(jnp.asarray(np.nan_to_num(table.ownership)))
-    return None if table.firm_ids is None else firm_ownership(economy, table.firm_ids)
+    return None if table.firm_ids is None else firm_codes(economy, table.firm_ids)
 
 
 def pack_firms(ownership: Ownership) -> tuple[Array | Firms, ...]:
@@ -43,20 +36,14 @@ def pack_firms(ownership: Ownership) -> tuple[Array | Firms, ...]:
     return tuple(part if part.ndim == 3 else _pack(np.asarray(part)) for part in ownership)
 
 
+@jax.jit
+def ownership_matrices(owned: Ownership) -> Ownership:
+    """Ownership matrices (T, J, J), also where there are codes of firms."""
+    return tuple(part if part.ndim == 3 else jax.vmap(ownership_matrix)(part) for part in owned)
+
+
 def _pack(codes: np.ndarray) -> Firms:
     local = np.full(codes.shape, -1)
     for t, market in enumerate(codes):
         local[t, market >= 0] = np.unique(market[market >= 0], return_inverse=True)[1].reshape(-1)
     return Firms(jax.device_put(local[:, :, None] == np.arange(local.max() + 1)))
-
-
-def firm_codes(economy: Economy, firm_ids: Any) -> Ownership:
-    """Standard ownership by firm IDs (N,) in an economy that may be traced: codes (T, J), -1 for padding."""
-    _, codes = np.unique(np.asarray(firm_ids).reshape(-1), return_inverse=True)
-    return tuple(part - 1 for part in economy.scatter(jnp.asarray(codes.reshape(-1) + 1)))
-
-
-@jax.jit
-def ownership_matrices(owned: Ownership) -> Ownership:
-    """Ownership matrices (T, J, J), also where there are codes of firms."""
-    return tuple(part if part.ndim == 3 else jax.vmap(ownership_matrix)(part) for part in owned)

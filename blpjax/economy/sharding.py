@@ -1,4 +1,4 @@
-"""Spread the markets of an economy, and the data of its moments, over devices."""
+"""Spread the markets of an economy over devices."""
 
 import dataclasses
 

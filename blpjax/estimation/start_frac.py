@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from blpjax.economy.buckets import closed_form_delta, index_markets
+from blpjax.economy.buckets import index_markets
+from blpjax.economy.logit import closed_form_delta
 from blpjax.exceptions import IdentificationError
 from blpjax.inputs.identification import find_collinearity
 from blpjax.objective.problem_data import ProblemData

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from blpjax.economy.buckets import closed_form_delta, log_shares_within
+from blpjax.economy.logit import closed_form_delta, log_shares_within
 from blpjax.exceptions import IdentificationError
 from blpjax.model.starting_values import LARGEST_RHO
 from blpjax.objective import iv

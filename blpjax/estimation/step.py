@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options as settings
+from blpjax.economy.loops import Loops
 from blpjax.estimation.options import StepOptions, has_finite_bounds, usable_bounds, usable_parameters
 from blpjax.estimation.progress import OptimizationProgress, Structural
 from blpjax.exceptions import (
@@ -59,22 +60,12 @@ class StepContext:
 
 
 @dataclasses.dataclass(frozen=True)
-class InnerLoops:
-    """How the inversion of shares went: rows are markets in the sorted order of IDs, columns objective evaluations."""
-
-    status: np.ndarray
-    iterations: np.ndarray
-    evaluations: np.ndarray
-    residuals: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
 class StepResult:
     """Arrays at the end of a GMM step, all in NumPy.
 
     `theta` (P,), `beta` (K1,), `gamma` (K3,), `delta`, `xi` and `omega` (N,), the last None without a supply side,
-    `objective`, `gradient` (P,), `hessian` (P, P) or NaN, `summary` with host arrays of `StepSummary`, and
-    what the loops did. `outcome.evaluation` has costs and derivatives.
+    `objective`, `gradient` (P,), `hessian` (P, P) or NaN, `summary` with host arrays of `StepSummary`, and the
+    inversions of shares `inner`, arrays (T, evaluations). `outcome.evaluation` has costs and derivatives.
     """
 
     step: int
@@ -90,7 +81,7 @@ class StepResult:
     W: np.ndarray
     summary: StepSummary
     outcome: OptimizationOutcome
-    inner: InnerLoops
+    inner: Loops
     failed_markets: str
     optimization_time: float
     total_time: float
@@ -110,7 +101,7 @@ class Evaluator:
         self.context = context
         self.start = jnp.asarray(context.logit_delta if options.delta_behavior == "logit" else start)
         self.optimizer_iterations = 0
-        self._records: list[tuple[jax.Array, ...]] = []
+        self._records: list[Loops] = []
         self._began = time.perf_counter()
         self._best = np.inf
         self._anchor: tuple[np.ndarray, Evaluation] | None = None
@@ -120,7 +111,7 @@ class Evaluator:
         options = self.options
         evaluation = self._evaluate(np.asarray(theta, float), self._start_at(theta), self._needs_derivatives)
         inversion = evaluation.inversion
-        self._records.append((inversion.status, inversion.iterations, inversion.evaluations, inversion.residuals))
+        self._records.append(Loops(**inversion.fields()))
         if options.error_behavior == "raise" and not bool(evaluation.ok):
             status, residuals = jax.device_get((inversion.status, inversion.residuals))
             raise_for_status(
@@ -186,10 +177,9 @@ class Evaluator:
         objective, estimate = self.context.objective, jnp.asarray(theta, float)
         return programs.hessian(objective, estimate, evaluation.inversion.delta) / objective.scale
 
-    def inner_loops(self) -> InnerLoops:
-        """Statuses and counters of all evaluations so far."""
-        columns = [np.stack([np.asarray(record[i]) for record in self._records], axis=1) for i in range(4)]
-        return InnerLoops(*columns)
+    def inner_loops(self) -> Loops:
+        """Inversions of shares in all evaluations so far: arrays (T, evaluations)."""
+        return jax.tree.map(lambda *columns: np.stack([np.asarray(c) for c in columns], axis=1), *self._records)
 
     def _print_progress(self, theta: np.ndarray, evaluation: Evaluation) -> None:
         failed = "" if bool(evaluation.ok) else describe_failures(evaluation, self.context.market_ids)

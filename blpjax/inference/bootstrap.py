@@ -1,9 +1,8 @@
 """Parametric bootstrap: outputs at parameters drawn from the asymptotic distribution of the estimates."""
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,9 +11,10 @@ import numpy as np
 
 from blpjax import options
 from blpjax.economy.buckets import AgentsInEconomy, Economy
+from blpjax.economy.loops import Loops, no_loops, worst_loops
 from blpjax.economy.mapping import loop_elements
 from blpjax.estimation.estimates import Estimates
-from blpjax.exceptions import ConvergenceWarning, describe_status, succeeded
+from blpjax.exceptions import raise_for_status, succeeded
 from blpjax.inputs.arguments import read_draws
 from blpjax.inputs.integration import Integration
 from blpjax.iteration import Iteration
@@ -33,17 +33,6 @@ from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outputs import Outputs
 from blpjax.outputs.query import Given, Output, read_iteration
 from blpjax.reporting import report
-
-Array = np.ndarray
-
-
-class PriceSearches(NamedTuple):
-    """How searches for prices ended, by draw and market: status codes, counters and residuals (draws, T)."""
-
-    status: Array
-    iterations: Array
-    evaluations: Array
-    residuals: Array
 
 
 class BootstrappedResults(Outputs, Picklable):
@@ -71,9 +60,7 @@ class BootstrappedResults(Outputs, Picklable):
 
     draws: int
 
-    def __init__(
-        self, problem_results: Estimates, drawn: Draw, searches: PriceSearches, computation_time: float
-    ) -> None:
+    def __init__(self, problem_results: Estimates, drawn: Draw, loops: Loops, computation_time: float) -> None:
         coefficients = drawn.coefficients
         self.problem_results = problem_results
         self._drawn = drawn
@@ -89,10 +76,10 @@ class BootstrappedResults(Outputs, Picklable):
         self.bootstrapped_shares = drawn.shares[:, :, None]
         self.bootstrapped_delta = drawn.delta[:, :, None]
         self.computation_time = computation_time
-        self.fp_converged = succeeded(searches.status).T
-        self.fp_iterations = searches.iterations.T
-        self.contraction_evaluations = searches.evaluations.T
-        self.fp_residuals = searches.residuals.T
+        self.fp_converged = succeeded(loops.status).T
+        self.fp_iterations = loops.iterations.T
+        self.contraction_evaluations = loops.evaluations.T
+        self.fp_residuals = loops.residuals.T
 
     def __str__(self) -> str:
         columns = {
@@ -212,11 +199,13 @@ def results_at(
     arrays = jax.tree.map(jnp.asarray, coefficients)
     count = len(arrays.beta)
     found = map_lanes(jax.vmap(solve), arrays, lanes(base.economy, elements=loop_elements()))
-    searches = _searches(found.prices, count, len(results.problem.data.market_index.ids))
+    loops = found.loops
+    if loops is None:
+        loops = jax.tree.map(np.asarray, no_loops(count, len(results.problem.data.market_index.ids)))
     drawn = eqx.tree_at(lambda d: d.coefficients, found.draw, coefficients)
     action = "The inversion of shares" if hold == "shares" else "The search for equilibrium prices"
-    _warn_of_failures(searches, results.problem.data.market_index.ids, action)
-    bootstrapped = BootstrappedResults(results, drawn, searches, time.perf_counter() - began)
+    _warn_of_failures(loops, results.problem.data.market_index.ids, action)
+    bootstrapped = BootstrappedResults(results, drawn, loops, time.perf_counter() - began)
     options.output(f"Bootstrapped results after {report.format_seconds(bootstrapped.computation_time)}.")
     options.output(f"\n{bootstrapped}")
     return bootstrapped
@@ -243,23 +232,18 @@ def coefficients_of(results: Estimates, parameters: np.ndarray) -> Coefficients:
     return jax.vmap(lambda row: all_coefficients(model.layout, model.coefficients, row))(jnp.asarray(parameters))
 
 
-def _searches(prices: Any, draws: int, T: int) -> PriceSearches:
-    if prices is None:
-        none = np.zeros((draws, T), int)
-        return PriceSearches(none, none, none, np.zeros((draws, T)))
-    return PriceSearches(prices.status, prices.iterations, prices.evaluations, prices.residuals)
-
-
-def _warn_of_failures(searches: PriceSearches, market_ids: np.ndarray, action: str) -> None:
-    failed = np.flatnonzero(~succeeded(searches.status).all(axis=1))
+def _warn_of_failures(loops: Loops, market_ids: np.ndarray, action: str) -> None:
+    failed = np.flatnonzero(~succeeded(loops.status).all(axis=1))
     if not failed.size:
         return
-    worst = searches.status.argmax(axis=0), np.arange(len(market_ids))
-    described = describe_status(searches.status[worst], market_ids, searches.residuals[worst])
+    worst = worst_loops(loops, axis=0)
     named = ", ".join(map(str, failed[:5].tolist())) + (f" and {failed.size - 5} more" if failed.size > 5 else "")
-    warnings.warn(
-        f"{action} failed for {failed.size} of {len(searches.status)} draws ({named}): it "
-        f"{described}. Results are NaN there.",
-        ConvergenceWarning,
-        stacklevel=5,
+    raise_for_status(
+        worst.status,
+        market_ids,
+        f"{action} failed for {failed.size} of {len(loops.status)} draws ({named}): it",
+        worst.residuals,
+        warn=True,
+        note="Results are NaN there.",
+        stacklevel=6,
     )

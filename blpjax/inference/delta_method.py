@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.special
 from jaxtyping import Array, Float
 
+from blpjax.economy.loops import Loops
 from blpjax.estimation.estimates import Estimates
 from blpjax.exceptions import raise_for_status
 from blpjax.inputs.arguments import check_level
@@ -24,7 +25,7 @@ from blpjax.model.elsewhere import (
     lanes,
     map_lanes,
 )
-from blpjax.model.model import Model, Prices
+from blpjax.model.model import Model
 from blpjax.model.parameters import all_coefficients
 
 #: Jacobians and covariances have at most this many elements (2 GiB).
@@ -145,34 +146,34 @@ def apply_delta_method(
     estimated, parameters = results.model, jnp.asarray(results.parameters[:, 0])
     tilde_costs = jnp.asarray(results.tilde_costs[:, 0]) if results.tilde_costs.size else None
 
-    def outputs_at(parameters: Float[Array, " Q"]) -> tuple[Any, Prices | None]:
+    def outputs_at(parameters: Float[Array, " Q"]) -> tuple[Any, Loops | None]:
         if hold == "shares":
-            model, prices = hold_shares(estimated, parameters), None
+            model, loops = hold_shares(estimated, parameters), None
         else:
             coefficients = all_coefficients(estimated.layout, estimated.coefficients, parameters)
             found = hold_errors(estimated, tilde_costs, coefficients, iteration, constant_costs)
-            model, prices = found.draw.model(estimated), found.prices
-        return jax.tree.map(jnp.asarray, function(model)), prices
+            model, loops = found.draw.model(estimated), found.loops
+        return jax.tree.map(jnp.asarray, function(model)), loops
 
     shapes = _check_outputs(outputs_at, parameters)
     found = _differentiate(outputs_at, parameters, lanes(estimated.economy, _count(shapes)))
-    if found.prices is not None:
+    if found.loops is not None:
         ids, action = results.problem.data.market_index.ids, "The search for equilibrium prices at the estimates"
-        raise_for_status(found.prices.status, ids, action, found.prices.residuals, warn=True)
+        raise_for_status(found.loops.status, ids, action, found.loops.residuals, warn=True)
     jacobian = np.where(np.isnan(_flatten(found.value))[:, None], np.nan, found.jacobian)
     return DeltaMethodResults(found.value, jacobian, covariances, list(results.parameter_labels), hold)
 
 
-#: Outputs at given parameters, and how the search for equilibrium prices ended, if there was one.
-OutputsAt = Callable[[Array], tuple[Any, Prices | None]]
+#: Outputs at given parameters, and the loops for equilibrium prices, if there were some.
+OutputsAt = Callable[[Array], tuple[Any, Loops | None]]
 
 
 class _Derivatives(NamedTuple):
-    """Outputs, their Jacobian (M, Q), and how the search for equilibrium prices ended, if there was one."""
+    """Outputs, their Jacobian (M, Q), and the loops for equilibrium prices, if there were some."""
 
     value: Any
     jacobian: np.ndarray
-    prices: Any
+    loops: Any
 
 
 def _check_outputs(outputs_at: OutputsAt, parameters: Array) -> Any:
@@ -213,22 +214,22 @@ def _differentiate(outputs_at: OutputsAt, parameters: Float[Array, " Q"], width:
     whatever the function, while a program of the whole would have to be compiled for each.
     """
     if not parameters.size:
-        value, prices = jax.tree.map(np.array, outputs_at(parameters))
-        return _Derivatives(value, np.zeros((_flatten(value).size, 0)), prices)
+        value, loops = jax.tree.map(np.array, outputs_at(parameters))
+        return _Derivatives(value, np.zeros((_flatten(value).size, 0)), loops)
     primals: list[Any] = []
 
     def columns(directions: Float[Array, "lanes Q"]) -> Array:
         def push(direction: Array) -> tuple[Any, Array]:
-            value, tangents, prices = jax.jvp(outputs_at, (parameters,), (direction,), has_aux=True)
-            return (value, prices), jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tangents)])
+            value, tangents, loops = jax.jvp(outputs_at, (parameters,), (direction,), has_aux=True)
+            return (value, loops), jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tangents)])
 
         primal, tangents = jax.vmap(push, out_axes=(None, 0))(directions)
         primals[:] = [primal]
         return tangents
 
     jacobian = map_lanes(columns, jnp.eye(parameters.size), width).T
-    value, prices = jax.tree.map(np.array, primals[0])
-    return _Derivatives(value, jacobian, prices)
+    value, loops = jax.tree.map(np.array, primals[0])
+    return _Derivatives(value, jacobian, loops)
 
 
 def _count(shapes: Any) -> int:

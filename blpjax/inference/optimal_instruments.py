@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from blpjax import options
 from blpjax.economy.characteristics import Characteristics
+from blpjax.economy.loops import worst_loops
 from blpjax.estimation.estimates import Estimates
 from blpjax.exceptions import GenericNumericalError, IdentificationWarning, Status, raise_for_status, succeeded
 from blpjax.inputs.arguments import check_choice, read_draws, read_vector
@@ -390,15 +391,14 @@ def _warn_of_covariance_moments(data: ProblemData) -> None:
 
 def _warn_of_failures(averages: Averages, market_ids: np.ndarray) -> None:
     """Name the markets in which some draw has no equilibrium."""
-    worst = averages.status.argmax(axis=1)
-    rows = np.arange(worst.size)
+    worst = worst_loops(averages, axis=1)
     lost = [market for market, ok in zip(market_ids.tolist(), succeeded(averages.status), strict=True) if not ok.any()]
     where = f" (all draws in {len(lost)} markets, where instruments are NaN)" if lost else ""
     action = (
         f"Averages leave out draws of structural errors{where}, because the search for equilibrium prices, or "
         "derivatives at them,"
     )
-    raise_for_status(averages.status[rows, worst], market_ids, action, averages.residuals[rows, worst], warn=True)
+    raise_for_status(worst.status, market_ids, action, worst.residuals, warn=True)
 
 
 def find_shifters(formulation: Formulation | None, other: Formulation | None) -> Formulation | None:

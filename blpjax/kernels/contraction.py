@@ -63,73 +63,67 @@ def logit_delta(observed: Float[Array, " J"], nests: Nests | None = None) -> Flo
     return jnp.where(present, inside, 0.0)
 
 
+class ObservedMarket(eqx.Module):
+    """One market as it is observed: shares S, which are zero for padding, and all of demand but mean utilities.
+
+    `weights` need not sum to one and may be negative, `availability` are factors of exp V, and `nests` are groups of
+    products with their nesting parameters, or None.
+    """
+
+    shares: Float[Array, " J"]
+    X2: Float[Array, "J K2"]
+    C: Tastes
+    weights: Float[Array, " I"]
+    availability: Float[Array, "J #I"]
+    nests: Nests | None = None
+
+    def simulate(self, delta: Float[Array, " J"]) -> Float[Array, " J"]:
+        """Shares at mean utilities (J,)."""
+        return shares(delta, self.X2, self.C, self.weights, self.availability, self.nests)
+
+
 def invert_shares(
-    observed: Float[Array, " J"],
-    X2: Float[Array, "J K2"],
-    C: Tastes,
-    weights: Float[Array, " I"],
-    availability: Float[Array, "J #I"],
+    market: ObservedMarket,
     start: Float[Array, " J"],
     limits: FixedPointLimits,
     method: FixedPointMethod = FixedPointMethod(),  # noqa: B008 (an immutable tuple)
-    nests: Nests | None = None,
 ) -> FixedPoint:
     """Solve ``s(delta) = S`` for delta.
 
-    Differentiable to any order in everything but `start` and `limits`, by the implicit function theorem:
+    Differentiable to any order in every array of `market`, by the implicit function theorem:
     ``d delta = H^{-1} (dS - ds)`` with ``H = ds / d delta``.
 
     Parameters
     ----------
-    observed : (J,) observed shares S; zero marks padding.
-    X2, C : (J, K2) characteristics and (K2, I) tastes (`blpjax.kernels.shares.tastes`).
-    weights : (I,) integration weights, which need not sum to one and may be negative.
-    availability : (J, I) or (J, 1) factors of exp V.
+    market : observed shares and what demand consists of.
     start : (J,) initial values.
     limits, method : see `blpjax.Iteration`.
-    nests : groups of products and their nesting parameters, or None.
     """
-    return implicit(
-        partial(_solve, method),
-        _share_gap,
-        _solve_jacobian,
-        observed,
-        X2,
-        C,
-        weights,
-        availability,
-        nests,
-        start,
-        limits,
+    return implicit(partial(_solve, method), _share_gap, _solve_jacobian, market, start, limits)
+
+
+def _solve(method: FixedPointMethod, observed: ObservedMarket, start: Array, limits: FixedPointLimits) -> FixedPoint:
+    start = jnp.where(observed.shares > 0, start, 0.0)
+    market = _Market(
+        observed.shares,
+        deviations(observed.X2, observed.C),
+        observed.weights,
+        observed.availability,
+        observed.nests,
+        (limits.smallest_share, limits.largest_share),
     )
-
-
-def _solve(
-    method: FixedPointMethod,
-    observed: Array,
-    X2: Array,
-    C: Array,
-    weights: Array,
-    availability: Array,
-    nests: Nests | None,
-    start: Array,
-    limits: FixedPointLimits,
-) -> FixedPoint:
-    start = jnp.where(observed > 0, start, 0.0)
-    bounds = limits.smallest_share, limits.largest_share
-    market = _Market(observed, deviations(X2, C), weights, availability, nests, bounds)
     if method.host is not None:
         return _on_host(method.host, market, start)
     floor = _rounding_floor(market)
     if method.name == "newton":
         return _newton(market, start, limits, floor)
-    changes = floor if nests is None else floor * (1.0 - nests.rho.max(initial=0.0))
+    changes = floor if market.nests is None else floor * (1.0 - market.nests.rho.max(initial=0.0))
     if method.nonlinear:
         found = iterate(method, partial(_exponential_contraction, market), jnp.exp(start), limits, floor=changes)
-        return eqx.tree_at(lambda f: f.value, found, jnp.where(observed > 0, jnp.log(found.value), 0.0))
+        return eqx.tree_at(lambda f: f.value, found, jnp.where(market.observed > 0, jnp.log(found.value), 0.0))
     if method.name != "anderson":
         return iterate(method, partial(_contraction, market), start, limits, floor=changes)
-    corrected = _corrected_contraction(market, start) if nests is None else partial(_nested_contraction, market)
+    corrected = _corrected_contraction(market, start) if market.nests is None else partial(_nested_contraction, market)
     if not method.safeguard:
         return iterate(method, corrected, start, limits, floor=floor)
     first = limits._replace(max_evaluations=jnp.minimum(limits.max_evaluations, _ACCELERATED))  # type: ignore[arg-type]
@@ -138,7 +132,7 @@ def _solve(
 
 
 class _Market(NamedTuple):
-    """Observed shares (J,), deviations mu (J, I), weights (I,), availability (J, #I), and groups of products.
+    """What loops need of a market: deviations mu (J, I) in place of characteristics and tastes.
 
     Simulated shares are clipped at `bounds` before logarithms are taken.
     """
@@ -293,32 +287,13 @@ def _homogeneous_change(market: _Market, s: Array, change: Array) -> Array:
     return s * (nests.scales * change - nests.spread(nests.odds * means) - mean)
 
 
-def _share_gap(
-    delta: Array,
-    observed: Array,
-    X2: Array,
-    C: Array,
-    weights: Array,
-    availability: Array,
-    nests: Nests | None,
-    start: Array,
-    limits: FixedPointLimits,
-) -> Array:
-    return shares(delta, X2, C, weights, availability, nests) - observed
+def _share_gap(delta: Array, market: ObservedMarket, start: Array, limits: FixedPointLimits) -> Array:
+    return market.simulate(delta) - market.shares
 
 
 def _solve_jacobian(
-    delta: Array,
-    right: Array,
-    observed: Array,
-    X2: Array,
-    C: Array,
-    weights: Array,
-    availability: Array,
-    nests: Nests | None,
-    start: Array,
-    limits: FixedPointLimits,
+    delta: Array, right: Array, market: ObservedMarket, start: Array, limits: FixedPointLimits
 ) -> Array:
-    found = choices(delta[:, None] + deviations(X2, C), availability, nests)
-    H = share_jacobian(found, weights, nests=nests) + jnp.diag(jnp.where(observed > 0, 0.0, 1.0))
-    return solve(H, right)
+    found = choices(delta[:, None] + deviations(market.X2, market.C), market.availability, market.nests)
+    H = share_jacobian(found, market.weights, nests=market.nests)
+    return solve(H + jnp.diag(jnp.where(market.shares > 0, 0.0, 1.0)), right)

@@ -1,4 +1,4 @@
-"""Equilibrium prices of one market (Bertrand competition), and the conditions of first and second order.
+"""Equilibrium prices of one market (Bertrand competition), passthrough, and the conditions of first and second order.
 
 Firms' first-order conditions ``s = A (p - c)`` (see `blpjax.kernels.markups`) are solved in the form of Morrow and
 Skerlos (2011), ``p - c = zeta(p)`` with ``zeta = Lambda^{-1} [(H o Gamma') (p - c) - s]``, where
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -21,7 +22,14 @@ from blpjax.kernels.demand import DemandAt, DemandPoint, demand_hessian, demand_
 from blpjax.kernels.fixed_point import FixedPoint, Image, NewtonPoint, iterate, newton, safeguarded
 from blpjax.kernels.implicit import implicit
 from blpjax.kernels.linear_algebra import solve
-from blpjax.kernels.markups import markup_matrix, markup_product, ownership_matrix, price_derivatives
+from blpjax.kernels.markups import (
+    Owned,
+    markup_matrix,
+    markup_product,
+    markups,
+    ownership_matrix,
+    price_derivatives,
+)
 
 #: Marginal costs at given shares, ``costs_at(shares, arguments)``. It must not close over traced values.
 CostsAt = Callable[[Array, Any], Array]
@@ -75,15 +83,8 @@ def solve_prices(
     if method.name == "return":
         return iterate(method, lambda prices: prices, start, limits)
     # a float matrix in place of integer codes of firms, which have no derivatives
-    return implicit(
-        partial(_solve, method, demand_at, costs_at),
-        partial(_residual, demand_at, costs_at),
-        partial(_solve_jacobian, demand_at, costs_at),
-        ownership_matrix(owned),
-        start,
-        arguments,
-        limits,
-    )
+    game = _Game(ownership_matrix(owned), arguments, demand_at, costs_at)
+    return implicit(partial(_solve, method), _residual, _solve_jacobian, game, start, limits)
 
 
 def first_order_conditions(
@@ -96,17 +97,6 @@ def first_order_conditions(
     return jnp.where(point.present, point.shares() - markup_product(point, H, prices - costs), 0.0)
 
 
-def zeta(
-    point: DemandPoint, H: Float[Array, "J J"], prices: Float[Array, " J"], costs: Float[Array, " J"]
-) -> Float[Array, " J"]:
-    """Markup term of the zeta-markup equation, in units of price; zero for padding.
-
-    ``Lambda^{-1} [(H o Gamma') (p - c) - s]``, with the first term's diagonal and Lambda both multiplied by ``H_jj``
-    where that is not one, so that ``p - c = zeta`` are the first-order conditions.
-    """
-    return jnp.where(point.present, prices - costs + _conditions(point, H, prices, costs).step, 0.0)
-
-
 def first_order_jacobian(
     demand_at: DemandAt, H: Float[Array, "J J"], prices: Float[Array, " J"], costs: Float[Array, " J"], arguments: Any
 ) -> Float[Array, "J J"]:
@@ -115,7 +105,7 @@ def first_order_jacobian(
     Between products of one firm it is the Hessian of the firm's profits: second-order conditions ask that this block be
     negative definite.
     """
-    return _linearise(demand_at, lambda shares, arguments: costs, H, arguments, prices).gradient
+    return _linearise(_Game(H, arguments, demand_at, lambda shares, arguments: costs), prices).gradient
 
 
 def profit_hessian(
@@ -130,6 +120,45 @@ def profit_hessian(
     nobody = jnp.zeros((prices.size, prices.size))
     jacobian, j = price_derivatives(point, curvature, nobody, prices).shares, jnp.arange(prices.size)
     return hessian.at[j, j, :].add(jacobian).at[j, :, j].add(jacobian)
+
+
+def passthrough(
+    demand_at: DemandAt,
+    owned: Owned,
+    prices: Float[Array, " J"],
+    arguments: Any,
+) -> Float[Array, "J J"]:
+    """Passthrough of marginal costs to equilibrium prices: element (j, k) is ``dp_j / dc_k``. Identity for padding.
+
+    It differentiates ``A(p) (p - c) = s(p)`` totally at the given prices, which are an equilibrium at the costs that
+    they imply under this ownership, ``c = p - eta``. Utilities that are not linear in prices are allowed for.
+
+    Parameters
+    ----------
+    demand_at, arguments : demand at given prices, ``demand_at(prices, arguments)``.
+    owned : (J,) codes of firms or (J, J) ownership matrix.
+    prices : (J,) prices.
+    """
+    H = ownership_matrix(owned)
+    point, curvature = demand_with_curvature(demand_at, prices, arguments)
+    derivatives = price_derivatives(point, curvature, H, markups(point, H))
+    A = markup_matrix(point, H)
+    return solve(A + derivatives.markup_product - derivatives.shares, A)
+
+
+class _Game(eqx.Module):
+    """What firms that set prices in one market own, the demand that they meet and their costs."""
+
+    H: Float[Array, "J J"]
+    arguments: Any
+    demand_at: DemandAt = eqx.field(static=True)
+    costs_at: CostsAt = eqx.field(static=True)
+
+    def demand(self, prices: Array) -> DemandPoint:
+        return self.demand_at(prices, self.arguments)
+
+    def costs(self, shares: Array) -> Array:
+        return self.costs_at(shares, self.arguments)
 
 
 class _Conditions(NamedTuple):
@@ -148,20 +177,12 @@ def _conditions(point: DemandPoint, H: Array, prices: Array, costs: Array) -> _C
     return _Conditions(gradient, jnp.where(point.present, step, 0.0))
 
 
-def _solve(
-    method: FixedPointMethod,
-    demand_at: DemandAt,
-    costs_at: CostsAt,
-    H: Array,
-    start: Array,
-    arguments: Any,
-    limits: FixedPointLimits,
-) -> FixedPoint:
+def _solve(method: FixedPointMethod, game: _Game, start: Array, limits: FixedPointLimits) -> FixedPoint:
     def conditions(prices: Array) -> _Conditions:
-        point = demand_at(prices, arguments)
-        return _conditions(point, H, prices, costs_at(point.shares(), arguments))
+        point = game.demand(prices)
+        return _conditions(point, game.H, prices, game.costs(point.shares()))
 
-    present = demand_at(start, arguments).present
+    present = game.demand(start).present
 
     def contraction(prices: Array) -> Image:
         found = conditions(prices)
@@ -169,7 +190,6 @@ def _solve(
         relative = _RELATIVE * found.step / _largest(present, prices, image)
         return Image(image, jnp.where(jnp.abs(relative) > jnp.abs(found.gradient), relative, found.gradient))
 
-    by_newton = partial(_newton, demand_at, costs_at, H, arguments)
     if method.name == "newton":
         few = jnp.minimum(_PLAIN_STEPS, limits.max_evaluations)
         plain = limits._replace(max_evaluations=few)  # type: ignore[arg-type]  # traced, as all limits are here
@@ -177,8 +197,8 @@ def _solve(
     else:
         found = iterate(method, contraction, start, limits, _PLAIN_STEPS, _ACCELERATED_STEPS)
     if method.name == "newton" or (method.name == "anderson" and method.safeguard):
-        found = safeguarded(found, by_newton, start, limits)
-    return _checked(found, demand_at(found.value, arguments), conditions(found.value), start)
+        found = safeguarded(found, partial(_newton, game), start, limits)
+    return _checked(found, game.demand(found.value), conditions(found.value), start)
 
 
 def _largest(present: Array, *values: Array) -> Array:
@@ -187,20 +207,18 @@ def _largest(present: Array, *values: Array) -> Array:
     return jnp.where(largest > 0, largest, 1.0)
 
 
-def _newton(
-    demand_at: DemandAt, costs_at: CostsAt, H: Array, arguments: Any, start: Array, limits: FixedPointLimits
-) -> FixedPoint:
+def _newton(game: _Game, start: Array, limits: FixedPointLimits) -> FixedPoint:
     """Newton on ``p - c - zeta(p)``, damped by its norm.
 
     The norm of the profit gradient would not do: it vanishes, too, where prices are so high that nobody buys.
     """
-    scale = _largest(demand_at(start, arguments).present, start)
+    scale = _largest(game.demand(start).present, start)
 
     def evaluate(prices: Array) -> NewtonPoint:
-        linear = _linearise(demand_at, costs_at, H, arguments, prices)
+        linear = _linearise(game, prices)
         point, found = linear.point, linear.conditions
         # the step is -gradient / (Lambda H_jj): both move with prices
-        own = jnp.diagonal(H)
+        own = jnp.diagonal(game.H)
         jacobian = linear.gradient + (found.step * own)[:, None] * linear.lambda_diagonal
         jacobian = jnp.where(point.present[:, None], jacobian, jnp.eye(prices.size))
         change = jnp.abs(found.step).max()
@@ -224,15 +242,15 @@ class _Linear(NamedTuple):
     lambda_diagonal: Float[Array, "J J"]
 
 
-def _linearise(demand_at: DemandAt, costs_at: CostsAt, H: Array, arguments: Any, prices: Array) -> _Linear:
-    point, curvature = demand_with_curvature(demand_at, prices, arguments)
+def _linearise(game: _Game, prices: Array) -> _Linear:
+    point, curvature = demand_with_curvature(game.demand_at, prices, game.arguments)
     shares = point.shares()
-    costs = costs_at(shares, arguments)
-    derivatives = price_derivatives(point, curvature, H, prices - costs)
+    costs = game.costs(shares)
+    derivatives = price_derivatives(point, curvature, game.H, prices - costs)
     # margins move with prices, and with shares where costs do
-    margins = jnp.eye(prices.size) - jax.jacfwd(lambda s: costs_at(s, arguments))(shares) @ derivatives.shares
-    gradient = derivatives.shares - derivatives.markup_product - markup_matrix(point, H) @ margins
-    return _Linear(point, _conditions(point, H, prices, costs), gradient, derivatives.lambda_diagonal)
+    margins = jnp.eye(prices.size) - jax.jacfwd(game.costs)(shares) @ derivatives.shares
+    gradient = derivatives.shares - derivatives.markup_product - markup_matrix(point, game.H) @ margins
+    return _Linear(point, _conditions(point, game.H, prices, costs), gradient, derivatives.lambda_diagonal)
 
 
 def _checked(found: FixedPoint, point: DemandPoint, conditions: _Conditions, start: Array) -> FixedPoint:
@@ -259,30 +277,13 @@ def _own_slopes(point: DemandPoint) -> Array:
     return (P * (1.0 - P) * point.utility_slopes()) @ point.weights
 
 
-def _residual(
-    demand_at: DemandAt,
-    costs_at: CostsAt,
-    prices: Array,
-    H: Array,
-    start: Array,
-    arguments: Any,
-    limits: FixedPointLimits,
-) -> Array:
-    point = demand_at(prices, arguments)
-    gradient = first_order_conditions(point, H, prices, costs_at(point.shares(), arguments))
+def _residual(prices: Array, game: _Game, start: Array, limits: FixedPointLimits) -> Array:
+    point = game.demand(prices)
+    gradient = first_order_conditions(point, game.H, prices, game.costs(point.shares()))
     return jnp.where(point.present, gradient, prices - start)
 
 
-def _solve_jacobian(
-    demand_at: DemandAt,
-    costs_at: CostsAt,
-    prices: Array,
-    right: Array,
-    H: Array,
-    start: Array,
-    arguments: Any,
-    limits: FixedPointLimits,
-) -> Array:
-    linear = _linearise(demand_at, costs_at, H, arguments, prices)
+def _solve_jacobian(prices: Array, right: Array, game: _Game, start: Array, limits: FixedPointLimits) -> Array:
+    linear = _linearise(game, prices)
     jacobian = jnp.where(linear.point.present[:, None], linear.gradient, jnp.eye(prices.size))
     return solve(jacobian, right)

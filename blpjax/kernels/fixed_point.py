@@ -27,20 +27,15 @@ class Image(NamedTuple):
 
 Map = Callable[[Array], Array | Image]
 
-
 Floor = float | Float[Array, ""]
-
 
 #: A loop that makes no more progress has reached the accuracy of 64-bit arithmetic when its residual is below this.
 ROUNDING_FLOOR = 1e-12
 
-
 _PATIENCE = 12
-
 
 #: On the way to a problem, problems are solved to this residual, each with at most so many evaluations.
 _ON_THE_WAY = 1e-6
-
 
 _STAGE = 50
 

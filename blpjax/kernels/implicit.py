@@ -10,12 +10,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from blpjax.kernels.fixed_point import FixedPoint
+from blpjax.kernels.tangents import push, zero_tangents
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
@@ -49,26 +47,10 @@ def _implicit_jvp(
     tangents: tuple[Any, ...],
 ) -> tuple[FixedPoint, FixedPoint]:
     solution = implicit(solve, residual, linear_solve, *primals)
-    leaves, structure = jax.tree.flatten(primals)
-    directions = jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
-    moving = [i for i, d in enumerate(directions) if not isinstance(d, SymbolicZero)]
-
-    def equation(values: list[Array]) -> Array:
-        full = list(leaves)
-        for i, value in zip(moving, values, strict=True):
-            full[i] = value
-        return residual(solution.value, *jax.tree.unflatten(structure, full))
-
-    _, right = jax.jvp(equation, ([leaves[i] for i in moving],), ([directions[i] for i in moving],))
-    zeros = jax.tree.map(_zero_tangent, solution)
+    right = push(partial(residual, solution.value), primals, tangents)
     known = {} if solution.factors is None else {"factors": solution.factors}
-    return solution, eqx.tree_at(lambda s: s.value, zeros, -linear_solve(solution.value, right, *primals, **known))
-
-
-def _zero_tangent(leaf: Array) -> Any:
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-        return jnp.zeros_like(leaf)
-    return np.zeros(leaf.shape, jax.dtypes.float0)
+    change = -linear_solve(solution.value, right, *primals, **known)
+    return solution, eqx.tree_at(lambda s: s.value, zero_tangents(solution), change)
 
 
 implicit.defjvp(_implicit_jvp, symbolic_zeros=True)

@@ -1,4 +1,4 @@
-"""Markups and passthrough of one market in which firms set prices (Bertrand competition).
+"""Markups of one market in which firms set prices (Bertrand competition), and how their equation moves with prices.
 
 Ownership enters as ``A = -H o (ds/dp)'``, element (j, k) being ``-H_jk ds_k / dp_j``, and markups solve ``A eta = s``.
 With ``alpha_ji = dV_ji / dp_j``, the slope of agent i's utility in the product's own price,
@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.exceptions import Status
-from blpjax.kernels.demand import Curvature, DemandAt, DemandPoint, along_prices, demand_with_curvature, second_slopes
+from blpjax.kernels.demand import Curvature, DemandPoint, along_prices, second_slopes
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.implicit import implicit
 from blpjax.kernels.linear_algebra import Factors, factorise, solve
+from blpjax.kernels.tangents import moves, push
 
 
 class Firms(eqx.Module):
@@ -91,160 +91,7 @@ def markup_product(
     """
     if point.nests is None and point.C.ndim == 2:
         return _markup_product(point, owned, eta)
-    parts = _parts(point, owned, eta)
-    return (parts.R * parts.spread).sum(axis=1)
-
-
-@jax.custom_jvp
-def _markup_product(point: DemandPoint, owned: Firms | Array, eta: Array) -> Array:
-    """The product without nests and with common tastes.
-
-    As for `blpjax.kernels.shares.shares`, the derivative rule is written in matrix products that any number of tangents
-    share, so that it never holds a J x I array for each tangent.
-    """
-    parts = _parts(point, owned, eta)
-    return (parts.R * parts.spread).sum(axis=1)
-
-
-class _Parts(NamedTuple):
-    """What the product and its derivatives are made of."""
-
-    P: Float[Array, "J I"]
-    S: Float[Array, "J I"]  # w o P
-    R: Float[Array, "J I"]  # w o P o alpha
-    N: Float[Array, "J I"]  # (H o eta') P
-    spread: Float[Array, "J I"]  # N_ji - H_jj eta_j, or what takes its place with nests
-
-
-def _parts(point: DemandPoint, owned: Firms | Array, eta: Array) -> _Parts:
-    found = point.choices()
-    P = found.inside
-    S = P * point.weights[None, :]
-    N = _weighted_sums(owned, eta, P)
-    own = _own_share(owned) * eta
-    if point.nests is None:
-        spread = N - own[:, None]
-    else:
-        nests = point.nests
-        assert found.within is not None
-        rivals = (ownership_matrix(owned) * nests.same(nests.odds) * eta[None, :]) @ found.within
-        spread = N + rivals - (own * nests.scales)[:, None]
-    return _Parts(P, S, S * point.utility_slopes(), N, spread)
-
-
-def _weighted_sums(owned: Firms | Array, eta: Array, values: Array) -> Array:
-    """``(H o eta') values``, of the shape of `values` (J, I)."""
-    if isinstance(owned, Firms):
-        return owned.apply(eta[:, None] * values)
-    return (owned * eta[None, :]) @ values
-
-
-def _own_share(owned: Firms | Array) -> Array:
-    """The diagonal of H."""
-    return owned.members.any(axis=1).astype(float) if isinstance(owned, Firms) else jnp.diagonal(owned)
-
-
-def _markup_product_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    point, owned, eta = primals
-    d_point, d_owned, d_eta = tangents
-    parts = _parts(point, owned, eta)
-    value = (parts.R * parts.spread).sum(axis=1)
-    tangent = _through_utilities(point, d_point, owned, eta, parts) + _through_slopes(point, d_point, parts)
-    matrix_moves = not isinstance(owned, Firms) and _moves(d_owned)
-    if matrix_moves or _moves(d_eta):
-        dense, own = parts.R @ parts.P.T, parts.R.sum(axis=1)
-        if matrix_moves:
-            tangent += (dense * d_owned) @ eta - own * jnp.diagonal(d_owned) * eta
-        if _moves(d_eta):
-            tangent += (dense * ownership_matrix(owned)) @ d_eta - own * _own_share(owned) * d_eta
-    if _moves(d_point.weights):
-        tangent += (parts.P * point.utility_slopes() * parts.spread) @ d_point.weights
-    if _moves(d_point.availability):
-        tangent += _through_availability(point, d_point.availability, owned, eta)
-    return value, tangent
-
-
-def _moves(tangent: Any) -> bool:
-    """Whether a tangent in a rule with symbolic zeros is one."""
-    return not isinstance(tangent, SymbolicZero)
-
-
-def _through_utilities(point: DemandPoint, d_point: Any, owned: Firms | Array, eta: Array, parts: _Parts) -> Array:
-    """``sum_i Q_ji (dV_ji - v_i) + R_ji sum_k E_jk P_ki (dV_ki - v_i)`` with ``Q = R o spread`` and ``E = H o eta'``.
-
-    This is the derivative through ``dP_ki = P_ki (dV_ki - v_i)`` with ``dV_ki = d delta_k + dX2_k' C_i + X2_k' dC_i``.
-    The agent-level sums ``v_i = sum_l P_li dV_li`` are added up first.
-    """
-    P, _, R, N, spread = parts
-    Q = R * spread
-    E = ownership_matrix(owned) * eta[None, :]
-    tangent, agent = jnp.zeros_like(point.delta), jnp.zeros_like(point.weights)
-    if _moves(d_point.delta):
-        d_delta = d_point.delta
-        tangent += Q.sum(axis=1) * d_delta + (E * (R @ P.T)) @ d_delta
-        agent += P.T @ d_delta
-    if _moves(d_point.X2):
-        d_X2 = d_point.X2
-        by_taste = E[None, :, :] * ((R[None, :, :] * point.C[:, None, :]) @ P.T)
-        tangent += (d_X2 * (Q @ point.C.T)).sum(axis=1) + jnp.einsum("mjk,km->j", by_taste, d_X2)
-        agent += (point.C * (d_X2.T @ P)).sum(axis=0)
-    if _moves(d_point.C):
-        d_C = d_point.C
-        sums = jax.vmap(lambda x: _weighted_sums(owned, eta * x, P), in_axes=1)(point.X2)
-        by_characteristic = R[None, :, :] * sums
-        tangent += (point.X2 * (Q @ d_C.T)).sum(axis=1) + jnp.einsum("mji,mi->j", by_characteristic, d_C)
-        agent += (d_C * (point.X2.T @ P)).sum(axis=0)
-    return tangent - (Q + R * N) @ agent
-
-
-def _through_slopes(point: DemandPoint, d_point: Any, parts: _Parts) -> Array:
-    """``sum_i w_i P_ji spread_ji d alpha_ji`` with ``d alpha = d delta_slope + dX2_slope' C + X2_slope' dC``."""
-    T = parts.S * parts.spread
-    tangent = jnp.zeros_like(point.delta)
-    if _moves(d_point.delta_slope):
-        tangent += T.sum(axis=1) * d_point.delta_slope
-    if _moves(d_point.X2_slope):
-        tangent += (d_point.X2_slope * (T @ point.C.T)).sum(axis=1)
-    if _moves(d_point.C):
-        tangent += (point.X2_slope * (T @ d_point.C.T)).sum(axis=1)
-    return tangent
-
-
-def _through_availability(point: DemandPoint, d_availability: Array, owned: Firms | Array, eta: Array) -> Array:
-    """The rare case that needs no special rule."""
-
-    def product(availability: Array) -> Array:
-        parts = _parts(eqx.tree_at(lambda p: p.availability, point, availability), owned, eta)
-        return (parts.R * parts.spread).sum(axis=1)
-
-    return jax.jvp(product, (point.availability,), (d_availability,))[1]
-
-
-_markup_product.defjvp(_markup_product_jvp, symbolic_zeros=True)
-
-
-def passthrough(
-    demand_at: DemandAt,
-    owned: Owned,
-    prices: Float[Array, " J"],
-    arguments: Any,
-) -> Float[Array, "J J"]:
-    """Passthrough of marginal costs to equilibrium prices: element (j, k) is ``dp_j / dc_k``. Identity for padding.
-
-    It differentiates ``A(p) (p - c) = s(p)`` totally at the given prices, which are an equilibrium at the costs that
-    they imply under this ownership, ``c = p - eta``. Utilities that are not linear in prices are allowed for.
-
-    Parameters
-    ----------
-    demand_at, arguments : demand at given prices, ``demand_at(prices, arguments)``.
-    owned : (J,) codes of firms or (J, J) ownership matrix.
-    prices : (J,) prices.
-    """
-    H = ownership_matrix(owned)
-    point, curvature = demand_with_curvature(demand_at, prices, arguments)
-    derivatives = price_derivatives(point, curvature, H, markups(point, H))
-    A = markup_matrix(point, H)
-    return solve(A + derivatives.markup_product - derivatives.shares, A)
+    return _direct_product(point, owned, eta)
 
 
 class PriceDerivatives(NamedTuple):
@@ -294,3 +141,125 @@ def _solve_markups(point: DemandPoint, owned: Firms | Array) -> FixedPoint:
     eta = solve(A, jnp.where(point.present, point.shares(), 0.0), factors)
     one = jnp.ones((), int)
     return FixedPoint(eta, 0 * one + Status.CONVERGED, one, one, jnp.zeros(()), factors)
+
+
+@jax.custom_jvp
+def _markup_product(point: DemandPoint, owned: Firms | Array, eta: Array) -> Array:
+    """The product without nests and with common tastes.
+
+    As for `blpjax.kernels.shares.shares`, the derivative rule is written in matrix products that any number of tangents
+    share, so that it never holds a J x I array for each tangent.
+    """
+    return _direct_product(point, owned, eta)
+
+
+def _direct_product(point: DemandPoint, owned: Firms | Array, eta: Array) -> Array:
+    parts = _parts(point, owned, eta)
+    return (parts.R * parts.spread).sum(axis=1)
+
+
+class _Parts(NamedTuple):
+    """What the product and its derivatives are made of."""
+
+    P: Float[Array, "J I"]
+    S: Float[Array, "J I"]  # w o P
+    R: Float[Array, "J I"]  # w o P o alpha
+    N: Float[Array, "J I"]  # (H o eta') P
+    spread: Float[Array, "J I"]  # N_ji - H_jj eta_j, or what takes its place with nests
+
+
+def _parts(point: DemandPoint, owned: Firms | Array, eta: Array) -> _Parts:
+    found = point.choices()
+    P = found.inside
+    S = P * point.weights[None, :]
+    N = _weighted_sums(owned, eta, P)
+    own = _own_share(owned) * eta
+    if point.nests is None:
+        spread = N - own[:, None]
+    else:
+        nests = point.nests
+        assert found.within is not None
+        rivals = (ownership_matrix(owned) * nests.same(nests.odds) * eta[None, :]) @ found.within
+        spread = N + rivals - (own * nests.scales)[:, None]
+    return _Parts(P, S, S * point.utility_slopes(), N, spread)
+
+
+def _weighted_sums(owned: Firms | Array, eta: Array, values: Array) -> Array:
+    """``(H o eta') values``, of the shape of `values` (J, I)."""
+    if isinstance(owned, Firms):
+        return owned.apply(eta[:, None] * values)
+    return (owned * eta[None, :]) @ values
+
+
+def _own_share(owned: Firms | Array) -> Array:
+    """The diagonal of H."""
+    return owned.members.any(axis=1).astype(float) if isinstance(owned, Firms) else jnp.diagonal(owned)
+
+
+def _markup_product_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    point, owned, eta = primals
+    d_point, d_owned, d_eta = tangents
+    parts = _parts(point, owned, eta)
+    value = (parts.R * parts.spread).sum(axis=1)
+    tangent = _through_utilities(point, d_point, owned, eta, parts) + _through_slopes(point, d_point, parts)
+    matrix_moves = not isinstance(owned, Firms) and moves(d_owned)
+    if matrix_moves or moves(d_eta):
+        dense, own = parts.R @ parts.P.T, parts.R.sum(axis=1)
+        if matrix_moves:
+            tangent += (dense * d_owned) @ eta - own * jnp.diagonal(d_owned) * eta
+        if moves(d_eta):
+            tangent += (dense * ownership_matrix(owned)) @ d_eta - own * _own_share(owned) * d_eta
+    if moves(d_point.weights):
+        tangent += (parts.P * point.utility_slopes() * parts.spread) @ d_point.weights
+    if moves(d_point.availability):
+        # the rare case that needs no special rule
+        tangent += push(
+            lambda a: _direct_product(eqx.tree_at(lambda p: p.availability, point, a), owned, eta),
+            (point.availability,),
+            (d_point.availability,),
+        )
+    return value, tangent
+
+
+def _through_utilities(point: DemandPoint, d_point: Any, owned: Firms | Array, eta: Array, parts: _Parts) -> Array:
+    """``sum_i Q_ji (dV_ji - v_i) + R_ji sum_k E_jk P_ki (dV_ki - v_i)`` with ``Q = R o spread`` and ``E = H o eta'``.
+
+    This is the derivative through ``dP_ki = P_ki (dV_ki - v_i)`` with ``dV_ki = d delta_k + dX2_k' C_i + X2_k' dC_i``.
+    The agent-level sums ``v_i = sum_l P_li dV_li`` are added up first.
+    """
+    P, _, R, N, spread = parts
+    Q = R * spread
+    E = ownership_matrix(owned) * eta[None, :]
+    tangent, agent = jnp.zeros_like(point.delta), jnp.zeros_like(point.weights)
+    if moves(d_point.delta):
+        d_delta = d_point.delta
+        tangent += Q.sum(axis=1) * d_delta + (E * (R @ P.T)) @ d_delta
+        agent += P.T @ d_delta
+    if moves(d_point.X2):
+        d_X2 = d_point.X2
+        by_taste = E[None, :, :] * ((R[None, :, :] * point.C[:, None, :]) @ P.T)
+        tangent += (d_X2 * (Q @ point.C.T)).sum(axis=1) + jnp.einsum("mjk,km->j", by_taste, d_X2)
+        agent += (point.C * (d_X2.T @ P)).sum(axis=0)
+    if moves(d_point.C):
+        d_C = d_point.C
+        sums = jax.vmap(lambda x: _weighted_sums(owned, eta * x, P), in_axes=1)(point.X2)
+        by_characteristic = R[None, :, :] * sums
+        tangent += (point.X2 * (Q @ d_C.T)).sum(axis=1) + jnp.einsum("mji,mi->j", by_characteristic, d_C)
+        agent += (d_C * (point.X2.T @ P)).sum(axis=0)
+    return tangent - (Q + R * N) @ agent
+
+
+def _through_slopes(point: DemandPoint, d_point: Any, parts: _Parts) -> Array:
+    """``sum_i w_i P_ji spread_ji d alpha_ji`` with ``d alpha = d delta_slope + dX2_slope' C + X2_slope' dC``."""
+    T = parts.S * parts.spread
+    tangent = jnp.zeros_like(point.delta)
+    if moves(d_point.delta_slope):
+        tangent += T.sum(axis=1) * d_point.delta_slope
+    if moves(d_point.X2_slope):
+        tangent += (d_point.X2_slope * (T @ point.C.T)).sum(axis=1)
+    if moves(d_point.C):
+        tangent += (point.X2_slope * (T @ d_point.C.T)).sum(axis=1)
+    return tangent
+
+
+_markup_product.defjvp(_markup_product_jvp, symbolic_zeros=True)

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
+
+from blpjax.kernels.tangents import moves, push
 
 _LARGEST_EXPONENT = 700.0
 
@@ -163,6 +164,46 @@ def scaled_exponentials(
     return _scaled(utilities, availability, _largest_utility(utilities, availability))
 
 
+def shares(
+    delta: Float[Array, " J"],
+    X2: Float[Array, "J K2"],
+    C: Tastes,
+    weights: Float[Array, " I"],
+    availability: Float[Array, "J #I"],
+    nests: Nests | None = None,
+) -> Float[Array, " J"]:
+    """Market shares ``s_j = sum_i w_i s_ji``.
+
+    The derivative rule is written in matrix products, ``P (w o dC_k')`` and the like, so that a derivative in any
+    number of parameters never holds a J x I array for each of them, unless tastes are specific to products.
+    """
+    return _shares(delta, X2, C, weights, availability, nests)
+
+
+def share_jacobian(
+    found: Choices,
+    weights: Float[Array, " I"],
+    values: Float[Array, "J I"] | None = None,
+    nests: Nests | None = None,
+) -> Float[Array, "J J"]:
+    """Derivatives of shares in utilities, ``H = diag(P w) - P diag(w) P'``, symmetric.
+
+    With `values` (J, I), the derivative of each product's utility for each agent in some variable of product k, the
+    entry (j, k) is ``ds_j / dx_k = 1[j = k] sum_i w_i P_ji values_ji - sum_i w_i P_ji P_ki values_ki``. With nests the
+    first sum is divided by ``1 - rho``, and ``rho / (1 - rho) sum_i w_i P_ji Q_ki values_ki`` are subtracted where j
+    and k are of the same group.
+    """
+    P = found.inside
+    weighted = P * weights[None, :]
+    own = weighted.sum(axis=1) if values is None else (weighted * values).sum(axis=1)
+    cross = weighted @ (P if values is None else P * values).T
+    if nests is not None:
+        assert found.within is not None
+        own = own * nests.scales
+        cross += nests.same(nests.odds) * (weighted @ (found.within if values is None else found.within * values).T)
+    return jnp.diag(own) - cross
+
+
 def _largest_utility(utilities: Array, availability: Array) -> Array:
     return jax.lax.stop_gradient(jnp.where(availability > 0, utilities, 0.0).max(axis=0, initial=0.0))
 
@@ -207,22 +248,6 @@ def _group_maxima(values: Array, members: Array) -> Array:
     return jax.ops.segment_max(values, codes, members.shape[1] + 1)[:-1]
 
 
-def shares(
-    delta: Float[Array, " J"],
-    X2: Float[Array, "J K2"],
-    C: Tastes,
-    weights: Float[Array, " I"],
-    availability: Float[Array, "J #I"],
-    nests: Nests | None = None,
-) -> Float[Array, " J"]:
-    """Market shares ``s_j = sum_i w_i s_ji``.
-
-    The derivative rule is written in matrix products, ``P (w o dC_k')`` and the like, so that a derivative in any
-    number of parameters never holds a J x I array for each of them, unless tastes are specific to products.
-    """
-    return _shares(delta, X2, C, weights, availability, nests)
-
-
 @jax.custom_jvp
 def _shares(delta: Array, X2: Array, C: Array, weights: Array, availability: Array, nests: Nests | None) -> Array:
     inside, _ = probabilities(delta[:, None] + deviations(X2, C), availability, nests)
@@ -238,17 +263,11 @@ def _shares_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Ar
     s = P @ weights
     through = _common_tangent if C.ndim == 2 else _specific_tangent
     ds = through(found, X2, C, weights, nests, (d_delta, d_X2, d_C))
-    if not isinstance(d_availability, SymbolicZero):
-        _, d_P = jax.jvp(lambda a: probabilities(utilities, a, nests)[0], (availability,), (d_availability,))
-        ds += d_P @ weights
-    if nests is not None and not isinstance(d_nests.rho, SymbolicZero):
-        _, d_P = jax.jvp(
-            lambda rho: probabilities(utilities, availability, Nests(nests.members, rho))[0],
-            (nests.rho,),
-            (d_nests.rho,),
-        )
-        ds += d_P @ weights
-    if not isinstance(d_weights, SymbolicZero):
+    if moves(d_availability):
+        ds += push(lambda a: probabilities(utilities, a, nests)[0], (availability,), (d_availability,)) @ weights
+    if nests is not None and moves(d_nests.rho):
+        ds += push(lambda n: probabilities(utilities, availability, n)[0], (nests,), (d_nests,)) @ weights
+    if moves(d_weights):
         ds += P @ d_weights
     return s, ds
 
@@ -271,14 +290,14 @@ def _common_tangent(
         assert found.within is not None
         agent = jnp.zeros((nests.rho.size, weights.size))
         weighted = found.within
-    if not isinstance(d_delta, SymbolicZero):
+    if moves(d_delta):
         own += d_delta * (P @ weights)
         agent += _product_sums(d_delta, weighted, nests)
-    if not isinstance(d_C, SymbolicZero):
+    if moves(d_C):
         own += (X2 * (P @ (weights[:, None] * d_C.T))).sum(axis=1)
         sums = jax.vmap(lambda x: _product_sums(x, weighted, nests), in_axes=1)(X2)
         agent += (sums * (d_C if nests is None else d_C[:, None, :])).sum(axis=0)
-    if not isinstance(d_X2, SymbolicZero):
+    if moves(d_X2):
         own += (d_X2 * (P @ (weights[:, None] * C.T))).sum(axis=1)
         sums = jax.vmap(lambda x: _product_sums(x, weighted, nests), in_axes=1)(d_X2)
         agent += (sums * (C if nests is None else C[:, None, :])).sum(axis=0)
@@ -300,11 +319,11 @@ def _specific_tangent(
     """The same with tastes that are specific to products, for which there are J x I changes of utilities anyway."""
     d_delta, d_X2, d_C = tangents
     dV = jnp.zeros_like(found.inside)
-    if not isinstance(d_delta, SymbolicZero):
+    if moves(d_delta):
         dV += d_delta[:, None]
-    if not isinstance(d_C, SymbolicZero):
+    if moves(d_C):
         dV += deviations(X2, d_C)
-    if not isinstance(d_X2, SymbolicZero):
+    if moves(d_X2):
         dV += deviations(d_X2, C)
     P = found.inside
     moved = dV - (P * dV).sum(axis=0)[None, :]
@@ -315,27 +334,3 @@ def _specific_tangent(
 
 
 _shares.defjvp(_shares_jvp, symbolic_zeros=True)
-
-
-def share_jacobian(
-    found: Choices,
-    weights: Float[Array, " I"],
-    values: Float[Array, "J I"] | None = None,
-    nests: Nests | None = None,
-) -> Float[Array, "J J"]:
-    """Derivatives of shares in utilities, ``H = diag(P w) - P diag(w) P'``, symmetric.
-
-    With `values` (J, I), the derivative of each product's utility for each agent in some variable of product k, the
-    entry (j, k) is ``ds_j / dx_k = 1[j = k] sum_i w_i P_ji values_ji - sum_i w_i P_ji P_ki values_ki``. With nests the
-    first sum is divided by ``1 - rho``, and ``rho / (1 - rho) sum_i w_i P_ji Q_ki values_ki`` are subtracted where j
-    and k are of the same group.
-    """
-    P = found.inside
-    weighted = P * weights[None, :]
-    own = weighted.sum(axis=1) if values is None else (weighted * values).sum(axis=1)
-    cross = weighted @ (P if values is None else P * values).T
-    if nests is not None:
-        assert found.within is not None
-        own = own * nests.scales
-        cross += nests.same(nests.odds) * (weighted @ (found.within if values is None else found.within * values).T)
-    return jnp.diag(own) - cross

@@ -1,4 +1,4 @@
-"""What demand and pricing imply in all markets: pure functions of all parameters, mean utilities and data.
+"""What demand implies in all markets: pure functions of all parameters, mean utilities and data.
 
 `blpjax.model.model.Model` calls these functions. Being functions of every parameter, they can as well be differentiated
 for standard errors or mapped over draws. Arrays that belong to markets come as parts, one array for each bucket.
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -247,11 +246,13 @@ def mean_utilities(demand: Demand, limits: FixedPointLimits, method: FixedPointM
 
 def herfindahl_hirschman_indices(demand: Demand, firms: Ownership, shares: Float[Array, " N"]) -> Float[Array, " T"]:
     """Concentration by market at given shares. `firms` are codes (T, J) of firms."""
-    scattered = demand.economy.scatter(shares)
-    parts = [
-        jax.vmap(substitution.herfindahl_hirschman_index)(*arrays) for arrays in zip(scattered, firms, strict=True)
-    ]
-    return demand.economy.gather_markets(parts)
+
+    def kernel(market: Bucket, shares: Array, firms: Array) -> Array:
+        return substitution.herfindahl_hirschman_index(shares, firms)
+
+    economy = demand.economy
+    known = zip(economy.buckets, economy.scatter(shares), firms, strict=True)
+    return economy.gather_markets([map_markets(kernel, *arrays) for arrays in known])
 
 
 def _spread_changes(demand: Demand, changes: Changes) -> tuple[Changes, ...]:

@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax.economy.buckets import Economy
+from blpjax.economy.loops import Loops
 from blpjax.economy.mapping import CHUNK_ELEMENTS
 from blpjax.iteration import Iteration
 from blpjax.machine.compilation import filtered_program
-from blpjax.model.model import Model, Prices
+from blpjax.model.model import Model
 from blpjax.model.parameters import Coefficients, all_coefficients
 
 _NO_LOOP = Iteration("return")
@@ -41,13 +42,13 @@ class Draw(eqx.Module):
 
 
 class Equilibrium(eqx.Module):
-    """Demand at some parameters, and how the search for equilibrium prices ended, None where prices are fixed.
+    """Demand at some parameters, and the loops for equilibrium prices, None where prices are fixed.
 
-    Where shares are held, `prices` say how their inversion ended.
+    Where shares are held, `loops` are those of their inversion.
     """
 
     draw: Draw
-    prices: Prices | None
+    loops: Loops | None
 
 
 def covariances_of_estimates(parameter_covariances: np.ndarray, N: int) -> np.ndarray:
@@ -81,8 +82,7 @@ def hold_shares_at(model: Model, coefficients: Coefficients, iteration: Iteratio
     """Demand at other coefficients, with the mean utilities that reproduce observed shares at observed prices."""
     moved = eqx.tree_at(lambda m: m.coefficients, model, coefficients)
     found = moved.invert(iteration)
-    loop = Prices(moved.prices, found.status, found.iterations, found.evaluations, found.residuals)
-    return Equilibrium(Draw(coefficients, found.delta, moved.prices, moved.shares), loop)
+    return Equilibrium(Draw(coefficients, found.delta, moved.prices, moved.shares), Loops(**found.fields()))
 
 
 @filtered_program(effort=1)
@@ -112,7 +112,7 @@ def hold_errors(
     if model.costs_type == "log":
         costs = jnp.exp(costs)
     found = moved.solve_prices(costs=costs, iteration=iteration, constant_costs=constant_costs)
-    return Equilibrium(_draw(moved.at({"prices": found.prices})), found)
+    return Equilibrium(_draw(moved.at({"prices": found.prices})), Loops(**found.fields()))
 
 
 def _draw(model: Model) -> Draw:

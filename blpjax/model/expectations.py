@@ -1,6 +1,5 @@
 """Equilibria at draws of structural errors, with Jacobians of the errors in theta, averaged over draws."""
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from blpjax import options
+from blpjax.economy.loops import Loops, no_loops
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import Iteration
 from blpjax.machine.compilation import filtered_program
@@ -37,23 +37,17 @@ class Setting(eqx.Module):
     constant_costs: bool = eqx.field(static=True)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Averages:
-    """Averages over draws of Jacobians of xi and omega (N, P), of prices and of shares (N,).
+class Averages(Loops):
+    """Averages over draws of Jacobians of xi and omega (N, P), of prices and of shares (N,), all in NumPy.
 
-    A draw counts in the markets where its prices were found and all numbers are finite; averages over none are NaN.
-    How that went is (T, draws), in the sorted order of market IDs: `status`, and of the search for prices `iterations`,
-    `evaluations` and final `residuals`. `omega_jacobian` is NaN without a supply side.
+    A draw counts in the markets where its prices were found and all numbers are finite, which `status` says; averages
+    over none are NaN. Loops are those for prices (T, draws). `omega_jacobian` is NaN without a supply side.
     """
 
     xi_jacobian: np.ndarray
     omega_jacobian: np.ndarray
     prices: np.ndarray
     shares: np.ndarray
-    status: np.ndarray
-    iterations: np.ndarray
-    evaluations: np.ndarray
-    residuals: np.ndarray
 
 
 def average_realizations(setting: Setting, draws: Iterator[np.ndarray], total: int) -> Averages:
@@ -73,26 +67,26 @@ def average_realizations(setting: Setting, draws: Iterator[np.ndarray], total: i
         drawn += drawn[-1:] * (size - kept)  # all chunks have one size, so that programs are compiled once
         found, loops = _realize_many(setting, jnp.asarray(np.stack(drawn)), jnp.arange(size) < kept)
         sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
-        outcomes.append([np.asarray(loop)[:kept].T for loop in loops])
+        outcomes.append(jax.tree.map(lambda values, kept=kept: np.asarray(values)[:kept].T, loops))
     totals, counts = jax.device_get(sums)
     with np.errstate(invalid="ignore"):  # 0 / 0 where no draw counts
         averages = [(values.T / counts).T for values in totals]
     if drawn[0].shape[1] == 1:
         averages[1] = np.full_like(averages[0], np.nan)
-    return Averages(*averages, *(np.concatenate(parts, axis=1) for parts in zip(*outcomes, strict=True)))
+    together = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *outcomes)
+    xi_jacobian, omega_jacobian, prices, shares = averages
+    return Averages(
+        xi_jacobian=xi_jacobian, omega_jacobian=omega_jacobian, prices=prices, shares=shares, **together.fields()
+    )
 
 
-class Realization(eqx.Module):
-    """What one draw implies: Jacobians of xi and omega (N, P), prices and shares (N,), and outcomes by market (T,)."""
+class Realization(Loops):
+    """What one draw implies: Jacobians of xi and omega (N, P), prices and shares (N,), and loops for prices (T,)."""
 
     xi_jacobian: Float[Array, "N P"]
     omega_jacobian: Float[Array, "N P"]
     prices: Float[Array, " N"]
     shares: Float[Array, " N"]
-    status: Int[Array, " T"]
-    iterations: Int[Array, " T"]
-    evaluations: Int[Array, " T"]
-    residuals: Float[Array, " T"]
 
 
 def realize(setting: Setting, base: Float[Array, "N sides"]) -> Realization:
@@ -103,28 +97,33 @@ def realize(setting: Setting, base: Float[Array, "N sides"]) -> Realization:
     """
     model = eqx.tree_at(lambda m: m.delta, setting.model, base[:, 0])
     economy, tilde_costs = model.economy, base[:, 1] if base.shape[1] == 2 else None
-    T = economy.market_positions.shape[0]
-    zeros = jnp.zeros(T, int)
+    loops: Loops
     if setting.prices is not None:
-        prices, status, loop = setting.prices, zeros + int(Status.CONVERGED), (zeros, zeros, jnp.zeros(T))
+        prices, loops = setting.prices, no_loops(*economy.market_positions.shape)
     else:
         assert tilde_costs is not None
         costs = jnp.exp(tilde_costs) if model.costs_type == "log" else tilde_costs
         found = model.solve_prices(costs=costs, iteration=setting.iteration, constant_costs=setting.constant_costs)
-        prices, status, loop = found.prices, found.status, (found.iterations, found.evaluations, found.residuals)
+        prices, loops = found.prices, found
     realized = model.at({"prices": prices})
-    jacobians = _jacobians(realized, setting.parameters, tilde_costs)
-    finite = jnp.isfinite(jnp.column_stack([prices, realized.shares, *jacobians])).all(axis=1)
+    xi_jacobian, omega_jacobian = _jacobians(realized, setting.parameters, tilde_costs)
+    finite = jnp.isfinite(jnp.column_stack([prices, realized.shares, xi_jacobian, omega_jacobian])).all(axis=1)
     finite_markets = economy.gather_markets([part.all(axis=1) for part in economy.spread(finite)])
-    status = jnp.where(succeeded(status) & ~finite_markets, int(Status.NOT_FINITE), status)
-    return Realization(*jacobians, prices, realized.shares, status, *loop)
+    status = jnp.where(succeeded(loops.status) & ~finite_markets, int(Status.NOT_FINITE), loops.status)
+    return Realization(
+        xi_jacobian=xi_jacobian,
+        omega_jacobian=omega_jacobian,
+        prices=prices,
+        shares=realized.shares,
+        **loops.fields() | {"status": status},
+    )
 
 
 @filtered_program(effort=1)
 def _realize_many(
     setting: Setting, bases: Float[Array, "draws N sides"], wanted: Bool[Array, " draws"]
-) -> tuple[Any, Any]:
-    """Sums over the draws that count, with their numbers (N,), and outcomes of all draws (draws, T)."""
+) -> tuple[Any, Loops]:
+    """Sums over the draws that count, with their numbers (N,), and loops of all draws (draws, T)."""
     found = jax.vmap(lambda base: realize(setting, base))(bases)
     economy = setting.model.economy
     usable = jax.vmap(lambda status: economy.gather(economy.scatter_markets(succeeded(status))))(found.status)
@@ -135,7 +134,7 @@ def _realize_many(
         return jnp.where(included, values, 0.0).sum(axis=0)
 
     sums = tuple(total(v) for v in (found.xi_jacobian, found.omega_jacobian, found.prices, found.shares))
-    return (sums, counted.sum(axis=0)), (found.status, found.iterations, found.evaluations, found.residuals)
+    return (sums, counted.sum(axis=0)), Loops(**found.fields())
 
 
 def _jacobians(

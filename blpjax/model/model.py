@@ -12,9 +12,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from blpjax.economy.buckets import Economy
+from blpjax.economy.buckets import Economy, widened
+from blpjax.economy.loops import Loops, gather_loops
 from blpjax.economy.ownership import Ownership, firm_codes, ownership_matrices
 from blpjax.iteration import FixedPointLimits, FixedPointMethod, Iteration
 from blpjax.machine.compilation import filtered_program
@@ -23,24 +24,17 @@ from blpjax.model.demand import Demand, linear_change
 from blpjax.model.inversion import Inversion
 from blpjax.model.parameters import ParameterLayout
 
+#: Numbers by product: (N,) or (N, 1), traced or not.
 Values = Any
 
 
-"""Numbers by product: (N,) or (N, 1), traced or not."""
+class Prices(Loops):
+    """Equilibrium prices (N,), NaN in markets without one, with the loops (T,) that found them.
 
-
-class Prices(eqx.Module):
-    """Equilibrium prices (N,), NaN in markets without one, and how each market's loop ended.
-
-    `status`, `iterations`, `evaluations` and `residuals` (the norm of the profit gradient) are (T,) in the sorted order
-    of market IDs.
+    `residuals` are norms of the profit gradient.
     """
 
     prices: Float[Array, " N"]
-    status: Int[Array, " T"]
-    iterations: Int[Array, " T"]
-    evaluations: Int[Array, " T"]
-    residuals: Float[Array, " T"]
 
 
 class MarketPlace(NamedTuple):
@@ -102,7 +96,7 @@ class Model(Demand):
     def compute_demand_hessians(self, name: str | None = "prices") -> Float[Array, "N J J"]:
         """Second derivatives of demand ``d^2 s_j / dx_k dx_l``."""
         self.check_variable(name)
-        return _cubes(demand.demand_hessians, self, name)
+        return _stacked(demand.demand_hessians, self, name)
 
     def compute_diversion_ratios(self, name: str | None = "prices") -> Float[Array, "N J"]:
         """Diversion ratios ``-(ds_k / dx_j) / (ds_j / dx_j)``, with the outside good on the diagonal."""
@@ -223,7 +217,7 @@ class Model(Demand):
     def compute_profit_hessians(self, prices: Values = None, costs: Values = None) -> Float[Array, "N J J"]:
         """Second derivatives of each product's profits in prices, ``d^2 pi_j / dp_k dp_l``."""
         self.check_variable("prices")
-        return _cubes(pricing.profit_hessians, self, self._prices(prices), self._costs(costs))
+        return _stacked(pricing.profit_hessians, self, self._prices(prices), self._costs(costs))
 
     def profit_gradients(
         self, prices: Values = None, costs: Values = None, firm_ids: Any = None, ownership: Values = None
@@ -300,12 +294,8 @@ class Model(Demand):
         change = linear_change(self.characteristics, "X3", jnp.asarray(self.coefficients.gamma), {"shares": moved})
         return base * jnp.exp(change) if self.costs_type == "log" else base + change
 
-    def for_market(self, position: int, rows: np.ndarray) -> "Model":
-        """The model of one market alone: see `in_market`. The economy's arrays must be known, not traced."""
-        return self.in_market(find_market(self.economy, position, rows))
-
     def in_market(self, place: MarketPlace) -> "Model":
-        """The model of one market alone, with as many rows as its bucket has products.
+        """The model of one market alone, which `find_market` finds, with as many rows as its bucket has products.
 
         Outputs begin with the market's J rows and columns; the rest is padding, to be cut off. Programs for markets of
         the same bucket are the same.
@@ -365,39 +355,19 @@ def _call(function: Callable[..., Any], model: Model, *arguments: Any) -> Any:
 
 @filtered_program(effort=1)
 def _stacked(function: Callable[..., Any], model: Model, *arguments: Any) -> Array:
-    """Rows (N, max J) of matrices."""
+    """Rows (N, max J) of matrices, or (N, max J, max J) of arrays (J, J, J), NaN at padded products."""
     return model.economy.stack(function(model, *arguments))
 
 
 @filtered_program(effort=1)
-def _cubes(function: Callable[..., Any], model: Model, *arguments: Any) -> Array:
-    """Rows (N, max J, max J) of arrays (J, J, J), NaN at padded products."""
-    economy = model.economy
-    parts = function(model, *arguments)
-    widest = max(part.shape[2] for part in parts)
-    rows = []
-    for part, bucket in zip(parts, economy.buckets, strict=True):
-        present = bucket.present
-        known = present[:, None, :, None] & present[:, None, None, :]
-        padding = ((0, 0), (0, 0), *((0, widest - part.shape[2]),) * 2)
-        rows.append(jnp.pad(jnp.where(known, part, jnp.nan), padding, constant_values=jnp.nan))
-    return economy.gather(rows)
-
-
-@filtered_program(effort=1)
 def _probabilities(model: Model, delta: Array | None, changes: dict[str, Array]) -> Array:
-    parts = demand.choice_probabilities(model, delta, changes)
-    widest = max(part.shape[2] for part in parts)
-    padded = [jnp.pad(part, ((0, 0), (0, 0), (0, widest - part.shape[2]))) for part in parts]
-    return model.economy.gather(padded)
+    return model.economy.gather(widened(demand.choice_probabilities(model, delta, changes), 2))
 
 
 @filtered_program(effort=1)
 def _surpluses(model: Model, eliminated: Array, changes: dict[str, Array]) -> tuple[Array, Array]:
     parts, total = demand.consumer_surpluses(model, eliminated, changes)
-    widest = max(part.shape[1] for part in parts)
-    padded = [jnp.pad(part, ((0, 0), (0, widest - part.shape[1]))) for part in parts]
-    return model.economy.gather_markets(padded), total
+    return model.economy.gather_markets(widened(parts, 1)), total
 
 
 @filtered_program(effort=1)
@@ -411,14 +381,8 @@ def _equilibrium(
     costs_type: str | None,
 ) -> Prices:
     found = pricing.equilibrium_prices(model, owned, costs, start, limits, method=method, costs_type=costs_type)
-    markets = model.economy.gather_markets
-    return Prices(
-        prices=model.economy.gather([part.value for part in found]),
-        status=markets([part.status for part in found]),
-        iterations=markets([part.iterations for part in found]),
-        evaluations=markets([part.evaluations for part in found]),
-        residuals=markets([part.residual for part in found]),
-    )
+    prices = model.economy.gather([part.value for part in found])
+    return Prices(prices=prices, **gather_loops(model.economy, found).fields())
 
 
 @filtered_program(effort=1)

@@ -14,20 +14,42 @@ from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.markups import Firms
 from blpjax.model.demand import Demand, MarketDemand, linear_change, over_markets
-from blpjax.model.tastes import MarketTastes, demand_point
+from blpjax.model.tastes import MarketTastes, demand_point, market_tastes
 
 
 def markups(demand: Demand, owned: Ownership) -> Float[Array, " N"]:
     """Markups ``p - c`` that make observed prices optimal, in prices' units."""
-    parts = over_markets(demand, lambda local, owned: markup_kernels.markups(local.point("prices", {}), owned), owned)
-    return demand.economy.gather(parts)
+    known = demand.characteristics
+    X1_slope, X2_slope = known.slopes("prices")
+    point = demand.delta, known.evaluate({})[1], X1_slope @ jnp.asarray(demand.coefficients.beta), X2_slope
+    return compute_markups(demand.economy, market_tastes(demand.coefficients, demand.layout), owned, point)
+
+
+def compute_markups(
+    economy: Economy,
+    parameters: MarketTastes,
+    ownership: tuple[Array | Firms, ...],
+    point: tuple[Float[Array, " N"], Float[Array, "N K2"], Float[Array, " N"], Float[Array, "N K2"]],
+) -> Float[Array, " N"]:
+    """Markups ``p - c`` of firms that set prices, at given tastes (equation 3.7).
+
+    `point` has mean utilities, X2, and the derivatives of both in prices (`DemandPoint`), which are data to estimation:
+    it need not evaluate formulas. Differentiable in everything.
+    """
+
+    def kernel(market: Bucket, owned: Array | Firms, *values: Array) -> Array:
+        found = markup_kernels.markups(demand_point(parameters, market, *values), owned)
+        return jnp.where(market.present, found, 0.0)
+
+    scattered = zip(economy.buckets, ownership, *map(economy.scatter, point), strict=True)
+    return economy.gather([map_markets(kernel, *arrays) for arrays in scattered])
 
 
 def passthrough(demand: Demand, owned: Ownership) -> tuple[Float[Array, "T J J"], ...]:
     """Derivatives of equilibrium prices in marginal costs ``dp_j / dc_k``, one array for each bucket."""
 
     def kernel(local: MarketDemand, owned: Array) -> Array:
-        return markup_kernels.passthrough(_demand_at, owned, local.characteristics.variables["prices"], local)
+        return equilibrium.passthrough(_demand_at, owned, local.characteristics.variables["prices"], local)
 
     return over_markets(demand, kernel, owned)
 
@@ -133,22 +155,3 @@ def _linear_costs(shares: Array, pricing: Pricing) -> Array:
 
 def _log_costs(shares: Array, pricing: Pricing) -> Array:
     return pricing.costs * jnp.exp(_cost_change(shares, pricing))
-
-
-def compute_markups(
-    economy: Economy,
-    parameters: MarketTastes,
-    ownership: tuple[Array | Firms, ...],
-    point: tuple[Float[Array, " N"], Float[Array, "N K2"], Float[Array, " N"], Float[Array, "N K2"]],
-) -> Float[Array, " N"]:
-    """Markups ``p - c`` of firms that set prices, at given tastes (equation 3.7).
-
-    `point` has mean utilities, X2, and the derivatives of both in prices (`DemandPoint`). Differentiable in everything.
-    """
-
-    def kernel(market: Bucket, owned: Array | Firms, *values: Array) -> Array:
-        found = markup_kernels.markups(demand_point(parameters, market, *values), owned)
-        return jnp.where(market.present, found, 0.0)
-
-    scattered = zip(economy.buckets, ownership, *map(economy.scatter, point), strict=True)
-    return economy.gather([map_markets(kernel, *arrays) for arrays in scattered])

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blpjax.economy.loops import Loops
 from blpjax.estimation.options import StepOptions
-from blpjax.estimation.step import InnerLoops, StepResult
+from blpjax.estimation.step import StepResult
 from blpjax.exceptions import DataError, DataWarning, IdentificationWarning
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import AgentNodes, Integration
@@ -217,7 +218,7 @@ def _read_result(state: State) -> StepResult:
                     ),
                 }
             ),
-            "inner": InnerLoops(**state["inner"]),
+            "inner": Loops(**state["inner"]),
         }
     )
 

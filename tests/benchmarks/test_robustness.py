@@ -13,7 +13,7 @@ from benchmarks.robustness import Outcome
 from benchmarks.stress import StressMarket
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.kernels.contraction import invert_shares, logit_delta
+from blpjax.kernels.contraction import ObservedMarket, invert_shares, logit_delta
 from blpjax.kernels.fixed_point import FixedPoint, continued
 from blpjax.kernels.shares import nests_of, shares
 
@@ -57,10 +57,8 @@ def invert(markets: list[StressMarket], method: str = "anderson", limits: FixedP
 def _one(method: str, nested: bool, limits: FixedPointLimits, *arrays: Any) -> FixedPoint:
     observed, X2, C, weights, availability, codes, rho = arrays
     nests = nests_of(codes, jnp.broadcast_to(rho, (4,))) if nested else None
-    start = logit_delta(observed, nests)
-    return invert_shares(
-        observed, X2, C, weights, availability, start, limits, FixedPointMethod(method), nests
-    )  # fmt: skip
+    market = ObservedMarket(observed, X2, C, weights, availability, nests)
+    return invert_shares(market, logit_delta(observed, nests), limits, FixedPointMethod(method))
 
 
 def _all(method: str, nested: bool, arrays: Any, limits: FixedPointLimits) -> FixedPoint:
@@ -143,10 +141,8 @@ def test_a_market_that_needs_continuation_has_implicit_derivatives() -> None:
     direction = jnp.asarray(1e-4 * np.random.default_rng(5).normal(size=m.C.shape))
 
     def delta(C: Any) -> Any:
-        return invert_shares(
-            observed, X2, C, weights, availability, logit_delta(observed), LIMITS,
-            FixedPointMethod("newton"),
-        ).value  # fmt: skip
+        market = ObservedMarket(observed, X2, C, weights, availability)
+        return invert_shares(market, logit_delta(observed), LIMITS, FixedPointMethod("newton")).value
 
     solution, moved = jax.jit(lambda C: jax.jvp(delta, (C,), (direction,)))(jnp.asarray(m.C))
     assert stress.worst_gap(m, np.asarray(solution)) <= LARGEST

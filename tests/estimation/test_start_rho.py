@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from blpjax import Formulation, Problem
-from blpjax.economy.buckets import log_shares_within
+from blpjax.economy.logit import log_shares_within
 from blpjax.estimation.start_rho import estimate_rho
 from blpjax.exceptions import IdentificationError
 from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING

@@ -12,7 +12,7 @@ import pytest
 from blpjax import data
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.kernels.contraction import invert_shares, logit_delta
+from blpjax.kernels.contraction import ObservedMarket, invert_shares, logit_delta
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.shares import shares, tastes
 from tests.support.economies import MARKETS, I, J, Market, loop_shares, market, pad, stack
@@ -38,7 +38,7 @@ MODULUS = 1e3
 @partial(jax.jit, static_argnums=0)
 def invert_all(method: FixedPointMethod, stacked: Any, starts: Any, limits: FixedPointLimits) -> FixedPoint:
     def one(arrays: Any, start: Any) -> FixedPoint:
-        return invert_shares(*arrays, start, limits, method)
+        return invert_shares(ObservedMarket(*arrays), start, limits, method)
 
     return jax.vmap(one)(stacked, starts)
 
@@ -275,7 +275,8 @@ def implied_delta(z: Any, nodes: Any, demographics: Any, products: int = 3, agen
     start = logit_delta(jax.lax.stop_gradient(observed))
     weights = jnp.pad(p.weights, (0, people))
     # the rule is the same for every method, and this one compiles fastest
-    return invert_shares(observed, X2, C, weights, availability, start, LIMITS, METHODS["newton"]).value
+    market = ObservedMarket(observed, X2, C, weights, availability)
+    return invert_shares(market, start, LIMITS, METHODS["newton"]).value
 
 
 def unrolled_delta(z: Any, nodes: Any, demographics: Any) -> Any:
@@ -399,7 +400,8 @@ def tangents_in_tastes(
     """Delta and its change as tastes move in a direction."""
 
     def delta(C: Any) -> Any:
-        return invert_shares(observed, X2, C, weights, availability, logit_delta(observed), LIMITS).value
+        market = ObservedMarket(observed, X2, C, weights, availability)
+        return invert_shares(market, logit_delta(observed), LIMITS).value
 
     return jax.jvp(delta, (C,), (direction,))
 

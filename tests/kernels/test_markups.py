@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from blpjax.kernels.demand import DemandPoint, demand_hessian, demand_with_curvature
+from blpjax.kernels.equilibrium import passthrough
 from blpjax.kernels.markups import (
     markup_matrix,
     markup_product,
     markups,
     ownership_matrix,
-    passthrough,
     price_derivatives,
 )
 from tests.support.firms import (

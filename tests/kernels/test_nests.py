@@ -11,15 +11,14 @@ import pytest
 
 from blpjax.exceptions import Status
 from blpjax.iteration import Iteration
-from blpjax.kernels.contraction import invert_shares, logit_delta
+from blpjax.kernels.contraction import ObservedMarket, invert_shares, logit_delta
 from blpjax.kernels.demand import DemandPoint, demand_hessian, demand_with_curvature
-from blpjax.kernels.equilibrium import first_order_conditions, profit_hessian, solve_prices, zeta
+from blpjax.kernels.equilibrium import first_order_conditions, passthrough, profit_hessian, solve_prices
 from blpjax.kernels.markups import (
     markup_matrix,
     markup_product,
     markups,
     ownership_matrix,
-    passthrough,
     price_derivatives,
 )
 from blpjax.kernels.shares import Nests, choices, inclusive_values, nests_of, probabilities, share_jacobian, shares
@@ -374,7 +373,7 @@ def inverter(method: str, **options: Any) -> Any:
 
     @jax.jit
     def invert(observed: Any, n: Nested, start: Any) -> Any:
-        return invert_shares(observed, *n[1:5], start, iteration.limits, iteration.fixed_point, n.nests)
+        return invert_shares(ObservedMarket(observed, *n[1:]), start, iteration.limits, iteration.fixed_point)
 
     return invert
 
@@ -436,7 +435,8 @@ def test_derivatives_of_the_inversion_are_those_of_the_implicit_function(specifi
             for x, d, scale in zip((observed, n.C, n.nests.rho), moves, (0.01, 1.0, 0.1), strict=True)
         )
         nests = nests_of(jnp.asarray(CODES), rho)
-        return invert_shares(s, n.X2, C, n.weights, n.availability, n.delta, limits, method, nests).value
+        market = ObservedMarket(s, n.X2, C, n.weights, n.availability, nests)
+        return invert_shares(market, n.delta, limits, method).value
 
     h, zero = 1e-4, jnp.zeros(())
     first = jax.jacfwd(delta)
@@ -591,8 +591,8 @@ def test_derivatives_of_markups_are_those_of_a_dense_solve() -> None:
 
 
 @cache
-def solver(demand: Any, method: str) -> Any:
-    iteration = Iteration(method, {"atol": 1e-14})
+def solver(demand: Any, method: str, **options: Any) -> Any:
+    iteration = Iteration(method, {"atol": 1e-14} | options)
 
     @jax.jit
     def solve(f: Firms, owned: Any, start: Any) -> Any:
@@ -612,7 +612,8 @@ def test_equilibrium_prices_and_passthrough(demand: Any) -> None:
     H, point = ownership_matrix(f.firms), demand(found.value, f)
     conditions = first_order_conditions(point, H, found.value, f.costs)
     np.testing.assert_allclose(conditions, 0.0, rtol=0, atol=1e-13)
-    DELTA.check(zeta(point, H, found.value, f.costs), found.value - f.costs)
+    one_step = solver(demand, "simple", atol=1e10, max_evaluations=1)
+    DELTA.check(one_step(f, f.firms, found.value).value - f.costs, found.value - f.costs)
     step, solve = 1e-5, solver(demand, "newton")
 
     def at(costs: Any) -> Any:

@@ -271,7 +271,7 @@ def test_what_is_missing_is_named() -> None:
 def test_one_market_alone_is_the_market_among_all() -> None:
     m, problem = model("log"), results("log").problem
     for position, rows in enumerate(problem.market_index.rows):
-        alone, J = m.for_market(position, rows), rows.size
+        alone, J = m.in_market(find_market(m.economy, position, rows)), rows.size
         assert alone.delta.size >= J
         ROUNDING.check(alone.compute_shares()[:J], m.compute_shares()[rows])
         ROUNDING.check(alone.compute_costs()[:J], m.compute_costs()[rows])
@@ -292,7 +292,7 @@ def test_derivatives_do_not_leak_from_padding() -> None:
 
     def shares(delta: jax.Array) -> jax.Array:
         moved = eqx.tree_at(lambda m: m.delta, m, delta)
-        return moved.for_market(2, rows).compute_shares()[: rows.size, 0]
+        return moved.in_market(find_market(m.economy, 2, rows)).compute_shares()[: rows.size, 0]
 
     forward, backward = jax.jacfwd(shares)(m.delta), jax.jacrev(shares)(m.delta)
     ROUNDING.check(backward, forward)
@@ -301,10 +301,11 @@ def test_derivatives_do_not_leak_from_padding() -> None:
 
 def test_markets_of_one_bucket_share_their_programs() -> None:
     m, index = model(), results("linear").problem.market_index
-    m.for_market(0, index.rows[0]).compute_diversion_ratios().block_until_ready()
+    places = [find_market(m.economy, position, rows) for position, rows in enumerate(index.rows)]
+    m.in_market(places[0]).compute_diversion_ratios().block_until_ready()
     with compilations() as compiled:
-        for position in (1, 2, 3):
-            m.for_market(position, index.rows[position]).compute_diversion_ratios()
+        for place in places[1:]:
+            m.in_market(place).compute_diversion_ratios()
         assert compiled == []
         m.compute_diversion_ratios("y")
         assert compiled
