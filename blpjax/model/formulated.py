@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, build_agents, index_markets
-from blpjax.economy.logit import closed_form_delta
 from blpjax.economy.characteristics import Characteristics, build_characteristics
+from blpjax.economy.logit import closed_form_delta
 from blpjax.economy.ownership import Ownership, table_ownership
 from blpjax.inputs import records
 from blpjax.inputs.arguments import check_choice

@@ -371,6 +371,7 @@ class Problem(DataHolder, Picklable):
         costs_bounds: Any = None,
         covariance_moments_mean: float = 0,
         tau: Any = None,
+        moment_blocks: Sequence[MomentBlock] = (),
     ) -> ModelFunctions:
         """The model as compiled, differentiable functions of theta, for other optimisers and samplers.
 
@@ -379,7 +380,7 @@ class Problem(DataHolder, Picklable):
         """
         parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False, tau=tau)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
-        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean)
+        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean, moment_blocks)
         chosen = Iteration() if iteration is None else iteration
         specification = Specification(parameters.layout, chosen.fixed_point)
         weights = self._read_weights(W, data)

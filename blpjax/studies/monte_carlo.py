@@ -36,12 +36,12 @@ from blpjax.exceptions import Status, succeeded
 from blpjax.inputs.arguments import check_choice, read_costs_bounds, read_draws, read_inversion
 from blpjax.inputs.identification import check_order_condition
 from blpjax.iteration import Iteration
-from blpjax.kernels.contraction import logit_delta
 from blpjax.machine.batch_files import fingerprint_of
 from blpjax.machine.batches import Sizes, run_study
 from blpjax.machine.compilation import filtered_program
 from blpjax.machine.placement import Placement, read_devices
 from blpjax.machine.spread import each_lane, spread
+from blpjax.model.inversion import closed_form
 from blpjax.model.model import Model
 from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout, Parameters, compress
 from blpjax.model.tastes import market_tastes
@@ -494,12 +494,8 @@ class _Replication(eqx.Module):
         known = self.characteristics.replace(changes)
         economy = lane.economy.with_products(drawn.shares, known.evaluate({})[1])
         data = lane.data.at(known, instruments=drawn.exogenous.instruments(known, self.add_exogenous))
-        tastes = market_tastes(lane.fixed, self.layout)
-        delta = [
-            jax.vmap(lambda market: tastes.scale * logit_delta(market.shares, tastes.of_groups(market)))(bucket)
-            for bucket in economy.buckets
-        ]
-        return dataclasses.replace(lane, economy=economy, data=data, delta=economy.gather(delta))
+        delta = closed_form(economy, market_tastes(lane.fixed, self.layout))
+        return dataclasses.replace(lane, economy=economy, data=data, delta=delta)
 
 
 @filtered_program(effort=1)
