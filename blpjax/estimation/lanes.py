@@ -28,7 +28,7 @@ from blpjax.objective.inference import (
     summarise_step,
 )
 from blpjax.objective.moments import Evaluation, MomentInputs
-from blpjax.optimize.trust_region import RUNNING
+from blpjax.optimize.stepwise import RUNNING
 
 #: Evaluations of vectorised lanes between two looks at which of them have ended.
 ROUND = 6

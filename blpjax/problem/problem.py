@@ -273,7 +273,7 @@ class Problem(ProblemData, Picklable):
             center_moments=center_moments,
             n_clusters=None if self.product_table.clustering_ids is None else self.clusters[1],
         )
-        names, returned = step_options.parameters.parameter_labels, step_options.optimization.method == "return"
+        names, returned = step_options.parameters.parameter_labels, not step_options.optimization.routine.optimizes
         check_order_condition(self.instrument_rank, len(names), names, warn=returned)
         steps = [(0, "return")] if initial_update else []
         steps += [(1, "")] + ([(2, "")] if method == "2s" else [])

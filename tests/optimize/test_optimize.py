@@ -20,7 +20,7 @@ import scipy.optimize
 from blpjax.exceptions import Status
 from blpjax.optimize.optimize import ObjectiveProgress, Optimization, OptimizationOutcome, OptimizationStatus, minimize
 from blpjax.optimize.recorder import FailurePolicy
-from blpjax.optimize.trust_region import advance
+from blpjax.optimize.trust_region import METHOD
 
 SCIPY_BOUNDED = ["slsqp", "trust-constr", "l-bfgs-b", "tnc"]
 SCIPY_UNBOUNDED = ["cg", "bfgs", "newton-cg"]
@@ -348,9 +348,9 @@ def test_what_a_custom_routine_returns_is_checked(returned: Any, error: type[Exc
 
 def test_one_program_serves_all_evaluations_and_runs() -> None:
     minimize(configure("trust-region"), Objective(), START, FREE)
-    before = advance.cache_size()
+    before = METHOD.step.cache_size()
     minimize(configure("trust-region", gtol=1e-6), Objective(), OPTIMUM, Box(np.zeros(3), np.full(3, 3.0)))
-    assert advance.cache_size() == before
+    assert METHOD.step.cache_size() == before
 
 
 def test_scipys_own_progress_is_printed_only_on_request(capsys: pytest.CaptureFixture[str]) -> None:
