@@ -7,8 +7,7 @@ results are, as those of PyBLP, without the elements that are at a bound, whatev
 
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 
 @runtime_checkable
@@ -26,9 +25,7 @@ class Box(Protocol):
         ...
 
 
-def is_held(
-    theta: Float[Array | np.ndarray, " P"], gradient: Float[Array | np.ndarray, " P"], bounds: Box, force: float = 0.0
-) -> Bool[Array | np.ndarray, " P"]:
+def is_held(theta: Float[Any, " P"], gradient: Float[Any, " P"], bounds: Box, force: float = 0.0) -> Bool[Any, " P"]:
     """Elements (P,) that a bound keeps from following the negative gradient, and those that equal bounds fix.
 
     The gradient pushes them against the bound by more than `force`: multipliers below that are taken for zero.
@@ -37,21 +34,17 @@ def is_held(
     return at_lower | at_upper | (bounds.lower >= bounds.upper)
 
 
-def is_at_bound(theta: Float[Array | np.ndarray, " P"], bounds: Box) -> Bool[Array | np.ndarray, " P"]:
+def is_at_bound(theta: Float[Any, " P"], bounds: Box) -> Bool[Any, " P"]:
     """Elements (P,) that are at a bound, whatever the gradient."""
     return (theta <= bounds.lower) | (theta >= bounds.upper)
 
 
-def project_gradient(
-    theta: Float[Array | np.ndarray, " P"], gradient: Float[Array | np.ndarray, " P"], bounds: Box
-) -> Float[Array | np.ndarray, " P"]:
+def project_gradient(theta: Float[Any, " P"], gradient: Float[Any, " P"], bounds: Box) -> Float[Any, " P"]:
     """The gradient (P,) with zeros where a bound keeps theta from following its negative."""
     return mask(gradient, ~is_held(theta, gradient, bounds))
 
 
-def mask(
-    values: Float[Array | np.ndarray, "*shape"], free: Bool[Array | np.ndarray, " P"], diagonal: float = 0.0
-) -> Float[Array | np.ndarray, "*shape"]:
+def mask(values: Float[Any, "*shape"], free: Bool[Any, " P"], diagonal: float = 0.0) -> Float[Any, "*shape"]:
     """A vector (P,) or matrix (P, P) with zeros where elements are not free, and `diagonal` on the diagonal there."""
     xp = values.__array_namespace__()
     if values.ndim == 1:

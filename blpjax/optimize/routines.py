@@ -101,8 +101,14 @@ def run_stepwise(
             objective, gradient = recorder.value_and_gradient(record.theta)
             ok = True
         r, J = jax.device_get((record.evaluation.residuals, record.evaluation.residual_jacobian))
-        values = (np.asarray(value, float) for value in (objective, gradient, r, J))
-        trial = Trial(record.theta, *values, np.asarray(ok))
+        trial = Trial(
+            record.theta,
+            np.asarray(objective, float),
+            np.asarray(gradient, float),
+            np.asarray(r, float),
+            np.asarray(J, float),
+            np.asarray(ok),
+        )
         with _on_cpu():
             state, candidate, stuck = jax.device_get(method.step(state, trial))
         best = recorder.best

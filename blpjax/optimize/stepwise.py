@@ -34,18 +34,20 @@ SMALLEST = 0.1
 
 
 class Trial(eqx.Module):
-    """One evaluation at theta (P,). Methods look at what they need, and take values that are not finite for a failure.
+    """One evaluation at theta (P,). Arrays may be NumPy's or JAX's.
+
+    Methods look at what they need, and take values that are not finite for a failure.
 
     `objective` is r'r or a multiple of it, `gradient` (P,) its gradient, `residuals` (M,) are r and
     `residual_jacobian` (M, P) their Jacobian; `ok` says whether the evaluation succeeded.
     """
 
-    theta: Float[Array | np.ndarray, " P"]
-    objective: Float[Array | np.ndarray, ""]
-    gradient: Float[Array | np.ndarray, " P"]
-    residuals: Float[Array | np.ndarray, " M"]
-    residual_jacobian: Float[Array | np.ndarray, "M P"]
-    ok: Bool[Array | np.ndarray, ""]
+    theta: Float[Any, " P"]
+    objective: Float[Any, ""]
+    gradient: Float[Any, " P"]
+    residuals: Float[Any, " M"]
+    residual_jacobian: Float[Any, "M P"]
+    ok: Bool[Any, ""]
 
 
 class SearchState(eqx.Module):
@@ -155,7 +157,7 @@ def take(
     return replace(state, evaluations=state.evaluations + 1, failures=state.failures + (1 - jnp.asarray(trial.ok)))
 
 
-def reduce_start(theta: Float[Array | np.ndarray, " P"], bounds: Box) -> Float[Array | np.ndarray, " P"]:
+def reduce_start(theta: Float[Any, " P"], bounds: Box) -> Float[Any, " P"]:
     """What to try instead of starting values (P,) that cannot be evaluated: half of them, within bounds."""
     return (0.5 * theta).clip(bounds.lower, bounds.upper)
 
