@@ -16,7 +16,8 @@ from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
 from blpjax.objective import programs
 from blpjax.objective.functions import ModelFunctions
-from blpjax.optimize import trust_region
+from blpjax.optimize.stepwise import Trial
+from blpjax.optimize.trust_region import METHOD
 
 
 def profile_rows(settings: Settings) -> Iterator[Row]:
@@ -80,7 +81,7 @@ def _time_parts(problem: Any, results: Any, repetitions: int) -> dict[str, Timin
     return {
         "evaluation": time_at_both(lambda theta: _evaluate(functions, theta), [(theta,) for theta in ends]),
         "inversion": time_at_both(functions.inversion, [(theta,) for theta in ends]),
-        "trust-region step": time_at_both(trust_region.advance, states),
+        "trust-region step": time_at_both(METHOD.step, states),
         "Hessian": _time(lambda: programs.hessian(functions.minimand, ends[-1], delta), repetitions),
     }
 
@@ -91,10 +92,11 @@ def _evaluate(functions: ModelFunctions, theta: jax.Array) -> Any:
 
 def _state(theta: jax.Array, evaluation: Any) -> tuple[Any, ...]:
     """Arguments of a trust-region step that follows an evaluation at theta."""
-    residuals = trust_region.Residuals(evaluation.residuals, evaluation.residual_jacobian, evaluation.ok)
+    r, J = evaluation.residuals, evaluation.residual_jacobian
+    trial = Trial(theta, evaluation.objective, evaluation.gradient, r, J, evaluation.ok)
     unbounded = np.full(theta.shape, np.inf)
-    state = trust_region.initialise(theta, -unbounded, unbounded, evaluation.residuals.size)
-    return trust_region.advance(state, theta, residuals).state, theta, residuals
+    begun = METHOD.begin(theta, -unbounded, unbounded, r.size, {})
+    return METHOD.step(begun.state, trial).state, trial
 
 
 def _time(function: Callable[[], Any], repetitions: int) -> Timing:

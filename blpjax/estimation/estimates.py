@@ -18,7 +18,7 @@ from blpjax.model.parameters import Coefficients, ParameterLayout
 from blpjax.objective import iv
 from blpjax.objective.blocks import Point
 from blpjax.objective.problem_data import ProblemData
-from blpjax.optimize.bounds import project_gradient
+from blpjax.optimize.bounds import is_at_bound, mask, project_gradient
 from blpjax.reporting import frames, report
 
 Array = np.ndarray
@@ -218,14 +218,12 @@ class Estimates:
 
     @property
     def _binding(self) -> Array:
-        bounds = usable_bounds(self._options)
-        return (self.theta <= bounds.lower) | (self.theta >= bounds.upper)
+        return is_at_bound(self.theta, usable_bounds(self._options))
 
     @property
     def reduced_hessian(self) -> Array:
         """(P, P) Hessian with zeros in the rows and columns of elements of theta at a bound."""
-        free = ~self._binding
-        return np.where(np.isnan(self.hessian), np.nan, self.hessian * np.outer(free, free))
+        return np.where(np.isnan(self.hessian), np.nan, mask(self.hessian, ~self._binding))
 
     @cached_property
     def reduced_hessian_eigenvalues(self) -> Array:

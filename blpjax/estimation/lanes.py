@@ -22,7 +22,7 @@ from blpjax.machine.placement import Placement
 from blpjax.machine.spread import each_lane, one_by_one, spread
 from blpjax.objective.moments import Ending, Evaluation, Weighting, lacks_influence, weigh
 from blpjax.objective.programs import predicted_delta
-from blpjax.optimize.trust_region import RUNNING
+from blpjax.optimize.stepwise import RUNNING
 
 #: Evaluations of vectorised lanes between two looks at which of them have ended.
 ROUND = 6

@@ -82,10 +82,6 @@ _UNSUPPORTED: dict[str, tuple[object, str]] = {
 }
 
 
-#: Decrease of the objective, relative to its size, that errors of finite differences pretend is possible.
-_DIFFERENCES_FLOOR = 1e-8
-
-
 def refuse_unsupported(**given: Any) -> None:
     """Raise `NotImplementedError` for arguments of `Problem.solve` and of results that are not the defaults."""
     for name, value in given.items():
@@ -129,14 +125,14 @@ def read_step_options(
         raise TypeError(f"optimization must be Optimization or None, not {type(optimization).__name__}.")
     types = read_covariance_types(W_type, se_type, center_moments, n_clusters)
     chosen = Optimization("trust-region") if optimization is None else optimization
-    if finite_differences and chosen.method == "trust-region":
-        found = {"floor_tol": _DIFFERENCES_FLOOR, **(chosen.method_options or {})}
+    if finite_differences and chosen.routine.differences:
+        found = {**chosen.routine.differences, **(chosen.method_options or {})}
         chosen = dataclasses.replace(chosen, method_options=found)
     punishment = _read_punishment(error_punishment, error_behavior, chosen)
     if delta_behavior == "predicted" and not chosen.compute_gradient:
         raise ValueError("delta_behavior='predicted' needs derivatives: an Optimization with compute_gradient=True.")
     if delta_behavior is None:
-        delta_behavior = "predicted" if chosen.method == "trust-region" else "first"
+        delta_behavior = "predicted" if chosen.routine.predictable else "first"
     return StepOptions(
         parameters=parameters,
         costs_bounded=costs_bounded,
@@ -171,7 +167,7 @@ def _read_punishment(punishment: Any, behavior: str | None, optimization: Optimi
                 f"error_punishment does nothing with error_behavior={behavior!r}. Use it with 'revert', which is "
                 "PyBLP's default, or with 'punish'."
             )
-    elif optimization.method == "trust-region":
+    elif optimization.routine.steps_back:
         raise ValueError(
             f"error_behavior='{behavior}' needs an optimization routine that is led by values of the objective, for "
             "example Optimization('l-bfgs-b'). Optimization('trust-region'), the default, steps back from evaluations "

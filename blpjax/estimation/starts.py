@@ -21,7 +21,7 @@ from blpjax.estimation.step import StepContext, solve_step
 from blpjax.exceptions import ConvergenceWarning, Status, succeeded
 from blpjax.model.parameters import BLOCKS, Bounds, Parameters, compress
 from blpjax.objective import programs
-from blpjax.optimize.bounds import project_gradient
+from blpjax.optimize.bounds import is_held, project_gradient
 
 #: Two starts reached the same optimum when objectives differ by less than this, and so does, at one of them, the
 #: quadratic model of the objective between them. Both are relative to one plus the objective, which is scaled by N: a
@@ -133,10 +133,10 @@ def try_starts(given: Any, options: StepOptions, context: StepContext, delta: np
         When no start ended at a local minimum.
     """
     points = read_starts(given, options.parameters, usable_bounds(options))
-    if options.optimization.method == "return":
+    if not options.optimization.routine.optimizes:
         raise ValueError("starts need an optimization, but Optimization('return') does not optimize.")
     settings.output(f"Trying {len(points)} starts ...")
-    optimizer = _read_optimizer(options, context)
+    optimizer = read_optimizer(options.optimization, float(context.objective.scale))
     outside = options.differences is not None or options.iteration.fixed_point.host is not None
     sharded = context.objective.model.economy.placement is not None
     if optimizer is not None and not outside and not sharded:
@@ -289,13 +289,6 @@ def _read_blocks(given: Mapping[str, Any], parameters: Parameters, name: str) ->
     return blocks
 
 
-def _read_optimizer(options: StepOptions, context: StepContext) -> LaneOptimizer | None:
-    optimization = options.optimization
-    if optimization.method == "trust-region" and optimization.method_options:
-        return None  # its tolerances are relative to one plus the objective, of which lanes leave out the factor
-    return read_optimizer(optimization, float(context.objective.scale))
-
-
 def _run_lanes(
     points: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray, optimizer: LaneOptimizer
 ) -> _Ends:
@@ -372,8 +365,8 @@ def _examine(theta: np.ndarray, options: StepOptions, context: StepContext, delt
     evaluation = programs.evaluate(minimand, jnp.asarray(theta), jnp.asarray(delta))
     hessian = programs.hessian(minimand, jnp.asarray(theta), evaluation.inversion.delta)
     H, gradient, bounds = np.asarray(hessian), np.asarray(evaluation.gradient), usable_bounds(options)
-    push = np.where(theta <= bounds.lower, gradient, np.where(theta >= bounds.upper, -gradient, 0.0))
-    reduced = H[np.ix_(push <= PUSHED * scale, push <= PUSHED * scale)]
+    free = ~is_held(theta, gradient, bounds, PUSHED * scale)
+    reduced = H[np.ix_(free, free)]
     finite = bool(np.isfinite(H).all())
     smallest, minimum = np.nan, finite
     if finite and reduced.size:

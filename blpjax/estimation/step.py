@@ -134,7 +134,7 @@ class Evaluator:
     @property
     def _needs_derivatives(self) -> bool:
         optimization = self.options.optimization
-        return optimization.compute_gradient or optimization.method == "return"
+        return optimization.compute_gradient or not optimization.routine.optimizes
 
     def _evaluate(self, theta: np.ndarray, start: jax.Array, derivatives: bool) -> Evaluation:
         objective, epsilon = self.context.objective, self.options.differences

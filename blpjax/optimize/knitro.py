@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from blpjax.optimize.recorder import Recorder
-from blpjax.optimize.routines import OptimizationStatus, RoutineEnd
+from blpjax.optimize.routines import OptimizationStatus, RoutineEnd, RoutineSettings
 
 _ALTERNATIVE = (
     "Install Knitro with a licence ('pip install knitro', or its installer with the environment variable KNITRODIR or "
@@ -44,7 +44,7 @@ def check_knitro(method_options: Mapping[str, Any]) -> None:
         pass
 
 
-def run_knitro(recorder: Recorder, start: np.ndarray, method_options: Mapping[str, Any], display: bool) -> RoutineEnd:
+def run_knitro(recorder: Recorder, start: np.ndarray, settings: RoutineSettings) -> RoutineEnd:
     """Minimise with Knitro: BFGS Hessians and the interior-point algorithm, unless options say something else.
 
     An exception in the objective, such as an interruption, ends Knitro and is raised again.
@@ -80,7 +80,7 @@ def run_knitro(recorder: Recorder, start: np.ndarray, method_options: Mapping[st
     def count(_: Any, theta: Any, *unused: Any) -> None:
         recorder.count_iteration(np.array(theta, dtype=float))
 
-    with _context({**defaults, "outlev": 4 if display else 0, **method_options}) as (knitro, context):
+    with _context({**defaults, "outlev": 4 if settings.display else 0, **settings.options}) as (knitro, context):
         lower, upper = (
             np.clip(bound, -knitro.KN_INFINITY, knitro.KN_INFINITY).tolist()
             for bound in (recorder.lower, recorder.upper)

@@ -10,18 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from blpjax import options as settings
-from blpjax.optimize.knitro import check_knitro, run_knitro
-from blpjax.optimize.recorder import Box, Evaluation, FailurePolicy, Recorder
-from blpjax.optimize.routines import (
-    OPTAX_DEFAULTS,
-    OptimizationStatus,
-    RoutineEnd,
-    run_custom,
-    run_quasi_newton,
-    run_scipy,
-    run_trust_region,
-)
-from blpjax.optimize.trust_region import START_REDUCTIONS, TrustRegionOptions
+from blpjax.optimize.bounds import Box
+from blpjax.optimize.recorder import Evaluation, FailurePolicy, Recorder
+from blpjax.optimize.routines import OptimizationStatus, RoutineEnd, RoutineSettings, run_return
+from blpjax.optimize.stepwise import START_REDUCTIONS, reduce_start
+from blpjax.optimize.table import ROUTINES, Routine, find_routine
 
 __all__ = [
     "ObjectiveProgress",
@@ -30,43 +23,6 @@ __all__ = [
     "OptimizationStatus",
     "minimize",
 ]
-
-_DESCRIPTIONS = {
-    "trust-region": "the bounded structured quasi-Newton least squares trust-region method",
-    "optax-l-bfgs": "the L-BFGS algorithm with directions from Optax",
-    "slsqp": "Sequential Least SQuares Programming in SciPy",
-    "trust-constr": "the trust-region routine in SciPy",
-    "l-bfgs-b": "the L-BFGS-B algorithm in SciPy",
-    "tnc": "the truncated Newton algorithm in SciPy",
-    "cg": "the conjugate gradient algorithm in SciPy",
-    "bfgs": "the BFGS algorithm in SciPy",
-    "newton-cg": "the Newton-CG algorithm in SciPy",
-    "nelder-mead": "the Nelder-Mead algorithm in SciPy",
-    "powell": "the modified Powell algorithm in SciPy",
-    "knitro": "an installed version of Artelys Knitro",
-    "return": "a trivial routine that returns the initial parameters",
-}
-_UNBOUNDED = ("optax-l-bfgs", "cg", "bfgs", "newton-cg", "nelder-mead", "powell")
-_WITHOUT_GRADIENT = ("nelder-mead", "powell")
-_WITH_GRADIENT = ("newton-cg", "trust-region", "optax-l-bfgs")
-
-_BOUNDED = "keep_feasible "
-_OPTIONS = {
-    "trust-region": " ".join(TrustRegionOptions._fields),
-    "optax-l-bfgs": " ".join(OPTAX_DEFAULTS),
-    "return": "",
-    "nelder-mead": "disp maxiter maxfev initial_simplex xatol fatol adaptive",
-    "powell": "disp xtol ftol maxiter maxfev direc",
-    "cg": "disp maxiter gtol norm eps finite_diff_rel_step c1 c2",
-    "bfgs": "disp maxiter gtol norm eps finite_diff_rel_step xrtol c1 c2 hess_inv0",
-    "newton-cg": "disp xtol maxiter eps c1 c2",
-    "l-bfgs-b": _BOUNDED + "maxcor ftol gtol eps maxfun maxiter maxls finite_diff_rel_step",
-    "tnc": _BOUNDED + "disp eps scale offset maxCGit eta stepmx accuracy minfev ftol xtol gtol rescale maxfun "
-    "finite_diff_rel_step",
-    "slsqp": _BOUNDED + "disp iprint ftol eps maxiter finite_diff_rel_step",
-    "trust-constr": _BOUNDED + "disp verbose gtol xtol barrier_tol initial_tr_radius initial_constr_penalty "
-    "initial_barrier_parameter initial_barrier_tolerance factorization_method finite_diff_rel_step maxiter",
-}
 
 #: A routine's success is not believed when a Gauss-Newton step promises a larger decrease of q than this, relative and
 #: absolute.
@@ -163,19 +119,22 @@ class Optimization:
         if isinstance(self.method, str):
             _check_options(self.method, options)
             _check_compute_gradient(self.method, self.compute_gradient)
-        if self.method == "knitro":
-            check_knitro(options)
 
     def __repr__(self) -> str:
         with_gradient = "with" if self.compute_gradient else "without"
-        routine = _DESCRIPTIONS[self.method] if isinstance(self.method, str) else "a custom routine"
         listed = ", ".join(f"{name}: {value}" for name, value in (self.method_options or {}).items())
+        routine = self.routine.description
         return f"Configured to optimize using {routine} {with_gradient} analytic gradients and options {{{listed}}}."
+
+    @property
+    def routine(self) -> Routine:
+        """What there is to know of the routine."""
+        return find_routine(self.method)
 
     @property
     def supports_bounds(self) -> bool:
         """Whether the routine respects bounds."""
-        return self.method not in _UNBOUNDED
+        return self.routine.bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,38 +231,19 @@ def _run(
     hessian: Callable[[np.ndarray, Any], ArrayLike] | None,
 ) -> tuple[RoutineEnd, int]:
     """Run the routine from starting values that can be evaluated; also return how often they were halved."""
-    method, options = optimization.method, dict(optimization.method_options or {})
-    if method == "return" or start.size == 0:
-        ok = recorder(start).ok
-        return RoutineEnd(start, OptimizationStatus.RETURNED if ok else OptimizationStatus.NOT_FINITE, ""), 0
-    if callable(method):
-        return run_custom(recorder, start, method, options, progress_factory), 0
-    theta = np.clip(start, recorder.lower, recorder.upper)
-    reductions = 0
+    routine = optimization.routine
+    display = settings.verbose and not optimization.universal_display
+    told = RoutineSettings(dict(optimization.method_options or {}), display, hessian, progress_factory)
+    if start.size == 0:
+        return run_return(recorder, start, told), 0
+    if not routine.moves_start:
+        return routine.run(recorder, start, told), 0
+    theta, reductions = np.clip(start, recorder.lower, recorder.upper), 0
     while not recorder(theta).ok and recorder.policy is None:
         if reductions == START_REDUCTIONS:
             return RoutineEnd(start, OptimizationStatus.NOT_FINITE, ""), reductions
-        reductions += 1
-        theta = np.clip(0.5 * theta, recorder.lower, recorder.upper)
-    display = settings.verbose and not optimization.universal_display
-    match method:
-        case "trust-region":
-            end = run_trust_region(recorder, theta, options, hessian)
-        case "optax-l-bfgs":
-            end = run_quasi_newton(recorder, theta, options)
-        case "knitro":
-            end = run_knitro(recorder, theta, options, display)
-        case _:
-            end = run_scipy(recorder, theta, method, (_display(method) if display else {}) | options)
-    return end, reductions
-
-
-def _display(method: str) -> dict[str, object]:
-    """Options that make a routine of SciPy print its own progress."""
-    if "disp" not in _OPTIONS[method].split():
-        return {}
-    more = {"slsqp": {"iprint": 2}, "trust-constr": {"verbose": 3}}
-    return {"disp": True, **more.get(method, {})}
+        theta, reductions = reduce_start(theta, recorder), reductions + 1
+    return routine.run(recorder, theta, told), reductions
 
 
 def _conclude(
@@ -322,7 +262,7 @@ def _conclude(
         status, words = OptimizationStatus.NOT_OPTIMAL, "its final values cannot be evaluated"
     elif status.converged and not custom and final.objective > best.objective + 1e-6 * (1 + abs(best.objective)):
         status, words = OptimizationStatus.NOT_OPTIMAL, "its final values are worse than earlier ones"
-    elif status is OptimizationStatus.CONVERGED and not custom and optimization.method != "trust-region":
+    elif status is OptimizationStatus.CONVERGED and not optimization.routine.believed:
         squares, decrease = recorder.gauss_newton_decrease(final)
         relative, absolute = _CREDIBLE_DECREASE
         if decrease > relative * squares + absolute and hessian is not None:
@@ -361,18 +301,21 @@ def _default_progress(theta: np.ndarray, evaluation: Any) -> ObjectiveProgress:
 def _check_method(method: object) -> None:
     if callable(method):
         return
-    if not isinstance(method, str) or method not in _DESCRIPTIONS:
-        raise ValueError(f"Optimization method must be one of {list(_DESCRIPTIONS)} or a callable, not {method!r}.")
+    if not isinstance(method, str) or method not in ROUTINES:
+        raise ValueError(f"Optimization method must be one of {list(ROUTINES)} or a callable, not {method!r}.")
 
 
 def _check_options(method: str, options: Mapping[str, Any]) -> None:
-    if method == "knitro":  # checks its options itself
+    routine = ROUTINES[method]
+    if routine.check is not None:
+        routine.check(options)
+    if routine.options is None:
         return
-    known = sorted(_OPTIONS[method].split())
+    known = sorted(routine.options)
     if unknown := sorted(map(str, set(options) - set(known))):
         has = f"It has {known}." if known else "It has none."
         raise ValueError(f"Optimization('{method}') does not have the options {unknown}. {has}")
-    if method in ("trust-region", "optax-l-bfgs"):
+    if routine.stepwise is not None:
         for name, value in options.items():
             if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
                 raise TypeError(f"The option {name} of Optimization('{method}') must be a number, not {value!r}.")
@@ -381,7 +324,7 @@ def _check_options(method: str, options: Mapping[str, Any]) -> None:
 
 
 def _check_compute_gradient(method: str, compute_gradient: bool) -> None:
-    if compute_gradient and method in _WITHOUT_GRADIENT:
+    if compute_gradient and ROUTINES[method].gradient == "cannot":
         raise ValueError(f"Optimization('{method}') uses no gradients: compute_gradient must be False.")
-    if not compute_gradient and method in _WITH_GRADIENT:
+    if not compute_gradient and ROUTINES[method].gradient == "must":
         raise ValueError(f"Optimization('{method}') needs analytic gradients: compute_gradient must be True.")

@@ -8,6 +8,8 @@ import numpy as np
 import scipy.optimize
 from numpy.typing import ArrayLike
 
+from blpjax.optimize.bounds import is_held
+
 
 @runtime_checkable
 class Evaluation(Protocol):
@@ -36,21 +38,6 @@ class Evaluation(Protocol):
     @property
     def ok(self) -> Any:
         """Whether the evaluation succeeded."""
-        ...
-
-
-@runtime_checkable
-class Box(Protocol):
-    """Lower and upper bounds, arrays of shape (P,), infinite where there are none."""
-
-    @property
-    def lower(self) -> np.ndarray:
-        """Lower bounds, (P,)."""
-        ...
-
-    @property
-    def upper(self) -> np.ndarray:
-        """Upper bounds, (P,)."""
         ...
 
 
@@ -204,9 +191,8 @@ class Recorder:
         """
         r, J = jax.device_get((record.evaluation.residuals, record.evaluation.residual_jacobian))
         gradient = 2.0 * np.asarray(J, float).T @ np.asarray(r, float)
-        theta = record.theta
-        blocked = ((theta <= self.lower) & (gradient > 0)) | ((theta >= self.upper) & (gradient < 0))
-        H, g = hessian[np.ix_(~blocked, ~blocked)], gradient[~blocked]
+        free = ~is_held(record.theta, gradient, self)
+        H, g = hessian[np.ix_(free, free)], gradient[free]
         scale = np.sqrt(np.maximum(np.abs(np.diag(H)), np.finfo(float).tiny))
         values, vectors = np.linalg.eigh(H / np.outer(scale, scale))
         sizes = np.maximum(np.abs(values), 1e-13 * np.abs(values).max(initial=0.0))

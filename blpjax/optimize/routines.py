@@ -1,7 +1,7 @@
-"""Routines that minimise a recorded objective: our own, those of Optax and SciPy, and the user's.
+"""Routines that minimise a recorded objective: our own, those of SciPy, and the user's.
 
-Each takes a `Recorder`, (P,) starting values and its options, and returns a `RoutineEnd`: what it claims, which
-`blpjax.optimize.optimize.minimize` checks.
+Each takes a `Recorder`, (P,) starting values and `RoutineSettings`, and returns a `RoutineEnd`: what it claims, which
+`blpjax.optimize.optimize.minimize` checks. `blpjax.optimize.table` says what else there is to know of them.
 """
 
 import contextlib
@@ -16,12 +16,8 @@ import scipy.optimize
 from numpy.typing import ArrayLike
 
 from blpjax.exceptions import Status
-from blpjax.optimize import quasi_newton
 from blpjax.optimize.recorder import Recorder
-from blpjax.optimize.trust_region import RUNNING, Residuals, TrustRegionOptions, advance, initialise, with_curvature
-
-#: Options of the L-BFGS routine with directions from Optax, and their defaults.
-OPTAX_DEFAULTS = {"memory_size": 10, **quasi_newton.QuasiNewtonOptions()._asdict()}
+from blpjax.optimize.stepwise import RUNNING, Stepwise, Trial
 
 
 class OptimizationStatus(enum.IntEnum):
@@ -69,22 +65,52 @@ class RoutineEnd(NamedTuple):
     words: str
 
 
-def run_trust_region(
-    recorder: Recorder,
-    start: np.ndarray,
-    method_options: Mapping[str, Any],
-    hessian: Callable[[np.ndarray, Any], ArrayLike] | None,
+class RoutineSettings(NamedTuple):
+    """What routines are told.
+
+    Their `options`, whether to `display` their own progress, the exact `hessian` of r'r as a function of theta and its
+    evaluation, if there is one, and what makes progress objects for users' functions of the same.
+    """
+
+    options: Mapping[str, Any]
+    display: bool
+    hessian: Callable[[np.ndarray, Any], ArrayLike] | None
+    progress_factory: Callable[[np.ndarray, Any], object]
+
+
+def run_return(recorder: Recorder, start: np.ndarray, settings: RoutineSettings) -> RoutineEnd:
+    """No optimisation."""
+    ok = recorder(start).ok
+    return RoutineEnd(start, OptimizationStatus.RETURNED if ok else OptimizationStatus.NOT_FINITE, "")
+
+
+def run_stepwise(
+    recorder: Recorder, start: np.ndarray, settings: RoutineSettings, method: Stepwise, steps_back: bool
 ) -> RoutineEnd:
-    """Bounded least squares, one evaluation at a time (`blpjax.optimize.trust_region`)."""
-    options = TrustRegionOptions(**method_options)
-    record = recorder(start)
+    """A method that is led from one evaluation to the next (`blpjax.optimize.stepwise`).
+
+    Unless it `steps_back` whatever the recorder's policy says of failed evaluations, these have values by that policy.
+    """
+    record, hessian = recorder(start), settings.hessian
+    residual_count = np.shape(record.evaluation.residuals)[0]
     with _on_cpu():
-        state = initialise(start, recorder.lower, recorder.upper, np.shape(record.evaluation.residuals)[0], options)
+        state = method.begin(start, recorder.lower, recorder.upper, residual_count, settings.options).state
     while True:
+        objective, gradient, ok = record.objective, record.gradient, record.ok
+        if recorder.policy is not None and not steps_back:
+            objective, gradient = recorder.value_and_gradient(record.theta)
+            ok = True
         r, J = jax.device_get((record.evaluation.residuals, record.evaluation.residual_jacobian))
-        evaluation = Residuals(np.asarray(r, float), np.asarray(J, float), np.asarray(record.ok))
+        trial = Trial(
+            record.theta,
+            np.asarray(objective, float),
+            np.asarray(gradient, float),
+            np.asarray(r, float),
+            np.asarray(J, float),
+            np.asarray(ok),
+        )
         with _on_cpu():
-            state, candidate, stuck = jax.device_get(advance(state, record.theta, evaluation))
+            state, candidate, stuck = jax.device_get(method.step(state, trial))
         best = recorder.best
         if stuck and hessian is not None and best is not None:
             # where rounding hides decreases, the gradient decides what is accepted: that need not be the lowest point
@@ -92,15 +118,12 @@ def run_trust_region(
             curvature = np.asarray(hessian(at.theta, at.evaluation), float)
             with _on_cpu():
                 curvature = curvature if at.ok else np.full_like(curvature, np.nan)
-                state, candidate, _ = jax.device_get(with_curvature(state, curvature))
+                state, candidate, _ = jax.device_get(method.resume(state, curvature))
         if state.iterations > recorder.iterations:
-            recorder.count_iteration(count=int(state.iterations))
+            recorder.count_iteration(state.theta)
         if state.status != RUNNING:
-            words = (
-                f"projected gradient norm {state.projected_gradient_norm:.1e}, "
-                f"promised decrease of the objective {state.decrease:.1e}"
-            )
-            return RoutineEnd(np.array(state.theta), OptimizationStatus(Status(int(state.status)).value), words)
+            status = OptimizationStatus(Status(int(state.status)).value)
+            return RoutineEnd(np.array(state.theta), status, method.describe(state))
         record = recorder(candidate)
 
 
@@ -112,33 +135,14 @@ def _on_cpu() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
 
-def run_quasi_newton(recorder: Recorder, start: np.ndarray, method_options: Mapping[str, Any]) -> RoutineEnd:
-    """L-BFGS with Optax's directions, one evaluation at a time (`blpjax.optimize.quasi_newton`)."""
-    given = OPTAX_DEFAULTS | dict(method_options)
-    options = quasi_newton.QuasiNewtonOptions(float(given["gtol"]), int(given["maxiter"]))
-    record = recorder(start)
-    with _on_cpu():
-        state = quasi_newton.initialise(start, int(given["memory_size"]), options)
-    while True:
-        objective, gradient, ok = record.objective, record.gradient, record.ok
-        if recorder.policy is not None:  # failed evaluations have values then
-            objective, gradient = recorder.value_and_gradient(record.theta)
-            ok = True
-        with _on_cpu():
-            J = np.asarray(jax.device_get(record.evaluation.residual_jacobian), float)
-            evaluation = (np.asarray(objective, float), np.asarray(gradient, float), J, np.asarray(ok))
-            state, candidate, _ = jax.device_get(quasi_newton.advance(state, record.theta, *evaluation))
-        if state.iterations > recorder.iterations:
-            recorder.count_iteration(state.theta)
-        if state.status != RUNNING:
-            words = f"gradient norm {state.projected_gradient_norm:.1e}"
-            return RoutineEnd(np.array(state.theta), OptimizationStatus(Status(int(state.status)).value), words)
-        record = recorder(candidate)
+def run_scipy(
+    recorder: Recorder, start: np.ndarray, settings: RoutineSettings, method: str, display: Mapping[str, Any]
+) -> RoutineEnd:
+    """A routine of `scipy.optimize.minimize`, with gradients if the recorder has them, and bounds if there are any.
 
-
-def run_scipy(recorder: Recorder, start: np.ndarray, method: str, method_options: Mapping[str, Any]) -> RoutineEnd:
-    """A routine of `scipy.optimize.minimize`, with gradients if the recorder has them, and bounds if there are any."""
-    options = dict(method_options)
+    `display` are options by which it prints its own progress.
+    """
+    options = {**(display if settings.display else {}), **settings.options}
     keep_feasible = options.pop("keep_feasible", True)
     bounds = None
     if np.isfinite([recorder.lower, recorder.upper]).any():
@@ -172,11 +176,7 @@ def _scipy_warnings_ignored() -> Iterator[None]:
 
 
 def run_custom(
-    recorder: Recorder,
-    start: np.ndarray,
-    method: Callable[..., tuple[Any, bool]],
-    method_options: Mapping[str, Any],
-    progress_factory: Callable[[np.ndarray, Any], object],
+    recorder: Recorder, start: np.ndarray, settings: RoutineSettings, method: Callable[..., tuple[Any, bool]]
 ) -> RoutineEnd:
     """The user's own function."""
 
@@ -190,10 +190,10 @@ def run_custom(
             objective, gradient = recorder.value_and_gradient(values)
         else:
             objective, gradient = recorder.value(values), None
-        return objective, gradient, progress_factory(values, recorder(values).evaluation)
+        return objective, gradient, settings.progress_factory(values, recorder(values).evaluation)
 
     pairs = list(zip(recorder.lower.tolist(), recorder.upper.tolist(), strict=True))
-    returned = method(start.copy(), pairs, objective_function, lambda: recorder.count_iteration(), **method_options)
+    returned = method(start.copy(), pairs, objective_function, lambda: recorder.count_iteration(), **settings.options)
     if not isinstance(returned, Sequence) or len(returned) != 2:
         raise TypeError(f"The custom optimization routine must return (final, converged), not {returned!r}.")
     final = np.array(returned[0], dtype=float).ravel()

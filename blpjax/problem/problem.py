@@ -280,7 +280,7 @@ class Problem(DataHolder, Picklable):
             center_moments=center_moments,
             n_clusters=None if self.product_table.clustering_ids is None else self.clusters[1],
         )
-        names, returned = step_options.parameters.parameter_labels, step_options.optimization.method == "return"
+        names, returned = step_options.parameters.parameter_labels, not step_options.optimization.routine.optimizes
         added = sum(block.size for block in moment_blocks)
         check_order_condition(self.instrument_rank + added, len(names), names, warn=returned)
         initial_update = estimation_options.read_initial_update(initial_update, W is None and data.needs_update)

@@ -406,7 +406,9 @@ def _read_optimizer(optimization: Optimization | None, bounds: Any) -> LaneOptim
             "Optimization('trust-region') and Optimization('optax-l-bfgs') cannot do."
         )
     if bounds and optimization is not None and not optimization.supports_bounds:
-        raise ValueError("Optimization('optax-l-bfgs') ignores bounds. Use 'trust-region', or leave bounds out.")
+        raise ValueError(
+            f"Optimization('{optimization.method}') ignores bounds. Use 'trust-region', or leave bounds out."
+        )
     return optimizer
 
 

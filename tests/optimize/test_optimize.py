@@ -19,8 +19,10 @@ import scipy.optimize
 
 from blpjax.exceptions import Status
 from blpjax.optimize.optimize import ObjectiveProgress, Optimization, OptimizationOutcome, OptimizationStatus, minimize
-from blpjax.optimize.recorder import FailurePolicy
-from blpjax.optimize.trust_region import advance
+from blpjax.optimize.recorder import FailurePolicy, Recorder
+from blpjax.optimize.routines import RoutineEnd, RoutineSettings
+from blpjax.optimize.table import ROUTINES, Routine
+from blpjax.optimize.trust_region import METHOD
 
 SCIPY_BOUNDED = ["slsqp", "trust-constr", "l-bfgs-b", "tnc"]
 SCIPY_UNBOUNDED = ["cg", "bfgs", "newton-cg"]
@@ -348,9 +350,9 @@ def test_what_a_custom_routine_returns_is_checked(returned: Any, error: type[Exc
 
 def test_one_program_serves_all_evaluations_and_runs() -> None:
     minimize(configure("trust-region"), Objective(), START, FREE)
-    before = advance.cache_size()
+    before = METHOD.step.cache_size()
     minimize(configure("trust-region", gtol=1e-6), Objective(), OPTIMUM, Box(np.zeros(3), np.full(3, 3.0)))
-    assert advance.cache_size() == before
+    assert METHOD.step.cache_size() == before
 
 
 def test_scipys_own_progress_is_printed_only_on_request(capsys: pytest.CaptureFixture[str]) -> None:
@@ -428,6 +430,44 @@ def test_configurations_are_values() -> None:
     assert custom.supports_bounds
     with pytest.raises(dataclasses.FrozenInstanceError):
         optimization.method = "bfgs"  # type: ignore[misc]
+
+
+def test_a_function_and_an_entry_of_the_table_are_a_new_routine(
+    monkeypatch: pytest.MonkeyPatch, best: np.ndarray
+) -> None:
+    def run_gauss_newton(recorder: Recorder, start: np.ndarray, told: RoutineSettings) -> RoutineEnd:
+        theta = start
+        for _ in range(told.options["steps"]):
+            found = recorder(theta).evaluation
+            theta = theta - np.linalg.lstsq(found.residual_jacobian, found.residuals)[0]
+            recorder.count_iteration(theta)
+        return RoutineEnd(theta, OptimizationStatus.CONVERGED, "done")
+
+    entry = Routine("Gauss and Newton's algorithm", run_gauss_newton, ("steps",), bounds=False, gradient="must")
+    monkeypatch.setitem(ROUTINES, "gauss-newton", entry)
+    optimization = Optimization("gauss-newton", {"steps": 8})
+    assert not optimization.supports_bounds and "using Gauss and Newton's algorithm with" in repr(optimization)
+    outcome = minimize(optimization, Objective(lambda theta: bool(np.abs(theta).max() > 3)), 2 * OPTIMUM, FREE)
+    np.testing.assert_allclose(outcome.theta, best, rtol=1e-6)
+    assert (outcome.converged, outcome.iterations) == (True, 8) and "multiplied by 0.5" in outcome.message
+    assert minimize(Optimization("gauss-newton", {"steps": 0}), Objective(), START, FREE).status is (
+        OptimizationStatus.NOT_OPTIMAL
+    )
+    with pytest.raises(
+        ValueError, match="'gauss-newton'\\) does not have the options \\['tol'\\]. It has \\['steps'\\]"
+    ):
+        Optimization("gauss-newton", {"tol": 1})
+    with pytest.raises(ValueError, match="'gauss-newton'\\) needs analytic gradients"):
+        Optimization("gauss-newton", compute_gradient=False)
+
+
+def test_what_the_table_says_is_consistent() -> None:
+    for name, routine in ROUTINES.items():
+        assert routine.options is not None or routine.check is not None, name
+        assert set(routine.differences) | set(routine.lane_options) <= set(routine.options or ()), name
+        assert routine.stepwise is not None or not routine.lane_options, name
+        assert routine.optimizes or not routine.moves_start, name
+    assert [name for name, routine in ROUTINES.items() if routine.stepwise] == OURS
 
 
 def test_statuses_extend_those_of_loops() -> None:

@@ -9,12 +9,13 @@ import pytest
 from jaxtyping import Array
 
 from blpjax.exceptions import Status
-from blpjax.optimize.quasi_newton import QuasiNewtonOptions, QuasiNewtonState, initialise, proceed, update
-from blpjax.optimize.trust_region import RUNNING, START_REDUCTIONS
+from blpjax.optimize.quasi_newton import METHOD, QuasiNewtonState
+from blpjax.optimize.stepwise import START_REDUCTIONS, Trial
+from tests.support.optimizers import minimize_in_graph, trial
 
 START = np.array([-1.2, 1.0, 0.5])
 BEST = np.array([1.0, 1.0, -0.3])
-STRICT = QuasiNewtonOptions(gtol=1e-9)
+STRICT = {"gtol": 1e-9}
 
 
 def residuals(theta: Array) -> Array:
@@ -24,7 +25,7 @@ def residuals(theta: Array) -> Array:
 
 def run(
     start: np.ndarray | Array,
-    options: QuasiNewtonOptions | None = None,
+    options: dict[str, float] | None = None,
     fails: Callable[[Array], Array] = lambda theta: jnp.asarray(False),
     offset: float = 0.0,
     units: np.ndarray | None = None,
@@ -32,15 +33,12 @@ def run(
     """The method in a compiled loop. `units` of theta, and an `offset` of the objective."""
     scale = jnp.ones(3) if units is None else jnp.asarray(units)
 
-    def body(advance: tuple[QuasiNewtonState, Array, Array]) -> tuple[QuasiNewtonState, Array, Array]:
-        state, candidate, _ = advance
+    def evaluate(candidate: Array) -> Trial:
         r, J = residuals(candidate / scale), jax.jacfwd(lambda theta: residuals(theta / scale))(candidate)
         ok = ~fails(candidate)
-        value, gradient = jnp.where(ok, r @ r + offset, jnp.nan), jnp.where(ok, 2 * J.T @ r, jnp.nan)
-        return tuple(proceed(update(state, candidate, value, gradient, J, ok)))  # type: ignore[return-value]
+        return trial(candidate, jnp.where(ok, r, jnp.nan), J, ok, offset)
 
-    begun = tuple(proceed(initialise(jnp.asarray(start) * scale, 5, options)))
-    return jax.lax.while_loop(lambda advance: advance[0].status == RUNNING, body, begun)[0]
+    return minimize_in_graph(METHOD, evaluate, jnp.asarray(start) * scale, memory_size=5, **(options or {}))
 
 
 def test_the_minimum_is_found() -> None:
@@ -51,7 +49,7 @@ def test_the_minimum_is_found() -> None:
 
 
 def test_units_do_not_matter() -> None:
-    plain, scaled = run(START), run(START, QuasiNewtonOptions(gtol=1e-8), units=np.array([1e-3, 1e4, 1e2]))
+    plain, scaled = run(START), run(START, {"gtol": 1e-8}, units=np.array([1e-3, 1e4, 1e2]))
     np.testing.assert_allclose(scaled.theta, BEST * np.array([1e-3, 1e4, 1e2]), rtol=1e-3)
     assert int(scaled.evaluations) < 2 * int(plain.evaluations)
 
@@ -93,11 +91,11 @@ def test_creeping_toward_a_wall_is_given_up() -> None:
 
 def test_rounding_ends_the_method_as_what_it_is() -> None:
     """Where objectives of size 1e6 hide all changes, slopes decide; a tolerance of zero cannot be reached."""
-    found = run(START, QuasiNewtonOptions(gtol=0.0), offset=1e6)
+    found = run(START, {"gtol": 0.0}, offset=1e6)
     assert int(found.status) == Status.ROUNDING_FLOOR and int(found.evaluations) < 200
     np.testing.assert_allclose(found.theta, BEST, atol=1e-6)
 
 
 def test_iterations_are_limited() -> None:
-    found = run(START, QuasiNewtonOptions(maxiter=4))
+    found = run(START, {"maxiter": 4})
     assert (int(found.status), int(found.iterations)) == (Status.MAX_EVALUATIONS, 4)

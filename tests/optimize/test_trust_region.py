@@ -10,16 +10,9 @@ import pytest
 import scipy.optimize
 
 from blpjax.exceptions import Status
-from blpjax.optimize.trust_region import (
-    RUNNING,
-    START_REDUCTIONS,
-    Residuals,
-    TrustRegionOptions,
-    TrustRegionState,
-    advance,
-    initialise,
-    minimize_in_graph,
-)
+from blpjax.optimize.stepwise import RUNNING, START_REDUCTIONS, Trial
+from blpjax.optimize.trust_region import METHOD, TrustRegionState
+from tests.support.optimizers import minimize_in_graph, trial
 
 # All problems are padded with zero residuals to one length, so that one program serves all of the same P.
 M = 20
@@ -106,21 +99,19 @@ def run(
     lower: Any = -np.inf,
     upper: Any = np.inf,
     fails: Callable[[np.ndarray], bool] = lambda theta: False,
-    safe_point: Any = None,
     **options: float,
 ) -> tuple[TrustRegionState, np.ndarray]:
     """Run the method by a host loop. Returns its last state and all points evaluated."""
     start = np.asarray(start, float)
     lower, upper = (np.broadcast_to(np.asarray(bound, float), start.shape) for bound in (lower, upper))
-    safe_point = None if safe_point is None else np.asarray(safe_point, float)
     both = jax.jit(lambda theta: (function(theta), jax.jacfwd(function)(theta)))
     rows = jax.eval_shape(function, start).shape[0]
-    state = initialise(start, lower, upper, rows, TrustRegionOptions(**options), safe_point)
-    candidate, points = np.asarray(state.theta), []
+    state, candidate, _ = METHOD.begin(start, lower, upper, rows, options)
+    candidate, points = np.asarray(candidate), []
     while int(state.status) == RUNNING:
         points.append(candidate)
         r, J = both(candidate)
-        state, candidate, _ = advance(state, candidate, Residuals(r, J, np.asarray(not fails(candidate))))
+        state, candidate, _ = METHOD.step(state, trial(candidate, r, J, np.asarray(not fails(candidate))))
         candidate = np.asarray(candidate)
     return state, np.array(points)
 
@@ -230,7 +221,7 @@ def test_random_failures_delay_but_do_not_mislead(name: str, seed: int) -> None:
         return fail
 
     reference, _ = run(function, start)
-    state, _ = run(function, start, fails=fails, safe_point=start)
+    state, _ = run(function, start, fails=fails)
     assert int(state.failures) == len(failed) > 0
     assert int(state.status) in (Status.CONVERGED, Status.ROUNDING_FLOOR)
     np.testing.assert_allclose(state.objective, reference.objective, rtol=1e-9, atol=1e-14)
@@ -243,12 +234,12 @@ def test_a_region_that_cannot_be_evaluated_is_walked_around() -> None:
     assert int(state.failures) > 0
 
 
-def test_starting_values_that_fail_are_moved_toward_the_safe_point() -> None:
+def test_starting_values_that_fail_are_halved_within_bounds() -> None:
     state, points = run(rosenbrock, [8, 8], fails=lambda x: bool(np.abs(x).max() > 3))
     np.testing.assert_allclose(points[:3], [[8, 8], [4, 4], [2, 2]])
     assert (int(state.start_reductions), int(state.status)) == (2, Status.CONVERGED)
-    _, points = run(rosenbrock, [8, 8], [-9, 8], [9, 8], fails=lambda x: bool(x[0] > 3), safe_point=[1, 1])
-    np.testing.assert_allclose(points[:3], [[8, 8], [4.5, 8], [2.75, 8]])
+    _, points = run(rosenbrock, [8, 8], [2.5, 8], [9, 8], fails=lambda x: bool(x[0] > 3))
+    np.testing.assert_allclose(points[:3], [[8, 8], [4, 8], [2.5, 8]])
 
 
 def test_starting_values_that_keep_failing_are_reported() -> None:
@@ -295,22 +286,20 @@ def test_a_small_gradient_in_a_flat_region_is_not_convergence() -> None:
 
 
 def test_a_wrong_jacobian_ends_in_failure() -> None:
-    state = initialise(np.array([-1.2, 1.0]), np.full(2, -np.inf), np.full(2, np.inf), M)
-    candidate = np.asarray(state.theta)
+    state, candidate, _ = METHOD.begin(np.array([-1.2, 1.0]), np.full(2, -np.inf), np.full(2, np.inf), M, {})
     while int(state.status) == RUNNING:
-        evaluation = Residuals(rosenbrock(candidate), -jax.jacfwd(rosenbrock)(candidate), np.asarray(True))
-        state, candidate, _ = advance(state, candidate, evaluation)
+        wrong = trial(candidate, rosenbrock(candidate), -jax.jacfwd(rosenbrock)(candidate), np.asarray(True))
+        state, candidate, _ = METHOD.step(state, wrong)
     assert int(state.status) == Status.STALLED
 
 
 def test_rounding_errors_of_evaluations_end_in_success_at_the_floor() -> None:
     random = np.random.default_rng(0)
     start, infinity = np.array([0.25, 0.39, 0.415, 0.39]), np.full(4, np.inf)
-    state = initialise(start, -infinity, infinity, M, TrustRegionOptions(gtol=1e-30))
-    candidate = np.asarray(state.theta)
+    state, candidate, _ = METHOD.begin(start, -infinity, infinity, M, {"gtol": 1e-30})
     while int(state.status) == RUNNING:
         r = kowalik(candidate) * (1 + 1e-14 * random.normal(size=M))
-        state, candidate, _ = advance(state, candidate, Residuals(r, jax.jacfwd(kowalik)(candidate), np.asarray(True)))
+        state, candidate, _ = METHOD.step(state, trial(candidate, r, jax.jacfwd(kowalik)(candidate), np.asarray(True)))
     exact, _ = run(kowalik, [0.25, 0.39, 0.415, 0.39], gtol=1e-14)
     assert int(state.status) == Status.ROUNDING_FLOOR
     assert int(state.evaluations) < 40
@@ -322,11 +311,11 @@ def test_mapped_starts_in_a_compiled_program_match_runs_one_by_one() -> None:
     lower, upper = np.array([-2.0, -2.0]), np.array([0.9, 2.0])
 
     def solve(start: jax.Array) -> TrustRegionState:
-        def evaluate(theta: jax.Array) -> Residuals:
-            r = rosenbrock(theta)
-            return Residuals(r, jax.jacfwd(rosenbrock)(theta), (theta[0] < 0.3) | (theta[1] > -0.5))
+        def evaluate(theta: jax.Array) -> Trial:
+            ok = (theta[0] < 0.3) | (theta[1] > -0.5)
+            return trial(theta, rosenbrock(theta), jax.jacfwd(rosenbrock)(theta), ok)
 
-        return minimize_in_graph(evaluate, start, lower, upper)
+        return minimize_in_graph(METHOD, evaluate, start, lower, upper)
 
     mapped = jax.jit(jax.vmap(solve))(starts)
     alone = jax.jit(solve)
@@ -344,7 +333,7 @@ def test_one_program_serves_all_evaluations() -> None:
     def odd(x: jax.Array) -> jax.Array:
         return jnp.array([x[0] - 1, x[1] * x[0] - 2, x[1] ** 2 - 3, x[0], x[1]])
 
-    before = advance.cache_size()
+    before = METHOD.step.cache_size()
     run(odd, [2.0, 5.0])
     run(odd, [1.0, 1.0], [0, 0], [0.5, 2], gtol=1e-6)
-    assert advance.cache_size() == before + 1
+    assert METHOD.step.cache_size() == before + 1
