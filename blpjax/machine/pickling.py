@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from blpjax.exceptions import StorageError
+
 
 def save_pickle(x: object, path: str | os.PathLike[str]) -> None:
     """Write an object to a pickle file. A file that exists is replaced, in one step, once everything is written.
@@ -56,11 +58,21 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     ------
     OSError
         When the file cannot be opened.
-    pickle.UnpicklingError, EOFError, AttributeError, ImportError
-        When it is not a pickle file, is damaged, or was written by a program with other modules.
+    StorageError
+        When it names modules or classes that do not exist, because another version of blpjax wrote it, or a program
+        with other modules.
+    pickle.UnpicklingError, EOFError
+        When it is not a pickle file, or is damaged.
     """
     with open(path, "rb") as file:
-        return pickle.load(file)
+        try:
+            return pickle.load(file)
+        except (AttributeError, ModuleNotFoundError) as error:
+            raise StorageError(
+                f"The pickle file '{os.fspath(path)}' holds objects of another version of blpjax, or of another "
+                f"program ({error}). Read it there, and keep results in files of ProblemResults.save, which "
+                "blpjax.load reads in later versions, too."
+            ) from error
 
 
 class Picklable:

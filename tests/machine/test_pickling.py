@@ -10,6 +10,7 @@ import pytest
 
 import blpjax
 from blpjax import Formulation, Integration, Iteration, Optimization
+from blpjax.exceptions import StorageError
 from tests.simulation.test_simulation import simulate
 from tests.simulation.test_simulation import solve as solve_simulation
 from tests.support import estimated, problems
@@ -111,3 +112,24 @@ def test_directories_that_do_not_exist_are_named(tmp_path: Path) -> None:
         blpjax.save_pickle(1, tmp_path / "nowhere" / "x")
     with pytest.raises(IsADirectoryError, match="is a directory"):
         blpjax.save_pickle(1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        (b"blpjax.inputs.formulation", b"blpjax.formulations.other", "No module named 'blpjax.formulations'"),
+        (b"Formulation", b"Formulatiom", "Can't get attribute 'Formulatiom'|has no attribute 'Formulatiom'"),
+    ],
+    ids=["module", "class"],
+)
+def test_pickles_of_other_versions_are_refused(tmp_path: Path, old: bytes, new: bytes, message: str) -> None:
+    """They name modules and classes that were moved since then."""
+    path = tmp_path / "x"
+    blpjax.save_pickle(Formulation("1 + prices"), path)
+    content = path.read_bytes()
+    assert content.count(old) == 1 and len(old) == len(new)
+    path.write_bytes(content.replace(old, new))
+    with pytest.raises(StorageError, match=rf"'{path}' holds objects of another version of blpjax.*({message})"):
+        blpjax.read_pickle(path)
+    with pytest.raises(StorageError, match="keep results in files of ProblemResults.save, which blpjax.load reads"):
+        blpjax.read_pickle(path)
