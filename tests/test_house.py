@@ -35,7 +35,7 @@ KEPT = {"blpjax.kernels.linear_algebra._factorise_many": "its decorator register
 
 
 def test_modules_are_short_or_say_why() -> None:
-    """The docstring of a longer one says "more than 500 lines, because"."""
+    """The docstring of a longer one says why it has "more than 500 lines"."""
     long = {}
     for path in LIBRARY:
         text = path.read_text(encoding="utf-8")
@@ -76,6 +76,15 @@ def test_nothing_is_used_by_tests_only() -> None:
                 continue
             unused.append(name)
     assert sorted(unused) == sorted(KEPT)
+
+
+def test_the_page_on_architecture_names_what_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    missing = [name for name in re.findall(r"`(\w+/(?:\w+\.py)?)`", text) if not (ROOT / "blpjax" / name).exists()]
+    known = {name.rpartition(".")[2] for path in LIBRARY for name, _ in definitions(path)} | {p.stem for p in LIBRARY}
+    names = re.findall(r"`(?:[A-Z]\w*\.(?!md`))?([A-Za-z_]\w*)`", text)
+    missing += [name for name in names if name not in known]
+    assert names and not missing
 
 
 def is_public(module: str, owners: list[str], name: str) -> bool:
