@@ -21,7 +21,7 @@ all: test slow lint types notebooks demo  ## what .ci/run runs
 demo: $(INSTALLED)  ## estimate Nevo's cereal demand; write build/nevo_elasticities.png
 	$(RUN) examples/nevo.py
 
-test: $(INSTALLED)  ## the tests that take seconds (TESTS=tests/test_x.py for some of them)
+test: $(INSTALLED)  ## the tests that take seconds (TESTS=tests/kernels for some of them)
 	$(PYTEST) $(TESTS)
 
 slow: $(INSTALLED)  ## the tests marked slow

@@ -1,7 +1,8 @@
 """Figures of results: substitution, price changes, markups, the objective, replications. Need the extra ``plots``.
 
 Import it by name, ``from blpjax import plots``: nothing else in blpjax does. Each function draws into one axis of
-matplotlib, a new one by default, and returns it.
+matplotlib, a new one by default, and returns it. All figures are here, in more than 500 lines, because users import
+this module by its name.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

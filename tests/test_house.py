@@ -18,12 +18,9 @@ USERS = sorted(path for folder in ("benchmarks", "examples") for path in (ROOT /
 MOST_LINES = 500
 MOST_PARAMETERS = 8
 
-#: Public methods with more positional parameters, because PyBLP's have as many, or seven and what blpjax adds to all
-#: outputs (`as_frame`, `standard_errors`, `hold`), and calls may rely on their places.
+#: Public methods with more positional parameters, because PyBLP's have as many, and calls may rely on their places.
 AS_IN_PYBLP = {
-    "blpjax.outputs.demand_outputs.DemandOutputs.compute_delta",
-    "blpjax.outputs.outputs.PostEstimation.compute_prices",
-    "blpjax.problem.data.ProblemData.__init__",
+    "blpjax.problem.data.DataHolder.__init__",
     "blpjax.problem.problem.Problem.solve",
     "blpjax.simulation.results.SimulationResults.to_problem",
     "blpjax.simulation.simulation.Simulation.__init__",
@@ -50,9 +47,41 @@ def test_functions_have_few_positional_parameters() -> None:
     for path in LIBRARY:
         for name, node in definitions(path):
             if isinstance(node, ast.FunctionDef):
-                names = re.findall(r"`(?:[A-Z]\w*\.(?!md`))?([A-Za-z_]\w*)`", text)
+                names = [one.arg for one in (*node.args.posonlyargs, *node.args.args) if one.arg not in ("self", "cls")]
+                if len(names) > MOST_PARAMETERS:
+                    many[name] = len(names)
+    assert set(many) == AS_IN_PYBLP
+
+
+def test_nothing_is_used_by_tests_only() -> None:
+    """Functions, classes and constants of modules are imported or called; members are at least mentioned somewhere."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (*LIBRARY, *USERS)}
+    trees |= {ROOT / name: ast.parse(code) for name, code in documents()}
+    used, mentioned = set(), defaultdict(list)
+    for path, tree in trees.items():
+        used |= set(references(path, tree))
+        for word, line in words(tree):
+            mentioned[word].append((path, line))
+    unused = []
+    for path in LIBRARY:
+        module = module_of(path)
+        for name, node in definitions(path):
+            *owners, last = name.removeprefix(f"{module}.").split(".")
+            outside = [at for at in mentioned[last] if at[0] != path or not node.lineno <= at[1] <= node.end_lineno]
+            here = any(place == path for place, _ in outside)
+            if is_public(module, owners, last) or (outside if owners else here or name in used):
+                continue
+            unused.append(name)
+    assert sorted(unused) == sorted(KEPT)
+
+
+def test_the_page_on_architecture_names_what_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    missing = [name for name in re.findall(r"`(\w+/(?:\w+\.py)?)`", text) if not (ROOT / "blpjax" / name).exists()]
+    known = {name.rpartition(".")[2] for path in LIBRARY for name, _ in definitions(path)} | {p.stem for p in LIBRARY}
+    names = re.findall(r"`(?:[A-Z]\w*\.(?!md`))?([A-Za-z_]\w*)`", text)
     missing += [name for name in names if name not in known]
-    assert not missing
+    assert names and not missing
 
 
 def is_public(module: str, owners: list[str], name: str) -> bool:

@@ -1,7 +1,6 @@
 """Monte Carlo studies: data that are simulated and estimated again and again, many replications at once."""
 
 import copy
-import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -13,9 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Array, Float
 
-from blpjax.economy.characteristics import Characteristics
 from blpjax.estimation.lane import (
     BATCH_BYTES,
     BatchOptions,
@@ -23,7 +20,6 @@ from blpjax.estimation.lane import (
     describe,
     describe_layout,
     largest_batch,
-    move_lane,
     moving_leaves,
     place_lane,
     read_batches,
@@ -38,44 +34,21 @@ from blpjax.inputs.identification import check_order_condition
 from blpjax.iteration import Iteration
 from blpjax.machine.batch_files import fingerprint_of
 from blpjax.machine.batches import Sizes, run_study
-from blpjax.machine.compilation import filtered_program
 from blpjax.machine.placement import Placement, read_devices
-from blpjax.machine.spread import each_lane, spread
-from blpjax.model.inversion import closed_form
-from blpjax.model.model import Model
-from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout, Parameters, compress
-from blpjax.model.tastes import market_tastes
+from blpjax.machine.spread import spread
+from blpjax.model.parameters import BLOCKS, Coefficients, Parameters, compress
 from blpjax.objective.structure import Specification
 from blpjax.optimize.optimize import Optimization
 from blpjax.problem.problem import Problem
 from blpjax.simulation.simulation import Simulation
 from blpjax.studies.generator import NOTHING, DataGenerator, ExogenousDraws
 from blpjax.studies.lane_instruments import Observed, OptimalInstruments, estimate_optimally, plan_instruments
+from blpjax.studies.replications import Drawn, Replication, build_lanes, build_truth, draw_replications
 from blpjax.studies.results import COLUMNS, MonteCarloResults
 
 #: How shares are inverted by default. All lanes wait for the slowest one, so that a trial of the optimiser at which the
 #: inversion is hard has to fail soon: it steps back then.
 INVERSION = Iteration("anderson", {"max_evaluations": 200})
-
-
-class _Truth(eqx.Module):
-    """What replications are drawn from: the model at the simulation's variables, and its linear parts."""
-
-    model: Model
-    delta: Float[Array, " N"]
-    tilde_costs: Float[Array, " N"]
-    gamma: Float[Array, " K3"]
-    root: Float[Array, "2 2"]
-    logarithmic: bool = eqx.field(static=True)
-
-
-class _Drawn(eqx.Module):
-    """Prices and shares (N,) of a replication, the status of its equilibrium, and what else was drawn."""
-
-    prices: Float[Array, " N"]
-    shares: Float[Array, " N"]
-    status: Any
-    exogenous: ExogenousDraws
 
 
 class MonteCarlo:
@@ -163,7 +136,7 @@ class MonteCarlo:
         )
         self._limits = jax.tree.map(jnp.asarray, chosen.limits)
         self._bounds = read_costs_bounds(costs_bounds, problem.model_data.supply is not None)
-        self._truth = _build_truth(simulation, (xi_variance, omega_variance, correlation))
+        self._truth = build_truth(simulation, (xi_variance, omega_variance, correlation))
         self._plan = None
         if optimal_instruments is not None:
             self._plan = plan_instruments(problem, layout, optimal_instruments, self._options.steps)
@@ -286,9 +259,9 @@ class MonteCarlo:
         )
 
     @property
-    def _replication(self) -> "_Replication":
+    def _replication(self) -> Replication:
         problem, layout = self.problem, self._options.specification.layout
-        return _Replication(problem.characteristics, layout, problem.add_exogenous)
+        return Replication(problem.characteristics, layout, problem.add_exogenous)
 
     @property
     def _moving(self) -> Lane:
@@ -296,7 +269,7 @@ class MonteCarlo:
         exogenous = NOTHING if self._generator is None else self._generator.draw(np.zeros(1, int))
         one = jax.tree.map(lambda values: values[0], exogenous)
         variables = self.problem.characteristics.variables
-        drawn = _Drawn(variables["prices"], variables["shares"], None, one)
+        drawn = Drawn(variables["prices"], variables["shares"], None, one)
         return moving_leaves(self._replication, self._shared, drawn)
 
     @functools.cached_property
@@ -352,8 +325,10 @@ class MonteCarlo:
     ) -> tuple[BatchOutcome, Any]:
         """Estimates of replications by their numbers, and how their equilibria went."""
         whole = place_lane(self._shared, placement)
-        drawn = _draw(self._truth, jax.random.key(self.seed), jnp.asarray(replications), exogenous, placement)
-        varying = _build_lanes(self._replication, whole, drawn)
+        drawn = draw_replications(
+            self._truth, jax.random.key(self.seed), jnp.asarray(replications), exogenous, placement
+        )
+        varying = build_lanes(self._replication, whole, drawn)
         shared = shared_part(whole, varying)
         if self._plan is None:
             return estimate_lanes(self._options, varying, shared, replications.size), drawn.status
@@ -432,76 +407,3 @@ def _read_parameters(
     return problem.read_parameters(
         **{**{name: starts[name] for name in BLOCKS}, **given}, bounds={**dict.fromkeys(BLOCKS), **bounds}
     )
-
-
-def _build_truth(simulation: Simulation, moments: tuple[float, float, float]) -> _Truth:
-    xi_variance, omega_variance, correlation = map(float, moments)
-    if xi_variance < 0 or omega_variance < 0 or not -1 <= correlation <= 1:
-        raise ValueError(
-            "Variances must be at least zero and correlation between -1 and 1, but they are "
-            f"{xi_variance:g}, {omega_variance:g} and {correlation:g}."
-        )
-    known = simulation.primitives
-    assert known.tilde_costs is not None and known.omega is not None
-    scales = np.sqrt([xi_variance, omega_variance])
-    rest = np.sqrt(1 - correlation**2)
-    return _Truth(
-        model=known.model(known.delta - known.xi),
-        delta=jnp.asarray(known.delta - known.xi),
-        tilde_costs=jnp.asarray(known.tilde_costs - known.omega),
-        gamma=jnp.asarray(known.coefficients.gamma),
-        root=jnp.asarray(scales[:, None] * np.array([[1.0, 0.0], [correlation, rest]])),
-        logarithmic=known.costs_type == "log",
-    )
-
-
-@filtered_program(effort=1)
-def _draw(
-    truth: _Truth,
-    key: Array,
-    replications: Array,
-    exogenous: ExogenousDraws = NOTHING,
-    placement: Placement | None = None,
-) -> _Drawn:
-    """Equilibria of replications, by their numbers and exogenous variables."""
-
-    def one(replication: Array, exogenous: ExogenousDraws) -> _Drawn:
-        normal = jax.random.normal(jax.random.fold_in(key, replication), (2, truth.delta.size))
-        xi, omega = truth.root @ normal
-        known, delta, tilde_costs = truth.model.characteristics, truth.delta, truth.tilde_costs
-        if changes := exogenous.of(known):
-            known = known.replace(changes)
-            delta = known.evaluate({})[0] @ jnp.asarray(truth.model.coefficients.beta)
-            tilde_costs = known.evaluate_X3({}) @ truth.gamma
-        tilde_costs += omega
-        costs = jnp.exp(tilde_costs) if truth.logarithmic else tilde_costs
-        model = eqx.tree_at(lambda m: (m.delta, m.characteristics), truth.model, (delta + xi, known))
-        found = model.solve_prices(costs=costs, prices=costs)
-        solved = model.at({"prices": found.prices})
-        return _Drawn(found.prices, solved.shares, found.status, exogenous)
-
-    return each_lane(one, replications, exogenous, placement=placement)
-
-
-class _Replication(eqx.Module):
-    """How a lane's data follow from what a replication has drawn."""
-
-    characteristics: Characteristics
-    layout: ParameterLayout = eqx.field(static=True)
-    add_exogenous: bool = eqx.field(static=True)
-
-    def __call__(self, lane: Lane, drawn: _Drawn) -> Lane:
-        """The lane with what was drawn in all data."""
-        changes = {"prices": drawn.prices, "shares": drawn.shares, **drawn.exogenous.of(self.characteristics)}
-        known = self.characteristics.replace(changes)
-        economy = lane.economy.with_products(drawn.shares, known.evaluate({})[1])
-        data = lane.data.at(known, instruments=drawn.exogenous.instruments(known, self.add_exogenous))
-        delta = closed_form(economy, market_tastes(lane.fixed, self.layout))
-        return dataclasses.replace(lane, economy=economy, data=data, delta=delta)
-
-
-@filtered_program(effort=1)
-def _build_lanes(replication: _Replication, shared: Lane, drawn: _Drawn) -> Lane:
-    """What differs between lanes with what replications have drawn in all data."""
-    nothing = eqx.filter(shared, False)
-    return each_lane(lambda drawn: move_lane(replication, nothing, shared, drawn), drawn, placement=shared.placement)

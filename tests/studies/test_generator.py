@@ -15,7 +15,7 @@ import pytest
 import blpjax
 from blpjax.exceptions import DataError, IdentificationWarning, StorageError
 from blpjax.simulation.data import basic_instruments
-from blpjax.studies import monte_carlo
+from blpjax.studies import replications
 from blpjax.studies.monte_carlo import MonteCarlo
 from tests.support.study_design import MOMENTS, F, design
 from tests.tolerances import LINEAR_ALGEBRA
@@ -62,7 +62,7 @@ def single(made: MonteCarlo, replication: int, columns: Mapping[str, Any], optim
     """Results for a replication's data from the methods that users call."""
     exogenous = made._generator.draw(np.array([replication]))  # type: ignore[union-attr]
     exogenous = jax.tree.map(jnp.asarray, exogenous)
-    drawn = monte_carlo._draw(made._truth, jax.random.key(SEED), jnp.array([replication]), exogenous)
+    drawn = replications.draw_replications(made._truth, jax.random.key(SEED), jnp.array([replication]), exogenous)
     data = {name: values for name, values in made.problem.product_table.data.items() if "instruments" not in name}
     data |= {"prices": np.asarray(drawn.prices[0]), "shares": np.asarray(drawn.shares[0]), **columns}
     problem = blpjax.Problem(made.problem.product_formulations, data, agent_data=made.simulation.agent_data)
@@ -101,7 +101,7 @@ def test_replications_are_those_of_problems_with_their_data() -> None:
 def test_equilibria_are_those_of_simulations_with_their_data() -> None:
     made, columns = study(), columns_of(1)
     exogenous = jax.tree.map(jnp.asarray, made._generator.draw(np.array([1])))  # type: ignore[union-attr]
-    drawn = monte_carlo._draw(made._truth, jax.random.key(SEED), jnp.array([1]), exogenous)
+    drawn = replications.draw_replications(made._truth, jax.random.key(SEED), jnp.array([1]), exogenous)
     normal = np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(SEED), 1), (2, N)))
     xi, omega = np.asarray(made._truth.root) @ normal
     known = simulation()

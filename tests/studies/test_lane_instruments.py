@@ -18,7 +18,7 @@ from blpjax.exceptions import DataError, IdentificationError, IdentificationWarn
 from blpjax.inference.optimal_instruments import fit_prices
 from blpjax.model.parameters import BLOCKS, Coefficients
 from blpjax.objective.data import Specification
-from blpjax.studies import lane_instruments, monte_carlo
+from blpjax.studies import lane_instruments, replications
 from blpjax.studies.lane_instruments import Observed, OptimalInstruments
 from blpjax.studies.monte_carlo import MonteCarlo
 from tests.support import joint
@@ -50,7 +50,7 @@ def table(supply: bool) -> Any:
 
 def single(made: MonteCarlo, replication: int, method: str = "2s", **arguments: Any) -> Any:
     """Results for the data of a replication, from the methods that users call."""
-    drawn = monte_carlo._draw(made._truth, jax.random.key(SEED), jnp.arange(replication, replication + 1))
+    drawn = replications.draw_replications(made._truth, jax.random.key(SEED), jnp.arange(replication, replication + 1))
     data = dict(made.problem.product_table.data)
     data |= {"prices": np.asarray(drawn.prices[0]), "shares": np.asarray(drawn.shares[0])}
     problem = blpjax.Problem(made.problem.product_formulations, data, agent_data=made.simulation.agent_data)

@@ -21,7 +21,7 @@ import blpjax
 from blpjax.estimation.lane import LARGEST_BATCH, describe
 from blpjax.estimation.lanes import BatchOutcome
 from blpjax.exceptions import IdentificationError, IdentificationWarning, Status, StorageError
-from blpjax.studies import monte_carlo
+from blpjax.studies import monte_carlo, replications
 from blpjax.studies.monte_carlo import MonteCarlo
 from tests.support.study_design import MOMENTS, F, design, study
 from tests.tolerances import LINEAR_ALGEBRA
@@ -35,7 +35,7 @@ def case(request: Any) -> tuple[MonteCarlo, monte_carlo.MonteCarloResults]:
 
 def test_replications_are_estimated_as_by_solve(case: Any) -> None:
     made, results = case
-    drawn = monte_carlo._draw(made._truth, jax.random.key(3), jnp.arange(2))
+    drawn = replications.draw_replications(made._truth, jax.random.key(3), jnp.arange(2))
     supply = made.problem.K3 > 0
     for r in range(2):
         data = dict(made.problem.product_table.data)
@@ -86,7 +86,7 @@ def test_optimisers_that_lanes_do_not_have_are_refused(case: Any) -> None:
 def test_data_are_equilibria_of_the_simulation(case: Any) -> None:
     """Prices and shares are those of `replace_endogenous` for the same structural errors."""
     made, _ = case
-    drawn = monte_carlo._draw(made._truth, jax.random.key(3), jnp.arange(2))
+    drawn = replications.draw_replications(made._truth, jax.random.key(3), jnp.arange(2))
     normal = jax.random.normal(jax.random.fold_in(jax.random.key(3), 1), (2, made.simulation.N))
     xi, omega = np.asarray(made._truth.root) @ np.asarray(normal)
     known = made.simulation

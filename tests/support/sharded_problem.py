@@ -2,8 +2,8 @@
 
 A program of its own, because JAX's devices and processes are decided before it starts:
 
-    python sharded_problem.py OUTPUT                    solves it on one device, too
-    python sharded_problem.py OUTPUT ADDRESS COUNT RANK is one of COUNT processes
+    python tests/support/sharded_problem.py OUTPUT                    solves it on one device, too
+    python tests/support/sharded_problem.py OUTPUT ADDRESS COUNT RANK is one of COUNT processes
 """
 
 import sys
