@@ -12,7 +12,7 @@ from tests.support.economies import I, J, market, pad
 
 
 class Firms(NamedTuple):
-    """A market (arrays as in `tests.support.economies.Market`), its firms (J,), costs (J,), and tastes for prices (I,)."""
+    """A market (arrays as in `tests.support.economies.Market`), its firms (J,), costs (J,), tastes for prices (I,)."""
 
     base: Any  # mean utilities without prices
     slope: Any  # of mean utility in price
