@@ -82,7 +82,7 @@ def _time_parts(problem: Any, results: Any, repetitions: int) -> dict[str, Timin
         "evaluation": time_at_both(lambda theta: _evaluate(functions, theta), [(theta,) for theta in ends]),
         "inversion": time_at_both(functions.inversion, [(theta,) for theta in ends]),
         "trust-region step": time_at_both(METHOD.step, states),
-        "Hessian": _time(lambda: programs.hessian(functions.minimand, ends[-1], delta), repetitions),
+        "Hessian": _time(lambda: programs.hessian_at(functions.minimand, ends[-1], delta), repetitions),
     }
 
 

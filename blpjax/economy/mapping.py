@@ -31,7 +31,7 @@ def map_markets(kernel: Callable[..., Any], bucket: Bucket, *arguments: Any, ele
         def on_device(own: Bucket, *values: Any) -> Any:
             return map_markets(kernel, dataclasses.replace(own, placement=None), *values, elements=elements)
 
-        return bucket.placement.map(on_device, bucket, *arguments)
+        return bucket.placement.on_each(on_device, bucket, *arguments)
     T, J, width = bucket.size
     chunk = max(1, (CHUNK_ELEMENTS if elements is None else elements) // max(J * width, 1))
     if chunk >= T:

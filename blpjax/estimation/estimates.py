@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from blpjax.economy.buckets import Economy
-from blpjax.estimation.options import StepOptions, has_finite_bounds, usable_bounds, usable_parameters
+from blpjax.estimation.options import StepOptions
 from blpjax.estimation.step import StepResult
 from blpjax.exceptions import succeeded
 from blpjax.inputs.tables import assign_node_columns
@@ -90,7 +90,7 @@ class Estimates:
         self.gamma_labels = list(parameters.labels.X3)
         self.theta_labels = parameters.theta_labels
         self.parameter_labels = parameters.parameter_labels
-        limits = usable_parameters(options).limits
+        limits = parameters.limits
         self.sigma_bounds, self.pi_bounds = tuple(limits.sigma), tuple(limits.pi)
         self.rho_bounds = tuple(bound[:, None] for bound in limits.rho)
         self.tau_bounds = tuple(bound[:, None] for bound in limits.tau)
@@ -203,7 +203,7 @@ class Estimates:
     @property
     def projected_gradient(self) -> Array:
         """(P, 1) gradient with zeros where a bound keeps theta from following its negative."""
-        bounds = usable_bounds(self._options)
+        bounds = self._options.parameters.bounds
         return project_gradient(self.theta, self.gradient[:, 0], bounds)[:, None]
 
     @property
@@ -218,7 +218,7 @@ class Estimates:
 
     @property
     def _binding(self) -> Array:
-        return is_at_bound(self.theta, usable_bounds(self._options))
+        return is_at_bound(self.theta, self._options.parameters.bounds)
 
     @property
     def reduced_hessian(self) -> Array:
@@ -396,7 +396,7 @@ class Estimates:
             clipped_costs=int(self.clipped_costs.sum()) if self._options.costs_bounded else None,
             gradient_norm=self.projected_gradient_norm if P else None,
             eigenvalues=self.reduced_hessian_eigenvalues if np.isfinite(self.hessian).all() else None,
-            reduced=has_finite_bounds(self._options),
+            reduced=self._options.parameters.has_bounds,
             W_condition=_condition_number(self.W),
             covariance_condition=_condition_number(self.parameter_covariances) if Q > 1 and self._estimated else None,
             converged=self.cumulative_converged if P else None,

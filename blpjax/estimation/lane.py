@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from blpjax.economy.buckets import Economy
 from blpjax.estimation.lane_optimizer import LaneOptimizer
-from blpjax.estimation.options import StepOptions, usable_bounds
+from blpjax.estimation.options import StepOptions
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.machine.placement import Placement
 from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout, UtilityForm
@@ -94,7 +94,7 @@ def build_lane(
     cluster_ids : (N,) clusters, counted from zero.
     W : (M, M) weighting matrix of the first step, by default that of 2SLS.
     """
-    lower, upper = usable_bounds(options)
+    lower, upper = options.parameters.bounds
     return Lane(
         economy=economy,
         data=data,

@@ -13,7 +13,7 @@ from blpjax.exceptions import (
 )
 from blpjax.inputs.arguments import check_choice, read_numbers
 from blpjax.iteration import Iteration
-from blpjax.model.parameters import Bounds, Parameters
+from blpjax.model.parameters import Parameters
 from blpjax.objective import iv
 from blpjax.objective.blocks import MomentBlock, SampleMoments
 from blpjax.objective.data import ModelData
@@ -29,7 +29,8 @@ DeltaBehavior = Literal["predicted", "first", "logit", "last"]
 class StepOptions:
     """Options of `Problem.solve` that every GMM step needs.
 
-    `differences` is the step of finite differences, or None for exact derivatives.
+    `parameters` have infinite bounds where the optimisation routine ignores bounds. `differences` is the step of finite
+    differences, or None for exact derivatives.
     """
 
     parameters: Parameters
@@ -55,21 +56,6 @@ class StepOptions:
         if self.error_behavior is None or self.error_behavior == "raise":
             return None
         return FailurePolicy(self.error_behavior, self.error_punishment)
-
-
-def usable_parameters(options: StepOptions) -> Parameters:
-    """The parameters with their bounds, infinite ones when the optimisation routine ignores them."""
-    return options.parameters if options.optimization.supports_bounds else options.parameters.unbounded()
-
-
-def usable_bounds(options: StepOptions) -> Bounds:
-    """Bounds of theta, infinite when the optimisation routine ignores them."""
-    return usable_parameters(options).bounds
-
-
-def has_finite_bounds(options: StepOptions) -> bool:
-    """Whether any element of theta has a bound that the optimisation routine uses."""
-    return bool(np.isfinite(np.concatenate(usable_bounds(options))).any())
 
 
 _UNSUPPORTED: dict[str, tuple[object, str]] = {
@@ -134,7 +120,7 @@ def read_step_options(
     if delta_behavior is None:
         delta_behavior = "predicted" if chosen.routine.predictable else "first"
     return StepOptions(
-        parameters=parameters,
+        parameters=usable_parameters(parameters, chosen),
         costs_bounded=costs_bounded,
         optimization=chosen,
         iteration=iteration,
@@ -146,6 +132,11 @@ def read_step_options(
         scale_objective=bool(scale_objective),
         differences=options.finite_differences_epsilon if finite_differences else None,
     )
+
+
+def usable_parameters(parameters: Parameters, optimization: Optimization) -> Parameters:
+    """Parameters with their bounds, infinite ones where the optimisation routine ignores them."""
+    return parameters if optimization.supports_bounds else parameters.unbounded()
 
 
 def read_covariance_types(W_type: str, se_type: str, center_moments: bool, n_clusters: int | None) -> CovarianceTypes:

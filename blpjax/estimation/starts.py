@@ -16,7 +16,7 @@ from blpjax import options as settings
 from blpjax.estimation.lane import BatchOptions, Lane, build_lane, largest_batch, split_lanes
 from blpjax.estimation.lane_optimizer import LaneOptimizer, read_optimizer
 from blpjax.estimation.lanes import estimate_batch
-from blpjax.estimation.options import StepOptions, usable_bounds
+from blpjax.estimation.options import StepOptions
 from blpjax.estimation.step import StepContext, solve_step
 from blpjax.exceptions import ConvergenceWarning, Status, succeeded
 from blpjax.model.parameters import BLOCKS, Bounds, Parameters, compress
@@ -132,7 +132,7 @@ def try_starts(given: Any, options: StepOptions, context: StepContext, delta: np
     ConvergenceWarning
         When no start ended at a local minimum.
     """
-    points = read_starts(given, options.parameters, usable_bounds(options))
+    points = read_starts(given, options.parameters, options.parameters.bounds)
     if not options.optimization.routine.optimizes:
         raise ValueError("starts need an optimization, but Optimization('return') does not optimize.")
     settings.output(f"Trying {len(points)} starts ...")
@@ -324,7 +324,7 @@ def _run_in_turn(points: np.ndarray, options: StepOptions, context: StepContext,
     for s, point in enumerate(points):
         settings.output(f"Start {s} ...")
         results.append(solve_step(1, chosen, context, point, delta))
-    gradients = [project_gradient(found.theta, found.gradient, usable_bounds(options)) for found in results]
+    gradients = [project_gradient(found.theta, found.gradient, options.parameters.bounds) for found in results]
     return _Ends(
         theta=np.stack([found.theta for found in results]),
         objective=np.array([found.objective for found in results]),
@@ -363,8 +363,8 @@ def _examine(theta: np.ndarray, options: StepOptions, context: StepContext, delt
     """Second-order conditions, without elements that the gradient pushes against a bound."""
     minimand, scale = context.objective, float(context.objective.scale)
     evaluation = programs.evaluate(minimand, jnp.asarray(theta), jnp.asarray(delta))
-    hessian = programs.hessian(minimand, jnp.asarray(theta), evaluation.inversion.delta)
-    H, gradient, bounds = np.asarray(hessian), np.asarray(evaluation.gradient), usable_bounds(options)
+    hessian = programs.hessian_at(minimand, jnp.asarray(theta), evaluation.inversion.delta)
+    H, gradient, bounds = np.asarray(hessian), np.asarray(evaluation.gradient), options.parameters.bounds
     free = ~is_held(theta, gradient, bounds, PUSHED * scale)
     reduced = H[np.ix_(free, free)]
     finite = bool(np.isfinite(H).all())

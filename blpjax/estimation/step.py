@@ -2,8 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 
 from blpjax import options as settings
 from blpjax.economy.loops import Loops
-from blpjax.estimation.options import StepOptions, has_finite_bounds, usable_bounds, usable_parameters
+from blpjax.estimation.options import StepOptions
 from blpjax.estimation.progress import OptimizationProgress, Structural
 from blpjax.exceptions import (
     DeltaConvergenceError,
@@ -21,12 +21,9 @@ from blpjax.exceptions import (
     describe_status,
     raise_for_status,
 )
-from blpjax.model.parameters import Coefficients
 from blpjax.objective import differences, programs
-from blpjax.objective.blocks import Point
 from blpjax.objective.inference import StepSummary
-from blpjax.objective.moments import GMM, Ending, Evaluation
-from blpjax.objective.simulation_error import AgentSamples, simulation_covariances
+from blpjax.objective.moments import GMM, Evaluation
 from blpjax.optimize.bounds import project_gradient
 from blpjax.optimize.optimize import OptimizationOutcome, OptimizationStatus, minimize
 from blpjax.reporting import report
@@ -39,24 +36,29 @@ COSTS = "The recovery of marginal costs (costs_bounds keep log costs from being 
 class StepContext:
     """Data of a GMM step: the objective, market IDs and names of moments for messages, clusters, and absorption.
 
-    `residualize_demand` and `residualize_supply` turn (N, K) matrices into residuals. `problem` is for those who ask
-    about progress. `samples` are agents drawn again for simulation error, None when there is none to account for.
+    `residualize` turn (N, K) matrices into residuals on the fixed effects of each equation. `problem` is for those who
+    ask about progress. `simulate` computes simulation error, None when there is none to account for.
     """
 
     objective: GMM
     market_ids: Sequence[object] | np.ndarray
     cluster_ids: np.ndarray
-    residualize_demand: Callable[[np.ndarray], np.ndarray]
-    residualize_supply: Callable[[np.ndarray], np.ndarray]
+    residualize: Sequence[programs.Residualize]
     logit_delta: np.ndarray
     moment_labels: Sequence[str]
     problem: Any
-    samples: AgentSamples | None = None
+    simulate: programs.Simulate | None = None
 
     @property
     def W(self) -> np.ndarray:
         """Weighting matrix (M, M)."""
         return np.asarray(self.objective.weighting.W)
+
+    def weigh(self, W: np.ndarray) -> "StepContext":
+        """The same with another weighting matrix."""
+        model = self.objective.model
+        weighting = programs.prepare(model.specification, model.data, jnp.asarray(W))
+        return dataclasses.replace(self, objective=GMM(model, weighting, self.objective.scale))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Evaluator:
         """What custom routines learn about an evaluation."""
         return OptimizationProgress(
             self.context.problem,
-            usable_parameters(self.options),
+            self.options.parameters,
             self.context.W,
             theta,
             evaluation,
@@ -175,7 +177,7 @@ class Evaluator:
     def hessian(self, theta: np.ndarray, evaluation: Evaluation) -> jax.Array:
         """Exact Hessian (P, P) of the sum of squares of the evaluation's residuals."""
         objective, estimate = self.context.objective, jnp.asarray(theta, float)
-        return programs.hessian(objective, estimate, evaluation.inversion.delta) / objective.scale
+        return programs.hessian_at(objective, estimate, evaluation.inversion.delta) / objective.scale
 
     def inner_loops(self) -> Loops:
         """Inversions of shares in all evaluations so far: arrays (T, evaluations)."""
@@ -190,8 +192,8 @@ class Evaluator:
         objective = float(evaluation.objective)
         improvement = self._best - objective if objective < self._best < np.inf else None
         self._best = min(self._best, objective) if np.isfinite(objective) else self._best
-        gradient = project_gradient(np.asarray(theta), np.asarray(evaluation.gradient), usable_bounds(self.options))
-        inversion, projected = evaluation.inversion, has_finite_bounds(self.options)
+        gradient = project_gradient(np.asarray(theta), np.asarray(evaluation.gradient), self.options.parameters.bounds)
+        inversion, projected = evaluation.inversion, self.options.parameters.has_bounds
         shown = report.Evaluation(
             step=self.step,
             seconds=time.perf_counter() - self._began,
@@ -235,29 +237,10 @@ def describe_failures(evaluation: Evaluation, market_ids: Sequence[object] | np.
     return " ".join(parts)
 
 
-class _Errors(NamedTuple):
-    """All parameters at some theta, and structural errors (N,) residualised on any fixed effects."""
-
-    coefficients: Coefficients
-    xi: jax.Array
-    omega: jax.Array | None
-
-
-def _errors(context: StepContext, theta: jax.Array, evaluation: Evaluation) -> _Errors:
-    delta, costs = evaluation.inversion.delta, evaluation.costs
-    tilde_costs = None if costs is None else costs.tilde_costs
-    coefficients, explained = programs.linear_parameters(context.objective, theta, delta, tilde_costs)
-    xi = _residuals(context.residualize_demand, delta) - explained[0]
-    omega = None
-    if tilde_costs is not None:
-        omega = _residuals(context.residualize_supply, tilde_costs) - explained[1]
-    return _Errors(coefficients, xi, omega)
-
-
 def structural_errors(context: StepContext, theta: jax.Array, evaluation: Evaluation) -> Structural:
     """Linear parameters at theta (P,), and structural errors residualised on any fixed effects."""
-    found = _errors(context, theta, evaluation)
-    return Structural(found.coefficients.beta, found.coefficients.gamma, found.xi, found.omega)
+    point = programs.end_at(context.objective, theta, evaluation, context.residualize)
+    return Structural(point.coefficients.beta, point.coefficients.gamma, point.xi, point.omega)
 
 
 def solve_step(
@@ -270,7 +253,7 @@ def solve_step(
         options.optimization,
         evaluator,
         theta,
-        usable_bounds(options),
+        options.parameters.bounds,
         user_bounded=options.parameters.bounded_by_user,
         on_iteration=evaluator.count_iteration,
         progress_factory=evaluator.describe,
@@ -282,31 +265,30 @@ def solve_step(
     if failed and options.error_behavior == "raise":
         raise ThetaConvergenceError(f"GMM step {step} did not converge: {outcome.message}")
     optimised = time.perf_counter()
-    evaluation, objective = outcome.evaluation, context.objective
-    estimate = jnp.asarray(outcome.theta, float)
-    P = estimate.size
-    hessian = jnp.full((P, P), jnp.nan)
-    if options.check_optimality == "both" and P > 0 and bool(evaluation.ok):
-        hessian = programs.hessian(objective, estimate, evaluation.inversion.delta, settings.verbose)
-    errors = _errors(context, estimate, evaluation)
-    simulation = None
-    if context.samples is not None and bool(evaluation.ok):
-        point = (estimate, jnp.asarray(evaluation.inversion.delta))
-        simulation = jnp.asarray(simulation_covariances(context.samples, objective, *point, context.market_ids))
-    ending = _end(objective, estimate, evaluation, errors)
-    # an initial update's formulas are those of a first step
-    summary = programs.finish(objective, ending, options.types, max(step, 1), context.cluster_ids, simulation)
-    outcome = dataclasses.replace(outcome, evaluation=jax.device_get(evaluation))
-    errors, hessian, summary = jax.device_get((errors, hessian, summary))
-    evaluation = outcome.evaluation
+    found = programs.conclude(
+        context.objective,
+        jnp.asarray(outcome.theta, float),
+        outcome.evaluation,
+        context.residualize,
+        options.types,
+        step=max(step, 1),  # an initial update's formulas are those of a first step
+        cluster_ids=context.cluster_ids,
+        curvature=options.check_optimality == "both",
+        progress=settings.verbose,
+        simulate=context.simulate,
+    )
+    outcome = dataclasses.replace(outcome, evaluation=jax.device_get(outcome.evaluation))
+    point, evaluation = found.point, outcome.evaluation
+    parts = (point.coefficients, point.xi, point.omega, found.hessian, found.summary)
+    coefficients, xi, omega, hessian, summary = jax.device_get(parts)
     return StepResult(
         step=step,
         theta=np.asarray(outcome.theta, float),
-        beta=errors.coefficients.beta,
-        gamma=errors.coefficients.gamma,
+        beta=coefficients.beta,
+        gamma=coefficients.gamma,
         delta=evaluation.inversion.delta,
-        xi=errors.xi,
-        omega=errors.omega,
+        xi=xi,
+        omega=omega,
         objective=float(evaluation.objective),
         gradient=evaluation.gradient,
         hessian=hessian,
@@ -318,23 +300,3 @@ def solve_step(
         optimization_time=optimised - began,
         total_time=time.perf_counter() - began,
     )
-
-
-def _end(objective: GMM, theta: jax.Array, evaluation: Evaluation, errors: _Errors) -> Ending:
-    """Where the step ended, with errors that were residualised on the host."""
-    costs = None if evaluation.costs is None else evaluation.costs.tilde_costs
-    model = objective.model
-    point = Point(
-        model.economy,
-        model.data.supply,
-        errors.coefficients,
-        evaluation.inversion.delta,
-        errors.xi,
-        costs,
-        errors.omega,
-    )
-    return Ending(theta, evaluation, point)
-
-
-def _residuals(residualize: Callable[[np.ndarray], np.ndarray], values: jax.Array) -> jax.Array:
-    return jnp.asarray(residualize(np.asarray(values)[:, None])[:, 0])

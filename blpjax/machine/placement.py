@@ -38,7 +38,7 @@ class Placement:
         """Devices in the order of their blocks of markets."""
         return tuple(self.mesh.devices.flat)
 
-    def map(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def on_each(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Results of a function of a device's own markets, with the markets of all devices along the first axes.
 
         Each device runs the function on its own. Loops wait for no other device's.

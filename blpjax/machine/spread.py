@@ -38,7 +38,7 @@ def each_lane(function: Callable[..., Any], *trees: Any, placement: Placement | 
             return jax.lax.map(lambda arguments: function(*arguments), own)
         return jax.vmap(function)(*own)
 
-    return here(*trees) if placement is None else placement.map(here, *trees)
+    return here(*trees) if placement is None else placement.on_each(here, *trees)
 
 
 def spread(

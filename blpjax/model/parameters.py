@@ -174,6 +174,11 @@ class Parameters:
         return Bounds(*(np.array(side, dtype=float) for side in sides))
 
     @property
+    def has_bounds(self) -> bool:
+        """Whether any element of theta has a finite bound."""
+        return bool(np.isfinite(np.concatenate(self.bounds)).any())
+
+    @property
     def theta_labels(self) -> list[str]:
         """A label such as ``'prices x income'`` for each element of theta."""
         X2, layout = self.labels.X2, self.layout

@@ -5,6 +5,9 @@ data, weighting matrices, bounds and tolerances are traced. An objective is anyt
 `blpjax.objective.moments.GMM`.
 """
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 import tqdm
@@ -12,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from blpjax.machine.compilation import program
 from blpjax.model.parameters import Coefficients
+from blpjax.objective.blocks import Point
 from blpjax.objective.data import ModelData
 from blpjax.objective.inference import CovarianceTypes, StepSummary
 from blpjax.objective.moments import GMM, Ending, Evaluation, weigh
@@ -51,7 +55,7 @@ def predicted_delta(
 predict_delta = program(effort=0)(predicted_delta)
 
 
-def hessian(
+def hessian_at(
     objective: GMM, theta: Float[Array, " P"], delta: Float[Array, " N"], progress: bool = False
 ) -> Float[Array, "P P"]:
     """Exact Hessian of the objective at theta and its mean utilities `delta`.
@@ -77,8 +81,76 @@ def _curvature(
     return objective.curvature(theta, delta, directions)
 
 
+class Conclusion(NamedTuple):
+    """What there is to know where a GMM step ended: parameters and errors at the `point`, Hessian (P, P), and summary.
+
+    The Hessian is NaN where it was not asked for.
+    """
+
+    point: Point
+    hessian: Float[Array, "P P"]
+    summary: StepSummary
+
+
+#: Turns (N, K) matrices into residuals on fixed effects, on the host.
+Residualize = Callable[[np.ndarray], np.ndarray]
+
+#: Covariances (M, M) of averaged moments over agents that are drawn again, at theta (P,) and from delta (N,).
+Simulate = Callable[[GMM, Array, Array], np.ndarray]
+
+
+def conclude(
+    objective: GMM,
+    theta: Float[Array, " P"],
+    evaluation: Evaluation,
+    residualize: Sequence[Residualize],
+    types: CovarianceTypes,
+    *,
+    step: int,
+    cluster_ids: Int[Array | np.ndarray, " N"],
+    curvature: bool,
+    progress: bool = False,
+    simulate: Simulate | None = None,
+) -> Conclusion:
+    """Covariances, standard errors and perhaps the Hessian at the end of a GMM step.
+
+    Parameters
+    ----------
+    residualize : what absorbs fixed effects from each equation.
+    step : 1 for formulas of a first step.
+    cluster_ids : (N,) clusters, counted from zero.
+    curvature : whether the Hessian is computed; `progress` shows a bar for it.
+    simulate : simulation error, None for none.
+    """
+    delta, ok = jnp.asarray(evaluation.inversion.delta), bool(evaluation.ok)
+    hessian = jnp.full((theta.size, theta.size), jnp.nan)
+    if curvature and theta.size and ok:
+        hessian = hessian_at(objective, theta, delta, progress)
+    point = end_at(objective, theta, evaluation, residualize)
+    simulated = jnp.asarray(simulate(objective, theta, delta)) if simulate is not None and ok else None
+    ending = Ending(theta, evaluation, point)
+    return Conclusion(point, hessian, _finish(objective, ending, types, step, jnp.asarray(cluster_ids), simulated))
+
+
+def end_at(
+    objective: GMM, theta: Float[Array, " P"], evaluation: Evaluation, residualize: Sequence[Residualize]
+) -> Point:
+    """The point at theta, with structural errors that are residualised on the host."""
+    delta, costs = evaluation.inversion.delta, evaluation.costs
+    tilde_costs = None if costs is None else costs.tilde_costs
+    coefficients, explained = _linear_parameters(objective, theta, delta, tilde_costs)
+    dependent = [delta] if tilde_costs is None else [delta, tilde_costs]
+    errors = [
+        jnp.asarray(absorb(np.asarray(values)[:, None])[:, 0]) - known
+        for absorb, values, known in zip(residualize, dependent, explained, strict=False)
+    ]
+    model = objective.model
+    omega = None if tilde_costs is None else errors[1]
+    return Point(model.economy, model.data.supply, coefficients, delta, errors[0], tilde_costs, omega)
+
+
 @program(effort=0)
-def linear_parameters(
+def _linear_parameters(
     objective: GMM, theta: Float[Array, " P"], delta: Float[Array, " N"], tilde_costs: Float[Array, " N"] | None
 ) -> tuple[Coefficients, list[Float[Array, " N"]]]:
     """All parameters at theta, and what linear ones explain (N,) of residualised mean utilities and costs."""
@@ -90,7 +162,7 @@ def linear_parameters(
 
 
 @program(effort=0, static_argnums=(2, 3))
-def finish(
+def _finish(
     objective: GMM,
     ending: Ending,
     types: CovarianceTypes,

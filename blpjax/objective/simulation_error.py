@@ -113,10 +113,10 @@ class AgentSamples:
 
 def simulation_covariances(
     samples: AgentSamples,
+    market_ids: Any,
     objective: GMM,
     theta: Float[Array, " P"],
     delta: Float[Array, " N"],
-    market_ids: Any,
 ) -> np.ndarray:
     r"""Sample covariances (M, M) of averaged moments over sets of agents, at the same theta.
 
@@ -128,10 +128,10 @@ def simulation_covariances(
     Parameters
     ----------
     samples : sets of agents.
+    market_ids : T sorted market IDs, for messages.
     objective : the one with the problem's own agents.
     theta : (P,) parameters.
     delta : (N,) where inversions start.
-    market_ids : T sorted market IDs, for messages.
 
     Raises
     ------

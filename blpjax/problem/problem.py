@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from blpjax.objective.blocks import MomentBlock
 from blpjax.objective.data import ModelData
 from blpjax.objective.functions import ModelFunctions
 from blpjax.objective.moments import GMM
-from blpjax.objective.simulation_error import AgentSamples
+from blpjax.objective.simulation_error import AgentSamples, simulation_covariances
 from blpjax.objective.structure import Specification, StructuralModel
 from blpjax.optimize.optimize import Optimization, OptimizationStatus
 from blpjax.problem.data import DataHolder
@@ -257,9 +258,10 @@ class Problem(DataHolder, Picklable):
         bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "rho": rho_bounds, "tau": tau_bounds}
         bounds |= {"beta": beta_bounds, "gamma": gamma_bounds}
         supports_bounds = getattr(optimization, "supports_bounds", True)
-        samples = None
+        simulate = None
         if resample_agent_data is not None:
             samples = AgentSamples(resample_agent_data, self.data, options.weights_tol)
+            simulate = partial(simulation_covariances, samples, self.market_index.ids)
         sigma, pi = start_frac.fill_starts(self.data, sigma, pi, bounds)
         rho = fill_rho(self.data, rho, rho_bounds)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
@@ -287,11 +289,11 @@ class Problem(DataHolder, Picklable):
         steps = [(0, "return")] if initial_update else []
         steps += [(1, "")] + ([(2, "")] if method == "2s" else [])
         start_delta = self._read_delta(delta, step_options.parameters)
-        weights = self._read_weights(W, data)
+        context = self._step_context(step_options, data, self._read_weights(W, data), simulate)
         theta = step_options.parameters.theta
         table = None
         if starts is not None:
-            trials = try_starts(starts, step_options, self._step_context(step_options, data, weights), start_delta)
+            trials = try_starts(starts, step_options, context, start_delta)
             table = trials.table
             theta = theta if trials.theta is None else trials.theta
         results: ProblemResults | None = None
@@ -302,7 +304,6 @@ class Problem(DataHolder, Picklable):
                 current = dataclasses.replace(
                     step_options, optimization=Optimization("return"), check_optimality="gradient"
                 )
-            context = dataclasses.replace(self._step_context(current, data, weights), samples=samples)
             options.output("")
             options.output(f"Starting GMM step {step} ...")
             outcome = solve_step(step, current, context, theta, start_delta)
@@ -312,11 +313,12 @@ class Problem(DataHolder, Picklable):
             warn_of_singularity(outcome, current.types, context, current.parameters.theta_labels)
             results = ProblemResults(self, results, outcome, current, estimated=last)
             results.starts = table
-            weights, theta, start_delta = np.asarray(outcome.summary.updated_W), outcome.theta, outcome.delta
+            theta, start_delta = outcome.theta, outcome.delta
             if options.verbose:
                 options.output(f"\n{results}")
-            if interrupted:
+            if last:
                 break
+            context = context.weigh(np.asarray(outcome.summary.updated_W))
         assert results is not None
         return results
 
@@ -457,7 +459,9 @@ class Problem(DataHolder, Picklable):
             return self.closed_form_delta(np.asarray(parameters.start.rho))
         return arguments.read_vector("delta", delta, self.N)
 
-    def _step_context(self, step_options: StepOptions, data: ModelData, weights: np.ndarray) -> StepContext:
+    def _step_context(
+        self, step_options: StepOptions, data: ModelData, weights: np.ndarray, simulate: programs.Simulate | None
+    ) -> StepContext:
         parameters, iteration = step_options.parameters, step_options.iteration
         return StepContext(
             objective=self._objective(
@@ -465,11 +469,11 @@ class Problem(DataHolder, Picklable):
             ),
             market_ids=self.market_index.ids,
             cluster_ids=self.clusters[0],
-            residualize_demand=self.residualize_demand,
-            residualize_supply=self.residualize_supply,
+            residualize=(self.residualize_demand, self.residualize_supply),
             logit_delta=self.closed_form_delta(np.asarray(parameters.start.rho)),
             moment_labels=self._moment_labels(data),
             problem=self,
+            simulate=simulate,
         )
 
     def _objective(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blpjax.economy.loops import Loops
-from blpjax.estimation.options import StepOptions
+from blpjax.estimation.options import StepOptions, usable_parameters
 from blpjax.estimation.step import StepResult
 from blpjax.exceptions import DataError, DataWarning, IdentificationWarning
 from blpjax.inputs.formulation import Formulation
@@ -171,13 +171,14 @@ def step_state(step: Step) -> State:
 def read_step(state: State, form: UtilityForm) -> Step:
     """Return the GMM step of a tree, for a problem with utilities of this form."""
     options = state["options"]
+    optimization = _read_optimization(options["optimization"])
     return Step(
         result=_read_result(state["result"]),
         options=StepOptions(
             **{
                 **options,
-                "parameters": _read_parameters(options["parameters"], form),
-                "optimization": _read_optimization(options["optimization"]),
+                "parameters": usable_parameters(_read_parameters(options["parameters"], form), optimization),
+                "optimization": optimization,
                 "iteration": _read_iteration(options["iteration"]),
                 "types": CovarianceTypes(**options["types"]),
             }
