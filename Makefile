@@ -46,7 +46,7 @@ notebooks: $(INSTALLED)  ## execute copies in build/notebooks
 install: $(INSTALLED)
 
 clean:  ## everything that was made, except the virtual environment
-	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist "$${XDG_CACHE_HOME:-$$HOME/.cache}/blpjax-tests" .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find blpjax tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian's Python may come without ensurepip: then its own pip, outside the environment, installs one.

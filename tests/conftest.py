@@ -15,12 +15,16 @@ ROOT = Path(__file__).parents[1]
 
 
 def compilation_cache() -> Path:
-    """Return a directory for compiled programs, another one for each version of jaxlib and kind of processor."""
+    """Return a directory for compiled programs, another one for each version of jaxlib and kind of processor.
+
+    It is the user's and not the repository's: clones of it share what they have compiled.
+    """
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else [platform.processor()]
     features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
     key = hashlib.sha256(features.encode()).hexdigest()[:12]
-    return ROOT / "build" / "compilation-cache" / f"jaxlib-{version('jaxlib')}-{platform.machine()}-{key}"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blpjax-tests"
+    return base / f"jaxlib-{version('jaxlib')}-{platform.machine()}-{key}"
 
 
 # The environment rather than `jax.config`: set before blpjax is imported, it reaches the processes that tests start.

@@ -101,7 +101,7 @@ def test_derivatives_with_a_block_are_differences() -> None:
     functions = problem().functions(**START, moment_blocks=[mean_markup(0.4)])
     theta, step = functions.theta, 1e-5
     gradient = jax.grad(functions.objective)(theta)
-    sides = [jax.vmap(functions.objective)(theta + sign * step * jnp.eye(theta.size)) for sign in (1, -1)]
+    sides = [jax.vmap(functions.objective)(theta[None] + sign * step * jnp.eye(theta.size)) for sign in (1, -1)]
     CENTRAL_DIFFERENCE.check(gradient, (sides[0] - sides[1]) / (2 * step))
     # the row of the block in the moments' Jacobian, where no parameter is concentrated out
     held = START | {"beta": np.array([-0.5, -1.5, 1.0, 0.5]), "gamma": [0.8, 0.5, 0.3]}
@@ -151,6 +151,7 @@ def test_starts_and_differences_see_blocks() -> None:
     np.testing.assert_allclose(differences.moments_jacobian, exact.moments_jacobian, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("blocks", "error", "message"),
     [
