@@ -11,8 +11,6 @@ import hypothesis
 import jaxtyping
 import pytest
 
-ROOT = Path(__file__).parents[1]
-
 
 def compilation_cache() -> Path:
     """Return a directory for compiled programs, another one for each version of jaxlib and kind of processor.
