@@ -172,7 +172,7 @@ def test_the_default_optimiser_lives_with_errors_of_differences() -> None:
     with quiet():
         exact = other.solve(problems.SIGMA, problems.PI, method="1s", check_optimality="gradient")
         found = other.solve(problems.SIGMA, problems.PI, finite_differences=True, **ONE_STEP)
-        strict = blpjax.Optimization("trust-region", {"floor_tol": 1e-13})
+        strict = blpjax.Optimization("trust-region", {"floor_tol": 1e-16, "gtol": 1e-12})
         with pytest.warns(ConvergenceWarning, match="no further progress"):
             stalled = other.solve(problems.SIGMA, problems.PI, finite_differences=True, optimization=strict, **ONE_STEP)
     assert found.converged, found.message
