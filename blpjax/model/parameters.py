@@ -87,11 +87,6 @@ class ParameterLayout(NamedTuple):
         """Number of elements of theta."""
         return sum(len(getattr(self, name)) for name in BLOCKS)
 
-    @property
-    def nonlinear(self) -> int:
-        """Number of leading elements of theta on which mean utilities depend: those before beta."""
-        return self.part("beta").start
-
     def part(self, name: str) -> slice:
         """Where theta has the elements of a block."""
         at = sum(len(getattr(self, block)) for block in BLOCKS[: BLOCKS.index(name)])
