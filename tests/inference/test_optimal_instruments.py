@@ -354,8 +354,8 @@ def test_wrong_arguments_are_refused() -> None:
         compute(expected_prices=np.ones(len(ours.xi)), iteration=Iteration("simple"))
     with pytest.raises(ValueError, match="iteration needs a supply side"):
         alone.compute_optimal_instruments(iteration=Iteration("simple"))
-    broken = Perturbed(ours, ours.tilde_costs)
-    broken.xi = np.full_like(ours.xi, np.nan)  # type: ignore[attr-defined]
+    broken = copy.copy(ours)
+    broken.xi = np.full_like(ours.xi, np.nan)
     with pytest.raises(GenericNumericalError, match="Structural errors of these results are not finite"):
         compute_optimal_instruments(broken)
 
