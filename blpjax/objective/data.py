@@ -181,10 +181,10 @@ class ModelData(eqx.Module):
             if Z is not None:
                 found[side] = dataclasses.replace(found[side], Z=Z, instruments=Z)
         if supply is not None and costs_bounds is not None:
-            supply = dataclasses.replace(supply, costs_bounds=jnp.asarray(costs_bounds))
+            supply = dataclasses.replace(supply, costs_bounds=jax.device_put(np.asarray(costs_bounds, float)))
         more = self.more
         if covariance_mean is not None:
-            mean = jnp.asarray(covariance_mean, float)
+            mean = jax.device_put(np.asarray(covariance_mean, float))
             more = tuple(dataclasses.replace(b, mean=mean) if isinstance(b, CovarianceMoments) else b for b in more)
         return dataclasses.replace(
             dataclasses.replace(self, supply=supply)._with_equations(found),

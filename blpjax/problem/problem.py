@@ -438,7 +438,7 @@ class Problem(DataHolder, Picklable):
         data = self.model_data
         mean = arguments.read_covariance_mean(covariance_moments_mean, data.covariance is not None)
         blocks = estimation_options.read_moment_blocks(moment_blocks, data)
-        changed = data.at(costs_bounds=jax.device_put(costs_bounds), covariance_mean=mean)
+        changed = data.at(costs_bounds=costs_bounds, covariance_mean=mean)
         absorbed = (self.demand_ids, self.supply_ids)
         return changed.add(blocks, [build_projection(ids) for ids in absorbed[: len(data.equations)]] if blocks else ())
 
