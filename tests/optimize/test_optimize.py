@@ -355,7 +355,10 @@ def test_one_program_serves_all_evaluations_and_runs() -> None:
     assert METHOD.step.cache_size() == before
 
 
-def test_scipys_own_progress_is_printed_only_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+def test_scipys_own_progress_is_printed_only_on_request(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blpjax.options.verbose", True)
     for method in ("bfgs", "slsqp", "trust-constr", "nelder-mead"):
         minimize(configure(method), Objective(), START, FREE)
         assert capsys.readouterr().out == ""

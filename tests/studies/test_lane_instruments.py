@@ -17,7 +17,7 @@ from blpjax.estimation.lanes import BatchOutcome
 from blpjax.exceptions import DataError, IdentificationError, IdentificationWarning, Status
 from blpjax.inference.optimal_instruments import fit_prices
 from blpjax.model.parameters import BLOCKS, Coefficients
-from blpjax.objective.data import Specification
+from blpjax.objective.structure import Specification
 from blpjax.studies import lane_instruments, replications
 from blpjax.studies.lane_instruments import Observed, OptimalInstruments
 from blpjax.studies.monte_carlo import MonteCarlo
