@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from blpjax import options
-from blpjax.estimation.step import StepContext, StepResult, contributions_of
+from blpjax.estimation.step import StepContext, StepResult
 from blpjax.exceptions import ConvergenceWarning, IdentificationError, IdentificationWarning
 from blpjax.inputs.identification import find_collinearity
 from blpjax.objective.inference import CovarianceTypes
@@ -52,7 +52,8 @@ def warn_of_singularity(
     condition = _scaled_condition_number(np.asarray(summary.moments_covariances))
     _refuse_pseudo_inverses(result, M)
     if np.isfinite(options.singular_tol) and (summary.covariances_rank < M or condition > options.singular_tol):
-        found = find_collinearity(contributions_of(context, result))
+        point = context.point(result.theta, result.outcome.evaluation)
+        found = find_collinearity(np.asarray(context.objective.data.contributions(point)))
         named = ", ".join(repr(context.moment_labels[group[0]]) for group in found.groups)
         few = types.W_type == "clustered" and types.n_clusters is not None and types.n_clusters < M
         reason = f"there are only {types.n_clusters} clusters" if few else f"collinear moments: {named or 'none'}"

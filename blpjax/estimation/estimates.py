@@ -343,13 +343,17 @@ class Estimates:
         """The model at the estimates, from which outputs are computed."""
         return self.model_in(self.problem.data.economy)
 
+    @property
+    def _coefficients_in_model(self) -> Coefficients:
+        blocks = (self.sigma, self.pi, *(getattr(self, name)[:, 0] for name in ("rho", "tau", "beta", "gamma")))
+        return Coefficients(*map(jnp.asarray, blocks))
+
     def model_in(self, economy: Economy) -> Model:
         """The model at the estimates in an economy with other agents."""
-        blocks = (self.sigma, self.pi, *(getattr(self, name)[:, 0] for name in ("rho", "tau", "beta", "gamma")))
         return Model(
             economy=economy,
             characteristics=self.problem.data.characteristics,
-            coefficients=Coefficients(*map(jnp.asarray, blocks)),
+            coefficients=self._coefficients_in_model,
             delta=jnp.asarray(self.delta[:, 0]),
             ownership=self.problem.data.ownership_in(economy),
             layout=self._layout_in(economy),
@@ -359,12 +363,11 @@ class Estimates:
     @property
     def point(self) -> Point:
         """What moments are functions of, at the estimates."""
-        blocks = (self.sigma, self.pi, *(getattr(self, name)[:, 0] for name in ("rho", "tau", "beta", "gamma")))
         supply = self.problem.data.model_data.supply
         return Point(
             economy=self.problem.data.economy,
             supply=supply,
-            coefficients=Coefficients(*map(jnp.asarray, blocks)),
+            coefficients=self._coefficients_in_model,
             delta=jnp.asarray(self.delta[:, 0]),
             xi=jnp.asarray(self.xi[:, 0]),
             tilde_costs=None if supply is None else jnp.asarray(self.tilde_costs[:, 0]),

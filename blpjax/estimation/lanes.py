@@ -27,7 +27,6 @@ from blpjax.optimize.stepwise import RUNNING
 #: Evaluations of vectorised lanes between two looks at which of them have ended.
 ROUND = 6
 
-
 #: Batches are not made smaller than this when lanes have ended: another program would have to be compiled.
 SMALLEST = 8
 

@@ -22,6 +22,7 @@ from blpjax.exceptions import (
     raise_for_status,
 )
 from blpjax.objective import differences, programs
+from blpjax.objective.blocks import Point
 from blpjax.objective.inference import StepSummary
 from blpjax.objective.moments import GMM, Evaluation
 from blpjax.optimize.bounds import project_gradient
@@ -56,9 +57,11 @@ class StepContext:
 
     def weigh(self, W: np.ndarray) -> "StepContext":
         """The same with another weighting matrix."""
-        model = self.objective.model
-        weighting = programs.prepare(model.specification, model.data, jnp.asarray(W))
-        return dataclasses.replace(self, objective=GMM(model, weighting, self.objective.scale))
+        return dataclasses.replace(self, objective=programs.weighted(self.objective.model, W, self.objective.scale))
+
+    def point(self, theta: np.ndarray | jax.Array, evaluation: Evaluation) -> Point:
+        """What moments are functions of at theta (P,), with structural errors residualised on any fixed effects."""
+        return programs.end_at(self.objective, jnp.asarray(theta), evaluation, self.residualize)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,17 +218,6 @@ class Evaluator:
         settings.output(report.progress_row(shown, projected))
 
 
-def contributions_of(context: StepContext, result: StepResult) -> np.ndarray:
-    """What products contribute (N, _) to the moments that are averages over products, at the end of a step."""
-    objective, evaluation = context.objective, result.outcome.evaluation
-    theta, delta = jnp.asarray(result.theta), jnp.asarray(evaluation.inversion.delta)
-    costs = None if evaluation.costs is None else jnp.asarray(evaluation.costs.tilde_costs)
-    coefficients = objective.linear_parameters(theta, delta, costs)
-    errors = jnp.asarray(result.xi), None if result.omega is None else jnp.asarray(result.omega)
-    point = dataclasses.replace(objective.point_at(coefficients, delta, costs), xi=errors[0], omega=errors[1])
-    return np.asarray(objective.data.contributions(point))
-
-
 def describe_failures(evaluation: Evaluation, market_ids: Sequence[object] | np.ndarray) -> str:
     """Sentences that name the markets in which shares were not inverted or costs not recovered; empty without any."""
     inversion, costs = evaluation.inversion, evaluation.costs
@@ -239,7 +231,7 @@ def describe_failures(evaluation: Evaluation, market_ids: Sequence[object] | np.
 
 def structural_errors(context: StepContext, theta: jax.Array, evaluation: Evaluation) -> Structural:
     """Linear parameters at theta (P,), and structural errors residualised on any fixed effects."""
-    point = programs.end_at(context.objective, theta, evaluation, context.residualize)
+    point = context.point(theta, evaluation)
     return Structural(point.coefficients.beta, point.coefficients.gamma, point.xi, point.omega)
 
 

@@ -18,6 +18,7 @@ from blpjax.estimation.estimates import Estimates
 from blpjax.exceptions import raise_for_status
 from blpjax.inputs.arguments import check_level
 from blpjax.iteration import Iteration
+from blpjax.machine.compilation import operations_of_jax
 from blpjax.model.elsewhere import (
     covariances_of_estimates,
     hold_errors,
@@ -178,12 +179,8 @@ class _Derivatives(NamedTuple):
 
 def _check_outputs(outputs_at: OutputsAt, parameters: Array) -> Any:
     """Shapes of outputs, or an exception when they cannot be differentiated."""
-    try:
+    with operations_of_jax():
         shapes, _ = jax.eval_shape(outputs_at, parameters)
-    except jax.errors.ConcretizationTypeError as error:
-        _refuse_values(error)
-    except jax.errors.TracerArrayConversionError as error:
-        _refuse_values(error)
     leaves = jax.tree.leaves(shapes)
     if not leaves:
         raise ValueError("function must return at least one array.")
@@ -198,13 +195,6 @@ def _check_outputs(outputs_at: OutputsAt, parameters: Array) -> Any:
         "prices are vectors (N,).",
     )
     return shapes
-
-
-def _refuse_values(error: Exception) -> None:
-    raise TypeError(
-        "function must consist of operations of JAX: use methods of the model and jax.numpy in place of numpy and of "
-        "methods of results, and no conditions on values."
-    ) from error
 
 
 def _differentiate(outputs_at: OutputsAt, parameters: Float[Array, " Q"], width: int) -> _Derivatives:

@@ -1,11 +1,12 @@
 """Compilation: how much effort goes into a program, and the persistent cache that spares a second process all of it."""
 
+import contextlib
 import functools
 import hashlib
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,18 @@ def filtered_program(effort: int) -> Callable[[Callable[..., Any]], Callable[...
         return call
 
     return decorate
+
+
+@contextlib.contextmanager
+def operations_of_jax() -> Iterator[None]:
+    """Where a user's function of the model is traced: `TypeError` when it needs the values of what it is given."""
+    try:
+        yield
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise TypeError(
+            "function must consist of operations of JAX: use methods of the model and jax.numpy in place of numpy and "
+            "of methods of results, and no conditions on values."
+        ) from error
 
 
 def is_traced(values: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from blpjax.economy.buckets import Economy
 from blpjax.model.parameters import Coefficients
@@ -213,8 +213,3 @@ class CovarianceMoments(MomentBlock):
         """``xi omega - mean`` (N,)."""
         assert point.omega is not None
         return point.xi * point.omega - self.mean
-
-
-def sample_covariances(blocks: list[SampleMoments], point: Point, count: ArrayLike) -> Float[Array, "M M"]:
-    """Covariances (M, M) of moments that are no averages over products, times the number N of products."""
-    return count * jax.scipy.linalg.block_diag(*(block.covariances(point) for block in blocks))

@@ -20,7 +20,6 @@ from blpjax.objective.blocks import (
     Moving,
     Point,
     SampleMoments,
-    sample_covariances,
 )
 from blpjax.objective.equations import Equation, Supply
 
@@ -145,7 +144,7 @@ class ModelData(eqx.Module):
         samples = [block for block in self.more if isinstance(block, SampleMoments)]
         if not samples:
             return S
-        joint: Array = jax.scipy.linalg.block_diag(S, sample_covariances(samples, point, self.count))
+        joint: Array = jax.scipy.linalg.block_diag(S, *(self.count * block.covariances(point) for block in samples))
         return joint
 
     def at(

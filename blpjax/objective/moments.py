@@ -20,7 +20,7 @@ from blpjax.objective.blocks import Moving, Point
 from blpjax.objective.data import ModelData
 from blpjax.objective.inference import CovarianceTypes, StepSummary
 from blpjax.objective.iv import LinearStep, average_moments, cross_moments, linear_step
-from blpjax.objective.structure import Costs, Specification, StructuralModel, Structure
+from blpjax.objective.structure import Costs, Specification, StructuralModel, Structure, concentrated_columns
 
 #: Structural errors whose largest derivative in an element of theta, times its size, is below this do not depend on it.
 NEGLIGIBLE = 1e-6
@@ -266,7 +266,7 @@ class GMM(eqx.Module):
     def _directions(self, ending: Ending) -> Moving:
         """How a point moves with each element of theta, and of beta and gamma that is concentrated out."""
         layout, evaluation, model = self.model.layout, ending.evaluation, self.model
-        X = model.concentrated_columns()
+        X = concentrated_columns(layout, self.data)
         sizes = [len(layout.concentrated_beta), len(layout.concentrated_gamma)]
 
         def columns(by_theta: Array, beta: Array | None = None, gamma: Array | None = None) -> Array:
@@ -302,10 +302,7 @@ class GMM(eqx.Module):
 
 def weigh(specification: Specification, data: ModelData, W: Float[Array, "M M"]) -> Weighting:
     """Prepare the linear step at a weighting matrix W (M, M), which may be singular."""
-    layout = specification.layout
-    columns = (layout.concentrated_beta, layout.concentrated_gamma)
-    Z = [equation.Z for equation in data.equations]
-    X = [e.X[:, list(c)] for e, c in zip(data.equations, columns, strict=False)]
+    Z, X = [equation.Z for equation in data.equations], concentrated_columns(specification.layout, data)
     L = iv.weight_factor(W)
     if data.more:
         A = cross_moments(Z, X, data.weights)

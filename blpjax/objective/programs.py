@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from blpjax.machine.compilation import program
 from blpjax.model.parameters import Coefficients
@@ -19,6 +19,7 @@ from blpjax.objective.blocks import Point
 from blpjax.objective.data import ModelData
 from blpjax.objective.inference import CovarianceTypes, StepSummary
 from blpjax.objective.moments import GMM, Ending, Evaluation, weigh
+from blpjax.objective.structure import StructuralModel
 
 #: First-order predictions of mean utilities are used when no element moves by more than this.
 FARTHEST_PREDICTION = 5.0
@@ -35,6 +36,11 @@ def evaluate(objective: GMM, theta: Float[Array, " P"], start: Float[Array, " N"
 
 #: What depends on a weighting matrix.
 prepare = program(effort=0, static_argnums=0)(weigh)
+
+
+def weighted(model: StructuralModel, W: Float[Array | np.ndarray, "M M"], scale: Float[ArrayLike, ""]) -> GMM:
+    """The objective of a model with a weighting matrix (M, M), times `scale`."""
+    return GMM(model, prepare(model.specification, model.data, jnp.asarray(W)), jnp.asarray(scale))
 
 
 @program(effort=0)
@@ -136,8 +142,8 @@ def end_at(
     objective: GMM, theta: Float[Array, " P"], evaluation: Evaluation, residualize: Sequence[Residualize]
 ) -> Point:
     """The point at theta, with structural errors that are residualised on the host."""
-    delta, costs = evaluation.inversion.delta, evaluation.costs
-    tilde_costs = None if costs is None else costs.tilde_costs
+    delta, costs = jnp.asarray(evaluation.inversion.delta), evaluation.costs
+    tilde_costs = None if costs is None else jnp.asarray(costs.tilde_costs)
     coefficients, explained = _linear_parameters(objective, theta, delta, tilde_costs)
     dependent = [delta] if tilde_costs is None else [delta, tilde_costs]
     errors = [

@@ -128,7 +128,8 @@ class StructuralModel(eqx.Module):
             found.append(tilde_costs - self.data.supply.equation.X_unabsorbed @ coefficients.gamma)
         return found
 
-    def concentrated_columns(self) -> list[Float[Array, "_ _"]]:
-        """Columns of X1 and X3 whose parameters are concentrated out."""
-        columns = (self.layout.concentrated_beta, self.layout.concentrated_gamma)
-        return [e.X[:, list(c)] for e, c in zip(self.data.equations, columns, strict=False)]
+
+def concentrated_columns(layout: ParameterLayout, data: ModelData) -> list[Float[Array, "N _"]]:
+    """Columns of X1 and X3 whose parameters are concentrated out."""
+    columns = (layout.concentrated_beta, layout.concentrated_gamma)
+    return [e.X[:, list(c)] for e, c in zip(data.equations, columns, strict=False)]

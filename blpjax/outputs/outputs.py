@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from blpjax.exceptions import DeltaConvergenceError, EquilibriumPricesConvergenceError
-from blpjax.inputs.arguments import read_inversion
+from blpjax.inputs.arguments import check_choice, read_inversion
 from blpjax.inputs.integration import Integration
 from blpjax.iteration import Iteration
 from blpjax.model.model import Model
@@ -390,8 +390,7 @@ class Outputs(Source):
         ConvergenceWarning
             With ``error_behavior='warn'``, likewise.
         """
-        if error_behavior not in ("warn", "raise"):
-            raise ValueError(f"error_behavior must be 'warn' or 'raise', not {error_behavior!r}.")
+        check_choice("error_behavior", error_behavior, ("raise", "warn"))
         chosen = None if iteration is None else read_iteration(iteration)
         asked = self.ask(**shared)
         firms, given = asked.read_ownership(firm_ids, ownership)

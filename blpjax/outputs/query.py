@@ -15,6 +15,7 @@ from blpjax.exceptions import ConvergenceError, raise_for_status
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import ProductTable
 from blpjax.iteration import Iteration
+from blpjax.machine.compilation import operations_of_jax
 from blpjax.model.model import MarketPlace, Model, find_market
 from blpjax.model.parameters import ParameterLayout
 from blpjax.outputs.labels import COLUMNS, KINDS, Extent, OutputTables
@@ -204,13 +205,8 @@ class Query:
         present = KINDS[by].present(self.extent)
 
         def output(model: Model, given: Given) -> Any:
-            try:
+            with operations_of_jax():
                 values = function(model)
-            except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-                raise TypeError(
-                    "function must consist of operations of JAX: use methods of the model and jax.numpy in place of "
-                    "numpy and of methods of results, and no conditions on values."
-                ) from error
             return jnp.where(present, _read_output(values, by, present.shape), jnp.nan)
 
         return output

@@ -485,10 +485,9 @@ class Problem(DataHolder, Picklable):
         W: np.ndarray,
         scaled: bool,
     ) -> GMM:
-        weighting = programs.prepare(specification, data, jnp.asarray(W))
         fixed, limits = jax.tree.map(jnp.asarray, (parameters.start, iteration.limits))
         model = StructuralModel(specification, self.economy, data, fixed, limits)
-        return GMM(model, weighting, jnp.asarray(1.0 if scaled else 1.0 / self.N))
+        return programs.weighted(model, W, 1.0 if scaled else 1.0 / self.N)
 
 
 class OptimalInstrumentProblem(Problem):

@@ -10,10 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax.economy.characteristics import Characteristics
-from blpjax.estimation.lane import (
-    Lane,
-    move_lane,
-)
+from blpjax.estimation.lane import Lane, move_lane
 from blpjax.machine.compilation import filtered_program
 from blpjax.machine.placement import Placement
 from blpjax.machine.spread import each_lane
