@@ -13,10 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from blpjax.economy.buckets import Economy
 from blpjax.estimation.lane_optimizer import LaneOptimizer
-from blpjax.estimation.options import StepOptions
-from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.iteration import FixedPointLimits, FixedPointMethod, Iteration
 from blpjax.machine.placement import Placement
-from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout, UtilityForm
+from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout, Parameters, UtilityForm
 from blpjax.objective.data import ModelData
 from blpjax.objective.inference import CovarianceTypes
 from blpjax.objective.moments import GMM, Weighting
@@ -78,7 +77,8 @@ def place_lane(lane: Lane, placement: Placement | None) -> Lane:
 
 
 def build_lane(
-    options: StepOptions,
+    parameters: Parameters,
+    iteration: Iteration,
     economy: Economy,
     data: ModelData,
     theta: np.ndarray,
@@ -94,17 +94,17 @@ def build_lane(
     cluster_ids : (N,) clusters, counted from zero.
     W : (M, M) weighting matrix of the first step, by default that of 2SLS.
     """
-    lower, upper = options.parameters.bounds
+    lower, upper = parameters.bounds
     return Lane(
         economy=economy,
         data=data,
-        fixed=Coefficients(*(jnp.asarray(getattr(options.parameters.start, name)) for name in BLOCKS)),
+        fixed=Coefficients(*(jnp.asarray(getattr(parameters.start, name)) for name in BLOCKS)),
         theta=jnp.asarray(theta, float),
         lower=jnp.asarray(lower),
         upper=jnp.asarray(upper),
         delta=jnp.asarray(delta, float),
         cluster_ids=jnp.asarray(cluster_ids),
-        limits=jax.tree.map(jnp.asarray, options.iteration.limits),
+        limits=jax.tree.map(jnp.asarray, iteration.limits),
         W=None if W is None else jnp.asarray(W),
     )
 

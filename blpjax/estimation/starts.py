@@ -293,7 +293,8 @@ def _run_lanes(
     points: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray, optimizer: LaneOptimizer
 ) -> _Ends:
     model, (S, P) = context.objective.model, points.shape
-    lane = build_lane(options, model.economy, model.data, points[0], delta, context.cluster_ids, context.W)
+    estimated = options.parameters, options.iteration, model.economy, model.data
+    lane = build_lane(*estimated, points[0], delta, context.cluster_ids, context.W)
     size = min(S, largest_batch(model.economy, P, model.data.supply is not None))
     chosen = BatchOptions(options.specification, options.types, 1, optimizer)
     parts = []

@@ -214,7 +214,8 @@ def build_study(
     data = _weighted(problem.model_data, bounds, absorbed, offset)
     same = np.asarray(programs.initial_weights(problem.model_data))
     given = None if np.allclose(begin.W, same, rtol=1e-9, atol=0) else begin.W
-    lane = build_lane(step_options, problem.economy, data, begin.theta, results.delta[:, 0], problem.clusters[0], given)
+    model = step_options.parameters, step_options.iteration, problem.economy, data
+    lane = build_lane(*model, begin.theta, results.delta[:, 0], problem.clusters[0], given)
     return BootstrapStudy(
         options=BatchOptions(step_options.specification, step_options.types, min(results.step, 2)),
         lane=lane,

@@ -17,6 +17,7 @@ from blpjax.estimation.lane import (
     BATCH_BYTES,
     BatchOptions,
     Lane,
+    build_lane,
     describe,
     describe_layout,
     largest_batch,
@@ -36,7 +37,7 @@ from blpjax.machine.batch_files import fingerprint_of
 from blpjax.machine.batches import Sizes, run_study
 from blpjax.machine.placement import Placement, read_devices
 from blpjax.machine.spread import spread
-from blpjax.model.parameters import BLOCKS, Coefficients, Parameters, compress
+from blpjax.model.parameters import BLOCKS, Parameters, compress
 from blpjax.objective.structure import Specification
 from blpjax.optimize.optimize import Optimization
 from blpjax.problem.problem import Problem
@@ -134,7 +135,7 @@ class MonteCarlo:
             2 if method == "2s" else 1,
             _read_optimizer(optimization, bounds),
         )
-        self._limits = jax.tree.map(jnp.asarray, chosen.limits)
+        self._iteration = chosen
         self._bounds = read_costs_bounds(costs_bounds, problem.model_data.supply is not None)
         self._truth = build_truth(simulation, (xi_variance, omega_variance, correlation))
         self._plan = None
@@ -244,19 +245,9 @@ class MonteCarlo:
     def _shared(self) -> Lane:
         """All of a lane; what replications draw anew is replaced."""
         problem, parameters = self.problem, self._parameters
-        data = problem.model_data.at(costs_bounds=self._bounds)
-        lower, upper = parameters.bounds
-        return Lane(
-            economy=problem.economy,
-            data=data,
-            fixed=Coefficients(*(jnp.asarray(getattr(parameters.start, name)) for name in BLOCKS)),
-            theta=jnp.asarray(parameters.theta),
-            lower=jnp.asarray(lower),
-            upper=jnp.asarray(upper),
-            delta=jnp.zeros(problem.N),
-            cluster_ids=jnp.asarray(problem.clusters[0]),
-            limits=self._limits,
-        )
+        data, nowhere = problem.model_data.at(costs_bounds=self._bounds), np.zeros(problem.N)
+        model = parameters, self._iteration, problem.economy, data
+        return build_lane(*model, parameters.theta, nowhere, problem.clusters[0])
 
     @property
     def _replication(self) -> Replication:
