@@ -9,14 +9,13 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
 import blpjax
 from benchmarks import models
 from benchmarks.comparison import compare, outcome_of
 from benchmarks.processes import goal_reached
 from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
+from blpjax.machine import compilation
 from blpjax.machine.lapack import original_lapack_threads
 
 #: Warm ratios to PyBLP, and number of evaluations, that are aimed at.
@@ -32,7 +31,7 @@ def nevo_rows(settings: Settings) -> Iterator[Row]:
 
 
 def _nevo_row(check_optimality: str, settings: Settings) -> Row:
-    jax.clear_caches()
+    compilation.forget_programs()
     problem = models.nevo_problem(blpjax)
     solver = Solver(blpjax, problem, check_optimality)
     first = measure(solver)

@@ -8,7 +8,6 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 import blpjax
@@ -19,6 +18,7 @@ from benchmarks.processes import gibibytes, run_process
 from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
 from benchmarks.supply import Repeated, output_row
+from blpjax.machine import compilation
 
 #: Largest accepted relative differences of estimates from PyBLP's: of optima, and at the same parameters.
 OPTIMUM_TOLERANCE, EVALUATION_TOLERANCE = 1e-4, 1e-8
@@ -30,7 +30,7 @@ PADDING_LIMIT = 1.5
 def nested_rows(settings: Settings) -> Iterator[Row]:
     """Two steps of a plain nested logit, whose mean utilities have a closed form."""
     with quiet():
-        jax.clear_caches()
+        compilation.forget_programs()
         problem = family_models.nested_problem(blpjax, settings.nested)
         pyblp = _import_pyblp(settings)
         other = None if pyblp is None else family_models.nested_problem(pyblp, settings.nested)
@@ -46,7 +46,7 @@ def nested_rows(settings: Settings) -> Iterator[Row]:
 def rcnl_rows(settings: Settings) -> Iterator[Row]:
     """One evaluation and two steps of a random coefficients nested logit. PyBLP takes its two steps once."""
     with quiet():
-        jax.clear_caches()
+        compilation.forget_programs()
         problem = family_models.rcnl_problem(blpjax, settings.rcnl)
         pyblp = _import_pyblp(settings)
         other = None if pyblp is None else family_models.rcnl_problem(pyblp, settings.rcnl)
@@ -58,7 +58,7 @@ def rcnl_rows(settings: Settings) -> Iterator[Row]:
             settings,
             tolerance=EVALUATION_TOLERANCE,
         )
-        jax.clear_caches()
+        compilation.forget_programs()
         yield _estimation_row(
             "RCNL, two steps",
             _size(problem),
@@ -125,7 +125,7 @@ def unequal_rows(settings: Settings) -> Iterator[Row]:
     part = tables.first(markets)
     rows = part.products["market_ids"].size
     with quiet():
-        jax.clear_caches()
+        compilation.forget_programs()
         problem = family_models.unequal_problem(blpjax, tables)
         ours = Repeated(lambda: family_models.unequal_evaluate(blpjax, problem))
         pyblp = _import_pyblp(settings)

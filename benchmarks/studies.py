@@ -9,7 +9,6 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 import blpjax
@@ -18,6 +17,7 @@ from benchmarks.estimation import measure_pyblp, quiet
 from benchmarks.processes import gibibytes, goal_reached, run_process
 from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
+from blpjax.machine import compilation
 
 #: Warm ratio to PyBLP, for each replication, that is aimed at.
 GOAL = 200
@@ -33,7 +33,7 @@ def study_rows(settings: Settings) -> Iterator[Row]:
 
 
 def _batch_row(settings: Settings, supply: bool, size: int, theirs: Timing | None) -> Row:
-    jax.clear_caches()
+    compilation.forget_programs()
     made = study_models.study(blpjax, settings.study_markets, supply)
     first = measure(lambda: made.run(size, batch_size=size))
     results = None

@@ -8,7 +8,6 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 import blpjax
@@ -18,6 +17,7 @@ from benchmarks.estimation import measure_pyblp, quiet
 from benchmarks.processes import gibibytes, goal_reached, run_process
 from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
+from blpjax.machine import compilation
 
 #: Warm ratios to PyBLP that are aimed at.
 AUTOS_GOAL, POST_GOAL, EQUILIBRIUM_GOAL = 100, 20, 50
@@ -32,7 +32,7 @@ OUTPUT_TOLERANCE = 1e-6
 def autos_rows(settings: Settings) -> Iterator[Row]:
     """Two clustered steps from the tutorial's starting values, standard errors and Hessians included."""
     with quiet():
-        jax.clear_caches()
+        compilation.forget_programs()
         problem = models.autos_problem(blpjax)
         solver = Repeated(lambda: models.autos_solve(blpjax, problem))
         first, warm = measure(solver), measure(solver, settings.warm)
@@ -84,7 +84,7 @@ def autos_failure(results: Any) -> str:
 def post_rows(settings: Settings) -> Iterator[Row]:
     """Everything after estimation of the automobiles at the starting values, and a merger."""
     with quiet():
-        jax.clear_caches()
+        compilation.forget_programs()
         results = models.autos_evaluate(blpjax, models.autos_problem(blpjax))
         pyblp = _import_pyblp() if settings.pyblp else None
         others = None if pyblp is None else models.autos_evaluate(pyblp, models.autos_problem(pyblp))
@@ -105,7 +105,7 @@ def post_rows(settings: Settings) -> Iterator[Row]:
 def equilibrium_rows(settings: Settings) -> Iterator[Row]:
     """Prices and shares of simulated markets from the same primitives."""
     with quiet():
-        jax.clear_caches()
+        compilation.forget_programs()
         ours = models.simulation(blpjax, settings.equilibrium)
         pyblp = _import_pyblp() if settings.pyblp else None
         theirs = None if pyblp is None else models.simulation(pyblp, settings.equilibrium)

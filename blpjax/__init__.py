@@ -12,11 +12,11 @@ import jax as _jax
 
 _jax.config.update("jax_enable_x64", True)
 
-from blpjax.machine import compilation as _compilation  # noqa: E402
+from blpjax.machine import caches as _caches  # noqa: E402
 from blpjax.machine import lapack as _lapack  # noqa: E402
 from blpjax.outputs import micro as _micro  # noqa: E402
 
-_compilation.configure_cache()
+_caches.configure_cache()
 _lapack.limit_lapack_threads()
 
 from blpjax import data, exceptions, options  # noqa: E402

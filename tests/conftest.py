@@ -28,7 +28,10 @@ def compilation_cache() -> Path:
 # The environment rather than `jax.config`: set before blpjax is imported, it reaches the processes that tests start.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compilation_cache())
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+os.environ.setdefault("BLPJAX_COMPILATION_CACHE", os.environ["JAX_COMPILATION_CACHE_DIR"])
+# What tests compile themselves is small and runs once.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 # Parallel test processes share a GPU: none may take all of its memory when it starts.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Figures go to files.
@@ -40,6 +43,7 @@ jaxtyping.install_import_hook("blpjax", "beartype.beartype")
 import jax  # noqa: E402
 
 import blpjax.economy.buckets  # noqa: E402  (turns on 64-bit)
+from blpjax.machine import compilation  # noqa: E402
 from tests.support.silence import silent  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -73,6 +77,20 @@ def several_buckets() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def unstored_programs() -> Iterator[None]:
+    """Neither keep programs on disk nor take them from there: for tests that replace code that programs are made of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compilation, "program_store", lambda: None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _unstored_where_code_is_replaced(request: pytest.FixtureRequest) -> None:
+    if "monkeypatch" in request.fixturenames:
+        request.getfixturevalue("unstored_programs")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
     """Forget compiled programs after each module.
@@ -80,4 +98,4 @@ def _forget_programs() -> Iterator[None]:
     Each takes some of the memory maps that Linux allows a process (65,530), and a process without any left is aborted.
     """
     yield
-    jax.clear_caches()
+    compilation.forget_programs()

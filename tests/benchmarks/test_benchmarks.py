@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pyblp
 import pytest
@@ -38,7 +37,7 @@ TINY = Settings(
 @pytest.fixture(autouse=True)
 def kept_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that other tests compiled stay: compile times do not matter here."""
-    monkeypatch.setattr(jax, "clear_caches", lambda: None)
+    monkeypatch.setattr("blpjax.machine.compilation.forget_programs", lambda: None)
 
 
 def only_row(rows: Iterator[Row]) -> Row:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from blpjax.estimation import lanes
-from blpjax.machine import spread
+from blpjax.machine import compilation, spread
 from tests.support.study_design import study
 
 
@@ -114,11 +114,11 @@ def test_vectorised_lanes_are_estimated_alike(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(lanes, "ROUND", 1)
     monkeypatch.setattr(lanes, "_pad_lanes", pad_lanes)
     monkeypatch.setattr(spread, "_cores", lambda: 1)
-    jax.clear_caches()  # programs are not found by what was replaced
+    compilation.forget_programs()  # programs are not found by what was replaced
     try:
         together = made.run(10, batch_size=10).table
     finally:
-        jax.clear_caches()
+        compilation.forget_programs()
     assert min(widths) < 10
     assert (together["status"] == alone["status"]).all()
     for column in ("estimate", "standard_error", "objective"):

@@ -17,6 +17,7 @@ import scipy.optimize
 import blpjax
 from blpjax import Formulation, Integration, Iteration, Optimization, Problem
 from blpjax.exceptions import ConvergenceWarning, DataError, DataWarning, IdentificationError, IdentificationWarning
+from blpjax.machine import compilation
 from tests.support.problems import FORMULAS, PI, SIGMA, build, evaluate, small_tables
 from tests.support.programs import compilations
 from tests.support.silence import quiet
@@ -322,7 +323,7 @@ def test_bad_tables_are_refused_before_anything_is_compiled(kind: str, compiled:
 @pytest.fixture
 def compiled() -> Any:
     """Programs that are compiled, or read from a cache, during the test."""
-    jax.clear_caches()
+    compilation.forget_programs()
     with compilations() as seen:
         yield seen
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import jax
 
+from blpjax.machine.compilation import READ_EVENT
+
 
 @contextlib.contextmanager
 def compilations() -> Iterator[list[str]]:
-    """Programs that are compiled in the block, or read from the persistent cache."""
+    """Programs that are compiled in the block, or read from disk."""
     seen: list[str] = []
 
     def listen(event: str, duration: float, **_: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
+        if event in ("/jax/core/compile/backend_compile_duration", READ_EVENT):
             seen.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)

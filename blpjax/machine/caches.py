@@ -1,0 +1,53 @@
+"""Where compiled programs are kept between processes."""
+
+import hashlib
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+#: Set to ``0`` to leave JAX's configuration alone and keep nothing, or to a directory to keep programs there.
+VARIABLE = "BLPJAX_COMPILATION_CACHE"
+
+
+def configure_cache() -> None:
+    """Point JAX's compilation cache at a directory of this machine's kind, unless the user has configured one."""
+    choice = os.environ.get(VARIABLE, "")
+    configured = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if choice == "0" or configured or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    directory = cache_directory(choice)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return  # a read-only home directory: everything works, only slower
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # the many small programs of an estimation add up: keep those too
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+
+
+def cache_directory(choice: str | Path = "") -> Path:
+    """Where programs for this version of jaxlib and this kind of processor are kept: below the user's choice if any."""
+    base = Path(choice)
+    if not choice:
+        home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+        base = (Path(home) if home else Path.home() / ".cache") / "blpjax"
+    kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
+    return base / f"jaxlib-{version('jaxlib')}-{platform.machine()}-{kind}"
+
+
+def _processor() -> str:
+    """What distinguishes processors that cannot run each other's programs."""
+    if sys.platform == "linux":
+        try:
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+        except OSError:
+            lines = []
+        for line in lines:
+            if line.startswith(("flags", "Features")):
+                return line
+    return platform.processor()
