@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
@@ -100,6 +101,19 @@ def invert_shares(
     limits, method : see `blpjax.Iteration`.
     """
     return implicit(partial(_solve, method), _share_gap, _solve_jacobian, market, start, limits)
+
+
+def plain_inversion(
+    method: FixedPointMethod, limits: FixedPointLimits
+) -> tuple[FixedPointMethod | None, FixedPointLimits]:
+    """What a safeguarded inversion begins with, as a method and limits of its own; None where nothing would follow.
+
+    Where this succeeds in all markets, the safeguarded method does exactly the same.
+    """
+    if method.name != "anderson" or not method.safeguard or method.nonlinear:
+        return None, limits
+    fewer = np.minimum(np.asarray(limits.max_evaluations), _ACCELERATED)
+    return method._replace(safeguard=False), limits._replace(max_evaluations=fewer)
 
 
 def _solve(method: FixedPointMethod, observed: ObservedMarket, start: Array, limits: FixedPointLimits) -> FixedPoint:

@@ -116,6 +116,11 @@ class GMM(eqx.Module):
         """Data of the moments."""
         return self.model.data
 
+    def without_rescue(self) -> "GMM | None":
+        """See `StructuralModel.without_rescue`."""
+        model = self.model.without_rescue()
+        return None if model is None else GMM(model, self.weighting, self.scale)
+
     def evaluate(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Evaluation:
         """Objective, gradient and the Jacobian of its least-squares residuals, from one inversion of the shares."""
         values, push, found = jax.linearize(lambda theta: self.vary(theta, start), theta, has_aux=True)

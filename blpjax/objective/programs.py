@@ -13,6 +13,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from blpjax.exceptions import succeeded
 from blpjax.machine.compilation import program
 from blpjax.model.parameters import Coefficients
 from blpjax.objective.blocks import Point
@@ -28,9 +29,23 @@ FARTHEST_PREDICTION = 5.0
 HESSIAN_ELEMENTS = 2**25
 
 
+def evaluate(objective: GMM, theta: Float[Array | np.ndarray, " P"], start: Float[Array, " N"]) -> Evaluation:
+    """The objective and its derivatives at theta, with inversions from `start`.
+
+    The rescue of inversions that acceleration does not finish is much code that is hardly ever needed: the program that
+    has it is compiled, and all markets are inverted with it, only when some market asks for it.
+    """
+    theta, plain = jnp.asarray(theta), objective.without_rescue()
+    if plain is None:
+        return _evaluate(objective, theta, start)
+    found = _evaluate(plain, theta, start)
+    if succeeded(np.asarray(found.inversion.status)).all():
+        return found
+    return _evaluate(objective, theta, start)
+
+
 @program(effort=1)
-def evaluate(objective: GMM, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Evaluation:
-    """The objective and its derivatives at theta, with inversions from `start`."""
+def _evaluate(objective: GMM, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Evaluation:
     return objective.evaluate(theta, start)
 
 

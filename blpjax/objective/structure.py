@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from blpjax.economy.buckets import Economy
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.kernels.contraction import plain_inversion
 from blpjax.model.inversion import Inversion, invert_economy
 from blpjax.model.parameters import Coefficients, ParameterLayout, expand
 from blpjax.model.pricing import compute_markups
@@ -85,6 +86,14 @@ class StructuralModel(eqx.Module):
         """The same model where inversions return where they start: for derivatives at solutions that are known."""
         specification = self.specification._replace(method=FixedPointMethod("return"))
         return StructuralModel(specification, self.economy, self.data, self.fixed, self.limits)
+
+    def without_rescue(self) -> "StructuralModel | None":
+        """The same model where inversions end when acceleration fails, None where nothing would be done then."""
+        method, limits = plain_inversion(self.specification.method, self.limits)
+        if method is None:
+            return None
+        specification = self.specification._replace(method=method)
+        return StructuralModel(specification, self.economy, self.data, self.fixed, limits)
 
     def at(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Structure:
         """Mean utilities, found from `start`, costs, and what concentrated parameters have to explain."""
