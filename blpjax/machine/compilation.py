@@ -36,7 +36,7 @@ _SILENT = 2.0
 class Program:
     """A function that is compiled, one executable for each structure of its arguments.
 
-    An executable is kept in memory and, where what it depends on means the same in another process, in the `Store`.
+    An executable is kept in memory, in `executables`, and, where what it depends on means the same in another process, in the `Store`.
     Arguments that are spread over devices, and settings of JAX for debugging, leave everything to `jax.jit`.
     """
 
@@ -47,7 +47,7 @@ class Program:
         self.effort = effort
         self.static_argnums = frozenset(static_argnums)
         self.filtered = filtered
-        self._executables: dict[Any, _Executable | None] = {}
+        self.executables: dict[Any, _Executable | None] = {}
         functools.update_wrapper(self, function)
         _programs.add(self)
 
@@ -63,20 +63,16 @@ class Program:
         key: Any = None
         if values is not None:
             key = (tree, statics, tuple(_kind(value) for value in values), settings())
-            if key not in self._executables:
-                self._executables[key] = self._build(key)
-            executable = self._executables[key]
+            if key not in self.executables:
+                self.executables[key] = self._build(key)
+            executable = self.executables[key]
             if executable is not None:
                 return executable(values)
         return self._jitted(*arguments, **options)
 
-    def cache_size(self) -> int:
-        """How many executables there are."""
-        return len(self._executables)
-
     def forget(self) -> None:
         """Forget all executables."""
-        self._executables.clear()
+        self.executables.clear()
 
     # arguments
 

@@ -161,10 +161,10 @@ def test_programs_differ_by_shapes_static_values_and_settings(kept: Store) -> No
     program = package_program(scaled, static_argnums=(1,))
     for x, n in ((np.ones(2), 2), (np.ones(3), 2), (np.ones(2), 3), (np.ones(2, int), 2), (np.ones(2), 2)):
         np.testing.assert_array_equal(program(x, n), x * n)
-    assert program.cache_size() == len(list(kept.directory.iterdir())) == 4
+    assert len(program.executables) == len(list(kept.directory.iterdir())) == 4
     with jax.default_matmul_precision("float32"):
         program(np.ones(2), 2)
-    assert program.cache_size() == 5
+    assert len(program.executables) == 5
 
 
 def test_programs_that_call_python_are_not_kept(kept: Store) -> None:
