@@ -36,8 +36,9 @@ _SILENT = 2.0
 class Program:
     """A function that is compiled, one executable for each structure of its arguments.
 
-    An executable is kept in memory, in `executables`, and, where what it depends on means the same in another process, in the `Store`.
-    Arguments that are spread over devices, and settings of JAX for debugging, leave everything to `jax.jit`.
+    An executable is kept in memory, in `executables`, and, where what it depends on means the same in another process,
+    in the `Store`. Arguments that are spread over devices, and settings of JAX for debugging, leave everything to
+    `jax.jit`.
     """
 
     def __init__(
