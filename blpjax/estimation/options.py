@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options
@@ -228,7 +227,7 @@ def read_moment_blocks(blocks: Any, data: ModelData) -> tuple[MomentBlock, ...]:
 def refuse_pseudo_inverse(weights: np.ndarray, instrument_labels: Sequence[str]) -> None:
     """Raise `IdentificationError` when a weighting matrix (M, M) is a pseudo-inverse and these are not wanted."""
     M = len(weights)
-    if options.pseudo_inverses or (rank := int(iv.numerical_rank(jnp.asarray(weights)))) == M:
+    if options.pseudo_inverses or (rank := int(iv.numerical_rank(np.asarray(weights)))) == M:
         return
     raise IdentificationError(
         f"The {M} instruments {', '.join(map(repr, instrument_labels))} have rank {rank}, so the initial weighting "

@@ -85,9 +85,9 @@ class Program:
         """Arrays on the default device, None where there are others, and static leaves with holes for arrays."""
         if jax.config.jax_disable_jit or jax.config.jax_debug_nans or jax.config.jax_debug_infs:  # type: ignore[attr-defined]
             return None, ()
-        if jax.config.jax_default_device is not None:  # type: ignore[attr-defined]
-            return None, ()
         device = _device()
+        if jax.config.jax_default_device not in (None, *device):  # type: ignore[attr-defined]
+            return None, ()
         values: list[Any] = []
         statics: list[Any] = []
         for leaf in leaves:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax.economy.buckets import Economy
@@ -107,11 +108,11 @@ class MomentBlock(eqx.Module):
     if TYPE_CHECKING:  # a field or a property of subclasses
 
         @property
-        def instruments(self) -> Float[Array, "N M"]:
+        def instruments(self) -> Float[Any, "N M"]:
             """(N, M) instruments, for averages and their covariances."""
 
     @property
-    def Z(self) -> Float[Array, "N M"]:
+    def Z(self) -> Float[Any, "N M"]:
         """(N, M) instruments of averages, where these differ from those of covariances."""
         return self.instruments
 
@@ -133,7 +134,7 @@ class MomentBlock(eqx.Module):
         """Averaged moments (M,). `weights` (N,) say how often products count."""
         return iv.average_moments([self.Z], [self.residuals(point)], weights)
 
-    def initial_weights(self, weights: Float[Array, " N"] | None) -> Float[Array, "M M"]:
+    def initial_weights(self, weights: Float[Any, " N"] | None) -> Float[Any, "M M"]:
         """The block (M, M) of the initial weighting matrix, that of 2SLS."""
         return iv.initial_weights([self.instruments], weights)
 
@@ -149,7 +150,7 @@ class SampleMoments(MomentBlock):
     resampled: ClassVar[bool] = False
 
     @property
-    def instruments(self) -> Float[Array, "N M"]:
+    def instruments(self) -> Float[Any, "N M"]:
         """There are none."""
         raise AttributeError(f"{type(self).__name__} has no instruments: its moments are no averages over products.")
 
@@ -170,9 +171,9 @@ class SampleMoments(MomentBlock):
         """The moments (M,), whatever the weights of products."""
         return self.values(point)
 
-    def initial_weights(self, weights: Float[Array, " N"] | None) -> Float[Array, "M M"]:
+    def initial_weights(self, weights: Float[Any, " N"] | None) -> Float[Any, "M M"]:
         """Zeros (M, M)."""
-        return jnp.zeros((self.size, self.size))
+        return np.zeros((self.size, self.size))
 
 
 class LinearMoments(MomentBlock):
@@ -182,12 +183,12 @@ class LinearMoments(MomentBlock):
     supply: bool = eqx.field(static=True)
 
     @property
-    def instruments(self) -> Float[Array, "N M"]:
+    def instruments(self) -> Float[Any, "N M"]:
         """(N, M) instruments of covariances."""
         return self.equation.instruments
 
     @property
-    def Z(self) -> Float[Array, "N M"]:
+    def Z(self) -> Float[Any, "N M"]:
         """(N, M) residualised instruments."""
         return self.equation.Z
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,6 +22,17 @@ from blpjax.objective.blocks import (
     SampleMoments,
 )
 from blpjax.objective.equations import Equation, Supply
+
+
+class Uncertainty(NamedTuple):
+    """What covariances of moments consist of.
+
+    `residuals` (N,) belong to the blocks of moments that are averages over products, and `samples` are covariances of
+    the moments of other samples.
+    """
+
+    residuals: list[Float[Any, " _"]]
+    samples: list[Float[Any, "_ _"]]
 
 
 class ModelData(eqx.Module):
@@ -92,10 +103,9 @@ class ModelData(eqx.Module):
         more = sorted((*self.more, *blocks), key=lambda block: isinstance(block, SampleMoments))
         return dataclasses.replace(self._with_equations(equations), more=tuple(more))
 
-    def initial_weights(self) -> Float[Array, "M M"]:
+    def initial_weights(self) -> Float[Any, "M M"]:
         """The weighting matrix (M, M) of 2SLS, and what other blocks begin with."""
-        W: Array = jax.scipy.linalg.block_diag(*(block.initial_weights(self.weights) for block in self.blocks))
-        return W
+        return iv.block_diagonal([block.initial_weights(self.weights) for block in self.blocks])
 
     def averages(self, point: Point) -> Float[Array, " M"]:
         """Averaged moments ``gbar`` (M,)."""
@@ -108,7 +118,7 @@ class ModelData(eqx.Module):
         return rows
 
     @property
-    def instruments(self) -> list[Float[Array, "_ _"]]:
+    def instruments(self) -> list[Float[Any, "_ _"]]:
         """Instruments (N, M) of each block whose moments are averages over products, for their covariances."""
         return [block.instruments for block in self.product_blocks]
 
@@ -120,20 +130,25 @@ class ModelData(eqx.Module):
         """What each product contributes to the moments that are averages over products."""
         return iv.moment_contributions(self.instruments, self.residuals(point))
 
+    def uncertainty(self, point: Point) -> "Uncertainty":
+        """What covariances of moments consist of at a point."""
+        samples = [block.covariances(point) for block in self.more if isinstance(block, SampleMoments)]
+        return Uncertainty(self.residuals(point), samples)
+
     def covariances(
         self,
-        point: Point,
+        uncertainty: "Uncertainty",
         *,
         kind: str,
         center: bool,
-        cluster_ids: Int[Array, " N"] | None,
+        cluster_ids: Int[Any, " N"] | None,
         n_clusters: int | None,
-    ) -> Float[Array, "M M"]:
+    ) -> Float[Any, "M M"]:
         """Covariances S (M, M) of moments times sqrt(N). Arguments are those of `iv.moment_covariances`."""
         size = sum(block.size for block in self.product_blocks)
         S = iv.moment_covariances(
             self.instruments,
-            self.residuals(point),
+            uncertainty.residuals,
             kind=kind,
             center=center,
             cluster_ids=cluster_ids,
@@ -141,11 +156,7 @@ class ModelData(eqx.Module):
             weights=self.weights,
             mean=None if self.offset is None else self.offset[:size],
         )
-        samples = [block for block in self.more if isinstance(block, SampleMoments)]
-        if not samples:
-            return S
-        joint: Array = jax.scipy.linalg.block_diag(S, *(self.count * block.covariances(point) for block in samples))
-        return joint
+        return iv.block_diagonal([S, *(self.count * sample for sample in uncertainty.samples)])
 
     def at(
         self,

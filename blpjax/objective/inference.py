@@ -1,9 +1,9 @@
 """What a GMM step reports beside theta."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from blpjax.objective import iv
 
@@ -26,11 +26,11 @@ class StepSummary(eqx.Module):
     that is simulation error, None unless agents were drawn again.
     """
 
-    parameters: Float[Array, " P"]
-    moments: Float[Array, " M"]
-    moments_jacobian: Float[Array, "M P"]
-    moments_covariances: Float[Array, "M M"]
-    updated_W: Float[Array, "M M"]
+    parameters: Float[Any, " P"]
+    moments: Float[Any, " M"]
+    moments_jacobian: Float[Any, "M P"]
+    moments_covariances: Float[Any, "M M"]
+    updated_W: Float[Any, "M M"]
     inference: iv.Inference
-    covariances_rank: Int[Array, ""]
-    simulation_covariances: Float[Array, "M M"] | None = None
+    covariances_rank: Int[Any, ""]
+    simulation_covariances: Float[Any, "M M"] | None = None

@@ -1,10 +1,12 @@
 """Linear IV-GMM, weighting matrices, covariances and specification tests.
 
 Nothing here knows about demand: the functions take instruments, residuals and averaged moments, and work under
-`jax.jit` and `jax.vmap`. Several equations (demand and supply) are sequences with one entry per equation; one equation
-is a sequence of one. Only array shapes and what chooses a formula (`kind`, `se_type`, `step`, `center`, `n_clusters`)
-are static. Equation numbers are those of the PyBLP documentation. Sums over observations can be weighted: `weights`
-(N,) say how often each observation counts, as in a bootstrap sample, and N is then their sum.
+`jax.jit` and `jax.vmap`. Given nothing but NumPy's arrays they compute with NumPy, and nothing is compiled.
+
+Several equations (demand and supply) are sequences with one entry per equation; one equation is a sequence of one.
+Only array shapes and what chooses a formula (`kind`, `se_type`, `step`, `center`, `n_clusters`) are static. Equation
+numbers are those of the PyBLP documentation. Sums over observations can be weighted: `weights` (N,) say how often
+each observation counts, as in a bootstrap sample, and N is then their sum.
 
 Letters: N observations, M moments, K linear parameters, P parameters, E equations.
 
@@ -12,7 +14,9 @@ Letters: N observations, M moments, K linear parameters, P parameters, E equatio
     W = weighting matrix (M, M)  S = moment covariances (M, M)    L: W = L L' (M, M)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -36,15 +40,15 @@ class LinearStep(eqx.Module):
         returned.
     """
 
-    coefficient_map: Float[Array, "K M"]
-    moment_map: Float[Array, "M M"]
-    rank: Int[Array, ""]
+    coefficient_map: Float[Any, "K M"]
+    moment_map: Float[Any, "M M"]
+    rank: Int[Any, ""]
 
-    def coefficients(self, b: Float[Array, "M *R"]) -> Float[Array, "K *R"]:
+    def coefficients(self, b: Float[Any, "M *R"]) -> Float[Any, "K *R"]:
         """Coefficients that minimise (b - A beta)' W (b - A beta), for one vector b or for each column of a matrix."""
         return self.coefficient_map @ b
 
-    def moments(self, b: Float[Array, "M *R"]) -> Float[Array, "M *R"]:
+    def moments(self, b: Float[Any, "M *R"]) -> Float[Any, "M *R"]:
         """Averaged moments b - A beta at these coefficients; for columns Z' dY / N, the Jacobian of these moments."""
         return self.moment_map @ b
 
@@ -62,10 +66,10 @@ class Inference(eqx.Module):
         then come from a pseudo-inverse, mean nothing.
     """
 
-    covariances: Float[Array, "P P"]
-    standard_errors: Float[Array, " P"]
-    sensitivity: Float[Array, "P M"]
-    rank: Int[Array, ""]
+    covariances: Float[Any, "P P"]
+    standard_errors: Float[Any, " P"]
+    sensitivity: Float[Any, "P M"]
+    rank: Int[Any, ""]
 
 
 class ChiSquaredTest(eqx.Module):
@@ -78,12 +82,12 @@ class ChiSquaredTest(eqx.Module):
     p_value : probability of a larger statistic under the null hypothesis, NaN without degrees of freedom.
     """
 
-    statistic: Float[Array, ""]
-    degrees_of_freedom: Float[Array, ""]
-    p_value: Float[Array, ""]
+    statistic: Float[Any, ""]
+    degrees_of_freedom: Float[Any, ""]
+    p_value: Float[Any, ""]
 
 
-def linear_step(A: Float[Array, "M K"], W: Float[Array, "M M"]) -> LinearStep:
+def linear_step(A: Float[Any, "M K"], W: Float[Any, "M M"]) -> LinearStep:
     """Prepare the linear IV-GMM step for a weighting matrix that may be singular. K may be zero.
 
     Source: equation (3.15); variable projection as in Golub and Pereyra (1973). Least squares on L'A instead of the
@@ -93,45 +97,44 @@ def linear_step(A: Float[Array, "M K"], W: Float[Array, "M M"]) -> LinearStep:
     L = weight_factor(W)
     scaled_inverse, rank = _column_scaled_pseudo_inverse(L.T @ A)
     coefficient_map = scaled_inverse @ L.T
-    return LinearStep(coefficient_map, jnp.eye(A.shape[0], dtype=A.dtype) - A @ coefficient_map, rank)
+    return LinearStep(coefficient_map, namespace(A, W).eye(A.shape[0], dtype=A.dtype) - A @ coefficient_map, rank)
 
 
-def weight_factor(W: Float[Array, "M M"]) -> Float[Array, "M M"]:
+def weight_factor(W: Float[Any, "M M"]) -> Float[Any, "M M"]:
     """L with W = L L', from eigenvalues. W may be singular; eigenvalues that rounding made negative count as zero."""
+    xp = namespace(W)
     scaled, scale = _unit_diagonal(W)
-    eigenvalues, vectors = jnp.linalg.eigh(scaled)
+    eigenvalues, vectors = _decompose(xp.linalg.eigh, scaled)
     # the square root would turn rounding errors of a singular W into weights of relative size 1e-8
     positive = ~(eigenvalues <= _tolerance(W.shape[0]) * eigenvalues.max())
-    return vectors * jnp.sqrt(jnp.where(positive, eigenvalues, 0.0))[None, :] * scale[:, None]
+    return vectors * xp.sqrt(xp.where(positive, eigenvalues, 0.0))[None, :] * scale[:, None]
 
 
 def cross_moments(
-    Z: Sequence[Float[Array, "_ _"]], X: Sequence[Float[Array, "_ _"]], weights: Float[Array, " N"] | None = None
-) -> Float[Array, "M K"]:
+    Z: Sequence[Float[Any, "_ _"]], X: Sequence[Float[Any, "_ _"]], weights: Float[Any, " N"] | None = None
+) -> Float[Any, "M K"]:
     """A = Z'X / N, block diagonal over equations."""
     _check_equations(Z, X, "X")
-    A: Array = jax.scipy.linalg.block_diag(*(_mean_product(z, x, weights) for z, x in zip(Z, X, strict=True)))
-    return A
+    return block_diagonal([_mean_product(z, x, weights) for z, x in zip(Z, X, strict=True)])
 
 
 def average_moments(
-    Z: Sequence[Float[Array, "_ _"]], Y: Sequence[Float[Array, "_ *R"]], weights: Float[Array, " N"] | None = None
-) -> Float[Array, "M *R"]:
+    Z: Sequence[Float[Any, "_ _"]], Y: Sequence[Float[Any, "_ *R"]], weights: Float[Any, " N"] | None = None
+) -> Float[Any, "M *R"]:
     """Z'Y / N stacked over equations, for residuals (N,) or for each column of derivatives (N, R). Equation (3.11)."""
     _check_equations(Z, Y, "Y")
-    return jnp.concatenate([_mean_product(z, y, weights) for z, y in zip(Z, Y, strict=True)])
+    return namespace(*Z, *Y).concatenate([_mean_product(z, y, weights) for z, y in zip(Z, Y, strict=True)])
 
 
-def initial_weights(Z: Sequence[Float[Array, "_ _"]], weights: Float[Array, " N"] | None = None) -> Float[Array, "M M"]:
+def initial_weights(Z: Sequence[Float[Any, "_ _"]], weights: Float[Any, " N"] | None = None) -> Float[Any, "M M"]:
     """The 2SLS weighting matrix: (Z'Z / N)^{-1}, block diagonal over equations. Equation (3.23).
 
     Collinear instruments get a pseudo-inverse. The linear step does not depend on which one.
     """
-    W: Array = jax.scipy.linalg.block_diag(*(_scaled_inverse(_mean_product(z, z, weights))[0] for z in Z))
-    return W
+    return block_diagonal([_scaled_inverse(_mean_product(z, z, weights))[0] for z in Z])
 
 
-def updated_weights(S: Float[Array, "M M"]) -> Float[Array, "M M"]:
+def updated_weights(S: Float[Any, "M M"]) -> Float[Any, "M M"]:
     """W = S^{-1}, equation (3.24), or the Moore-Penrose inverse of a singular S, as with fewer clusters than moments.
 
     Singularity is judged, and a regular S inverted, after scaling S to a unit diagonal, so that units of instruments do
@@ -140,11 +143,12 @@ def updated_weights(S: Float[Array, "M M"]) -> Float[Array, "M M"]:
     inverse, rank = _scaled_inverse(S)
     M = S.shape[0]
     # The unscaled pseudo-inverse, with this tolerance, is what PyBLP gives for singular matrices.
-    pseudo_inverse = jnp.linalg.pinv(S, rtol=M * float(np.finfo(S.dtype).eps))
-    return jnp.where(rank == M, inverse, pseudo_inverse)
+    xp = namespace(S)
+    pseudo_inverse = _decompose(partial(xp.linalg.pinv, rtol=M * float(np.finfo(S.dtype).eps)), S)
+    return xp.where(rank == M, inverse, pseudo_inverse)
 
 
-def numerical_rank(S: Float[Array, "M M"]) -> Int[Array, ""]:
+def numerical_rank(S: Float[Any, "M M"]) -> Int[Any, ""]:
     """Rank of a positive semidefinite matrix scaled to a unit diagonal.
 
     For S or Z'Z / N, a rank below M means that instruments are collinear, or clusters fewer than moments.
@@ -152,25 +156,23 @@ def numerical_rank(S: Float[Array, "M M"]) -> Int[Array, ""]:
     return _scaled_inverse(S)[1]
 
 
-def moment_contributions(
-    Z: Sequence[Float[Array, "_ _"]], residuals: Sequence[Float[Array, " _"]]
-) -> Float[Array, "N M"]:
+def moment_contributions(Z: Sequence[Float[Any, "_ _"]], residuals: Sequence[Float[Any, " _"]]) -> Float[Any, "N M"]:
     """Contribution of each observation to each moment, its instruments times its residual. Equation (3.12)."""
     _check_equations(Z, residuals, "residuals")
-    return jnp.concatenate([z * u[:, None] for z, u in zip(Z, residuals, strict=True)], axis=1)
+    return namespace(*Z, *residuals).concatenate([z * u[:, None] for z, u in zip(Z, residuals, strict=True)], axis=1)
 
 
 def moment_covariances(
-    Z: Sequence[Float[Array, "_ _"]],
-    residuals: Sequence[Float[Array, " _"]],
+    Z: Sequence[Float[Any, "_ _"]],
+    residuals: Sequence[Float[Any, " _"]],
     *,
     kind: str,
     center: bool = True,
-    cluster_ids: Int[Array, " N"] | None = None,
+    cluster_ids: Int[Any, " N"] | None = None,
     n_clusters: int | None = None,
-    weights: Float[Array, " N"] | None = None,
-    mean: Float[Array, " M"] | None = None,
-) -> Float[Array, "M M"]:
+    weights: Float[Any, " N"] | None = None,
+    mean: Float[Any, " M"] | None = None,
+) -> Float[Any, "M M"]:
     """Covariances S of the moments, jointly over equations, without small-sample factors. Equations (3.25)-(3.28).
 
     Parameters
@@ -194,12 +196,13 @@ def moment_covariances(
     N = Z[0].shape[0]
     if kind == "unadjusted":
         _check_equations(Z, residuals, "residuals")
-        u = jnp.stack([u - _mean(u, weights) for u in residuals])
+        xp = namespace(*Z, *residuals)
+        u = xp.stack([u - _mean(u, weights) for u in residuals])
         error_covariances = _mean_product(u.T, u.T, weights)
         products = [[_products(Zi, Zj, weights) for Zj in Z] for Zi in Z]
         count = _count(Z[0], weights)
         blocks = [[error_covariances[i, j] * p / count for j, p in enumerate(row)] for i, row in enumerate(products)]
-        return jnp.block(blocks)
+        return xp.block(blocks)
     g = moment_contributions(Z, residuals)
     if center:
         g = g - _mean(g, weights)[None, :]
@@ -213,9 +216,9 @@ def moment_covariances(
 
 
 def parameter_inference(
-    G: Float[Array, "M P"],
-    W: Float[Array, "M M"],
-    S: Float[Array, "M M"],
+    G: Float[Any, "M P"],
+    W: Float[Any, "M M"],
+    S: Float[Any, "M M"],
     *,
     N: ArrayLike,
     se_type: str,
@@ -246,22 +249,23 @@ def parameter_inference(
     L = weight_factor(updated_weights(S) if unadjusted and step == 1 else W)
     inverse, rank = _column_scaled_pseudo_inverse(L.T @ G)
     # Without identification any choice is arbitrary: PyBLP's is the pseudo-inverse of G'WG, unscaled.
-    P = G.shape[1]
-    arbitrary = jnp.linalg.pinv(G.T @ L @ L.T @ G, rtol=P * jnp.finfo(G.dtype).eps, hermitian=True) @ G.T @ L
-    inverse = jnp.where(rank == P, inverse, arbitrary)
+    P, xp = G.shape[1], namespace(G, W, S)
+    invert = partial(xp.linalg.pinv, rtol=P * float(np.finfo(G.dtype).eps), hermitian=True)
+    inverse = xp.where(rank == P, inverse, _decompose(invert, G.T @ L @ L.T @ G) @ G.T @ L)
     coefficient_map = inverse @ L.T
     covariances = inverse @ inverse.T if unadjusted else coefficient_map @ S @ coefficient_map.T
     covariances = (covariances + covariances.T) / 2
     return Inference(covariances, standard_errors(covariances, N), -coefficient_map, rank)
 
 
-def standard_errors(covariances: Float[Array, "P P"], N: ArrayLike) -> Float[Array, " P"]:
+def standard_errors(covariances: Float[Any, "P P"], N: ArrayLike) -> Float[Any, " P"]:
     """Square roots of the diagonal of the covariances of sqrt(N) times the estimation error, divided by N."""
-    return jnp.sqrt(jnp.diagonal(covariances) / N)
+    xp = namespace(covariances)
+    return xp.sqrt(xp.diagonal(covariances) / N)
 
 
 def hansen_test(
-    moments: Float[Array, " M"], W: Float[Array, "M M"], *, N: ArrayLike, parameters: ArrayLike
+    moments: Float[Any, " M"], W: Float[Any, "M M"], *, N: ArrayLike, parameters: ArrayLike
 ) -> ChiSquaredTest:
     """Hansen (1982) test of overidentifying restrictions, J = N g'Wg, at an optimal W.
 
@@ -276,10 +280,10 @@ def distance_test(restricted: ArrayLike, unrestricted: ArrayLike, *, restriction
 
 
 def lm_test(
-    moments: Float[Array, " M"],
-    G: Float[Array, "M P"],
-    W: Float[Array, "M M"],
-    covariances: Float[Array, "P P"],
+    moments: Float[Any, " M"],
+    G: Float[Any, "M P"],
+    W: Float[Any, "M M"],
+    covariances: Float[Any, "P P"],
     *,
     N: ArrayLike,
     restrictions: ArrayLike,
@@ -293,9 +297,9 @@ def lm_test(
 
 
 def wald_test(
-    restrictions: Float[Array, "..."],
-    restrictions_jacobian: Float[Array, "..."],
-    covariances: Float[Array, "P P"],
+    restrictions: Float[Any, "..."],
+    restrictions_jacobian: Float[Any, "..."],
+    covariances: Float[Any, "P P"],
     *,
     N: ArrayLike,
 ) -> ChiSquaredTest:
@@ -330,7 +334,7 @@ def check_kind(kind: str, name: str) -> None:
         raise ValueError(f"{name} must be 'robust', 'clustered' or 'unadjusted', not {kind!r}.")
 
 
-def _check_equations(Z: Sequence[Array], values: Sequence[Array], name: str) -> None:
+def _check_equations(Z: Sequence[Any], values: Sequence[Any], name: str) -> None:
     """One entry of `values` per equation, with as many rows as the instruments."""
     if len(Z) != len(values) or not Z:
         raise ValueError(f"Z and {name} must have one entry per equation, but have {len(Z)} and {len(values)} entries.")
@@ -343,30 +347,32 @@ def _check_equations(Z: Sequence[Array], values: Sequence[Array], name: str) -> 
 
 
 def _mean_product(
-    left: Float[Array, "N L"], right: Float[Array, "N *R"], weights: Float[Array, " N"] | None
-) -> Float[Array, "L *R"]:
+    left: Float[Any, "N L"], right: Float[Any, "N *R"], weights: Float[Any, " N"] | None
+) -> Float[Any, "L *R"]:
     """Mean over observations of products of columns."""
     return _products(left, right, weights) / _count(left, weights)
 
 
 def _products(
-    left: Float[Array, "N L"], right: Float[Array, "N *R"], weights: Float[Array, " N"] | None
-) -> Float[Array, "L *R"]:
+    left: Float[Any, "N L"], right: Float[Any, "N *R"], weights: Float[Any, " N"] | None
+) -> Float[Any, "L *R"]:
     return (left if weights is None else left * weights[:, None]).T @ right
 
 
-def _count(values: Float[Array, "N _"], weights: Float[Array, " N"] | None) -> ArrayLike:
+def _count(values: Float[Any, "N _"], weights: Float[Any, " N"] | None) -> ArrayLike:
     """N, or the sum of weights."""
     return values.shape[0] if weights is None else weights.sum()
 
 
-def _mean(values: Float[Array, "N *R"], weights: Float[Array, " N"] | None) -> Float[Array, "*R"]:
+def _mean(values: Float[Any, "N *R"], weights: Float[Any, " N"] | None) -> Float[Any, "*R"]:
     return values.mean(axis=0) if weights is None else weights @ values / weights.sum()
 
 
 def _clustered(
-    g: Float[Array, "N M"], cluster_ids: Int[Array, " N"], n_clusters: int, weights: Float[Array, " N"] | None
-) -> Float[Array, "M M"]:
+    g: Float[Any, "N M"], cluster_ids: Int[Any, " N"], n_clusters: int, weights: Float[Any, " N"] | None
+) -> Float[Any, "M M"]:
+    if isinstance(g, np.ndarray):
+        return _clustered_here(g, np.asarray(cluster_ids), n_clusters)
     sums = jax.ops.segment_sum(g, cluster_ids, num_segments=n_clusters)
     # segment_sum drops observations whose ID is out of range. NaN, rather than covariances without them.
     valid = jnp.all((cluster_ids >= 0) & (cluster_ids < n_clusters))
@@ -376,29 +382,63 @@ def _clustered(
     return jnp.where(valid, (sums * drawn[:, None]).T @ sums / weights.sum(), jnp.nan)
 
 
-def _unit_diagonal(S: Float[Array, "M M"]) -> tuple[Float[Array, "M M"], Float[Array, " M"]]:
+def _clustered_here(g: np.ndarray, cluster_ids: np.ndarray, n_clusters: int) -> np.ndarray:
+    """The same without weights, with NumPy."""
+    if ((cluster_ids < 0) | (cluster_ids >= n_clusters)).any():
+        return np.full((g.shape[1], g.shape[1]), np.nan)
+    sums = np.stack([np.bincount(cluster_ids, column, n_clusters) for column in g.T], axis=1)
+    return sums.T @ sums / g.shape[0]
+
+
+def namespace(*arrays: Any) -> Any:
+    """`numpy` where there is nothing but NumPy's arrays and numbers, `jax.numpy` otherwise."""
+    return np if all(isinstance(array, np.ndarray | np.generic) for array in arrays) else jnp
+
+
+def block_diagonal(blocks: Sequence[Any]) -> Any:
+    """A block-diagonal matrix."""
+    if namespace(*blocks) is jnp:
+        joint: Array = jax.scipy.linalg.block_diag(*blocks)
+        return joint
+    found = np.zeros(np.sum([block.shape for block in blocks], axis=0))
+    row = column = 0
+    for block in blocks:
+        found[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return found
+
+
+def _decompose(function: Callable[[Any], Any], matrix: Any) -> Any:
+    """A function of a matrix that fails in NumPy where it gives NaN in JAX: for what is not finite."""
+    if namespace(matrix) is jnp or np.isfinite(matrix).all():
+        return function(matrix)
+    return jax.tree.map(lambda part: np.full_like(part, np.nan), function(np.zeros_like(matrix)))
+
+
+def _unit_diagonal(S: Float[Any, "M M"]) -> tuple[Float[Any, "M M"], Float[Any, " M"]]:
     """S scaled to a unit diagonal, and the scale. Unscaled, eigenvalues of moments in small units drown in rounding."""
-    diagonal = jnp.diagonal(S)
-    scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
+    xp = namespace(S)
+    diagonal = xp.diagonal(S)
+    scale = xp.sqrt(xp.where(diagonal > 0, diagonal, 1.0))
     return S / scale[:, None] / scale[None, :], scale
 
 
-def _scaled_inverse(S: Float[Array, "M M"]) -> tuple[Float[Array, "M M"], Int[Array, ""]]:
+def _scaled_inverse(S: Float[Any, "M M"]) -> tuple[Float[Any, "M M"], Int[Any, ""]]:
     """Inverse of S from those eigenvalues of the scaled S that are not zero up to rounding, and their number."""
     scaled, scale = _unit_diagonal(S)
-    eigenvalues, vectors = jnp.linalg.eigh(scaled)
+    eigenvalues, vectors = _decompose(namespace(S).linalg.eigh, scaled)
     inverses, rank = _reciprocals(eigenvalues, S.shape[0])
     return (vectors * inverses[None, :]) @ vectors.T / scale[:, None] / scale[None, :], rank
 
 
-def _column_scaled_pseudo_inverse(X: Float[Array, "M K"]) -> tuple[Float[Array, "K M"], Int[Array, ""]]:
+def _column_scaled_pseudo_inverse(X: Float[Any, "M K"]) -> tuple[Float[Any, "K M"], Int[Any, ""]]:
     """Pseudo-inverse of X, by singular values of X with columns of unit length, and its rank."""
-    M, K = X.shape
+    (M, K), xp = X.shape, namespace(X)
     if K == 0:
-        return jnp.zeros((0, M), X.dtype), jnp.asarray(0)
-    norms = jnp.linalg.norm(X, axis=0)
-    scale = jnp.where(norms > 0, norms, 1.0)
-    left, singular_values, right = jnp.linalg.svd(X / scale[None, :], full_matrices=False)
+        return xp.zeros((0, M), X.dtype), xp.asarray(0)
+    norms = xp.linalg.norm(X, axis=0)
+    scale = xp.where(norms > 0, norms, 1.0)
+    left, singular_values, right = _decompose(partial(xp.linalg.svd, full_matrices=False), X / scale[None, :])
     inverses, rank = _reciprocals(singular_values, max(M, K))
     return (right.T * inverses[None, :]) @ left.T / scale[:, None], rank
 
@@ -408,13 +448,14 @@ def _tolerance(size: int) -> float:
     return 10 * size * float(jnp.finfo(jnp.float64).eps)
 
 
-def _reciprocals(values: Float[Array, " K"], size: int) -> tuple[Float[Array, " K"], Int[Array, ""]]:
+def _reciprocals(values: Float[Any, " K"], size: int) -> tuple[Float[Any, " K"], Int[Any, ""]]:
     """Reciprocals of values that are positive beyond rounding, zero for the others and NaN, and how many are."""
     positive = values > 10 * size * float(np.finfo(values.dtype).eps) * values.max()
-    return jnp.where(positive, 1.0 / jnp.where(positive, values, 1.0), 0.0), jnp.sum(positive)
+    xp = namespace(values)
+    return xp.where(positive, 1.0 / xp.where(positive, values, 1.0), 0.0), xp.sum(positive)
 
 
-def _chi_squared_test(statistic: Float[Array, ""], degrees_of_freedom: ArrayLike) -> ChiSquaredTest:
+def _chi_squared_test(statistic: Float[Any, ""], degrees_of_freedom: ArrayLike) -> ChiSquaredTest:
     df = jnp.asarray(degrees_of_freedom, dtype=statistic.dtype)
     # The distribution is undefined without degrees of freedom: evaluate it at one, then mask.
     p_value = jax.scipy.stats.chi2.sf(jnp.maximum(statistic, 0.0), jnp.where(df > 0, df, 1.0))

@@ -17,7 +17,7 @@ from blpjax.model.inversion import Inversion
 from blpjax.model.parameters import Coefficients, all_coefficients, fill_concentrated
 from blpjax.objective import iv
 from blpjax.objective.blocks import Moving, Point
-from blpjax.objective.data import ModelData
+from blpjax.objective.data import ModelData, Uncertainty
 from blpjax.objective.inference import CovarianceTypes, StepSummary
 from blpjax.objective.iv import LinearStep, average_moments, cross_moments, linear_step
 from blpjax.objective.structure import Costs, Specification, StructuralModel, Structure, concentrated_columns
@@ -37,9 +37,9 @@ class Weighting(eqx.Module):
     instruments may have a large one: the objective would be too noisy to be minimised.
     """
 
-    W: Float[Array, "M M"]
-    factor: Float[Array, "M M"]
-    instruments: list[Float[Array, "N _"]]
+    W: Float[Any, "M M"]
+    factor: Float[Any, "M M"]
+    instruments: list[Float[Any, "N _"]]
     step: LinearStep
 
 
@@ -98,6 +98,15 @@ class Concentrated(NamedTuple):
     weighted: Float[Array, " M"]
     estimates: Float[Array, " K"]
     structural: list[Float[Array, " N"]]
+
+
+class Sensitivity(NamedTuple):
+    """Where a GMM step ended: all parameters (P + K,), averaged moments (M,), their Jacobian, and their uncertainty."""
+
+    parameters: Float[Array, " P"]
+    moments: Float[Array, " M"]
+    jacobian: Float[Array, "M P"]
+    uncertainty: Uncertainty
 
 
 class GMM(eqx.Module):
@@ -230,42 +239,22 @@ class GMM(eqx.Module):
         b = self._linear_moments(self.model.dependent(coefficients, delta, tilde_costs))
         return self._fill(coefficients, self.weighting.step.coefficients(b))
 
-    def finish(
-        self,
-        ending: Ending,
-        types: CovarianceTypes,
-        step: int,
-        cluster_ids: Int[Array, " N"],
-        simulation_covariances: Float[Array, "M M"] | None = None,
-    ) -> StepSummary:
-        """Moments, their Jacobian and covariances, and inference about all parameters at the end of a GMM step.
+    def finish(self, ending: Ending, types: CovarianceTypes, step: int, cluster_ids: Int[Array, " N"]) -> StepSummary:
+        """Moments, their Jacobian and covariances, and inference about all parameters at the end of a GMM step."""
+        return summarise(self.data, self.weighting.W, self.sensitivity(ending), types, step, cluster_ids)
 
-        `simulation_covariances` are added to the covariances of moments.
-        """
+    def sensitivity(self, ending: Ending) -> Sensitivity:
+        """All parameters, and how moments depend on them and on the sample, at the end of a GMM step."""
         data, layout, point = self.data, self.model.layout, ending.point
-
-        def covariances(kind: str) -> Array:
-            S = data.covariances(
-                point, kind=kind, center=types.center_moments, cluster_ids=cluster_ids, n_clusters=types.n_clusters
-            )
-            return S if simulation_covariances is None else S + simulation_covariances
-
-        S = covariances(types.se_type)
-        S_for_W = S if types.W_type == types.se_type else covariances(types.W_type)
-        G = data.jacobian(point, self._directions(ending))
         linear = [
             jnp.asarray(getattr(point.coefficients, name))[jnp.array(getattr(layout, f"concentrated_{name}"), int)]
             for name in ("beta", "gamma")
         ]
-        return StepSummary(
-            parameters=jnp.concatenate([ending.theta, *linear]),
-            moments=data.averages(point),
-            moments_jacobian=G,
-            moments_covariances=S,
-            updated_W=iv.updated_weights(S_for_W),
-            inference=iv.parameter_inference(G, self.weighting.W, S, N=data.count, se_type=types.se_type, step=step),
-            covariances_rank=iv.numerical_rank(S_for_W),
-            simulation_covariances=simulation_covariances,
+        return Sensitivity(
+            jnp.concatenate([ending.theta, *linear]),
+            data.averages(point),
+            data.jacobian(point, self._directions(ending)),
+            data.uncertainty(point),
         )
 
     def _directions(self, ending: Ending) -> Moving:
@@ -305,8 +294,49 @@ class GMM(eqx.Module):
         return fill_concentrated(self.model.layout, coefficients, estimates)
 
 
-def weigh(specification: Specification, data: ModelData, W: Float[Array, "M M"]) -> Weighting:
-    """Prepare the linear step at a weighting matrix W (M, M), which may be singular."""
+def summarise(
+    data: ModelData,
+    W: Float[Any, "M M"],
+    found: Sensitivity,
+    types: CovarianceTypes,
+    step: int,
+    cluster_ids: Int[Any, " N"],
+    simulation_covariances: Float[Any, "M M"] | None = None,
+) -> StepSummary:
+    """Covariances of moments and inference about all parameters: with NumPy alone where all arrays are NumPy's.
+
+    `simulation_covariances` are added to the covariances of moments.
+    """
+
+    def covariances(kind: str) -> Any:
+        S = data.covariances(
+            found.uncertainty,
+            kind=kind,
+            center=types.center_moments,
+            cluster_ids=cluster_ids,
+            n_clusters=types.n_clusters,
+        )
+        return S if simulation_covariances is None else S + simulation_covariances
+
+    S = covariances(types.se_type)
+    S_for_W = S if types.W_type == types.se_type else covariances(types.W_type)
+    return StepSummary(
+        parameters=found.parameters,
+        moments=found.moments,
+        moments_jacobian=found.jacobian,
+        moments_covariances=S,
+        updated_W=iv.updated_weights(S_for_W),
+        inference=iv.parameter_inference(found.jacobian, W, S, N=data.count, se_type=types.se_type, step=step),
+        covariances_rank=iv.numerical_rank(S_for_W),
+        simulation_covariances=simulation_covariances,
+    )
+
+
+def weigh(specification: Specification, data: ModelData, W: Float[Any, "M M"]) -> Weighting:
+    """Prepare the linear step at a weighting matrix W (M, M), which may be singular.
+
+    With NumPy alone where all arrays are NumPy's.
+    """
     Z, X = [equation.Z for equation in data.equations], concentrated_columns(specification.layout, data)
     L = iv.weight_factor(W)
     if data.more:
@@ -314,8 +344,9 @@ def weigh(specification: Specification, data: ModelData, W: Float[Array, "M M"])
         return Weighting(W, L, Z, linear_step(A, W[: A.shape[0], : A.shape[0]]))
     ends = np.cumsum([0, *(z.shape[1] for z in Z)])
     Z = [z @ L[first:last] for z, first, last in zip(Z, ends[:-1], ends[1:], strict=True)]
-    A = jnp.concatenate([cross_moments([z], [x], data.weights) for z, x in zip(Z, X, strict=True)], axis=1)
-    return Weighting(W, L, Z, linear_step(A, jnp.eye(A.shape[0])))
+    xp = iv.namespace(*Z, *X)
+    A = xp.concatenate([cross_moments([z], [x], data.weights) for z, x in zip(Z, X, strict=True)], axis=1)
+    return Weighting(W, L, Z, linear_step(A, xp.eye(A.shape[0])))
 
 
 def lacks_influence(evaluation: Evaluation, theta: Any) -> Any:

@@ -8,6 +8,7 @@ data, weighting matrices, bounds and tolerances are traced. An objective is anyt
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
@@ -19,7 +20,7 @@ from blpjax.model.parameters import Coefficients
 from blpjax.objective.blocks import Point
 from blpjax.objective.data import ModelData
 from blpjax.objective.inference import CovarianceTypes, StepSummary
-from blpjax.objective.moments import GMM, Ending, Evaluation, weigh
+from blpjax.objective.moments import GMM, Ending, Evaluation, Sensitivity, summarise, weigh
 from blpjax.objective.structure import StructuralModel
 
 #: First-order predictions of mean utilities are used when no element moves by more than this.
@@ -49,19 +50,21 @@ def _evaluate(objective: GMM, theta: Float[Array, " P"], start: Float[Array, " N
     return objective.evaluate(theta, start)
 
 
-#: What depends on a weighting matrix.
-prepare = program(effort=0, static_argnums=0)(weigh)
-
-
 def weighted(model: StructuralModel, W: Float[Array | np.ndarray, "M M"], scale: Float[ArrayLike, ""]) -> GMM:
     """The objective of a model with a weighting matrix (M, M), times `scale`."""
-    return GMM(model, prepare(model.specification, model.data, jnp.asarray(W)), jnp.asarray(scale))
+    weighting = weigh(model.specification, on_host(model.data), np.asarray(W))
+    return GMM(model, jax.device_put(weighting), jax.device_put(np.asarray(scale, float)))
 
 
-@program(effort=0)
-def initial_weights(data: ModelData) -> Float[Array, "M M"]:
+def initial_weights(data: ModelData) -> Float[np.ndarray, "M M"]:
     """The initial weighting matrix: that of 2SLS for moments that are averages over products."""
-    return data.initial_weights()
+    return np.asarray(on_host(data).initial_weights())
+
+
+def on_host(data: ModelData) -> ModelData:
+    """The same data in NumPy's arrays, for small matrices that are computed once: nothing is compiled for them."""
+    found: ModelData = jax.tree.map(np.asarray, data)
+    return found
 
 
 def predicted_delta(
@@ -148,9 +151,12 @@ def conclude(
     if curvature and theta.size and ok:
         hessian = hessian_at(objective, theta, delta, progress)
     point = end_at(objective, theta, evaluation, residualize)
-    simulated = jnp.asarray(simulate(objective, theta, delta)) if simulate is not None and ok else None
+    simulated = np.asarray(simulate(objective, theta, delta)) if simulate is not None and ok else None
     ending = Ending(theta, evaluation, point)
-    return Conclusion(point, hessian, _finish(objective, ending, types, step, jnp.asarray(cluster_ids), simulated))
+    found = jax.device_get(_sensitivity(objective, ending))
+    data, W = on_host(objective.data), np.asarray(objective.weighting.W)
+    summary = summarise(data, W, found, types, step, np.asarray(cluster_ids), simulated)
+    return Conclusion(point, hessian, summary)
 
 
 def end_at(
@@ -182,14 +188,6 @@ def _linear_parameters(
     ]
 
 
-@program(effort=0, static_argnums=(2, 3))
-def _finish(
-    objective: GMM,
-    ending: Ending,
-    types: CovarianceTypes,
-    step: int,
-    cluster_ids: Int[Array, " N"],
-    simulation_covariances: Float[Array, "M M"] | None = None,
-) -> StepSummary:
-    """Covariances and standard errors where a GMM step ended."""
-    return objective.finish(ending, types, step, cluster_ids, simulation_covariances)
+@program(effort=0)
+def _sensitivity(objective: GMM, ending: Ending) -> Sensitivity:
+    return objective.sensitivity(ending)

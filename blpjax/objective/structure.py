@@ -1,6 +1,6 @@
 """From theta to mean utilities, marginal costs and structural errors: what any objective begins with."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -138,7 +138,7 @@ class StructuralModel(eqx.Module):
         return found
 
 
-def concentrated_columns(layout: ParameterLayout, data: ModelData) -> list[Float[Array, "N _"]]:
+def concentrated_columns(layout: ParameterLayout, data: ModelData) -> list[Float[Any, "N _"]]:
     """Columns of X1 and X3 whose parameters are concentrated out."""
     columns = (layout.concentrated_beta, layout.concentrated_gamma)
     return [e.X[:, list(c)] for e, c in zip(data.equations, columns, strict=False)]
