@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyhdfe
 
 from blpjax.exceptions import AbsorptionError, DataError
 from blpjax.inputs.design import is_categorical, variable_levels
@@ -123,6 +122,8 @@ def _create_algorithm(absorber: Absorber) -> Any:
             raise DataError(
                 f"The fixed effect {label} has a single level, which {absorber.labels[0]} contains already. Remove it."
             )
+    import pyhdfe  # a slow import that only fixed effects need
+
     try:
         return pyhdfe.create(
             absorber.ids,

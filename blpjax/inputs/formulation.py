@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import pyhdfe
 
 from blpjax.inputs.design import Column, DesignMatrix, design_matrix
 from blpjax.inputs.expressions import variable_names
@@ -143,6 +142,8 @@ def _check_absorb_method(formulation: Formulation) -> None:
         if formulation.absorb_method is not None or formulation.absorb_options:
             raise ValueError("absorb_method and absorb_options need absorb, which is None.")
         return
+    import pyhdfe  # a slow import that only fixed effects need
+
     ids = np.vstack([np.zeros(dimensions, int), np.eye(dimensions, dtype=int)])
     try:
         pyhdfe.create(

@@ -4,7 +4,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 from jaxtyping import Array, Float, Int
 
 
@@ -62,6 +61,8 @@ def build_projection(ids: np.ndarray, weights: np.ndarray | None = None) -> Proj
     order = np.argsort(-sizes, kind="stable")
     if order.size == 0:
         return Projection(None, jnp.zeros(0), jnp.zeros((len(ids), 0), int), jnp.zeros((0, 0)), known)
+    from scipy import sparse  # a slow import that only fixed effects need
+
     first, others = ids[:, order[0]], ids[:, order[1:]]
     counted = np.ones(len(ids)) if weights is None else np.asarray(weights, float)
     counts = np.bincount(first, counted, minlength=sizes[order[0]])
@@ -69,10 +70,10 @@ def build_projection(ids: np.ndarray, weights: np.ndarray | None = None) -> Proj
     others = others + offsets[:-1]
     rows = np.repeat(np.arange(len(ids)), others.shape[1])
     ones = np.ones(rows.size)
-    D = scipy.sparse.csr_matrix((ones, (rows, others.reshape(-1))), (len(ids), offsets[-1]))
+    D = sparse.csr_matrix((ones, (rows, others.reshape(-1))), (len(ids), offsets[-1]))
     counts = np.where(counts > 0, counts, 1.0)
-    totals = scipy.sparse.csr_matrix((counted, (first, np.arange(len(ids)))), (counts.size, len(ids))) @ D
-    cross = (D.T @ scipy.sparse.diags(counted) @ D - totals.T @ scipy.sparse.diags(1 / counts) @ totals).toarray()
+    totals = sparse.csr_matrix((counted, (first, np.arange(len(ids)))), (counts.size, len(ids))) @ D
+    cross = (D.T @ sparse.diags(counted) @ D - totals.T @ sparse.diags(1 / counts) @ totals).toarray()
     inverse = np.linalg.pinv(cross, rcond=1e-12, hermitian=True)
     first, counts, others, inverse = map(jax.device_put, (first, counts, others, inverse))
     return Projection(first, counts, others, inverse, known)
