@@ -9,7 +9,8 @@ import numpy as np
 
 from blpjax.inputs.design import Column, DesignMatrix, design_matrix
 from blpjax.inputs.expressions import variable_names
-from blpjax.inputs.terms import INTERCEPT, Term, parse_terms
+from blpjax.inputs.formulas import parse_terms
+from blpjax.inputs.terms import INTERCEPT, Term
 
 __all__ = ["Column", "DesignMatrix", "Formulation"]
 
