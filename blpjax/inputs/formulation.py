@@ -143,7 +143,10 @@ def _check_absorb_method(formulation: Formulation) -> None:
         if formulation.absorb_method is not None or formulation.absorb_options:
             raise ValueError("absorb_method and absorb_options need absorb, which is None.")
         return
-    import pyhdfe  # a slow import that only fixed effects need
+    if formulation.absorb_method is None and not formulation.absorb_options:
+        return
+
+    import pyhdfe  # a slow import that only these options need
 
     ids = np.vstack([np.zeros(dimensions, int), np.eye(dimensions, dtype=int)])
     try:

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -55,6 +54,8 @@ def filtered_program(effort: int) -> Callable[[Callable[..., Any]], Callable[...
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        import equinox as eqx  # a slow import that programs need, but not the settings below
+
         nested = eqx.filter_jit(function)
 
         @functools.cache

@@ -61,17 +61,21 @@ def build_projection(ids: np.ndarray, weights: np.ndarray | None = None) -> Proj
     order = np.argsort(-sizes, kind="stable")
     if order.size == 0:
         return Projection(None, jnp.zeros(0), jnp.zeros((len(ids), 0), int), jnp.zeros((0, 0)), known)
-    from scipy import sparse  # a slow import that only fixed effects need
-
     first, others = ids[:, order[0]], ids[:, order[1:]]
     counted = np.ones(len(ids)) if weights is None else np.asarray(weights, float)
     counts = np.bincount(first, counted, minlength=sizes[order[0]])
+    counts = np.where(counts > 0, counts, 1.0)
+    if others.shape[1] == 0:
+        parts = map(jax.device_put, (first, counts, others, np.zeros((0, 0))))
+        return Projection(*parts, known)
+
+    from scipy import sparse  # a slow import that several dimensions need
+
     offsets = np.concatenate([[0], np.cumsum(sizes[order[1:]])]).astype(int)
     others = others + offsets[:-1]
     rows = np.repeat(np.arange(len(ids)), others.shape[1])
     ones = np.ones(rows.size)
     D = sparse.csr_matrix((ones, (rows, others.reshape(-1))), (len(ids), offsets[-1]))
-    counts = np.where(counts > 0, counts, 1.0)
     totals = sparse.csr_matrix((counted, (first, np.arange(len(ids)))), (counts.size, len(ids))) @ D
     cross = (D.T @ sparse.diags(counted) @ D - totals.T @ sparse.diags(1 / counts) @ totals).toarray()
     inverse = np.linalg.pinv(cross, rcond=1e-12, hermitian=True)

@@ -417,5 +417,5 @@ def _reciprocals(values: Float[Array, " K"], size: int) -> tuple[Float[Array, " 
 def _chi_squared_test(statistic: Float[Array, ""], degrees_of_freedom: ArrayLike) -> ChiSquaredTest:
     df = jnp.asarray(degrees_of_freedom, dtype=statistic.dtype)
     # The distribution is undefined without degrees of freedom: evaluate it at one, then mask.
-    p_value = jax.scipy.special.gammaincc(jnp.where(df > 0, df, 1.0) / 2, jnp.maximum(statistic, 0.0) / 2)
+    p_value = jax.lax.igammac(jnp.where(df > 0, df, 1.0) / 2, jnp.maximum(statistic, 0.0) / 2)
     return ChiSquaredTest(statistic, df, jnp.where(df > 0, p_value, jnp.nan))
