@@ -69,7 +69,7 @@ def build_projection(ids: np.ndarray, weights: np.ndarray | None = None) -> Proj
     if others.shape[1] > 0:
         offsets = np.concatenate([[0], np.cumsum(sizes[order[1:]])]).astype(int)
         others = others + offsets[:-1]
-        inverse = _inverted_cross_products(first, counts, others, counted, offsets[-1])
+        inverse = _inverted_cross_products(first, counts, others, counted, int(offsets[-1]))
     first, counts, others, inverse = map(jax.device_put, (first, counts, others, inverse))
     return Projection(first, counts, others, inverse, known)
 
