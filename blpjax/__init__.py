@@ -3,54 +3,56 @@
 Importing this package turns on 64-bit numbers in JAX, because 32-bit ones give wrong estimates, sets up JAX's
 persistent compilation cache, unless one is configured already or the environment variable
 ``BLPJAX_COMPILATION_CACHE`` is ``0``, and has SciPy's LAPACK, which JAX calls on CPUs, use one thread, unless
-``BLPJAX_LAPACK_THREADS`` is ``0``.
+``BLPJAX_LAPACK_THREADS`` is ``0``. Everything else is imported when it is used first.
 """
 
+import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 import jax as _jax
 
 _jax.config.update("jax_enable_x64", True)
 
+from blpjax import exceptions, options  # noqa: E402
 from blpjax.machine import caches as _caches  # noqa: E402
 from blpjax.machine import lapack as _lapack  # noqa: E402
-from blpjax.outputs import micro as _micro  # noqa: E402
 
 _caches.configure_cache()
 _lapack.limit_lapack_threads()
 
-from blpjax import data, exceptions, options  # noqa: E402
-from blpjax.estimation.progress import OptimizationProgress  # noqa: E402
-from blpjax.estimation.start_frac import FracStarts  # noqa: E402
-from blpjax.estimation.starts import Starts  # noqa: E402
-from blpjax.inference.bootstrap import BootstrappedResults  # noqa: E402
-from blpjax.inference.delta_method import DeltaMethodResults  # noqa: E402
-from blpjax.inference.fixed_effects import FixedEffectProjection  # noqa: E402
-from blpjax.inference.importance_sampling import ImportanceSamplingResults  # noqa: E402
-from blpjax.inference.optimal_instruments import OptimalInstrumentResults  # noqa: E402
-from blpjax.inference.reestimation_results import ReestimationResults  # noqa: E402
-from blpjax.inputs.agent_products import build_agent_product_data  # noqa: E402
-from blpjax.inputs.construction import build_id_data, build_integration, build_ownership, data_to_dict  # noqa: E402
-from blpjax.inputs.formulation import Formulation  # noqa: E402
-from blpjax.inputs.instruments import build_blp_instruments, build_differentiation_instruments  # noqa: E402
-from blpjax.inputs.integration import Integration  # noqa: E402
-from blpjax.inputs.matrices import build_matrix  # noqa: E402
-from blpjax.iteration import Iteration  # noqa: E402
-from blpjax.machine.parallel import parallel  # noqa: E402
-from blpjax.machine.pickling import read_pickle, save_pickle  # noqa: E402
-from blpjax.model.parameters import Transformation  # noqa: E402
-from blpjax.objective.blocks import MomentBlock, Point, SampleMoments  # noqa: E402
-from blpjax.objective.functions import ModelFunctions  # noqa: E402
-from blpjax.optimize.optimize import Optimization  # noqa: E402
-from blpjax.problem.load import load  # noqa: E402
-from blpjax.problem.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem  # noqa: E402
-from blpjax.problem.results import ProblemResults  # noqa: E402
-from blpjax.r_style import estimation_summary, problem_from_formula  # noqa: E402
-from blpjax.simulation.results import SimulationResults  # noqa: E402
-from blpjax.simulation.simulation import Simulation  # noqa: E402
-from blpjax.studies.lane_instruments import OptimalInstruments  # noqa: E402
-from blpjax.studies.monte_carlo import MonteCarlo  # noqa: E402
-from blpjax.studies.results import MonteCarloResults  # noqa: E402
+if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
+    from blpjax import data
+    from blpjax.estimation.progress import OptimizationProgress
+    from blpjax.estimation.start_frac import FracStarts
+    from blpjax.estimation.starts import Starts
+    from blpjax.inference.bootstrap import BootstrappedResults
+    from blpjax.inference.delta_method import DeltaMethodResults
+    from blpjax.inference.fixed_effects import FixedEffectProjection
+    from blpjax.inference.importance_sampling import ImportanceSamplingResults
+    from blpjax.inference.optimal_instruments import OptimalInstrumentResults
+    from blpjax.inference.reestimation_results import ReestimationResults
+    from blpjax.inputs.agent_products import build_agent_product_data
+    from blpjax.inputs.construction import build_id_data, build_integration, build_ownership, data_to_dict
+    from blpjax.inputs.formulation import Formulation
+    from blpjax.inputs.instruments import build_blp_instruments, build_differentiation_instruments
+    from blpjax.inputs.integration import Integration
+    from blpjax.inputs.matrices import build_matrix
+    from blpjax.iteration import Iteration
+    from blpjax.machine.parallel import parallel
+    from blpjax.machine.pickling import read_pickle, save_pickle
+    from blpjax.model.parameters import Transformation
+    from blpjax.objective.blocks import MomentBlock, Point, SampleMoments
+    from blpjax.objective.functions import ModelFunctions
+    from blpjax.optimize.optimize import Optimization
+    from blpjax.problem.load import load
+    from blpjax.problem.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem
+    from blpjax.problem.results import ProblemResults
+    from blpjax.r_style import estimation_summary, problem_from_formula
+    from blpjax.simulation.results import SimulationResults
+    from blpjax.simulation.simulation import Simulation
+    from blpjax.studies.lane_instruments import OptimalInstruments
+    from blpjax.studies.monte_carlo import MonteCarlo
+    from blpjax.studies.results import MonteCarloResults
 
 __version__ = "0.1.0"
 
@@ -102,10 +104,59 @@ __all__ = [
     "save_pickle",
 ]
 
+#: Modules, and the names that they give to this one.
+_HOMES = {
+    "blpjax.estimation.progress": ("OptimizationProgress",),
+    "blpjax.estimation.start_frac": ("FracStarts",),
+    "blpjax.estimation.starts": ("Starts",),
+    "blpjax.inference.bootstrap": ("BootstrappedResults",),
+    "blpjax.inference.delta_method": ("DeltaMethodResults",),
+    "blpjax.inference.fixed_effects": ("FixedEffectProjection",),
+    "blpjax.inference.importance_sampling": ("ImportanceSamplingResults",),
+    "blpjax.inference.optimal_instruments": ("OptimalInstrumentResults",),
+    "blpjax.inference.reestimation_results": ("ReestimationResults",),
+    "blpjax.inputs.agent_products": ("build_agent_product_data",),
+    "blpjax.inputs.construction": ("build_id_data", "build_integration", "build_ownership", "data_to_dict"),
+    "blpjax.inputs.formulation": ("Formulation",),
+    "blpjax.inputs.instruments": ("build_blp_instruments", "build_differentiation_instruments"),
+    "blpjax.inputs.integration": ("Integration",),
+    "blpjax.inputs.matrices": ("build_matrix",),
+    "blpjax.iteration": ("Iteration",),
+    "blpjax.machine.parallel": ("parallel",),
+    "blpjax.machine.pickling": ("read_pickle", "save_pickle"),
+    "blpjax.model.parameters": ("Transformation",),
+    "blpjax.objective.blocks": ("MomentBlock", "Point", "SampleMoments"),
+    "blpjax.objective.functions": ("ModelFunctions",),
+    "blpjax.optimize.optimize": ("Optimization",),
+    "blpjax.problem.load": ("load",),
+    "blpjax.problem.problem": ("ImportanceSamplingProblem", "OptimalInstrumentProblem", "Problem"),
+    "blpjax.problem.results": ("ProblemResults",),
+    "blpjax.r_style": ("estimation_summary", "problem_from_formula"),
+    "blpjax.simulation.results": ("SimulationResults",),
+    "blpjax.simulation.simulation": ("Simulation",),
+    "blpjax.studies.lane_instruments": ("OptimalInstruments",),
+    "blpjax.studies.monte_carlo": ("MonteCarlo",),
+    "blpjax.studies.results": ("MonteCarloResults",),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
 
 if not _TYPE_CHECKING:  # where checkers would take it for a promise of any attribute
 
     def __getattr__(name: str) -> object:
-        if name in _micro.ABSENT_CLASSES:
-            raise AttributeError(_micro.explain_absence(f"blpjax.{name}"))
+        if name == "data":
+            return _importlib.import_module("blpjax.data")
+        if name in _MODULES:
+            value = getattr(_importlib.import_module(_MODULES[name]), name)
+            globals()[name] = value
+            return value
+
+        from blpjax.outputs import micro
+
+        if name in micro.ABSENT_CLASSES:
+            raise AttributeError(micro.explain_absence(f"blpjax.{name}"))
         raise AttributeError(f"module 'blpjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

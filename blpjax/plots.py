@@ -11,7 +11,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-import scipy.stats
 
 from blpjax.objective.functions import ModelFunctions
 from blpjax.outputs.outputs import Outputs
@@ -327,7 +326,7 @@ def plot_replications(
     ax = _axis(ax)
     ax.hist(np.clip(distances, -5, 5), bins=bins, range=(-5, 5), density=True, color="lightsteelblue")
     grid = np.linspace(-5, 5, 201)
-    ax.plot(grid, scipy.stats.norm.pdf(grid), color="black", linewidth=0.8)
+    ax.plot(grid, np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi), color="black", linewidth=0.8)
     ax.set(xlabel="(estimate - truth) / standard error", ylabel="density")
     ax.set_title(f"{blocks[0]} {parameter}, {len(rows)} replications")
     return ax

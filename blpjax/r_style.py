@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import chdtrc
 
 from blpjax.exceptions import DataError
 from blpjax.inputs.columns import check_present, read_market_ids
@@ -273,10 +273,10 @@ def estimation_summary(results: ProblemResults) -> EstimationSummary:
         objective=float(results.objective),
         wald_statistic=wald,
         wald_df=K,
-        wald_p_value=float(stats.chi2.sf(wald, K)) if K else 1.0,
+        wald_p_value=float(chdtrc(K, wald)) if K else 1.0,
         j_statistic=J,
         j_df=J_df,
-        j_p_value=None if J is None else float(stats.chi2.sf(J, J_df)),
+        j_p_value=None if J is None else float(chdtrc(J_df, J)),
         converged=bool(results.cumulative_converged),
         message=results.message,
         integration=_describe_integration(problem),

@@ -97,7 +97,7 @@ def is_public(module: str, owners: list[str], name: str) -> bool:
         return name in blpjax.__all__
     if name.startswith("_"):
         return False
-    exported = [value for value in map(vars(blpjax).get, blpjax.__all__) if inspect.isclass(value)]
+    exported = [value for name in blpjax.__all__ if inspect.isclass(value := getattr(blpjax, name))]
     return any(base.__module__ == module and base.__name__ == owners[0] for cls in exported for base in cls.__mro__)
 
 

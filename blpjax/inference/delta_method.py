@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-import scipy.special
 from jaxtyping import Array, Float
 
 from blpjax.economy.loops import Loops
@@ -99,8 +98,10 @@ class DeltaMethodResults:
         ValueError
             When the level is not between zero and one.
         """
+        from scipy.special import ndtri  # a slow import that only intervals need
+
         check_level(level)
-        z = scipy.special.ndtri((1 + level) / 2)
+        z = ndtri((1 + level) / 2)
         return Interval(
             jax.tree.map(lambda v, se: v - z * se, self.value, self.standard_errors),
             jax.tree.map(lambda v, se: v + z * se, self.value, self.standard_errors),

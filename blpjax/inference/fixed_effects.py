@@ -13,8 +13,6 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-import scipy.sparse
-import scipy.special
 
 from blpjax import options
 from blpjax.exceptions import DataError, IdentificationError
@@ -107,10 +105,12 @@ class FixedEffectProjection:
 
         Chi-squared with G - K degrees of freedom when coefficients are those of ``'gls'``.
         """
+        from scipy.special import chdtrc  # a slow import that only this test needs
+
         u = self.residuals[:, 0]
         degrees = len(u) - len(self.labels)
         statistic = float(u @ self._weights @ u)
-        p_value = float(scipy.special.chdtrc(degrees, statistic)) if degrees > 0 else np.nan
+        p_value = float(chdtrc(degrees, statistic)) if degrees > 0 else np.nan
         return iv.ChiSquaredTest(*map(jnp.asarray, (statistic, float(degrees), p_value)))
 
     def estimates(self) -> pd.DataFrame:
@@ -249,6 +249,8 @@ def _estimate_effects(results: StepEstimates, codes: np.ndarray, levels: list[An
     included, and Lambda is their sensitivity to the averaged moments gbar. Covariances are those of the contributions
     of products (or clusters) to both.
     """
+    from scipy.sparse import csr_matrix  # a slow import that only projections need
+
     if not np.isfinite(results.parameter_covariances).all():
         raise ValueError("There are no covariances of parameters, which only the last GMM step has.")
     N, G = codes.size, len(levels)
@@ -259,7 +261,7 @@ def _estimate_effects(results: StepEstimates, codes: np.ndarray, levels: list[An
             f"product_data: the fixed effect of {levels[g]!r} has a single row, so that the effect and the structural "
             "error cannot be told apart. Drop products that are in a single market."
         )
-    means = scipy.sparse.csr_matrix((1 / counts[codes], (codes, np.arange(N))), (G, N))
+    means = csr_matrix((1 / counts[codes], (codes, np.arange(N))), (G, N))
     B = means @ _derivatives(results)
     Lambda = results.parameter_sensitivity
     # N times covariances of D'xi / N, and of D'xi / N with gbar
@@ -282,11 +284,13 @@ def _derivatives(results: StepEstimates) -> np.ndarray:
 
 def _indicator_covariances(results: StepEstimates, codes: np.ndarray, G: int) -> tuple[np.ndarray, np.ndarray]:
     """Covariances (G, G) of the moments ``D'xi`` and those (G, M) with the others, in the manner of the results' S."""
+    from scipy.sparse import csr_matrix
+
     data, xi, types = results.data.model_data, results.xi, results.types
     N = xi.size
     u = results.residuals
     Z = [np.asarray(instruments) for instruments in data.instruments]
-    indicators = scipy.sparse.csr_matrix((np.ones(N), (np.arange(N), codes)), (N, G))
+    indicators = csr_matrix((np.ones(N), (np.arange(N), codes)), (N, G))
     if types.se_type == "unadjusted":
         sums = [np.mean((xi - xi.mean()) * (e - e.mean())) * (indicators.T @ z) for e, z in zip(u, Z, strict=True)]
         return np.diag(xi.var() * np.bincount(codes, minlength=G)) / N, np.hstack(sums) / N
@@ -296,7 +300,7 @@ def _indicator_covariances(results: StepEstimates, codes: np.ndarray, G: int) ->
         others = others - others.mean(axis=0)
     if types.se_type == "clustered":
         clusters, size = results.data.clusters
-        sums_by_cluster = scipy.sparse.csr_matrix((np.ones(N), (clusters, np.arange(N))), (size, N))
+        sums_by_cluster = csr_matrix((np.ones(N), (clusters, np.arange(N))), (size, N))
         contributions, others = sums_by_cluster @ contributions, sums_by_cluster @ others
     return (contributions.T @ contributions).toarray() / N, contributions.T @ others / N
 

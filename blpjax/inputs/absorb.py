@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyhdfe
 
 from blpjax.exceptions import AbsorptionError, DataError
 from blpjax.inputs.design import is_categorical, variable_levels
@@ -116,6 +115,25 @@ def build_absorber(formulation: Formulation, data: Mapping[str, np.ndarray], tab
     return Absorber(ids, formulation.absorb_method, dict(formulation.absorb_options or {}), labels)
 
 
+class _Within:
+    """Deviations from means of groups: what PyHDFE does with one dimension.
+
+    Parameters
+    ----------
+    codes (N,), counts : groups of rows, and how many rows each has.
+    """
+
+    def __init__(self, codes: np.ndarray, counts: np.ndarray) -> None:
+        self.codes, self.counts = codes.reshape(-1), counts
+        self.order = np.argsort(self.codes, kind="stable")
+        self.first = np.cumsum(counts) - counts
+
+    def residualize(self, matrix: np.ndarray) -> np.ndarray:
+        """Residuals (N, K) of a matrix."""
+        totals = np.add.reduceat(matrix[self.order], self.first)
+        return matrix - (totals / self.counts[:, None])[self.codes]
+
+
 def _create_algorithm(absorber: Absorber) -> Any:
     """PyHDFE's algorithm for the IDs of an absorber, with what it refuses said in the terms of formulas."""
     for label, ids in zip(absorber.labels[1:], absorber.ids.T[1:], strict=True):
@@ -123,6 +141,11 @@ def _create_algorithm(absorber: Absorber) -> Any:
             raise DataError(
                 f"The fixed effect {label} has a single level, which {absorber.labels[0]} contains already. Remove it."
             )
+    if absorber.dimensions == 1 and absorber.method is None and not absorber.options:
+        return _Within(*np.unique(absorber.ids, return_inverse=True, return_counts=True)[1:])
+
+    import pyhdfe  # a slow import that one dimension does not need
+
     try:
         return pyhdfe.create(
             absorber.ids,

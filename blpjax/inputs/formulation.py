@@ -6,11 +6,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import pyhdfe
 
 from blpjax.inputs.design import Column, DesignMatrix, design_matrix
 from blpjax.inputs.expressions import variable_names
-from blpjax.inputs.terms import INTERCEPT, Term, parse_terms
+from blpjax.inputs.formulas import parse_terms
+from blpjax.inputs.terms import INTERCEPT, Term
 
 __all__ = ["Column", "DesignMatrix", "Formulation"]
 
@@ -143,6 +143,11 @@ def _check_absorb_method(formulation: Formulation) -> None:
         if formulation.absorb_method is not None or formulation.absorb_options:
             raise ValueError("absorb_method and absorb_options need absorb, which is None.")
         return
+    if formulation.absorb_method is None and not formulation.absorb_options:
+        return
+
+    import pyhdfe  # a slow import that only these options need
+
     ids = np.vstack([np.zeros(dimensions, int), np.eye(dimensions, dtype=int)])
     try:
         pyhdfe.create(

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from blpjax.inputs.quadrature import (
     Array,
@@ -197,12 +196,13 @@ class Integration:
         return NodesAndWeights(nodes, np.full(markets * self.size, 1 / self.size))
 
     def _draw_halton(self, count: int, dimensions: int) -> Array:
+        from scipy.special import ndtri
         from scipy.stats import qmc  # a slow import that only these draws need
 
         sequence = qmc.Halton(dimensions, scramble=bool(self.scramble), rng=np.random.default_rng(self.seed))
         if self.discard:
             sequence.fast_forward(self.discard)
-        return special.ndtri(sequence.random(count))
+        return ndtri(sequence.random(count))
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -235,14 +235,18 @@ def _draw_monte_carlo(state: np.random.RandomState, size: int, dimensions: int) 
 
 def _draw_latin_hypercube(state: np.random.RandomState, size: int, dimensions: int) -> Array:
     """One draw in each of `size` equally likely intervals, with intervals in random order in each dimension."""
+    from scipy.special import ndtri  # a slow import that only these draws need
+
     columns = [state.permutation((np.arange(size) + state.uniform(size=size)) / size) for _ in range(dimensions)]
-    return special.ndtri(np.column_stack(columns))
+    return ndtri(np.column_stack(columns))
 
 
 def _draw_modified_latin_hypercube(state: np.random.RandomState, size: int, dimensions: int) -> Array:
     """As above, but with the same random position in all intervals: draws are equally spaced in each dimension."""
+    from scipy.special import ndtri  # a slow import that only these draws need
+
     columns = [state.permutation((np.arange(size) + state.uniform(size=1)) / size) for _ in range(dimensions)]
-    return special.ndtri(np.column_stack(columns))
+    return ndtri(np.column_stack(columns))
 
 
 _DRAWS: dict[str, Callable[[np.random.RandomState, int, int], Array]] = {

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
@@ -44,7 +43,7 @@ from blpjax.kernels.shares import (
 _FARTHEST = 600.0
 
 #: Evaluations after which acceleration gives way to Newton's method, which then takes fewer and is sure to arrive.
-_ACCELERATED = 300
+ACCELERATED = 300
 
 #: A loop without progress succeeded when log shares are off by less than rounding explains, and by less than this.
 _LARGEST_FLOOR = 5e-11
@@ -103,19 +102,6 @@ def invert_shares(
     return implicit(partial(_solve, method), _share_gap, _solve_jacobian, market, start, limits)
 
 
-def plain_inversion(
-    method: FixedPointMethod, limits: FixedPointLimits
-) -> tuple[FixedPointMethod | None, FixedPointLimits]:
-    """What a safeguarded inversion begins with, as a method and limits of its own; None where nothing would follow.
-
-    Where this succeeds in all markets, the safeguarded method does exactly the same.
-    """
-    if method.name != "anderson" or not method.safeguard or method.nonlinear:
-        return None, limits
-    fewer = np.minimum(np.asarray(limits.max_evaluations), _ACCELERATED)
-    return method._replace(safeguard=False), limits._replace(max_evaluations=fewer)
-
-
 def _solve(method: FixedPointMethod, observed: ObservedMarket, start: Array, limits: FixedPointLimits) -> FixedPoint:
     start = jnp.where(observed.shares > 0, start, 0.0)
     market = _Market(
@@ -140,7 +126,7 @@ def _solve(method: FixedPointMethod, observed: ObservedMarket, start: Array, lim
     corrected = _corrected_contraction(market, start) if market.nests is None else partial(_nested_contraction, market)
     if not method.safeguard:
         return iterate(method, corrected, start, limits, floor=floor)
-    first = limits._replace(max_evaluations=jnp.minimum(limits.max_evaluations, _ACCELERATED))  # type: ignore[arg-type]
+    first = limits._replace(max_evaluations=jnp.minimum(limits.max_evaluations, ACCELERATED))  # type: ignore[arg-type]
     found = iterate(method, corrected, start, first, floor=floor)
     return safeguarded(found, lambda value, rest: _newton(market, value, rest, floor), start, limits)
 

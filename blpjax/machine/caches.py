@@ -4,10 +4,10 @@ import hashlib
 import os
 import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import jaxlib.version
 
 #: Set to ``0`` to leave JAX's configuration alone and keep nothing, or to a directory to keep programs there.
 VARIABLE = "BLPJAX_COMPILATION_CACHE"
@@ -37,7 +37,7 @@ def cache_directory(choice: str | Path = "") -> Path:
         home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
         base = (Path(home) if home else Path.home() / ".cache") / "blpjax"
     kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
-    return base / f"jaxlib-{version('jaxlib')}-{platform.machine()}-{kind}"
+    return base / f"jaxlib-{jaxlib.version.__version__}-{platform.machine()}-{kind}"
 
 
 def _processor() -> str:

@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 from jax.experimental import serialize_executable
@@ -110,12 +109,16 @@ class Program:
     @functools.cached_property
     def _nested(self) -> Callable[..., Any]:
         """The function inside of other programs, which may not be given options of the compiler."""
+        import equinox as eqx
+
         return eqx.filter_jit(self.function)
 
     @functools.cached_property
     def _jitted(self) -> Callable[..., Any]:
         options = compiler_options(self.effort)
         if self.filtered:
+            import equinox as eqx
+
             # passed on to jax.jit, though the annotations do not say so
             return eqx.filter_jit(self.function, compiler_options=options)  # type: ignore[call-overload]
         return jax.jit(self.function, static_argnums=tuple(self.static_argnums), compiler_options=options)

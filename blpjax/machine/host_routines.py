@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.optimize
 
 from blpjax import options as settings
 from blpjax.exceptions import Status
@@ -120,6 +119,8 @@ class _Loop:
             return np.log(final) if self.routine.nonlinear else final, bool(converged)
 
     def _find_root(self, initial: Array) -> tuple[Array, bool]:
+        from scipy.optimize import root  # a slow import that only these routines need
+
         method, given = self.routine.method, dict(self.routine.options)
         with_jacobian = self.routine.compute_jacobian
 
@@ -132,7 +133,7 @@ class _Loop:
             more["callback"] = lambda *_: self.callback()
         if method not in _NO_TOL_NORM:
             given.setdefault("tol_norm", lambda x: np.abs(x).max(initial=0.0))
-        found = scipy.optimize.root(gap, initial, method=method, jac=with_jacobian or None, options=given, **more)
+        found = root(gap, initial, method=method, jac=with_jacobian or None, options=given, **more)
         return found.x, bool(found.success)
 
     def callback(self) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from blpjax.exceptions import DataError
@@ -79,6 +78,8 @@ class Placement:
         """
         if jax.process_count() == 1:
             return
+        from jax.experimental import multihost_utils
+
         own = np.stack([np.frombuffer(_digest(tree), np.uint8) for tree in parts.values()])
         everyone = multihost_utils.process_allgather(own)
         same = (everyone == everyone[0]).all(axis=(0, 2))

@@ -4,7 +4,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 from jaxtyping import Array, Float, Int
 
 
@@ -65,14 +64,26 @@ def build_projection(ids: np.ndarray, weights: np.ndarray | None = None) -> Proj
     first, others = ids[:, order[0]], ids[:, order[1:]]
     counted = np.ones(len(ids)) if weights is None else np.asarray(weights, float)
     counts = np.bincount(first, counted, minlength=sizes[order[0]])
-    offsets = np.concatenate([[0], np.cumsum(sizes[order[1:]])]).astype(int)
-    others = others + offsets[:-1]
-    rows = np.repeat(np.arange(len(ids)), others.shape[1])
-    ones = np.ones(rows.size)
-    D = scipy.sparse.csr_matrix((ones, (rows, others.reshape(-1))), (len(ids), offsets[-1]))
     counts = np.where(counts > 0, counts, 1.0)
-    totals = scipy.sparse.csr_matrix((counted, (first, np.arange(len(ids)))), (counts.size, len(ids))) @ D
-    cross = (D.T @ scipy.sparse.diags(counted) @ D - totals.T @ scipy.sparse.diags(1 / counts) @ totals).toarray()
-    inverse = np.linalg.pinv(cross, rcond=1e-12, hermitian=True)
+    inverse = np.zeros((0, 0))
+    if others.shape[1] > 0:
+        offsets = np.concatenate([[0], np.cumsum(sizes[order[1:]])]).astype(int)
+        others = others + offsets[:-1]
+        inverse = _inverted_cross_products(first, counts, others, counted, int(offsets[-1]))
     first, counts, others, inverse = map(jax.device_put, (first, counts, others, inverse))
     return Projection(first, counts, others, inverse, known)
+
+
+def _inverted_cross_products(
+    first: np.ndarray, counts: np.ndarray, others: np.ndarray, counted: np.ndarray, size: int
+) -> np.ndarray:
+    """Pseudo-inverse of the cross products of `size` indicators, demeaned by levels of the first dimension."""
+    from scipy import sparse  # a slow import that one dimension does not need
+
+    N = len(first)
+    rows = np.repeat(np.arange(N), others.shape[1])
+    D = sparse.csr_matrix((np.ones(rows.size), (rows, others.reshape(-1))), (N, size))
+    totals = sparse.csr_matrix((counted, (first, np.arange(N))), (counts.size, N)) @ D
+    cross = (D.T @ sparse.diags(counted) @ D - totals.T @ sparse.diags(1 / counts) @ totals).toarray()
+    inverse: np.ndarray = np.linalg.pinv(cross, rcond=1e-12, hermitian=True)
+    return inverse

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.economy.buckets import Economy
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.kernels.contraction import plain_inversion
+from blpjax.kernels.contraction import ACCELERATED
 from blpjax.model.inversion import Inversion, invert_economy
 from blpjax.model.parameters import Coefficients, ParameterLayout, expand
 from blpjax.model.pricing import compute_markups
@@ -88,12 +89,16 @@ class StructuralModel(eqx.Module):
         return StructuralModel(specification, self.economy, self.data, self.fixed, self.limits)
 
     def without_rescue(self) -> "StructuralModel | None":
-        """The same model where inversions end when acceleration fails, None where nothing would be done then."""
-        method, limits = plain_inversion(self.specification.method, self.limits)
-        if method is None:
+        """The same model where inversions end when acceleration fails, None where nothing would follow then.
+
+        Where these succeed in all markets they are exactly what the model's own inversions are.
+        """
+        method, limits = self.specification.method, self.limits
+        if method.name != "anderson" or not method.safeguard or method.nonlinear:
             return None
-        specification = self.specification._replace(method=method)
-        return StructuralModel(specification, self.economy, self.data, self.fixed, limits)
+        specification = self.specification._replace(method=method._replace(safeguard=False))
+        fewer = limits._replace(max_evaluations=np.minimum(np.asarray(limits.max_evaluations), ACCELERATED))
+        return StructuralModel(specification, self.economy, self.data, self.fixed, fewer)
 
     def at(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Structure:
         """Mean utilities, found from `start`, costs, and what concentrated parameters have to explain."""

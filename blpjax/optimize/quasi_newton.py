@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from blpjax.exceptions import Status
@@ -112,7 +111,7 @@ def _begin(
         **initial_values(theta, jnp.full_like(theta, -jnp.inf), jnp.full_like(theta, jnp.inf)),
         options=jax.tree.map(lambda value: jnp.asarray(value, float), QuasiNewtonOptions(**given)),
         scale=jnp.ones_like(theta),
-        memory=optax.scale_by_lbfgs(memory_size).init(theta),
+        memory=_lbfgs(memory_size).init(theta),
         direction=jnp.zeros_like(theta),
         slope=jnp.zeros(()),
         length=jnp.ones(()),
@@ -147,7 +146,9 @@ def _proceed(state: QuasiNewtonState) -> Advance:
 def _accept(state: QuasiNewtonState, trial: Trial) -> QuasiNewtonState:
     """The trial becomes the iterate, and a new direction begins there."""
     scale = jnp.where(state.started, state.scale, _units(trial))
-    preconditioned, memory = _lbfgs(state).update(trial.gradient / scale, state.memory, scale * trial.theta)
+    preconditioned, memory = _lbfgs(_memory_size(state)).update(
+        trial.gradient / scale, state.memory, scale * trial.theta
+    )
     moved = replace(
         state,
         theta=trial.theta,
@@ -175,14 +176,20 @@ def _units(trial: Trial) -> Array:
 
 def _restart(state: QuasiNewtonState) -> QuasiNewtonState:
     """Forget all and search along the gradient."""
-    lbfgs, scaled = _lbfgs(state), state.scale * state.theta
+    lbfgs, scaled = _lbfgs(_memory_size(state)), state.scale * state.theta
     preconditioned, memory = lbfgs.update(state.gradient / state.scale, lbfgs.init(scaled), scaled)
     state = replace(state, memory=memory, restarted=jnp.asarray(True))
     return _search_along(state, -jnp.asarray(preconditioned) / state.scale)
 
 
-def _lbfgs(state: QuasiNewtonState) -> optax.GradientTransformation:
-    return optax.scale_by_lbfgs(state.memory.weights_memory.shape[0])
+def _memory_size(state: QuasiNewtonState) -> int:
+    return int(state.memory.weights_memory.shape[0])
+
+
+def _lbfgs(memory_size: int) -> Any:
+    from optax import scale_by_lbfgs  # a slow import that only this method needs
+
+    return scale_by_lbfgs(memory_size)
 
 
 def _search_along(state: QuasiNewtonState, direction: Array) -> QuasiNewtonState:

@@ -5,7 +5,6 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-import scipy.optimize
 from numpy.typing import ArrayLike
 
 from blpjax.optimize.bounds import is_held
@@ -181,8 +180,13 @@ class Recorder:
         # The solver wants an interior: a distance this small from a bound promises nothing.
         lower = np.minimum((self.lower - record.theta) * scale, -1e-12)
         upper = np.maximum((self.upper - record.theta) * scale, 1e-12)
-        fit = scipy.optimize.lsq_linear(J / scale, -r, (lower, upper), method="bvls")
-        return float(r @ r), float(r @ r - 2 * fit.cost)
+        step = np.linalg.lstsq(J / scale, -r, rcond=-1)[0]
+        if ((step < lower) | (step > upper)).any():
+            from scipy.optimize import lsq_linear  # a slow import that only bounds in the way need
+
+            step = lsq_linear(J / scale, -r, (lower, upper), method="bvls").x
+        rest = J / scale @ step + r
+        return float(r @ r), float(r @ r - rest @ rest)
 
     def newton_decrease(self, record: Recorded, hessian: np.ndarray) -> float:
         """Decrease of the sum of squares that the exact Hessian (P, P) promises over the elements free to move.

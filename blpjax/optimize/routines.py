@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.optimize
 from numpy.typing import ArrayLike
 
 from blpjax.exceptions import Status
@@ -142,13 +141,15 @@ def run_scipy(
 
     `display` are options by which it prints its own progress.
     """
+    from scipy.optimize import Bounds, minimize  # a slow import that only these routines need
+
     options = {**(display if settings.display else {}), **settings.options}
     keep_feasible = options.pop("keep_feasible", True)
     bounds = None
     if np.isfinite([recorder.lower, recorder.upper]).any():
-        bounds = scipy.optimize.Bounds(recorder.lower, recorder.upper, keep_feasible)
+        bounds = Bounds(recorder.lower, recorder.upper, keep_feasible)
     with _scipy_warnings_ignored():
-        result = scipy.optimize.minimize(
+        result = minimize(
             recorder.value_and_gradient if recorder.compute_gradient else recorder.value,
             start,
             method=method,
@@ -164,8 +165,10 @@ def run_scipy(
 @contextlib.contextmanager
 def _scipy_warnings_ignored() -> Iterator[None]:
     """Without SciPy's remarks on unchanged gradients and on line searches, which the outcome tells anyway."""
+    from scipy.optimize import OptimizeWarning
+
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=scipy.optimize.OptimizeWarning)
+        warnings.filterwarnings("ignore", category=OptimizeWarning)
         for message in (
             "delta_grad == 0.0",
             "The line search algorithm did not",

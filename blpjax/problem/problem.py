@@ -16,7 +16,6 @@ from blpjax.estimation import start_frac
 from blpjax.estimation.diagnostics import report_outcome, warn_of_singularity
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.start_rho import fill_rho
-from blpjax.estimation.starts import try_starts
 from blpjax.estimation.step import StepContext, solve_step
 from blpjax.inputs import arguments
 from blpjax.inputs.identification import check_order_condition
@@ -293,6 +292,8 @@ class Problem(DataHolder, Picklable):
         theta = step_options.parameters.theta
         table = None
         if starts is not None:
+            from blpjax.estimation.starts import try_starts  # it needs what runs many lanes
+
             trials = try_starts(starts, step_options, context, start_delta)
             table = trials.table
             theta = theta if trials.theta is None else trials.theta

@@ -10,13 +10,11 @@ import pandas as pd
 from blpjax import options
 from blpjax.economy.buckets import AgentsInEconomy
 from blpjax.estimation.estimates import Estimates, SolvedProblem
-from blpjax.estimation.starts import describe_starts
 from blpjax.inference.bootstrap import BootstrappedResults, bootstrap_results
 from blpjax.inference.delta_method import DeltaMethodResults, apply_delta_method
 from blpjax.inference.fixed_effects import FixedEffectProjection, StepEstimates, Weighting, project_fixed_effects
 from blpjax.inference.importance_sampling import ImportanceSamplingResults, importance_sampling
 from blpjax.inference.optimal_instruments import OptimalInstrumentResults, compute_optimal_instruments
-from blpjax.inference.reestimation import FirstStep, reestimate
 from blpjax.inference.reestimation_results import ReestimationResults
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
@@ -253,6 +251,8 @@ class ProblemResults(Estimates, Outputs, MicroMethods, Picklable):
         StorageError, StudyError
             See `MonteCarlo.run`.
         """
+        from blpjax.inference.reestimation import FirstStep, reestimate  # it needs what runs many lanes
+
         first = next(step for step in self._steps if step.step > 0 or step is self)
         lacking = lacks_influence(self._result.outcome.evaluation, self.theta)
         return reestimate(
@@ -424,7 +424,12 @@ class ProblemResults(Estimates, Outputs, MicroMethods, Picklable):
 
     def __str__(self) -> str:
         text = super().__str__()
-        return text if self.starts is None else f"{text}\n\n{describe_starts(self.starts)}"
+        if self.starts is None:
+            return text
+
+        from blpjax.estimation.starts import describe_starts
+
+        return f"{text}\n\n{describe_starts(self.starts)}"
 
     __repr__ = __str__
 

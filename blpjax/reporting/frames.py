@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import scipy.special
 from numpy.typing import ArrayLike
 
 
@@ -31,6 +30,8 @@ def estimates_frame(labels: Sequence[str], estimates: ArrayLike, standard_errors
         If the sizes differ.
 
     """
+    from scipy.special import ndtr, ndtri  # a slow import that only tables need
+
     names = [str(label) for label in labels]
     values, errors = (np.asarray(array, dtype=float).ravel() for array in (estimates, standard_errors))
     if not len(names) == values.size == errors.size:
@@ -40,14 +41,14 @@ def estimates_frame(labels: Sequence[str], estimates: ArrayLike, standard_errors
         )
     with np.errstate(divide="ignore", invalid="ignore"):  # a zero standard error gives an infinite or undefined t
         t = values / errors
-    reach = scipy.special.ndtri(0.975) * errors
+    reach = ndtri(0.975) * errors
     return pd.DataFrame(
         {
             "parameter": np.array(names, dtype=object),
             "estimate": values,
             "se": errors,
             "t": t,
-            "p_value": 2 * scipy.special.ndtr(-np.abs(t)),
+            "p_value": 2 * ndtr(-np.abs(t)),
             "lower": values - reach,
             "upper": values + reach,
         }
@@ -202,8 +203,10 @@ def agents_frame(
 
 def with_confidence_limits(frame: pd.DataFrame, value_name: str, standard_errors: ArrayLike) -> pd.DataFrame:
     """Add columns standard_error, lower and upper: the limits of 95% confidence intervals."""
+    from scipy.special import ndtri
+
     errors = np.asarray(standard_errors)
-    reach = scipy.special.ndtri(0.975) * errors
+    reach = ndtri(0.975) * errors
     values = frame[value_name]
     return frame.assign(standard_error=errors, lower=values - reach, upper=values + reach)
 

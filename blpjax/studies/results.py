@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+from scipy.special import ndtri
 
 from blpjax.inputs.arguments import check_level
 from blpjax.machine.memory import format_bytes
@@ -64,7 +64,7 @@ class MonteCarloResults:
             When the level is not between zero and one.
         """
         check_level(level)
-        z = float(scipy.stats.norm.ppf(0.5 + level / 2))
+        z = float(ndtri(0.5 + level / 2))
         rows = {}
         for name, group in self.table.groupby(["block", "parameter"], sort=False):
             known = group[group["ok"]]

@@ -13,10 +13,12 @@ import pytest
 
 from blpjax.exceptions import DataError
 from blpjax.inputs.expressions import parse_expression, source_text
+from blpjax.inputs.formulas import parse_terms
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.matrices import build_matrix
+from blpjax.inputs.syntax import evaluate_formula
 from blpjax.inputs.table_format import read_table
-from blpjax.inputs.terms import parse_terms
+from blpjax.inputs.terms import INTERCEPT
 
 N = 60
 NUMERIC = """
@@ -205,6 +207,21 @@ def test_constant_columns_take_the_shape_of_their_environment(columns: dict[str,
     (column,) = Formulation("1").build(columns).columns
     assert column.evaluate({}) == 1.0
     np.testing.assert_array_equal(column.evaluate({"x": jnp.zeros((2, 3))}, jnp), np.ones((2, 3)))
+
+
+PLAIN = "- 1 + x | -0+x | x+y:w -  x | +x - 0 + 0 | 1 + log(x + (y - 1)):C(kind) + I(x:y) | x - y:x + x:y | x + log (y)"
+
+
+@pytest.mark.parametrize("formula", formulas(PLAIN + " | " + NUMERIC + CATEGORICAL))
+def test_plain_sums_have_the_terms_that_formulaic_finds(formula: str) -> None:
+    try:
+        value = evaluate_formula(formula)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error))):
+            parse_terms(formula)
+    else:
+        expected = [*([] if value.removed else [INTERCEPT]), *dict.fromkeys(value.terms)]
+        assert list(map(str, parse_terms(formula))) == list(map(str, expected))
 
 
 def test_formula_of_thousands_of_terms() -> None:

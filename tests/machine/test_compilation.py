@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blpjax.machine.compilation import cache_directory
+from blpjax.machine.caches import cache_directory
 
 SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 SCRIPT = f"""
@@ -83,7 +83,7 @@ def test_kinds_of_processors_and_versions_have_directories_of_their_own(
 ) -> None:
     here = cache_directory(tmp_path)
     assert here == cache_directory(tmp_path)
-    monkeypatch.setattr("blpjax.machine.compilation._processor", lambda: "another kind")
+    monkeypatch.setattr("blpjax.machine.caches._processor", lambda: "another kind")
     assert cache_directory(tmp_path) != here
-    monkeypatch.setattr("blpjax.machine.compilation.version", lambda name: "0.0")
+    monkeypatch.setattr("jaxlib.version.__version__", "0.0")
     assert cache_directory(tmp_path).name.startswith("jaxlib-0.0-")

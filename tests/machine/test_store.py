@@ -69,9 +69,9 @@ def programs_in(directory: Path) -> list[Path]:
 
 def test_a_second_process_compiles_no_program_and_finds_the_same_numbers(tmp_path: Path) -> None:
     first = run(tmp_path)
-    assert first["read"] == 0 and "jit(evaluate)" in first["compiled"]
+    assert first["read"] == 0 and "jit(_evaluate)" in first["compiled"]
     kept = programs_in(tmp_path)
-    assert len(kept) > 4
+    assert len(kept) >= 3
     assert kept[0].parent.stat().st_mode & 0o777 == 0o700
 
     second = run(tmp_path)

@@ -1,0 +1,83 @@
+"""What is imported, and when, in processes of their own; names that are found when they are asked for."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+import blpjax
+
+#: What takes long to import, and scripts may not need.
+SLOW = {
+    "dask",
+    "distributed",
+    "formulaic",
+    "matplotlib",
+    "multiprocessing",
+    "optax",
+    "pyhdfe",
+    "scipy.optimize",
+    "scipy.sparse",
+    "scipy.special",
+    "scipy.stats",
+}
+ESTIMATION = """
+import numpy as np
+import pandas as pd
+import blpjax
+
+blpjax.options.verbose = False
+rng = np.random.default_rng(0)
+data = pd.DataFrame({"market_ids": np.repeat(np.arange(20), 3), "product_ids": np.tile(np.arange(3), 20)})
+data["shares"] = rng.uniform(0.1, 0.3, 60)
+data["prices"] = rng.uniform(1, 2, 60)
+data["demand_instruments0"] = data["prices"] + rng.uniform(size=60)
+data["demand_instruments1"] = data["demand_instruments0"] ** 2
+problem = blpjax.Problem(blpjax.Formulation("0 + prices + I(prices ** 2)", absorb="C(product_ids)"), data)
+print(problem, problem.solve(method="1s"))
+"""
+
+
+def run(program: str) -> str:
+    """What a program prints."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+
+def imported(program: str) -> set[str]:
+    """Modules that there are after a program."""
+    return set(run(f"{program}\nimport sys\nprint(*sys.modules, sep=chr(10))").split())
+
+
+def test_importing_blpjax_imports_little() -> None:
+    modules = imported("import blpjax\nblpjax.options.digits = 3\nblpjax.exceptions.DataError")
+    assert not modules & (SLOW | {"equinox", "pandas", "pyarrow", "tqdm"})
+    own = {name for name in modules if name.startswith("blpjax")}
+    assert own == {"blpjax", "blpjax.exceptions", "blpjax.machine", "blpjax.options"} | {
+        f"blpjax.machine.{name}" for name in ("compilation", "lapack")
+    }
+
+
+def test_an_estimation_imports_only_what_it_needs() -> None:
+    modules = imported(ESTIMATION)
+    assert "blpjax.problem.results" in modules
+    assert not modules & (SLOW - {"multiprocessing"})  # which progress bars import
+    assert not {name for name in modules if name.startswith(("blpjax.simulation", "blpjax.studies", "blpjax.plots"))}
+
+
+@pytest.mark.parametrize("name", blpjax.__all__)
+def test_names_are_found(name: str) -> None:
+    assert getattr(blpjax, name) is not None
+    assert name in dir(blpjax)
+
+
+def test_all_names_are_imported_with_a_star() -> None:
+    found = run("from blpjax import *\nprint(*(name for name in dir() if name[:2] != '__'))\nprint(__version__)")
+    assert set(found.split()) == set(blpjax.__all__) - {"__version__"} | {blpjax.__version__}
+
+
+def test_pickles_are_read_before_blpjax_is_imported() -> None:
+    formulation = blpjax.Formulation("prices", absorb="C(product_ids)")
+    program = f"import pickle\nprint(pickle.loads({pickle.dumps(formulation)!r}))"
+    assert run(program) == f"{formulation}\n"
+    assert run(f"{program}\nimport jax\nprint(jax.config.jax_enable_x64)").endswith("True\n")
