@@ -9,16 +9,18 @@ from jaxtyping import Array
 
 from blpjax.economy.buckets import Economy
 from blpjax.inputs.tables import ProductTable
+from blpjax.kernels.arrays import AnyArray
 from blpjax.kernels.markups import Firms, ownership_matrix
 
 #: Who owns what, one array for each bucket of markets: codes of firms (T, J), or ownership matrices (T, J, J).
-Ownership = tuple[Array, ...]
+Ownership = tuple[AnyArray, ...]
 
 
 def firm_codes(economy: Economy, firm_ids: Any) -> Ownership:
     """Standard ownership by firm IDs (N,), which are not traced: codes (T, J) of firms, -1 for padding."""
     _, codes = np.unique(np.asarray(firm_ids).reshape(-1), return_inverse=True)
-    return tuple(part - 1 for part in economy.scatter(jnp.asarray(codes.reshape(-1) + 1)))
+    parts = jax.tree.map(np.asarray, economy).scatter(codes.reshape(-1) + 1)
+    return tuple(part - 1 if economy.on_host else jax.device_put(part - 1) for part in parts)
 
 
 def table_ownership(economy: Economy, table: ProductTable) -> Ownership | None:
@@ -36,10 +38,18 @@ def pack_firms(ownership: Ownership) -> tuple[Array | Firms, ...]:
     return tuple(part if part.ndim == 3 else _pack(np.asarray(part)) for part in ownership)
 
 
-@jax.jit
 def ownership_matrices(owned: Ownership) -> Ownership:
     """Ownership matrices (T, J, J), also where there are codes of firms."""
-    return tuple(part if part.ndim == 3 else jax.vmap(ownership_matrix)(part) for part in owned)
+    if all(part.ndim == 3 for part in owned):
+        return owned
+    return _matrices(owned) if isinstance(owned[0], np.ndarray) else _compiled_matrices(owned)
+
+
+def _matrices(owned: Ownership) -> Ownership:
+    return tuple(ownership_matrix(part) for part in owned)
+
+
+_compiled_matrices = jax.jit(_matrices)
 
 
 def _pack(codes: np.ndarray) -> Firms:
