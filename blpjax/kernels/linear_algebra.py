@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
@@ -22,16 +21,6 @@ class Factors(NamedTuple):
 
     triangles: Float[Array, "J J"]
     order: Int[Array, " J"]
-
-
-def solve_on_host(matrices: Float[np.ndarray, "*T J J"], right: Float[np.ndarray, "*T J"]) -> Float[np.ndarray, "*T J"]:
-    """Solve systems of several markets with NumPy; NaN where a matrix is singular."""
-    try:
-        return np.linalg.solve(matrices, right[..., None])[..., 0]
-    except np.linalg.LinAlgError:
-        if matrices.ndim == 2:
-            return np.full_like(right, np.nan)
-        return np.stack([solve_on_host(*system) for system in zip(matrices, right, strict=True)])
 
 
 def factorise(matrix: Float[Array, "J J"]) -> Factors:

@@ -16,15 +16,14 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.exceptions import Status
-from blpjax.kernels.arrays import AnyArray, namespace, transposed, with_diagonal
+from blpjax.kernels.arrays import AnyArray, namespace, on_host, solve_on_host, transposed, with_diagonal
 from blpjax.kernels.demand import Curvature, DemandPoint, along_prices, second_slopes
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.implicit import implicit
-from blpjax.kernels.linear_algebra import Factors, factorise, solve, solve_on_host
+from blpjax.kernels.linear_algebra import Factors, factorise, solve
 from blpjax.kernels.tangents import moves, push
 
 
@@ -55,7 +54,7 @@ def ownership_matrix(owned: Owned) -> Float[AnyArray, "*T J J"]:
     if isinstance(owned, Firms):
         members = owned.members.astype(float)
         return members @ members.T
-    if not np.issubdtype(owned.dtype, np.integer):
+    if not jnp.issubdtype(owned.dtype, jnp.integer):
         return owned
     return ((owned[..., :, None] == owned[..., None, :]) & (owned >= 0)[..., None, :]).astype(float)
 
@@ -72,8 +71,9 @@ def markups(point: DemandPoint, owned: Owned) -> Float[AnyArray, "*T J"]:
     owned : (J,) codes of firms, `Firms`, or a (J, J) ownership matrix, see `ownership_matrix`.
     """
     known = owned if isinstance(owned, Firms) else ownership_matrix(owned)
-    if isinstance(point.delta, np.ndarray):
-        return solve_on_host(markup_matrix(point, known), np.where(point.present, point.shares(), 0.0))
+    if on_host(point.delta):
+        right = namespace(point.delta).where(point.present, point.shares(), 0.0)
+        return solve_on_host(markup_matrix(point, known), right)
     return implicit(_solve_markups, _markup_gap, _solve_markup_matrix, point, known).value
 
 

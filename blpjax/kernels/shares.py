@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from blpjax.kernels.arrays import AnyArray, constant, namespace, times, transposed, with_diagonal
+from blpjax.kernels.arrays import AnyArray, constant, namespace, on_host, times, transposed, with_diagonal
 from blpjax.kernels.tangents import moves, push
 
 _LARGEST_EXPONENT = 700.0
@@ -186,7 +185,7 @@ def shares(
     The derivative rule is written in matrix products, ``P (w o dC_k')`` and the like, so that a derivative in any
     number of parameters never holds a J x I array for each of them, unless tastes are specific to products.
     """
-    if isinstance(delta, np.ndarray):
+    if on_host(delta):
         return _simulated(delta, X2, C, weights, availability, nests)
     return _shares(delta, X2, C, weights, availability, nests)
 
@@ -258,9 +257,10 @@ def _groups(utilities: AnyArray, availability: AnyArray, nests: Nests) -> _Group
 
 def _group_maxima(values: AnyArray, members: AnyArray) -> AnyArray:
     """Largest value (H, I) among the products of each group; NaN where there is one."""
-    if isinstance(values, np.ndarray):
-        in_group = np.moveaxis(members, -1, 0)[..., None]
-        return np.stack([np.where(one, values, -np.inf).max(axis=-2, initial=-np.inf) for one in in_group], axis=-2)
+    if on_host(values):
+        xp = namespace(values)
+        in_group = xp.moveaxis(members, -1, 0)[..., None]
+        return xp.stack([xp.where(one, values, -xp.inf).max(axis=-2, initial=-xp.inf) for one in in_group], axis=-2)
     if members.shape[1] <= _FEW_GROUPS:
         return jnp.where(members[:, :, None], values[:, None, :], -jnp.inf).max(axis=0, initial=-jnp.inf)
     codes = jnp.where(members.any(axis=1), members.argmax(axis=1), members.shape[1])

@@ -96,7 +96,7 @@ def linear_change(characteristics: Characteristics, matrix: str, coefficients: A
 
 
 class MarketDemand(eqx.Module):
-    """Demand in one market, as kernels need it: variables, `delta` (J,) and parameters; on the host in all of a bucket."""
+    """Demand in one market, as kernels need it: variables, `delta` (J,) and parameters. On the host, in many."""
 
     market: Bucket
     characteristics: Characteristics

@@ -128,9 +128,8 @@ class Model(Demand):
         `eliminated` (N,) says which products cannot be chosen. Columns of agents that a market lacks have no meaning.
         """
         self.check_variable("prices")
-        removed = (
-            np.zeros(self.delta.shape, bool) if eliminated is None else namespace(eliminated).reshape(eliminated, -1)
-        )
+        nothing = np.zeros(self.delta.shape, bool)
+        removed = nothing if eliminated is None else namespace(eliminated).asarray(eliminated).reshape(-1)
         everyone, total = _surpluses(self, removed, self._changes(prices))
         return everyone if keep_all else total[:, None]
 
@@ -205,10 +204,8 @@ class Model(Demand):
             firms = self.ownership
         else:
             raise ValueError("firm_ids must be given, because there is no column 'firm_ids' in product_data.")
-        given = self._long(shares)
-        return _values(demand.herfindahl_hirschman_indices, self, firms, self.shares if given is None else given)[
-            :, None
-        ]
+        s = self.shares if shares is None else self._long(shares)
+        return _values(demand.herfindahl_hirschman_indices, self, firms, s)[:, None]
 
     def compute_markups(self, prices: Values = None, costs: Values = None) -> Float[AnyArray, "N 1"]:
         """Lerner indices ``(p - c) / p``."""
