@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -26,7 +25,8 @@ def firm_codes(economy: Economy, firm_ids: Any) -> Ownership:
 def table_ownership(economy: Economy, table: ProductTable) -> Ownership | None:
     """Who owns what: matrices from the data, or else codes of firms; None without either."""
     if table.ownership is not None:
-        return economy.unstack(jnp.asarray(np.nan_to_num(table.ownership)))
+        host = jax.tree.map(np.asarray, economy)
+        return tuple(map(jax.device_put, host.unstack(np.nan_to_num(table.ownership))))
     return None if table.firm_ids is None else firm_codes(economy, table.firm_ids)
 
 

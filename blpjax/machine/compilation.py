@@ -13,7 +13,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
 #: Set to ``0`` to leave JAX's configuration alone, or to a directory to keep the cache there.
 VARIABLE = "BLPJAX_COMPILATION_CACHE"
@@ -88,7 +87,7 @@ def operations_of_jax() -> Iterator[None]:
 
 def is_traced(values: Any) -> bool:
     """Whether any leaf of a pytree is traced, or what is made of them would be, because a program is being built."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(values), jnp.zeros(())))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(values), jax.device_put(0.0)))
 
 
 def configure_cache() -> None:

@@ -8,6 +8,7 @@ data, weighting matrices, bounds and tolerances are traced. An objective is anyt
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
@@ -40,7 +41,9 @@ prepare = program(effort=0, static_argnums=0)(weigh)
 
 def weighted(model: StructuralModel, W: Float[Array | np.ndarray, "M M"], scale: Float[ArrayLike, ""]) -> GMM:
     """The objective of a model with a weighting matrix (M, M), times `scale`."""
-    return GMM(model, prepare(model.specification, model.data, jnp.asarray(W)), jnp.asarray(scale))
+    return GMM(
+        model, prepare(model.specification, model.data, jax.device_put(W)), jax.device_put(np.asarray(scale, float))
+    )
 
 
 @program(effort=0)
@@ -63,7 +66,7 @@ predict_delta = program(effort=0)(predicted_delta)
 
 def hessian_at(
     objective: GMM, theta: Float[Array, " P"], delta: Float[Array, " N"], progress: bool = False
-) -> Float[Array, "P P"]:
+) -> Float[np.ndarray, "P P"]:
     """Exact Hessian of the objective at theta and its mean utilities `delta`.
 
     Columns are computed a few at a time where memory asks for it; `progress` shows a bar then.
@@ -76,7 +79,7 @@ def hessian_at(
     batches = -(-P // columns)
     directions = np.eye(batches * columns, P).reshape(batches, columns, P)
     bar = tqdm.tqdm(directions, desc="Hessian", disable=not progress or batches == 1)
-    rows = jnp.concatenate([_curvature(objective, theta, delta, batch) for batch in bar])[:P]
+    rows = np.concatenate([np.asarray(_curvature(objective, theta, delta, batch)) for batch in bar])[:P]
     return (rows + rows.T) / 2
 
 
@@ -94,7 +97,7 @@ class Conclusion(NamedTuple):
     """
 
     point: Point
-    hessian: Float[Array, "P P"]
+    hessian: Float[np.ndarray, "P P"]
     summary: StepSummary
 
 
@@ -128,26 +131,26 @@ def conclude(
     curvature : whether the Hessian is computed; `progress` shows a bar for it.
     simulate : simulation error, None for none.
     """
-    delta, ok = jnp.asarray(evaluation.inversion.delta), bool(evaluation.ok)
-    hessian = jnp.full((theta.size, theta.size), jnp.nan)
+    delta, ok = jax.device_put(evaluation.inversion.delta), bool(evaluation.ok)
+    hessian = np.full((theta.size, theta.size), np.nan)
     if curvature and theta.size and ok:
         hessian = hessian_at(objective, theta, delta, progress)
     point = end_at(objective, theta, evaluation, residualize)
-    simulated = jnp.asarray(simulate(objective, theta, delta)) if simulate is not None and ok else None
+    simulated = jax.device_put(simulate(objective, theta, delta)) if simulate is not None and ok else None
     ending = Ending(theta, evaluation, point)
-    return Conclusion(point, hessian, _finish(objective, ending, types, step, jnp.asarray(cluster_ids), simulated))
+    return Conclusion(point, hessian, _finish(objective, ending, types, step, jax.device_put(cluster_ids), simulated))
 
 
 def end_at(
     objective: GMM, theta: Float[Array, " P"], evaluation: Evaluation, residualize: Sequence[Residualize]
 ) -> Point:
     """The point at theta, with structural errors that are residualised on the host."""
-    delta, costs = jnp.asarray(evaluation.inversion.delta), evaluation.costs
-    tilde_costs = None if costs is None else jnp.asarray(costs.tilde_costs)
+    delta, costs = jax.device_put(evaluation.inversion.delta), evaluation.costs
+    tilde_costs = None if costs is None else jax.device_put(costs.tilde_costs)
     coefficients, explained = _linear_parameters(objective, theta, delta, tilde_costs)
     dependent = [delta] if tilde_costs is None else [delta, tilde_costs]
     errors = [
-        jnp.asarray(absorb(np.asarray(values)[:, None])[:, 0]) - known
+        jax.device_put(absorb(np.asarray(values)[:, None])[:, 0] - np.asarray(known))
         for absorb, values, known in zip(residualize, dependent, explained, strict=False)
     ]
     model = objective.model
