@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -97,7 +98,10 @@ class Economy(eqx.Module):
         """Long rows (N, ...) of arrays (T, J, ...), one for each bucket. They are on every device."""
         parts = self.collect(parts)
         flat = [part.reshape(part.shape[0] * part.shape[1], *part.shape[2:]) for part in parts]
-        return self._xp.concatenate(flat)[self.positions]
+        if self.on_host:
+            # a market alone has rows of no product, whose positions are beyond the last
+            return np.concatenate(flat).take(self.positions, axis=0, mode="clip")
+        return jnp.concatenate(flat)[self.positions]
 
     def scatter(self, values: AnyArray) -> tuple[AnyArray, ...]:
         """Arrays (T, J, ...), one for each bucket, of long rows (N, ...). Padding is zero."""
@@ -163,7 +167,8 @@ class Economy(eqx.Module):
         zeros = self._xp.zeros((size, *values.shape[1:]), values.dtype)
         if not isinstance(zeros, np.ndarray):
             return zeros.at[places].set(values)
-        zeros[places] = values
+        known = places < size
+        zeros[places[known]] = values[known]
         return zeros
 
     def _split(self, flat: AnyArray) -> tuple[AnyArray, ...]:

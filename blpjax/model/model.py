@@ -316,7 +316,8 @@ class Model(Demand):
         rows, missing = place.rows, J - place.rows.size
         padded = np.r_[rows, np.full(missing, rows[0])]
         positions = np.r_[np.arange(rows.size), np.full(missing, J)]
-        return _cut(self, place.bucket, np.asarray(place.place), padded, positions)
+        where = np.asarray(place.place), padded, positions
+        return _cut(self, place.bucket, *(where if self.economy.on_host else jax.device_put(where)))
 
     def check_variable(self, name: str | None) -> None:
         """Raise `NameError` when no formula of utility has a numeric variable of this name."""
