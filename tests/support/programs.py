@@ -11,12 +11,12 @@ import jax
 
 @contextlib.contextmanager
 def compilations() -> Iterator[list[str]]:
-    """Programs that are compiled in the block, or read from the persistent cache."""
+    """Names of programs that are compiled in the block, or read from the persistent cache."""
     seen: list[str] = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration: float, **details: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
+            seen.append(details.get("fun_name", ""))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
