@@ -3,11 +3,12 @@
 A padded product has a share and an availability of zero and characteristics of zero; a padded agent has a weight of
 zero. Vectors over products exist in two layouts: *long*, one element for each row of the user's product table, and
 *padded*, the buckets' (T, J) arrays laid end to end. `Economy.gather` turns padded into long, `Economy.scatter` long
-into padded.
+into padded. All of this works on arrays of JAX, and on NumPy arrays of an economy on the host.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -20,6 +21,7 @@ from blpjax.inputs.demographics import build_demographics
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import AgentTable, read_agents
+from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.machine.placement import Placement
 
 MAX_BUCKETS = 4
@@ -43,14 +45,14 @@ class Bucket(eqx.Module):
     over its devices, and some of them have no products: see `blpjax.economy.sharding`.
     """
 
-    shares: Float[Array, "T J"]
-    X2: Float[Array, "T J K2"]
-    availability: Float[Array, "T J #I"]
-    weights: Float[Array, "T I"]
-    nodes: Float[Array, "T I R"]
-    demographics: Float[Array, "T I D"] | Float[Array, "T I D J"]
-    nests: Int[Array, "T J"] | None = None
-    groups: Int[Array, "T H"] | None = None
+    shares: Float[AnyArray, "T J"]
+    X2: Float[AnyArray, "T J K2"]
+    availability: Float[AnyArray, "T J #I"]
+    weights: Float[AnyArray, "T I"]
+    nodes: Float[AnyArray, "T I R"]
+    demographics: Float[AnyArray, "T I D"] | Float[AnyArray, "T I D J"]
+    nests: Int[AnyArray, "T J"] | None = None
+    groups: Int[AnyArray, "T H"] | None = None
     placement: Placement | None = eqx.field(static=True, default=None)
 
     @property
@@ -59,7 +61,7 @@ class Bucket(eqx.Module):
         return (self.shares.shape[0], self.shares.shape[1], self.weights.shape[1])
 
     @property
-    def present(self) -> Bool[Array, "*T J"]:
+    def present(self) -> Bool[AnyArray, "*T J"]:
         """Whether a product is one, and not padding: somebody can choose it."""
         return (self.availability > 0).any(axis=-1)
 
@@ -73,9 +75,9 @@ class Economy(eqx.Module):
     """
 
     buckets: tuple[Bucket, ...]
-    positions: Int[Array, " N"]
-    sources: Int[Array, " padded"]
-    market_positions: Int[Array, " T"]
+    positions: Int[AnyArray, " N"]
+    sources: Int[AnyArray, " padded"]
+    market_positions: Int[AnyArray, " T"]
 
     @property
     def padded_size(self) -> int:
@@ -87,69 +89,89 @@ class Economy(eqx.Module):
         """Devices that markets are spread over, or None where one device has all of them."""
         return self.buckets[0].placement
 
-    def gather(self, parts: Sequence[Array]) -> Array:
+    @property
+    def on_host(self) -> bool:
+        """Whether arrays are those of NumPy."""
+        return isinstance(self.positions, np.ndarray)
+
+    def gather(self, parts: Sequence[AnyArray]) -> AnyArray:
         """Long rows (N, ...) of arrays (T, J, ...), one for each bucket. They are on every device."""
         parts = self.collect(parts)
         flat = [part.reshape(part.shape[0] * part.shape[1], *part.shape[2:]) for part in parts]
+        if self.on_host:
+            # a market alone has rows of no product, whose positions are beyond the last
+            return np.concatenate(flat).take(self.positions, axis=0, mode="clip")
         return jnp.concatenate(flat)[self.positions]
 
-    def scatter(self, values: Array) -> tuple[Array, ...]:
+    def scatter(self, values: AnyArray) -> tuple[AnyArray, ...]:
         """Arrays (T, J, ...), one for each bucket, of long rows (N, ...). Padding is zero."""
-        flat = jnp.zeros((self.padded_size, *values.shape[1:]), values.dtype).at[self.positions].set(values)
-        return self._split(flat)
+        return self._split(self._place(self.padded_size, self.positions, values))
 
-    def spread(self, values: Array) -> tuple[Array, ...]:
+    def spread(self, values: AnyArray) -> tuple[AnyArray, ...]:
         """Arrays (T, J, ...), one for each bucket, of long rows (N, ...). Padding repeats its market's first product.
 
         Functions of variables, such as logarithms, stay finite there.
         """
         return self._split(values[self.sources])
 
-    def with_products(self, shares: Array, X2: Array) -> "Economy":
+    def with_products(self, shares: AnyArray, X2: AnyArray) -> "Economy":
         """The same markets with other shares (N,) and characteristics X2 (N, K2)."""
         known = zip(self.buckets, self.scatter(shares), self.scatter(X2), strict=True)
         buckets = tuple(eqx.tree_at(lambda b: (b.shares, b.X2), bucket, values) for bucket, *values in known)
         return eqx.tree_at(lambda e: e.buckets, self, buckets)
 
-    def stack(self, parts: Sequence[Array]) -> Array:
+    def stack(self, parts: Sequence[AnyArray]) -> AnyArray:
         """Rows (N, widest, ...) of arrays (T, J, J, ...), one for each bucket: NaN at padded products."""
         known = []
         for part, bucket in zip(parts, self.buckets, strict=True):
             for axis in range(2, part.ndim):
-                present = jnp.expand_dims(bucket.present, [other for other in range(1, part.ndim) if other != axis])
-                part = jnp.where(present, part, jnp.nan)
+                others = [other for other in range(1, part.ndim) if other != axis]
+                part = self._xp.where(self._xp.expand_dims(bucket.present, others), part, np.nan)
             known.append(part)
-        return self.gather(widened(known, 2, jnp.nan))
+        return self.gather(widened(known, 2, np.nan))
 
-    def unstack(self, rows: Array) -> tuple[Array, ...]:
+    def unstack(self, rows: AnyArray) -> tuple[AnyArray, ...]:
         """Arrays (T, J, J), one for each bucket, of rows (N, widest). Padding is zero."""
         parts = []
         everywhere = self.collect([bucket.present for bucket in self.buckets])
         for present, part in zip(everywhere, self.scatter(rows), strict=True):
             J = present.shape[1]
-            cut = jnp.pad(part, ((0, 0), (0, 0), (0, max(0, J - part.shape[2]))))[:, :, :J]
-            parts.append(jnp.where(present[:, None, :] & present[:, :, None], cut, 0.0))
+            cut = self._xp.pad(part, ((0, 0), (0, 0), (0, max(0, J - part.shape[2]))))[:, :, :J]
+            parts.append(self._xp.where(present[:, None, :] & present[:, :, None], cut, 0.0))
         return tuple(parts)
 
-    def collect(self, parts: Sequence[Array]) -> Sequence[Array]:
+    def collect(self, parts: Sequence[AnyArray]) -> Sequence[AnyArray]:
         """Arrays by bucket, from all devices: whatever follows is computed on each, and every process can read it."""
         placement = self.placement
         return parts if placement is None else placement.gather(list(parts))
 
-    def gather_markets(self, parts: Sequence[Array]) -> Array:
+    def gather_markets(self, parts: Sequence[AnyArray]) -> AnyArray:
         """Values by market (T, ...) in the sorted order of market IDs, from one array (T_b, ...) for each bucket."""
-        return jnp.concatenate(self.collect(parts))[self.market_positions]
+        return self._xp.concatenate(self.collect(parts))[self.market_positions]
 
-    def scatter_markets(self, values: Array) -> tuple[Array, ...]:
+    def scatter_markets(self, values: AnyArray) -> tuple[AnyArray, ...]:
         """Arrays (T_b, J), one for each bucket, that repeat values by market (T,) for all places of a market."""
         sizes = np.cumsum([bucket.size[0] for bucket in self.buckets])
-        flat = jnp.zeros(int(sizes[-1]), values.dtype).at[self.market_positions].set(values)
-        parts = jnp.split(flat, sizes[:-1])
+        parts = self._xp.split(self._place(int(sizes[-1]), self.market_positions, values), sizes[:-1])
         return tuple(
-            jnp.broadcast_to(part[:, None], bucket.size[:2]) for part, bucket in zip(parts, self.buckets, strict=True)
+            self._xp.broadcast_to(part[:, None], bucket.size[:2])
+            for part, bucket in zip(parts, self.buckets, strict=True)
         )
 
-    def _split(self, flat: Array) -> tuple[Array, ...]:
+    @property
+    def _xp(self) -> ModuleType:
+        return namespace(self.positions)
+
+    def _place(self, size: int, places: AnyArray, values: AnyArray) -> AnyArray:
+        """Zeros of this size, but for the values in their places."""
+        zeros = self._xp.zeros((size, *values.shape[1:]), values.dtype)
+        if not isinstance(zeros, np.ndarray):
+            return zeros.at[places].set(values)
+        known = places < size
+        zeros[places[known]] = values[known]
+        return zeros
+
+    def _split(self, flat: AnyArray) -> tuple[AnyArray, ...]:
         parts, at = [], 0
         for bucket in self.buckets:
             T, J, _ = bucket.size
@@ -158,12 +180,13 @@ class Economy(eqx.Module):
         return tuple(parts)
 
 
-def widened(parts: Sequence[Array], first: int, fill: float = 0.0) -> list[Array]:
+def widened(parts: Sequence[AnyArray], first: int, fill: float = 0.0) -> list[AnyArray]:
     """Arrays, one for each bucket, that are filled up to the widest one in the axis `first` and those after it."""
     widest = [max(sizes) for sizes in zip(*(part.shape[first:] for part in parts), strict=True)]
     padding = [[(0, most - size) for most, size in zip(widest, part.shape[first:], strict=True)] for part in parts]
     return [
-        jnp.pad(part, [(0, 0)] * first + more, constant_values=fill) for part, more in zip(parts, padding, strict=True)
+        namespace(part).pad(part, [(0, 0)] * first + more, constant_values=fill)
+        for part, more in zip(parts, padding, strict=True)
     ]
 
 

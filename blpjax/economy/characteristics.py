@@ -6,9 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from blpjax.inputs.design import Column, DesignMatrix
+from blpjax.kernels.arrays import AnyArray, namespace
+
+#: Of derivatives on the host.
+_STEP = 1e-200
 
 
 class Characteristics(eqx.Module):
@@ -21,7 +25,7 @@ class Characteristics(eqx.Module):
     X1_columns: tuple[Column, ...] = eqx.field(static=True)
     X2_columns: tuple[Column, ...] = eqx.field(static=True)
     X3_columns: tuple[Column, ...] = eqx.field(static=True)
-    variables: dict[str, Float[Array, "..."]]
+    variables: dict[str, Float[AnyArray, "..."]]
 
     @property
     def names(self) -> list[str]:
@@ -29,29 +33,40 @@ class Characteristics(eqx.Module):
         used = {key for column in (*self.X1_columns, *self.X2_columns) for key in column.inputs if key in column.names}
         return sorted(used)
 
-    def evaluate(self, changes: Mapping[str, Float[Array, "..."]]) -> tuple[Array, Array]:
+    def evaluate(self, changes: Mapping[str, Float[AnyArray, "..."]]) -> tuple[AnyArray, AnyArray]:
         """X1 (N, K1) and X2 (N, K2) with some variables replaced."""
         variables = {**self.variables, **changes}
         return self._matrix(self.X1_columns, variables), self._matrix(self.X2_columns, variables)
 
-    def evaluate_X3(self, changes: Mapping[str, Float[Array, "..."]]) -> Array:
+    def evaluate_X3(self, changes: Mapping[str, Float[AnyArray, "..."]]) -> AnyArray:
         """X3 (N, K3) with some variables replaced."""
         return self._matrix(self.X3_columns, {**self.variables, **changes})
 
-    def slopes(self, name: str, changes: Mapping[str, Float[Array, "..."]] | None = None) -> tuple[Array, Array]:
+    def slopes(
+        self, name: str, changes: Mapping[str, Float[AnyArray, "..."]] | None = None
+    ) -> tuple[AnyArray, AnyArray]:
         """Derivatives of each row of X1 and X2 in that row's value of a variable, after some have been replaced."""
         changed = dict(changes or {})
+        if isinstance(self.variables[name], np.ndarray):
+            # by a complex step, so small that the real part does not notice: exact to rounding
+            moved = {**changed, name: np.asarray(changed.get(name, self.variables[name])) + 1j * _STEP}
+            variables = {**self.variables, **moved}
+            X1, X2 = (self._matrix(columns, variables) for columns in (self.X1_columns, self.X2_columns))
+            return X1.imag / _STEP, X2.imag / _STEP
         x = jnp.asarray(changed.get(name, self.variables[name]))
         return jax.jvp(lambda values: self.evaluate({**changed, name: values}), (x,), (jnp.ones_like(x),))[1]
 
-    def replace(self, changes: Mapping[str, Float[Array, "..."]]) -> "Characteristics":
+    def replace(self, changes: Mapping[str, Float[AnyArray, "..."]]) -> "Characteristics":
         """The same formulas with other values of some variables."""
         return eqx.tree_at(lambda c: c.variables, self, {**self.variables, **changes})
 
-    def _matrix(self, columns: tuple[Column, ...], variables: Mapping[str, Array]) -> Array:
-        shape = next(iter(variables.values())).shape
+    def _matrix(self, columns: tuple[Column, ...], variables: Mapping[str, AnyArray]) -> AnyArray:
+        some = next(iter(variables.values()))
+        xp = namespace(some)
         if not columns:
-            return jnp.zeros((*shape, 0))
+            return xp.zeros((*some.shape, 0))
+        if xp is np:
+            return np.stack([column.evaluate(variables) for column in columns], axis=-1)
         return jnp.stack([jnp.asarray(column.evaluate(variables, jnp), float) for column in columns], axis=-1)
 
 

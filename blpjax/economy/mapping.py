@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from blpjax.economy.buckets import Bucket
 
@@ -24,7 +25,8 @@ def map_markets(kernel: Callable[..., Any], bucket: Bucket, *arguments: Any, ele
     """Apply ``kernel(bucket_of_one_market, *arguments_of_one_market)`` to all markets of a bucket.
 
     Markets are vectorised in chunks of at most so many product-agent pairs, by default `CHUNK_ELEMENTS`, so that memory
-    stays bounded whatever their number. Where markets are spread over devices, each device maps its own.
+    stays bounded whatever their number. Where markets are spread over devices, each device maps its own. On the host
+    the kernel is called once, with the arrays of all markets (`blpjax.kernels.arrays`).
     """
     if bucket.placement is not None:
 
@@ -32,6 +34,8 @@ def map_markets(kernel: Callable[..., Any], bucket: Bucket, *arguments: Any, ele
             return map_markets(kernel, dataclasses.replace(own, placement=None), *values, elements=elements)
 
         return bucket.placement.on_each(on_device, bucket, *arguments)
+    if isinstance(bucket.weights, np.ndarray):
+        return kernel(bucket, *arguments)
     T, J, width = bucket.size
     chunk = max(1, (CHUNK_ELEMENTS if elements is None else elements) // max(J * width, 1))
     if chunk >= T:

@@ -3,28 +3,30 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from blpjax.economy.buckets import Economy
 from blpjax.inputs.tables import ProductTable
+from blpjax.kernels.arrays import AnyArray
 from blpjax.kernels.markups import Firms, ownership_matrix
 
 #: Who owns what, one array for each bucket of markets: codes of firms (T, J), or ownership matrices (T, J, J).
-Ownership = tuple[Array, ...]
+Ownership = tuple[AnyArray, ...]
 
 
 def firm_codes(economy: Economy, firm_ids: Any) -> Ownership:
     """Standard ownership by firm IDs (N,), which are not traced: codes (T, J) of firms, -1 for padding."""
     _, codes = np.unique(np.asarray(firm_ids).reshape(-1), return_inverse=True)
-    return tuple(part - 1 for part in economy.scatter(jnp.asarray(codes.reshape(-1) + 1)))
+    parts = jax.tree.map(np.asarray, economy).scatter(codes.reshape(-1) + 1)
+    return tuple(part - 1 if economy.on_host else jax.device_put(part - 1) for part in parts)
 
 
 def table_ownership(economy: Economy, table: ProductTable) -> Ownership | None:
     """Who owns what: matrices from the data, or else codes of firms; None without either."""
     if table.ownership is not None:
-        return economy.unstack(jnp.asarray(np.nan_to_num(table.ownership)))
+        host = jax.tree.map(np.asarray, economy)
+        return tuple(map(jax.device_put, host.unstack(np.nan_to_num(table.ownership))))
     return None if table.firm_ids is None else firm_codes(economy, table.firm_ids)
 
 
@@ -36,10 +38,18 @@ def pack_firms(ownership: Ownership) -> tuple[Array | Firms, ...]:
     return tuple(part if part.ndim == 3 else _pack(np.asarray(part)) for part in ownership)
 
 
-@jax.jit
 def ownership_matrices(owned: Ownership) -> Ownership:
     """Ownership matrices (T, J, J), also where there are codes of firms."""
-    return tuple(part if part.ndim == 3 else jax.vmap(ownership_matrix)(part) for part in owned)
+    if all(part.ndim == 3 for part in owned):
+        return owned
+    return _matrices(owned) if isinstance(owned[0], np.ndarray) else _compiled_matrices(owned)
+
+
+def _matrices(owned: Ownership) -> Ownership:
+    return tuple(ownership_matrix(part) for part in owned)
+
+
+_compiled_matrices = jax.jit(_matrices)
 
 
 def _pack(codes: np.ndarray) -> Firms:

@@ -53,7 +53,9 @@ def warn_of_singularity(
     _refuse_pseudo_inverses(result, M)
     if np.isfinite(options.singular_tol) and (summary.covariances_rank < M or condition > options.singular_tol):
         point = context.point(result.theta, result.outcome.evaluation)
-        found = find_collinearity(np.asarray(context.objective.data.contributions(point)))
+        data = context.objective.data
+        pairs = zip(data.instruments, data.residuals(point), strict=True)
+        found = find_collinearity(np.concatenate([np.asarray(z) * np.asarray(u)[:, None] for z, u in pairs], axis=1))
         named = ", ".join(repr(context.moment_labels[group[0]]) for group in found.groups)
         few = types.W_type == "clustered" and types.n_clusters is not None and types.n_clusters < M
         reason = f"there are only {types.n_clusters} clusters" if few else f"collinear moments: {named or 'none'}"

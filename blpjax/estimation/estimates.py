@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -346,7 +347,7 @@ class Estimates:
     @property
     def _coefficients_in_model(self) -> Coefficients:
         blocks = (self.sigma, self.pi, *(getattr(self, name)[:, 0] for name in ("rho", "tau", "beta", "gamma")))
-        return Coefficients(*map(jnp.asarray, blocks))
+        return Coefficients(*map(jax.device_put, blocks))
 
     def model_in(self, economy: Economy) -> Model:
         """The model at the estimates in an economy with other agents."""
@@ -354,7 +355,7 @@ class Estimates:
             economy=economy,
             characteristics=self.problem.data.characteristics,
             coefficients=self._coefficients_in_model,
-            delta=jnp.asarray(self.delta[:, 0]),
+            delta=jax.device_put(self.delta[:, 0]),
             ownership=self.problem.data.ownership_in(economy),
             layout=self._layout_in(economy),
             costs_type=self.problem.data.costs_type,
@@ -368,10 +369,10 @@ class Estimates:
             economy=self.problem.data.economy,
             supply=supply,
             coefficients=self._coefficients_in_model,
-            delta=jnp.asarray(self.delta[:, 0]),
-            xi=jnp.asarray(self.xi[:, 0]),
-            tilde_costs=None if supply is None else jnp.asarray(self.tilde_costs[:, 0]),
-            omega=None if supply is None else jnp.asarray(self.omega[:, 0]),
+            delta=jax.device_put(self.delta[:, 0]),
+            xi=jax.device_put(self.xi[:, 0]),
+            tilde_costs=None if supply is None else jax.device_put(self.tilde_costs[:, 0]),
+            omega=None if supply is None else jax.device_put(self.omega[:, 0]),
         )
 
     def _layout_in(self, economy: Economy) -> ParameterLayout:

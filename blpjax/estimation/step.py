@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options as settings
@@ -61,7 +60,7 @@ class StepContext:
 
     def point(self, theta: np.ndarray | jax.Array, evaluation: Evaluation) -> Point:
         """What moments are functions of at theta (P,), with structural errors residualised on any fixed effects."""
-        return programs.end_at(self.objective, jnp.asarray(theta), evaluation, self.residualize)
+        return programs.end_at(self.objective, jax.device_put(theta), evaluation, self.residualize)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Evaluator:
         self.step = step
         self.options = options
         self.context = context
-        self.start = jnp.asarray(context.logit_delta if options.delta_behavior == "logit" else start)
+        self.start = jax.device_put(context.logit_delta if options.delta_behavior == "logit" else start)
         self.optimizer_iterations = 0
         self._records: list[Loops] = []
         self._began = time.perf_counter()
@@ -127,8 +126,8 @@ class Evaluator:
                     np.asarray(evaluation.costs.status), self.context.market_ids, COSTS, kind=NonpositiveCostsError
                 )
             raise GenericNumericalError(f"The objective or its gradient is not finite at theta = {np.asarray(theta)}.")
-        if options.delta_behavior == "last":
-            self.start = jnp.where(evaluation.ok, inversion.delta, self.start)
+        if options.delta_behavior == "last" and bool(evaluation.ok):
+            self.start = inversion.delta
         if options.delta_behavior == "predicted" and bool(evaluation.ok):
             if self._anchor is None or float(evaluation.objective) <= float(self._anchor[1].objective):
                 self._anchor = np.array(theta, float), evaluation
@@ -163,7 +162,7 @@ class Evaluator:
             self.context.W,
             theta,
             evaluation,
-            lambda: jax.device_get(structural_errors(self.context, jnp.asarray(theta), evaluation)),
+            lambda: jax.device_get(structural_errors(self.context, jax.device_put(theta), evaluation)),
         )
 
     def _start_at(self, theta: np.ndarray) -> jax.Array:
@@ -177,10 +176,10 @@ class Evaluator:
         """Take note of the optimiser's number of major iterations, for progress."""
         self.optimizer_iterations = iterations
 
-    def hessian(self, theta: np.ndarray, evaluation: Evaluation) -> jax.Array:
+    def hessian(self, theta: np.ndarray, evaluation: Evaluation) -> np.ndarray:
         """Exact Hessian (P, P) of the sum of squares of the evaluation's residuals."""
-        objective, estimate = self.context.objective, jnp.asarray(theta, float)
-        return programs.hessian_at(objective, estimate, evaluation.inversion.delta) / objective.scale
+        objective, estimate = self.context.objective, jax.device_put(np.asarray(theta, float))
+        return programs.hessian_at(objective, estimate, evaluation.inversion.delta) / np.asarray(objective.scale)
 
     def inner_loops(self) -> Loops:
         """Inversions of shares in all evaluations so far: arrays (T, evaluations)."""
@@ -259,7 +258,7 @@ def solve_step(
     optimised = time.perf_counter()
     found = programs.conclude(
         context.objective,
-        jnp.asarray(outcome.theta, float),
+        jax.device_put(np.asarray(outcome.theta, float)),
         outcome.evaluation,
         context.residualize,
         options.types,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from blpjax.kernels.arrays import AnyArray, times
 from blpjax.kernels.shares import Choices, Nests, Tastes, choices, deviations, share_jacobian, shares
 
 
@@ -19,39 +20,39 @@ class DemandPoint(eqx.Module):
     unavailable. The slopes may be those in another variable than price.
     """
 
-    delta: Float[Array, " J"]
-    X2: Float[Array, "J K2"]
+    delta: Float[AnyArray, "*T J"]
+    X2: Float[AnyArray, "*T J K2"]
     C: Tastes
-    weights: Float[Array, " I"]
-    availability: Float[Array, "J #I"]
-    delta_slope: Float[Array, " J"]
-    X2_slope: Float[Array, "J K2"]
-    present: Bool[Array, " J"]
+    weights: Float[AnyArray, "*T I"]
+    availability: Float[AnyArray, "*T J #I"]
+    delta_slope: Float[AnyArray, "*T J"]
+    X2_slope: Float[AnyArray, "*T J K2"]
+    present: Bool[AnyArray, "*T J"]
     nests: Nests | None = None
 
-    def utilities(self) -> Float[Array, "J I"]:
+    def utilities(self) -> Float[AnyArray, "*T J I"]:
         """Utilities V."""
-        return self.delta[:, None] + deviations(self.X2, self.C)
+        return self.delta[..., :, None] + deviations(self.X2, self.C)
 
     def choices(self) -> Choices:
         """Choice probabilities."""
         return choices(self.utilities(), self.availability, self.nests)
 
-    def utility_slopes(self) -> Float[Array, "J I"]:
+    def utility_slopes(self) -> Float[AnyArray, "*T J I"]:
         """``alpha_ji = delta_slope_j + X2_slope_j' C_i``, in utility per unit of price."""
-        return self.delta_slope[:, None] + deviations(self.X2_slope, self.C)
+        return self.delta_slope[..., :, None] + deviations(self.X2_slope, self.C)
 
-    def shares(self) -> Float[Array, " J"]:
+    def shares(self) -> Float[AnyArray, "*T J"]:
         """Market shares; zero for padding."""
         return shares(self.delta, self.X2, self.C, self.weights, self.availability, self.nests)
 
-    def jacobian(self) -> Float[Array, "J J"]:
+    def jacobian(self) -> Float[AnyArray, "*T J J"]:
         """Derivatives ``ds_j / dx_k`` of shares in the variable of the slopes; zero for padding."""
         return share_jacobian(self.choices(), self.weights, self.utility_slopes(), self.nests)
 
-    def lambda_diagonal(self) -> Float[Array, " J"]:
+    def lambda_diagonal(self) -> Float[AnyArray, "*T J"]:
         """``Lambda_j = sum_i w_i P_ji alpha_ji / (1 - rho)``, a part of ``ds_j / dp_j``; zero for padding."""
-        found = (self.choices().inside * self.utility_slopes()) @ self.weights
+        found = times(self.choices().inside * self.utility_slopes(), self.weights)
         return found if self.nests is None else found * self.nests.scales
 
 

@@ -255,7 +255,7 @@ def _linearise(game: _Game, prices: Array) -> _Linear:
 
 def _checked(found: FixedPoint, point: DemandPoint, conditions: _Conditions, start: Array) -> FixedPoint:
     """Replace prices that are not an equilibrium by NaN, and say why."""
-    own = jnp.diagonal(point.jacobian()) if point.nests is not None else _own_slopes(point)
+    own = _own_slopes(point)
     upward = (point.present & (own >= 0)).any()
     finite = jnp.isfinite(jnp.where(point.present, own + found.value, 0.0)).all()
     status = jnp.where(finite | ~succeeded(found.status), found.status, int(Status.NOT_FINITE))
@@ -272,9 +272,13 @@ def _checked(found: FixedPoint, point: DemandPoint, conditions: _Conditions, sta
 
 
 def _own_slopes(point: DemandPoint) -> Array:
-    """``ds_j / dp_j`` (J,) without nests."""
-    P = point.choices().inside
-    return (P * (1.0 - P) * point.utility_slopes()) @ point.weights
+    """``ds_j / dp_j`` (J,)."""
+    found = point.choices()
+    P, scales, within = found.inside, 1.0, 0.0
+    if point.nests is not None:
+        scales = point.nests.scales[:, None]
+        within = point.nests.spread(point.nests.odds)[:, None] * found.within
+    return (P * (scales - within - P) * point.utility_slopes()) @ point.weights
 
 
 def _residual(prices: Array, game: _Game, start: Array, limits: FixedPointLimits) -> Array:

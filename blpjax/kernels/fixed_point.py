@@ -203,12 +203,8 @@ def _squarem(
         step_max: Array
         progress: _Progress
 
-    def body(cycle: Cycle) -> Cycle:
-        first = _apply(contraction, cycle.x)
-        progress, _ = _record(cycle.progress, method, limits, first, floor)
-        second = _apply(contraction, first.value)
-        progress, _ = _record(progress, method, limits, second, floor)
-        x1, x2 = first.value, second.value
+    def accelerate(cycle: Cycle, x1: Array, x2: Array) -> tuple[Array, Array, Array]:
+        """The extrapolated point, and the limits of the next step's length."""
         r = x1 - cycle.x
         v = (x2 - x1) - r
         # step length -alpha of schemes S1 to S3 in Varadhan and Roland (2008), equation 10
@@ -219,11 +215,22 @@ def _squarem(
         step_max = jnp.where(bounded == cycle.step_max, cycle.step_max * limits.step_factor, cycle.step_max)
         lower = (bounded == cycle.step_min) & (cycle.step_min < 0)
         step_min = jnp.where(lower, cycle.step_min * limits.step_factor, cycle.step_min)
-        accelerated = cycle.x + 2.0 * bounded * r + bounded**2 * v
-        third = _apply(contraction, accelerated)
-        progress, change = _record(progress, method, limits, third, floor)
-        progress = progress._replace(iterations=progress.iterations + 1)
-        return Cycle(jnp.where(jnp.isfinite(change), third.value, x2), step_min, step_max, progress)
+        return cycle.x + 2.0 * bounded * r + bounded**2 * v, step_min, step_max
+
+    def body(cycle: Cycle) -> Cycle:
+        # three evaluations, of one copy of the map: what is compiled is mostly the map
+        def evaluate(number: Array, points: tuple[Array, Array, Array, _Progress]) -> tuple[Any, ...]:
+            x, x1, x2, progress = points
+            image = _apply(contraction, x)
+            progress, change = _record(progress, method, limits, image, floor)
+            x1 = jnp.where(number == 0, image.value, x1)
+            x2 = jnp.where(number == 1, image.value, x2)
+            last = jnp.where(jnp.isfinite(change) | (number == 0), image.value, x2)
+            return jnp.where(number == 1, accelerate(cycle, x1, x2)[0], last), x1, x2, progress
+
+        x, x1, x2, progress = lax.fori_loop(0, 3, evaluate, (cycle.x, cycle.x, cycle.x, cycle.progress))
+        _, step_min, step_max = accelerate(cycle, x1, x2)
+        return Cycle(x, step_min, step_max, progress._replace(iterations=progress.iterations + 1))
 
     begun = Cycle(start, jnp.asarray(limits.step_min, float), jnp.asarray(limits.step_max, float), _no_progress(start))
     last = lax.while_loop(lambda cycle: _continues(cycle.progress, limits) & jnp.isfinite(cycle.x).all(), body, begun)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.exceptions import Status
+from blpjax.kernels.arrays import AnyArray, namespace, on_host, solve_on_host, transposed, with_diagonal
 from blpjax.kernels.demand import Curvature, DemandPoint, along_prices, second_slopes
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.implicit import implicit
@@ -41,10 +42,10 @@ class Firms(eqx.Module):
 
 
 #: Who owns what: codes of firms (-1 for padding), their products, or an ownership matrix.
-Owned = Int[Array, " J"] | Firms | Float[Array, "J J"]
+Owned = Int[AnyArray, "*T J"] | Firms | Float[AnyArray, "*T J J"]
 
 
-def ownership_matrix(owned: Owned) -> Float[Array, "J J"]:
+def ownership_matrix(owned: Owned) -> Float[AnyArray, "*T J J"]:
     """Ownership matrix H.
 
     From (J,) integer codes of firms, or `Firms`, it is one where two products have the same firm; rows and columns of
@@ -53,12 +54,12 @@ def ownership_matrix(owned: Owned) -> Float[Array, "J J"]:
     if isinstance(owned, Firms):
         members = owned.members.astype(float)
         return members @ members.T
-    if owned.ndim == 2:
+    if not jnp.issubdtype(owned.dtype, jnp.integer):
         return owned
-    return ((owned[:, None] == owned[None, :]) & (owned >= 0)[None, :]).astype(float)
+    return ((owned[..., :, None] == owned[..., None, :]) & (owned >= 0)[..., None, :]).astype(float)
 
 
-def markups(point: DemandPoint, owned: Owned) -> Float[Array, " J"]:
+def markups(point: DemandPoint, owned: Owned) -> Float[AnyArray, "*T J"]:
     """Markups ``eta = A^{-1} s``, in units of price; marginal costs are prices less these. Zero for padding.
 
     Differentiable to any order in every array, by ``A d eta = ds - dA eta``. A singular A gives values that are not
@@ -70,13 +71,17 @@ def markups(point: DemandPoint, owned: Owned) -> Float[Array, " J"]:
     owned : (J,) codes of firms, `Firms`, or a (J, J) ownership matrix, see `ownership_matrix`.
     """
     known = owned if isinstance(owned, Firms) else ownership_matrix(owned)
+    if on_host(point.delta):
+        right = namespace(point.delta).where(point.present, point.shares(), 0.0)
+        return solve_on_host(markup_matrix(point, known), right)
     return implicit(_solve_markups, _markup_gap, _solve_markup_matrix, point, known).value
 
 
-def markup_matrix(point: DemandPoint, owned: Firms | Float[Array, "J J"]) -> Float[Array, "J J"]:
+def markup_matrix(point: DemandPoint, owned: Firms | Float[AnyArray, "*T J J"]) -> Float[AnyArray, "*T J J"]:
     """``A = -H o (ds/dp)'`` by one matrix product. Rows and columns of padding are those of the identity."""
-    absent = jnp.diag(jnp.where(point.present, 0.0, 1.0))
-    return absent - ownership_matrix(owned) * point.jacobian().T
+    moved = ownership_matrix(owned) * transposed(point.jacobian())
+    absent = namespace(moved).where(point.present, 0.0, 1.0)
+    return with_diagonal(namespace(moved).zeros_like(moved), absent) - moved
 
 
 def markup_product(

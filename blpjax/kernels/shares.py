@@ -1,5 +1,7 @@
 """Utilities, choice probabilities and market shares of one market.
 
+Functions that take arrays with first axes ``*T`` work on many markets of NumPy arrays, too (`blpjax.kernels.arrays`).
+
 One market has J products, I agents and K2 characteristics with random coefficients. Agent i's utility from product j is
 ``V_ji = delta_j + X2_j' C_i`` with tastes ``C = Sigma nu' + Pi d'``, next to an outside good of utility zero.
 Availability ``a`` multiplies ``exp V``: zero removes a product from an agent's choice set. Padded products are
@@ -20,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from blpjax.kernels.arrays import AnyArray, constant, namespace, on_host, times, transposed, with_diagonal
 from blpjax.kernels.tangents import moves, push
 
 _LARGEST_EXPONENT = 700.0
@@ -28,7 +31,7 @@ _LARGEST_EXPONENT = 700.0
 _FEW_GROUPS = 8
 
 #: Tastes of agents: one column for each, or, where demographics are specific to products, one for each product too.
-Tastes = Float[Array, "K2 I"] | Float[Array, "J K2 I"]
+Tastes = Float[AnyArray, "*T K2 I"] | Float[AnyArray, "*T J K2 I"]
 
 
 class Nests(eqx.Module):
@@ -37,36 +40,37 @@ class Nests(eqx.Module):
     Padding has no group, and groups that are padding have no products.
     """
 
-    members: Bool[Array, "*T J H"]
-    rho: Float[Array, "*T H"]
+    members: Bool[AnyArray, "*T J H"]
+    rho: Float[AnyArray, "*T H"]
 
-    def spread(self, values: Float[Array, "H *n"]) -> Float[Array, "J *n"]:
+    def spread(self, values: Float[AnyArray, "*T H I"] | Float[Array, " H"]) -> Float[AnyArray, "..."]:
         """Values of groups for each of their products; zero for padding."""
         return self.members.astype(float) @ values
 
-    def sums(self, values: Float[Array, "J *n"]) -> Float[Array, "H *n"]:
+    def sums(self, values: Float[AnyArray, "*T J I"] | Float[Array, " J"]) -> Float[AnyArray, "..."]:
         """Sums over the products of each group."""
-        return self.members.astype(float).T @ values
+        return transposed(self.members.astype(float)) @ values
 
     @property
-    def scales(self) -> Float[Array, " J"]:
+    def scales(self) -> Float[AnyArray, "*T J"]:
         """``1 / (1 - rho_h(j))``; one for padding."""
-        return 1.0 / (1.0 - self.spread(self.rho))
+        return 1.0 / (1.0 - times(self.members.astype(float), self.rho))
 
     @property
-    def odds(self) -> Float[Array, " H"]:
+    def odds(self) -> Float[AnyArray, "*T H"]:
         """``rho_h / (1 - rho_h)``."""
         return self.rho / (1.0 - self.rho)
 
-    def same(self, values: Float[Array, " H"]) -> Float[Array, "J J"]:
+    def same(self, values: Float[AnyArray, "*T H"]) -> Float[AnyArray, "*T J J"]:
         """Values of groups at pairs of products of the same group; zero elsewhere."""
         members = self.members.astype(float)
-        return (members * values[None, :]) @ members.T
+        return (members * values[..., None, :]) @ transposed(members)
 
 
-def nests_of(codes: Int[Array, " J"], rho: Float[Array, " H"]) -> Nests:
+def nests_of(codes: Int[AnyArray, "*T J"], rho: Float[AnyArray, "*T H"]) -> Nests:
     """Nests by codes of products' groups, which are negative for padding, and parameters of these H groups."""
-    return Nests(codes[:, None] == jnp.arange(rho.size)[None, :], rho)
+    groups = namespace(codes).arange(rho.shape[-1])
+    return Nests(codes[..., :, None] == groups.reshape((1,) * codes.ndim + (-1,)), rho)
 
 
 class Choices(NamedTuple):
@@ -75,37 +79,37 @@ class Choices(NamedTuple):
     `inclusive` is ``-log outside``, finite also where the outside probability underflows.
     """
 
-    inside: Float[Array, "J I"]
-    outside: Float[Array, " I"]
-    within: Float[Array, "J I"] | None
-    inclusive: Float[Array, " I"]
+    inside: Float[AnyArray, "*T J I"]
+    outside: Float[AnyArray, "*T I"]
+    within: Float[AnyArray, "*T J I"] | None
+    inclusive: Float[AnyArray, "*T I"]
 
 
 def tastes(
-    sigma: Float[Array, "K2 R"],
-    pi: Float[Array, "K2 D"],
-    nodes: Float[Array, "I R"],
-    demographics: Float[Array, "I D"] | Float[Array, "I D J"],
+    sigma: Float[AnyArray, "K2 R"],
+    pi: Float[AnyArray, "K2 D"],
+    nodes: Float[AnyArray, "*T I R"],
+    demographics: Float[AnyArray, "*T I D"] | Float[AnyArray, "*T I D J"],
 ) -> Tastes:
     """Agent-specific deviations from mean tastes, ``C = Sigma nu' + Pi d'``: (K2, I).
 
     `sigma` holds the columns of the Cholesky root that are not all zero, one for each column of `nodes` (R may be 0).
     With demographics (I, D, J) that are specific to products, so are tastes: (J, K2, I).
     """
-    common = sigma @ nodes.T
-    if demographics.ndim == 2:
-        return common + pi @ demographics.T
-    return common[None, :, :] + jnp.einsum("kd,idj->jki", pi, demographics)
+    common = sigma @ transposed(nodes)
+    if demographics.ndim == nodes.ndim:
+        return common + pi @ transposed(demographics)
+    return common[..., None, :, :] + namespace(nodes).einsum("kd,...idj->...jki", pi, demographics)
 
 
-def deviations(X2: Float[Array, "J K2"], C: Tastes) -> Float[Array, "J I"]:
+def deviations(X2: Float[AnyArray, "*T J K2"], C: Tastes) -> Float[AnyArray, "*T J I"]:
     """``X2_j' C_i``, or ``X2_j' C_ji``: agents' deviations from mean utilities, or those of slopes."""
-    return X2 @ C if C.ndim == 2 else jnp.einsum("jk,jki->ji", X2, C)
+    return X2 @ C if C.ndim == X2.ndim else namespace(X2).einsum("...jk,...jki->...ji", X2, C)
 
 
 def probabilities(
-    utilities: Float[Array, "J I"], availability: Float[Array, "J #I"], nests: Nests | None = None
-) -> tuple[Float[Array, "J I"], Float[Array, " I"]]:
+    utilities: Float[AnyArray, "*T J I"], availability: Float[AnyArray, "*T J #I"], nests: Nests | None = None
+) -> tuple[Float[AnyArray, "*T J I"], Float[AnyArray, "*T I"]]:
     """Choice probabilities of every product and of the outside good, see `choices`.
 
     Returns
@@ -117,46 +121,50 @@ def probabilities(
     return found.inside, found.outside
 
 
-def choices(utilities: Float[Array, "J I"], availability: Float[Array, "J #I"], nests: Nests | None = None) -> Choices:
+def choices(
+    utilities: Float[AnyArray, "*T J I"], availability: Float[AnyArray, "*T J #I"], nests: Nests | None = None
+) -> Choices:
     """Choice probabilities.
 
     The largest utility is subtracted before exponentials are taken, so that nothing overflows. The outside probability
     is computed directly, not as one minus a sum.
     """
+    xp = namespace(utilities)
     if nests is None:
         largest = _largest_utility(utilities, availability)
         exponentials, none = _scaled(utilities, availability, largest)
-        denominator = none + exponentials.sum(axis=0)
-        inside, within = exponentials / denominator[None, :], None
+        denominator = none + exponentials.sum(axis=-2)
+        inside, within = exponentials / denominator[..., None, :], None
     else:
         groups = _groups(utilities, availability, nests)
-        largest = jax.lax.stop_gradient(groups.values.max(axis=0, initial=0.0))
-        exponentials, none = jnp.exp(groups.values - largest[None, :]), jnp.exp(-largest)
-        denominator = none + exponentials.sum(axis=0)
-        inside, within = groups.within * nests.spread(exponentials / denominator[None, :]), groups.within
-    return Choices(inside, none / denominator, within, largest + jnp.log(denominator))
+        largest = constant(groups.values.max(axis=-2, initial=0.0))
+        exponentials, none = xp.exp(groups.values - largest[..., None, :]), xp.exp(-largest)
+        denominator = none + exponentials.sum(axis=-2)
+        inside, within = groups.within * nests.spread(exponentials / denominator[..., None, :]), groups.within
+    return Choices(inside, none / denominator, within, largest + xp.log(denominator))
 
 
 def inclusive_values(
-    utilities: Float[Array, "J I"], availability: Float[Array, "J #I"], nests: Nests | None = None
-) -> Float[Array, " I"]:
+    utilities: Float[AnyArray, "*T J I"], availability: Float[AnyArray, "*T J #I"], nests: Nests | None = None
+) -> Float[AnyArray, "*T I"]:
     """Expected utility of each agent's choice, ``log(1 + sum_j a_ji exp V_ji)``, or that with nests."""
+    xp = namespace(utilities)
     if nests is None:
-        values = jnp.where(availability > 0, utilities, 0.0)
+        values = xp.where(availability > 0, utilities, 0.0)
         factors = availability
     else:
         values = _groups(utilities, availability, nests).values
-        factors = jnp.where(values > -jnp.inf, 1.0, 0.0)
-        values = jnp.where(values > -jnp.inf, values, 0.0)
-    largest = jax.lax.stop_gradient(values.max(axis=0, initial=0.0))
-    total = (factors * jnp.exp(values - largest[None, :])).sum(axis=0)
+        factors = xp.where(values > -xp.inf, 1.0, 0.0)
+        values = xp.where(values > -xp.inf, values, 0.0)
+    largest = constant(values.max(axis=-2, initial=0.0))
+    total = (factors * xp.exp(values - largest[..., None, :])).sum(axis=-2)
     # log(1 + sum) that keeps its digits where the sum is small
-    return largest + jnp.log1p(total + jnp.expm1(-largest))
+    return largest + xp.log1p(total + xp.expm1(-largest))
 
 
 def scaled_exponentials(
-    utilities: Float[Array, "J I"], availability: Float[Array, "J #I"]
-) -> tuple[Float[Array, "J I"], Float[Array, " I"]]:
+    utilities: Float[AnyArray, "*T J I"], availability: Float[AnyArray, "*T J #I"]
+) -> tuple[Float[AnyArray, "*T J I"], Float[AnyArray, "*T I"]]:
     """``a exp V`` of every product (J, I) and of the outside good (I,), scaled.
 
     They are divided by the exponential of each agent's largest utility of an available product or the outside good.
@@ -165,27 +173,29 @@ def scaled_exponentials(
 
 
 def shares(
-    delta: Float[Array, " J"],
-    X2: Float[Array, "J K2"],
+    delta: Float[AnyArray, "*T J"],
+    X2: Float[AnyArray, "*T J K2"],
     C: Tastes,
-    weights: Float[Array, " I"],
-    availability: Float[Array, "J #I"],
+    weights: Float[AnyArray, "*T I"],
+    availability: Float[AnyArray, "*T J #I"],
     nests: Nests | None = None,
-) -> Float[Array, " J"]:
+) -> Float[AnyArray, "*T J"]:
     """Market shares ``s_j = sum_i w_i s_ji``.
 
     The derivative rule is written in matrix products, ``P (w o dC_k')`` and the like, so that a derivative in any
     number of parameters never holds a J x I array for each of them, unless tastes are specific to products.
     """
+    if on_host(delta):
+        return _simulated(delta, X2, C, weights, availability, nests)
     return _shares(delta, X2, C, weights, availability, nests)
 
 
 def share_jacobian(
     found: Choices,
-    weights: Float[Array, " I"],
-    values: Float[Array, "J I"] | None = None,
+    weights: Float[AnyArray, "*T I"],
+    values: Float[AnyArray, "*T J I"] | None = None,
     nests: Nests | None = None,
-) -> Float[Array, "J J"]:
+) -> Float[AnyArray, "*T J J"]:
     """Derivatives of shares in utilities, ``H = diag(P w) - P diag(w) P'``, symmetric.
 
     With `values` (J, I), the derivative of each product's utility for each agent in some variable of product k, the
@@ -194,64 +204,79 @@ def share_jacobian(
     and k are of the same group.
     """
     P = found.inside
-    weighted = P * weights[None, :]
-    own = weighted.sum(axis=1) if values is None else (weighted * values).sum(axis=1)
-    cross = weighted @ (P if values is None else P * values).T
+    weighted = P * weights[..., None, :]
+    own = weighted.sum(axis=-1) if values is None else (weighted * values).sum(axis=-1)
+    cross = weighted @ transposed(P if values is None else P * values)
     if nests is not None:
         assert found.within is not None
+        within = found.within if values is None else found.within * values
         own = own * nests.scales
-        cross += nests.same(nests.odds) * (weighted @ (found.within if values is None else found.within * values).T)
-    return jnp.diag(own) - cross
+        cross += nests.same(nests.odds) * (weighted @ transposed(within))
+    return with_diagonal(namespace(P).zeros_like(cross), own) - cross
 
 
-def _largest_utility(utilities: Array, availability: Array) -> Array:
-    return jax.lax.stop_gradient(jnp.where(availability > 0, utilities, 0.0).max(axis=0, initial=0.0))
+def _largest_utility(utilities: AnyArray, availability: AnyArray) -> AnyArray:
+    available = namespace(utilities).where(availability > 0, utilities, 0.0)
+    return constant(available.max(axis=-2, initial=0.0))
 
 
-def _scaled(utilities: Array, availability: Array, largest: Array) -> tuple[Array, Array]:
-    return availability * _bounded_exponential(utilities - largest[None, :]), jnp.exp(-largest)
+def _scaled(utilities: AnyArray, availability: AnyArray, largest: AnyArray) -> tuple[AnyArray, AnyArray]:
+    exponentials = availability * _bounded_exponential(utilities - largest[..., None, :])
+    return exponentials, namespace(utilities).exp(-largest)
 
 
-def _bounded_exponential(below: Array) -> Array:
+def _bounded_exponential(below: AnyArray) -> AnyArray:
     # Only the utility of an unavailable product can be that large: it must not overflow before it is multiplied by
     # zero. Not jnp.minimum: on CPUs XLA may make it 700 where one argument is NaN.
-    return jnp.exp(jnp.where(below > _LARGEST_EXPONENT, _LARGEST_EXPONENT, below))
+    xp = namespace(below)
+    return xp.exp(xp.where(below > _LARGEST_EXPONENT, _LARGEST_EXPONENT, below))
 
 
 class _Groups(NamedTuple):
     """Probabilities within groups (J, I), and inclusive values ``(1 - rho) log D`` (H, I), -inf for empty groups."""
 
-    within: Array
-    values: Array
+    within: AnyArray
+    values: AnyArray
 
 
-def _groups(utilities: Array, availability: Array, nests: Nests) -> _Groups:
-    scaled = utilities * nests.scales[:, None]
-    largest = jax.lax.stop_gradient(_group_maxima(jnp.where(availability > 0, scaled, -jnp.inf), nests.members))
-    filled = largest > -jnp.inf
-    largest = jnp.where(filled, largest, 0.0)
+def _groups(utilities: AnyArray, availability: AnyArray, nests: Nests) -> _Groups:
+    xp = namespace(utilities)
+    scaled = utilities * nests.scales[..., :, None]
+    largest = constant(_group_maxima(xp.where(availability > 0, scaled, -xp.inf), nests.members))
+    filled = largest > -xp.inf
+    largest = xp.where(filled, largest, 0.0)
     exponentials = availability * _bounded_exponential(scaled - nests.spread(largest))
     sums = nests.sums(exponentials)
     filled &= ~(sums <= 0)
-    known = jnp.where(filled, sums, 1.0)
-    values = (1.0 - nests.rho)[:, None] * (largest + jnp.log(known))
-    grouped = nests.members.any(axis=1)[:, None]
-    within = jnp.where(grouped, exponentials, 0.0) / jnp.where(grouped, nests.spread(known), 1.0)
-    return _Groups(within, jnp.where(filled, values, -jnp.inf))
+    known = xp.where(filled, sums, 1.0)
+    values = (1.0 - nests.rho)[..., :, None] * (largest + xp.log(known))
+    grouped = nests.members.any(axis=-1)[..., :, None]
+    within = xp.where(grouped, exponentials, 0.0) / xp.where(grouped, nests.spread(known), 1.0)
+    return _Groups(within, xp.where(filled, values, -xp.inf))
 
 
-def _group_maxima(values: Array, members: Array) -> Array:
+def _group_maxima(values: AnyArray, members: AnyArray) -> AnyArray:
     """Largest value (H, I) among the products of each group; NaN where there is one."""
+    if on_host(values):
+        xp = namespace(values)
+        in_group = xp.moveaxis(members, -1, 0)[..., None]
+        return xp.stack([xp.where(one, values, -xp.inf).max(axis=-2, initial=-xp.inf) for one in in_group], axis=-2)
     if members.shape[1] <= _FEW_GROUPS:
         return jnp.where(members[:, :, None], values[:, None, :], -jnp.inf).max(axis=0, initial=-jnp.inf)
     codes = jnp.where(members.any(axis=1), members.argmax(axis=1), members.shape[1])
     return jax.ops.segment_max(values, codes, members.shape[1] + 1)[:-1]
 
 
+def _simulated(
+    delta: AnyArray, X2: AnyArray, C: AnyArray, weights: AnyArray, availability: AnyArray, nests: Nests | None
+) -> AnyArray:
+    inside, _ = probabilities(delta[..., :, None] + deviations(X2, C), availability, nests)
+    return times(inside, weights)
+
+
 @jax.custom_jvp
 def _shares(delta: Array, X2: Array, C: Array, weights: Array, availability: Array, nests: Nests | None) -> Array:
-    inside, _ = probabilities(delta[:, None] + deviations(X2, C), availability, nests)
-    return inside @ weights
+    return _simulated(delta, X2, C, weights, availability, nests)
 
 
 def _shares_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:

@@ -136,7 +136,7 @@ class Program:
             content = store.read(path)
             if content is not None:
                 try:
-                    return _Executable.load(content)
+                    return _Executable.load(content, self.function.__name__)
                 except Exception:  # whatever another version, or a damaged disk, left there
                     store.remove(path)
         found: list[Any] = []
@@ -194,14 +194,14 @@ class _Executable:
         return describe((content, inputs.num_leaves, outputs.num_leaves, self._structure, self._statics))
 
     @staticmethod
-    def load(saved: bytes) -> "_Executable":
+    def load(saved: bytes, name: str) -> "_Executable":
         began = time.perf_counter()
         content, inputs, outputs, structure, statics = restore(saved)
         if jax.default_backend() == "cpu" and b"lapack_" in content:
             prepare_lapack()
         trees = jax.tree.structure(((0,) * inputs, {})), jax.tree.structure([0] * outputs)
         compiled = serialize_executable.deserialize_and_load(content, *trees)
-        jax.monitoring.record_event_duration_secs(READ_EVENT, time.perf_counter() - began)
+        jax.monitoring.record_event_duration_secs(READ_EVENT, time.perf_counter() - began, fun_name=f"jit({name})")
         return _Executable(compiled, structure, statics)
 
 

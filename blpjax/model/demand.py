@@ -2,8 +2,11 @@
 
 `blpjax.model.model.Model` calls these functions. Being functions of every parameter, they can as well be differentiated
 for standard errors or mapped over draws. Arrays that belong to markets come as parts, one array for each bucket.
+
+Of demand on the host, whose arrays are those of NumPy, functions under `host_or_program` are computed there, too.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,13 +23,14 @@ from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels import demand as demand_kernels
 from blpjax.kernels import substitution
+from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.kernels.demand import DemandPoint
 from blpjax.machine.compilation import filtered_program
 from blpjax.model.inversion import Inversion, invert_economy
 from blpjax.model.parameters import Coefficients, ParameterLayout
 from blpjax.model.tastes import MarketTastes, demand_point, market_tastes
 
-Changes = dict[str, Array]
+Changes = dict[str, AnyArray]
 
 
 class Demand(eqx.Module):
@@ -39,47 +43,68 @@ class Demand(eqx.Module):
     economy: Economy
     characteristics: Characteristics
     coefficients: Coefficients
-    delta: Float[Array, " N"]
+    delta: Float[AnyArray, " N"]
     layout: ParameterLayout = eqx.field(static=True)
 
     @property
-    def prices(self) -> Float[Array, " N"]:
+    def prices(self) -> Float[AnyArray, " N"]:
         """Prices at which demand is evaluated."""
         return self.characteristics.variables["prices"]
 
     @property
-    def shares(self) -> Float[Array, " N"]:
+    def shares(self) -> Float[AnyArray, " N"]:
         """Market shares that belong to `delta` and `prices`."""
         return self.characteristics.variables["shares"]
 
-    def utilities(self, changes: Changes) -> Float[Array, " N"]:
+    def utilities(self, changes: Changes) -> Float[AnyArray, " N"]:
         """Mean utilities after some variables have changed: ``delta + (X1(x') - X1(x)) beta``."""
         return self.delta + linear_change(self.characteristics, "X1", self.coefficients.beta, changes)
 
 
-def linear_change(
-    characteristics: Characteristics, matrix: str, coefficients: Array | np.ndarray, changes: Changes
-) -> Array:
+def host_or_program(effort: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a function of demand that is compiled as a `filtered_program`, unless demand is on the host.
+
+    There it is evaluated as it stands: all that it calls must work on NumPy arrays of many markets, too.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        compiled = filtered_program(effort)(function)
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            if not any(isinstance(argument, Demand) and argument.economy.on_host for argument in arguments):
+                return compiled(*arguments)
+            with np.errstate(all="ignore"):
+                return function(*arguments)
+
+        return call
+
+    return decorate
+
+
+def linear_change(characteristics: Characteristics, matrix: str, coefficients: AnyArray, changes: Changes) -> AnyArray:
     """``(X(x') - X(x)) b`` for the matrix ``'X1'`` or ``'X3'``, from the columns that depend on what has changed."""
     before = characteristics.variables
     after = {**before, **changes}
-    total = jnp.zeros_like(next(iter(before.values())))
+    some = next(iter(before.values()))
+    xp = namespace(some)
+    total = xp.zeros_like(some)
     for k, column in enumerate(getattr(characteristics, f"{matrix}_columns")):
         if set(column.inputs) & set(changes):
-            total += (column.evaluate(after, jnp) - column.evaluate(before, jnp)) * coefficients[k]
+            total += (column.evaluate(after, xp) - column.evaluate(before, xp)) * coefficients[k]
     return total
 
 
 class MarketDemand(eqx.Module):
-    """Demand in one market, as kernels need it: variables, `delta` (J,) and parameters."""
+    """Demand in one market, as kernels need it: variables, `delta` (J,) and parameters. On the host, in many."""
 
     market: Bucket
     characteristics: Characteristics
-    delta: Float[Array, " J"]
+    delta: Float[AnyArray, "*T J"]
     tastes: MarketTastes
-    beta: Float[Array, " K1"]
+    beta: Float[AnyArray, " K1"]
 
-    def mean_utilities(self, changes: Changes) -> Float[Array, " J"]:
+    def mean_utilities(self, changes: Changes) -> Float[AnyArray, "*T J"]:
         """``delta + (X1(x') - X1(x)) beta``."""
         return self.delta + linear_change(self.characteristics, "X1", self.beta, changes)
 
@@ -87,17 +112,19 @@ class MarketDemand(eqx.Module):
         """Demand after changes, with slopes in a variable, or in delta when `name` is None."""
         X2 = self.characteristics.evaluate(changes)[1]
         if name is None:
-            delta_slope, X2_slope = jnp.ones_like(self.delta), jnp.zeros_like(X2)
+            xp = namespace(X2)
+            delta_slope, X2_slope = xp.ones_like(self.delta), xp.zeros_like(X2)
         else:
             X1_slope, X2_slope = self.characteristics.slopes(name, changes)
             delta_slope = X1_slope @ self.beta
         delta = self.mean_utilities(changes)
         return demand_point(self.tastes, self.market, delta, X2, delta_slope, X2_slope)
 
-    def point_at(self, delta: Float[Array, " J"], changes: Changes) -> DemandPoint:
+    def point_at(self, delta: Float[AnyArray, "*T J"], changes: Changes) -> DemandPoint:
         """Demand at given mean utilities after changes, without slopes."""
         X2 = self.characteristics.evaluate(changes)[1]
-        return demand_point(self.tastes, self.market, delta, X2, jnp.zeros_like(delta), jnp.zeros_like(X2))
+        xp = namespace(X2)
+        return demand_point(self.tastes, self.market, delta, X2, xp.zeros_like(delta), xp.zeros_like(X2))
 
 
 def over_markets(
@@ -109,11 +136,11 @@ def over_markets(
     """
     economy = demand.economy
     tastes = market_tastes(demand.coefficients, demand.layout)
-    beta = jnp.asarray(demand.coefficients.beta)
+    beta = demand.coefficients.beta
     variables = {name: economy.spread(values) for name, values in demand.characteristics.variables.items()}
     deltas = economy.scatter(demand.delta)
 
-    def in_market(market: Bucket, known: Changes, delta: Array, *values: Any) -> Any:
+    def in_market(market: Bucket, known: Changes, delta: AnyArray, *values: Any) -> Any:
         characteristics = demand.characteristics.replace(known)
         return kernel(MarketDemand(market, characteristics, delta, tastes, beta), *values)
 
@@ -125,43 +152,43 @@ def over_markets(
     return tuple(results)
 
 
-@filtered_program(effort=1)
+@host_or_program(effort=1)
 def choice_probabilities(
-    demand: Demand, delta: Float[Array, " N"] | None, changes: Changes
-) -> tuple[Float[Array, "T J I"], ...]:
+    demand: Demand, delta: Float[AnyArray, " N"] | None, changes: Changes
+) -> tuple[Float[AnyArray, "T J I"], ...]:
     """Choice probabilities, one array for each bucket, after changes of variables.
 
     With `delta` (N,), these are the mean utilities instead of the estimated ones updated with the changes.
     """
     mean = demand.economy.scatter(demand.utilities(changes) if delta is None else delta)
 
-    def kernel(local: MarketDemand, mean: Array, changes: Changes) -> Array:
+    def kernel(local: MarketDemand, mean: AnyArray, changes: Changes) -> AnyArray:
         return local.point_at(mean, changes).choices().inside
 
     return over_markets(demand, kernel, mean, _spread_changes(demand, changes))
 
 
-@filtered_program(effort=1)
-def market_shares(demand: Demand, delta: Float[Array, " N"] | None, changes: Changes) -> Float[Array, " N"]:
+@host_or_program(effort=1)
+def market_shares(demand: Demand, delta: Float[AnyArray, " N"] | None, changes: Changes) -> Float[AnyArray, " N"]:
     """Market shares after changes of variables; arguments are those of `choice_probabilities`."""
     mean = demand.economy.scatter(demand.utilities(changes) if delta is None else delta)
 
-    def kernel(local: MarketDemand, mean: Array, changes: Changes) -> Array:
+    def kernel(local: MarketDemand, mean: AnyArray, changes: Changes) -> AnyArray:
         return local.point_at(mean, changes).shares()
 
     return demand.economy.gather(over_markets(demand, kernel, mean, _spread_changes(demand, changes)))
 
 
-@filtered_program(effort=1)
-def demand_jacobians(demand: Demand, name: str | None) -> tuple[Float[Array, "T J J"], ...]:
+@host_or_program(effort=1)
+def demand_jacobians(demand: Demand, name: str | None) -> tuple[Float[AnyArray, "T J J"], ...]:
     """Derivatives ``ds_j / dx_k``, one array for each bucket, in a variable, or in delta when `name` is None."""
     return over_markets(demand, lambda local: local.point(name, {}).jacobian())
 
 
-def elasticities(demand: Demand, name: str | None) -> tuple[Float[Array, "T J J"], ...]:
+def elasticities(demand: Demand, name: str | None) -> tuple[Float[AnyArray, "T J J"], ...]:
     """Elasticities ``x_k / s_j ds_j / dx_k``, one array for each bucket; x is delta when `name` is None."""
 
-    def kernel(local: MarketDemand) -> Array:
+    def kernel(local: MarketDemand) -> AnyArray:
         point = local.point(name, {})
         x = local.delta if name is None else local.characteristics.variables[name]
         return substitution.elasticities(point.jacobian(), x, point.shares())
@@ -169,15 +196,15 @@ def elasticities(demand: Demand, name: str | None) -> tuple[Float[Array, "T J J"
     return over_markets(demand, kernel)
 
 
-def diversion_ratios(demand: Demand, name: str | None) -> tuple[Float[Array, "T J J"], ...]:
+def diversion_ratios(demand: Demand, name: str | None) -> tuple[Float[AnyArray, "T J J"], ...]:
     """Diversion ratios, one array for each bucket; the outside good stands on the diagonal."""
     return over_markets(demand, lambda local: substitution.diversion_ratios(local.point(name, {}).jacobian()))
 
 
-def long_run_diversion_ratios(demand: Demand) -> tuple[Float[Array, "T J J"], ...]:
+def long_run_diversion_ratios(demand: Demand) -> tuple[Float[AnyArray, "T J J"], ...]:
     """Diversion when the row's product is removed, one array for each bucket; the outside good is on the diagonal."""
 
-    def kernel(local: MarketDemand) -> Array:
+    def kernel(local: MarketDemand) -> AnyArray:
         point = local.point_at(local.delta, {})
         return substitution.long_run_diversion_ratios(point.utilities(), point.weights, point.availability, point.nests)
 
@@ -198,7 +225,7 @@ def demand_hessians(demand: Demand, name: str | None) -> tuple[Float[Array, "T J
     return over_markets(demand, kernel)
 
 
-def aggregate_elasticities(demand: Demand, factor: Array, name: str | None) -> Float[Array, " T"]:
+def aggregate_elasticities(demand: Demand, factor: AnyArray, name: str | None) -> Float[AnyArray, " T"]:
     """``sum_j (s_j(x (1 + factor)) - s_j(x)) / factor`` by market; x is delta when `name` is None."""
     if name is None:
         moved = market_shares(demand, demand.delta * (1.0 + factor), {})
@@ -209,23 +236,24 @@ def aggregate_elasticities(demand: Demand, factor: Array, name: str | None) -> F
 
 
 def consumer_surpluses(
-    demand: Demand, eliminated: Bool[Array, " N"], changes: Changes
-) -> tuple[tuple[Float[Array, "markets I"], ...], Float[Array, " T"]]:
+    demand: Demand, eliminated: Bool[AnyArray, " N"], changes: Changes
+) -> tuple[tuple[Float[AnyArray, "markets I"], ...], Float[AnyArray, " T"]]:
     """Consumer surplus of each agent, one array for each bucket, and by market, after changes of variables.
 
     Marginal utility of income is that of a market's first product before the changes. `eliminated` products cannot be
     chosen.
     """
 
-    def kernel(local: MarketDemand, eliminated: Array, changes: Changes) -> tuple[Array, Array]:
+    def kernel(local: MarketDemand, eliminated: AnyArray, changes: Changes) -> tuple[AnyArray, AnyArray]:
         market = local.market
-        slopes = local.point("prices", {}).utility_slopes()[0]
+        slopes = local.point("prices", {}).utility_slopes()[..., 0, :]
+        xp = namespace(slopes)
         # padded agents have average tastes, by which prices may not matter
-        slopes = jnp.where((market.weights == 0) & (slopes == 0), -1.0, slopes)
-        availability = jnp.where(eliminated[:, None], 0.0, market.availability)
+        slopes = xp.where((market.weights == 0) & (slopes == 0), -1.0, slopes)
+        availability = xp.where(eliminated[..., :, None], 0.0, market.availability)
         point = local.point_at(local.mean_utilities(changes), changes)
         surpluses = substitution.consumer_surpluses(point.utilities(), slopes, availability, point.nests)
-        return surpluses, surpluses @ market.weights
+        return surpluses, (surpluses * market.weights).sum(axis=-1)
 
     found = over_markets(demand, kernel, demand.economy.scatter(eliminated), _spread_changes(demand, changes))
     return tuple(part for part, _ in found), demand.economy.gather_markets([total for _, total in found])
@@ -244,10 +272,12 @@ def mean_utilities(demand: Demand, limits: FixedPointLimits, method: FixedPointM
     return eqx.tree_at(lambda f: (f.delta, f.status), found, (delta, status))
 
 
-def herfindahl_hirschman_indices(demand: Demand, firms: Ownership, shares: Float[Array, " N"]) -> Float[Array, " T"]:
+def herfindahl_hirschman_indices(
+    demand: Demand, firms: Ownership, shares: Float[AnyArray, " N"]
+) -> Float[AnyArray, " T"]:
     """Concentration by market at given shares. `firms` are codes (T, J) of firms."""
 
-    def kernel(market: Bucket, shares: Array, firms: Array) -> Array:
+    def kernel(market: Bucket, shares: AnyArray, firms: AnyArray) -> AnyArray:
         return substitution.herfindahl_hirschman_index(shares, firms)
 
     economy = demand.economy

@@ -1,7 +1,8 @@
 """A model of demand and pricing at given parameters: every output as a pure, differentiable function.
 
 Everything after estimation goes through `Model`: results call its methods at the estimates, bootstraps map them over
-draws, and the delta method differentiates them.
+draws, and the delta method differentiates them. Results ask the model on the host, where first answers do not wait for
+compilation.
 """
 
 import dataclasses
@@ -16,11 +17,13 @@ from jaxtyping import Array, Float
 
 from blpjax.economy.buckets import Economy, widened
 from blpjax.economy.loops import Loops, gather_loops
+from blpjax.economy.mapping import CHUNK_ELEMENTS
 from blpjax.economy.ownership import Ownership, firm_codes, ownership_matrices
 from blpjax.iteration import FixedPointLimits, FixedPointMethod, Iteration
-from blpjax.machine.compilation import filtered_program
+from blpjax.kernels.arrays import AnyArray, namespace
+from blpjax.machine.compilation import filtered_program, is_traced
 from blpjax.model import demand, pricing
-from blpjax.model.demand import Demand, linear_change
+from blpjax.model.demand import Demand, host_or_program, linear_change
 from blpjax.model.inversion import Inversion
 from blpjax.model.parameters import ParameterLayout
 
@@ -34,7 +37,7 @@ class Prices(Loops):
     `residuals` are norms of the profit gradient.
     """
 
-    prices: Float[Array, " N"]
+    prices: Float[AnyArray, " N"]
 
 
 class MarketPlace(NamedTuple):
@@ -60,7 +63,7 @@ class Model(Demand):
 
     Methods have the names, arguments and shapes of those of `ProblemResults`, which documents them. They return JAX
     arrays, can be traced, mapped and differentiated in the model itself and in the numbers that they are given, and
-    check nothing. Firm IDs are host arrays, not traced.
+    check nothing. Firm IDs are host arrays, not traced. A model `on_host` has arrays of NumPy and returns such.
 
     Attributes
     ----------
@@ -79,68 +82,69 @@ class Model(Demand):
     # demand
 
     def compute_aggregate_elasticities(
-        self, factor: float | Array = 0.1, name: str | None = "prices"
-    ) -> Float[Array, "T 1"]:
+        self, factor: float | AnyArray = 0.1, name: str | None = "prices"
+    ) -> Float[AnyArray, "T 1"]:
         """Changes of total sales when a variable is scaled by ``1 + factor``, divided by the factor."""
         self.check_variable(name)
-        return _call(demand.aggregate_elasticities, self, jnp.asarray(factor, float), name)[:, None]
+        return _values(demand.aggregate_elasticities, self, self._array(factor), name)[:, None]
 
-    def compute_elasticities(self, name: str | None = "prices") -> Float[Array, "N J"]:
+    def compute_elasticities(self, name: str | None = "prices") -> Float[AnyArray, "N J"]:
         """Elasticities of demand ``x_k / s_j ds_j / dx_k``."""
         return self._matrices(demand.elasticities, name)
 
-    def compute_demand_jacobians(self, name: str | None = "prices") -> Float[Array, "N J"]:
+    def compute_demand_jacobians(self, name: str | None = "prices") -> Float[AnyArray, "N J"]:
         """Derivatives of demand ``ds_j / dx_k``."""
         return self._matrices(demand.demand_jacobians, name)
 
-    def compute_demand_hessians(self, name: str | None = "prices") -> Float[Array, "N J J"]:
+    def compute_demand_hessians(self, name: str | None = "prices") -> Float[AnyArray, "N J J"]:
         """Second derivatives of demand ``d^2 s_j / dx_k dx_l``."""
         self.check_variable(name)
-        return _stacked(demand.demand_hessians, self, name)
+        return self._home(_stacked(demand.demand_hessians, self, name))
 
-    def compute_diversion_ratios(self, name: str | None = "prices") -> Float[Array, "N J"]:
+    def compute_diversion_ratios(self, name: str | None = "prices") -> Float[AnyArray, "N J"]:
         """Diversion ratios ``-(ds_k / dx_j) / (ds_j / dx_j)``, with the outside good on the diagonal."""
         return self._matrices(demand.diversion_ratios, name)
 
-    def compute_long_run_diversion_ratios(self) -> Float[Array, "N J"]:
+    def compute_long_run_diversion_ratios(self) -> Float[AnyArray, "N J"]:
         """Diversion ``(s_k(-j) - s_k) / s_j`` when j is removed, with the outside good on the diagonal."""
-        return _stacked(demand.long_run_diversion_ratios, self)
+        return _matrices(demand.long_run_diversion_ratios, self)
 
-    def compute_probabilities(self, prices: Values = None, delta: Values = None) -> Float[Array, "N I"]:
+    def compute_probabilities(self, prices: Values = None, delta: Values = None) -> Float[AnyArray, "N I"]:
         """Choice probabilities.
 
         Columns of agents that a market lacks hold probabilities of an agent with average tastes.
         """
-        return _probabilities(self, _long(delta), _changes(prices))
+        return _probabilities(self, self._long(delta), self._changes(prices))
 
-    def compute_shares(self, prices: Values = None, delta: Values = None) -> Float[Array, "N 1"]:
+    def compute_shares(self, prices: Values = None, delta: Values = None) -> Float[AnyArray, "N 1"]:
         """Market shares."""
-        return demand.market_shares(self, _long(delta), _changes(prices))[:, None]
+        return demand.market_shares(self, self._long(delta), self._changes(prices))[:, None]
 
     def compute_consumer_surpluses(
         self, prices: Values = None, keep_all: bool = False, eliminated: Values = None
-    ) -> Float[Array, "T columns"]:
+    ) -> Float[AnyArray, "T columns"]:
         """Consumer surpluses by market (T, 1), or with `keep_all` those of its agents (T, max I).
 
         `eliminated` (N,) says which products cannot be chosen. Columns of agents that a market lacks have no meaning.
         """
         self.check_variable("prices")
-        removed = jnp.zeros(self.delta.shape, bool) if eliminated is None else jnp.asarray(eliminated).reshape(-1)
-        everyone, total = _surpluses(self, removed, _changes(prices))
+        nothing = np.zeros(self.delta.shape, bool)
+        removed = nothing if eliminated is None else namespace(eliminated).asarray(eliminated).reshape(-1)
+        everyone, total = _surpluses(self, removed, self._changes(prices))
         return everyone if keep_all else total[:, None]
 
     def invert(self, iteration: Iteration) -> Inversion:
         """Mean utilities that reproduce `shares`, from `delta`, at these parameters; NaN in markets where it fails."""
-        return _call(demand.mean_utilities, self, *_options(iteration))
+        return self._home(_call(demand.mean_utilities, self, *_options(iteration)))
 
     # matrices
 
-    def extract_diagonals(self, matrices: Array) -> Float[Array, "N 1"]:
+    def extract_diagonals(self, matrices: AnyArray) -> Float[AnyArray, "N 1"]:
         """Diagonals of stacked matrices (N, max J), for example own elasticities."""
         parts = self.economy.unstack(matrices)
-        return self.economy.gather([jnp.diagonal(part, axis1=1, axis2=2) for part in parts])[:, None]
+        return self.economy.gather([namespace(part).diagonal(part, axis1=1, axis2=2) for part in parts])[:, None]
 
-    def extract_diagonal_means(self, matrices: Array) -> Float[Array, "T 1"]:
+    def extract_diagonal_means(self, matrices: AnyArray) -> Float[AnyArray, "T 1"]:
         """Means of the diagonals of stacked matrices (N, max J) by market."""
         diagonals = self.economy.scatter(self.extract_diagonals(matrices)[:, 0])
         means = [d.sum(axis=1) / b.present.sum(axis=1) for d, b in zip(diagonals, self.economy.buckets, strict=True)]
@@ -148,18 +152,18 @@ class Model(Demand):
 
     # supply
 
-    def compute_costs(self, firm_ids: Any = None, ownership: Values = None) -> Float[Array, "N 1"]:
+    def compute_costs(self, firm_ids: Any = None, ownership: Values = None) -> Float[AnyArray, "N 1"]:
         """Marginal costs that make prices optimal."""
         return (self.prices - self.markups(firm_ids, ownership))[:, None]
 
-    def compute_passthrough(self, firm_ids: Any = None, ownership: Values = None) -> Float[Array, "N J"]:
+    def compute_passthrough(self, firm_ids: Any = None, ownership: Values = None) -> Float[AnyArray, "N J"]:
         """Passthrough ``dp_j / dc_k`` of marginal costs to equilibrium prices."""
         self.check_variable("prices")
-        return _stacked(pricing.passthrough, self, self.owned(firm_ids, ownership))
+        return self._home(_stacked(pricing.passthrough, self, self.owned(firm_ids, ownership)))
 
     def compute_approximate_prices(
         self, firm_ids: Any = None, ownership: Values = None, costs: Values = None
-    ) -> Float[Array, "N 1"]:
+    ) -> Float[AnyArray, "N 1"]:
         """Prices after changes of ownership or costs if shares and their slopes did not change."""
         return (self._costs(costs) + self.markups(firm_ids, ownership))[:, None]
 
@@ -171,7 +175,7 @@ class Model(Demand):
         prices: Values = None,
         iteration: Iteration | None = None,
         constant_costs: bool = True,
-    ) -> Float[Array, "N 1"]:
+    ) -> Float[AnyArray, "N 1"]:
         """Equilibrium prices, NaN in markets in which none was found (`solve_prices` says why)."""
         return self.solve_prices(firm_ids, ownership, costs, prices, iteration, constant_costs).prices[:, None]
 
@@ -189,56 +193,57 @@ class Model(Demand):
         start = self._prices(prices)
         limits, method = _options(PRICE_ITERATION if iteration is None else iteration)
         moving = None if constant_costs or not self._costs_move else self.costs_type
-        return _equilibrium(self, self.owned(firm_ids, ownership), self._costs(costs), start, limits, method, moving)
+        known = self.owned(firm_ids, ownership), self._costs(costs)
+        return self._home(_equilibrium(self, *known, start, limits, method, moving))
 
-    def compute_hhi(self, firm_ids: Any = None, shares: Values = None) -> Float[Array, "T 1"]:
+    def compute_hhi(self, firm_ids: Any = None, shares: Values = None) -> Float[AnyArray, "T 1"]:
         """Herfindahl-Hirschman indices of concentration."""
         if firm_ids is not None:
             firms = firm_codes(self.economy, firm_ids)
-        elif self.ownership is not None and jnp.issubdtype(self.ownership[0].dtype, jnp.integer):
+        elif self.ownership is not None and np.issubdtype(self.ownership[0].dtype, jnp.integer):
             firms = self.ownership
         else:
             raise ValueError("firm_ids must be given, because there is no column 'firm_ids' in product_data.")
-        given = _long(shares)
-        return _call(demand.herfindahl_hirschman_indices, self, firms, self.shares if given is None else given)[:, None]
+        s = self.shares if shares is None else self._long(shares)
+        return _values(demand.herfindahl_hirschman_indices, self, firms, s)[:, None]
 
-    def compute_markups(self, prices: Values = None, costs: Values = None) -> Float[Array, "N 1"]:
+    def compute_markups(self, prices: Values = None, costs: Values = None) -> Float[AnyArray, "N 1"]:
         """Lerner indices ``(p - c) / p``."""
         p, c = self._prices(prices), self._costs(costs)
         return ((p - c) / p)[:, None]
 
     def compute_profits(
         self, prices: Values = None, shares: Values = None, costs: Values = None
-    ) -> Float[Array, "N 1"]:
+    ) -> Float[AnyArray, "N 1"]:
         """Profits ``(p - c) s`` of each product per consumer."""
-        s = _long(shares)
+        s = self._long(shares)
         return ((self._prices(prices) - self._costs(costs)) * (self.shares if s is None else s))[:, None]
 
-    def compute_profit_hessians(self, prices: Values = None, costs: Values = None) -> Float[Array, "N J J"]:
+    def compute_profit_hessians(self, prices: Values = None, costs: Values = None) -> Float[AnyArray, "N J J"]:
         """Second derivatives of each product's profits in prices, ``d^2 pi_j / dp_k dp_l``."""
         self.check_variable("prices")
-        return _stacked(pricing.profit_hessians, self, self._prices(prices), self._costs(costs))
+        return self._home(_stacked(pricing.profit_hessians, self, self._prices(prices), self._costs(costs)))
 
     def profit_gradients(
         self, prices: Values = None, costs: Values = None, firm_ids: Any = None, ownership: Values = None
-    ) -> Float[Array, " N"]:
+    ) -> Float[AnyArray, " N"]:
         """First-order conditions ``s_j + sum_k H_jk (p_k - c_k) ds_k / dp_j``, zero in equilibrium."""
         self.check_variable("prices")
         p, c = self._prices(prices), self._costs(costs)
-        return _call(pricing.profit_gradients, self, self.owned(firm_ids, ownership), p, c)
+        return self._home(_call(pricing.profit_gradients, self, self.owned(firm_ids, ownership), p, c))
 
     def firm_profit_hessians(
         self, prices: Values = None, costs: Values = None, firm_ids: Any = None, ownership: Values = None
-    ) -> Float[Array, "N J"]:
+    ) -> Float[AnyArray, "N J"]:
         """Derivatives of `profit_gradients` in prices: between products of one firm, the Hessian of its profits."""
         self.check_variable("prices")
         p, c = self._prices(prices), self._costs(costs)
-        return _stacked(pricing.firm_profit_hessians, self, self.owned(firm_ids, ownership), p, c)
+        return self._home(_stacked(pricing.firm_profit_hessians, self, self.owned(firm_ids, ownership), p, c))
 
-    def markups(self, firm_ids: Any = None, ownership: Values = None) -> Float[Array, " N"]:
+    def markups(self, firm_ids: Any = None, ownership: Values = None) -> Float[AnyArray, " N"]:
         """Markups ``p - c`` (N,) that make prices optimal, in units of prices."""
         self.check_variable("prices")
-        return _call(pricing.markups, self, self.owned(firm_ids, ownership))
+        return _values(pricing.markups, self, self.owned(firm_ids, ownership))
 
     def owned(self, firm_ids: Any = None, ownership: Values = None) -> Ownership:
         """Ownership matrices by firm IDs (N,), by stacked matrices (N, max J), or else the model's own.
@@ -253,7 +258,7 @@ class Model(Demand):
         if firm_ids is not None and ownership is not None:
             raise ValueError("Give either firm_ids or ownership, not both.")
         if ownership is not None:
-            return self.economy.unstack(jnp.asarray(ownership, float))
+            return self.economy.unstack(self._array(ownership))
         firms = self.ownership if firm_ids is None else firm_codes(self.economy, firm_ids)
         if firms is None:
             raise ValueError(
@@ -264,7 +269,7 @@ class Model(Demand):
 
     # other points
 
-    def at(self, changes: Mapping[str, Array], shares: Values = None) -> "Model":
+    def at(self, changes: Mapping[str, AnyArray], shares: Values = None) -> "Model":
         """The model after variables, such as prices, have changed.
 
         Mean utilities move with X1, and shares are recomputed unless they are given. Ownership stays the same.
@@ -274,8 +279,8 @@ class Model(Demand):
         changes : new values (N,) by the names of variables.
         shares : (N,) shares at these values.
         """
-        moved = {name: jnp.asarray(values, float).reshape(-1) for name, values in changes.items()}
-        given = _long(shares)
+        moved = {name: self._array(values).reshape(-1) for name, values in changes.items()}
+        given = self._long(shares)
         found = demand.market_shares(self, None, moved) if given is None else given
         characteristics = self.characteristics.replace({**moved, "shares": found})
         delta = self.utilities(moved)
@@ -288,11 +293,18 @@ class Model(Demand):
         """
         return Model(economy, self.characteristics, self.coefficients, self.delta, layout, None, self.costs_type)
 
-    def update_costs(self, costs: Values, shares: Values) -> Float[Array, " N"]:
+    def update_costs(self, costs: Values, shares: Values) -> Float[AnyArray, " N"]:
         """Marginal costs at other shares: `costs` (N,) moved by ``(X3(s') - X3(s)) gamma``, perhaps in logs."""
-        base, moved = (jnp.asarray(values, float).reshape(-1) for values in (costs, shares))
-        change = linear_change(self.characteristics, "X3", jnp.asarray(self.coefficients.gamma), {"shares": moved})
-        return base * jnp.exp(change) if self.costs_type == "log" else base + change
+        base, moved = (self._array(values).reshape(-1) for values in (costs, shares))
+        change = linear_change(self.characteristics, "X3", self.coefficients.gamma, {"shares": moved})
+        return base * namespace(change).exp(change) if self.costs_type == "log" else base + change
+
+    def on_host(self) -> "Model":
+        """The same model with arrays of NumPy, or this model where it is traced, large or spread over devices."""
+        pairs = sum(T * J * max(J, width) for T, J, width in (bucket.size for bucket in self.economy.buckets))
+        if self.economy.placement is not None or pairs > CHUNK_ELEMENTS or is_traced(self):
+            return self
+        return jax.tree.map(np.asarray, self)
 
     def in_market(self, place: MarketPlace) -> "Model":
         """The model of one market alone, which `find_market` finds, with as many rows as its bucket has products.
@@ -304,7 +316,8 @@ class Model(Demand):
         rows, missing = place.rows, J - place.rows.size
         padded = np.r_[rows, np.full(missing, rows[0])]
         positions = np.r_[np.arange(rows.size), np.full(missing, J)]
-        return _cut(self, place.bucket, jnp.asarray(place.place), jnp.asarray(padded), jnp.asarray(positions))
+        where = np.asarray(place.place), padded, positions
+        return _cut(self, place.bucket, *(where if self.economy.on_host else jax.device_put(where)))
 
     def check_variable(self, name: str | None) -> None:
         """Raise `NameError` when no formula of utility has a numeric variable of this name."""
@@ -317,35 +330,41 @@ class Model(Demand):
         """Whether marginal costs depend on shares."""
         return any(column.depends_on("shares") for column in self.characteristics.X3_columns)
 
-    def _matrices(self, function: Callable[..., Any], name: str | None) -> Array:
+    def _matrices(self, function: Callable[..., Any], name: str | None) -> AnyArray:
         self.check_variable(name)
-        return _stacked(function, self, name)
+        return _matrices(function, self, name)
 
-    def _prices(self, prices: Values) -> Array:
-        given = _long(prices)
+    def _prices(self, prices: Values) -> AnyArray:
+        given = self._long(prices)
         return self.prices if given is None else given
 
-    def _costs(self, costs: Values) -> Array:
-        given = _long(costs)
+    def _costs(self, costs: Values) -> AnyArray:
+        given = self._long(costs)
         return self.prices - self.markups() if given is None else given
+
+    def _changes(self, prices: Values) -> dict[str, AnyArray]:
+        given = self._long(prices)
+        return {} if given is None else {"prices": given}
+
+    def _long(self, values: Values) -> AnyArray | None:
+        return None if values is None else self._array(values).reshape(-1)
+
+    def _array(self, values: Values) -> AnyArray:
+        """Floating-point numbers, on the host where the model is there."""
+        return np.asarray(values, float) if self.economy.on_host else jnp.asarray(values, float)
+
+    def _home(self, found: Any) -> Any:
+        """What a program returned, on the host where the model is there."""
+        return jax.tree.map(np.asarray, found) if self.economy.on_host else found
 
 
 #: How equilibrium prices are found by default: where Anderson and Newton fail, after large mergers, SQUAREM does not.
 PRICE_ITERATION = Iteration("squarem", {"atol": 1e-12})
 
 
-def _long(values: Values) -> Array | None:
-    return None if values is None else jnp.asarray(values, float).reshape(-1)
-
-
-def _changes(prices: Values) -> dict[str, Array]:
-    given = _long(prices)
-    return {} if given is None else {"prices": given}
-
-
 def _options(iteration: Iteration) -> tuple[FixedPointLimits, FixedPointMethod]:
     """Limits as arrays, so that other tolerances compile nothing."""
-    return jax.tree.map(jnp.asarray, iteration.limits), iteration.fixed_point
+    return jax.tree.map(np.asarray, iteration.limits), iteration.fixed_point
 
 
 @filtered_program(effort=1)
@@ -359,13 +378,24 @@ def _stacked(function: Callable[..., Any], model: Model, *arguments: Any) -> Arr
     return model.economy.stack(function(model, *arguments))
 
 
-@filtered_program(effort=1)
-def _probabilities(model: Model, delta: Array | None, changes: dict[str, Array]) -> Array:
+@host_or_program(effort=1)
+def _values(function: Callable[..., Any], model: Model, *arguments: Any) -> Any:
+    return function(model, *arguments)
+
+
+@host_or_program(effort=1)
+def _matrices(function: Callable[..., Any], model: Model, *arguments: Any) -> AnyArray:
+    """As `_stacked`, of functions that can be evaluated on the host."""
+    return model.economy.stack(function(model, *arguments))
+
+
+@host_or_program(effort=1)
+def _probabilities(model: Model, delta: AnyArray | None, changes: dict[str, AnyArray]) -> AnyArray:
     return model.economy.gather(widened(demand.choice_probabilities(model, delta, changes), 2))
 
 
-@filtered_program(effort=1)
-def _surpluses(model: Model, eliminated: Array, changes: dict[str, Array]) -> tuple[Array, Array]:
+@host_or_program(effort=1)
+def _surpluses(model: Model, eliminated: AnyArray, changes: dict[str, AnyArray]) -> tuple[AnyArray, AnyArray]:
     parts, total = demand.consumer_surpluses(model, eliminated, changes)
     return model.economy.gather_markets(widened(parts, 1)), total
 
@@ -385,17 +415,20 @@ def _equilibrium(
     return Prices(prices=prices, **gather_loops(model.economy, found).fields())
 
 
-@filtered_program(effort=1)
-def _cut(model: Model, bucket: int, place: Array, rows: Array, positions: Array) -> Model:
+@host_or_program(effort=1)
+def _cut(model: Model, bucket: int, place: Any, rows: AnyArray, positions: AnyArray) -> Model:
     placement = model.economy.placement
+    xp = namespace(model.delta)
 
-    def one(values: Array) -> Array:
+    def one(values: AnyArray) -> AnyArray:
+        if model.economy.on_host:
+            return values[place : place + 1]
         found = jax.lax.dynamic_index_in_dim(values, place, keepdims=True)
         return found if placement is None else placement.gather(found)
 
     part = dataclasses.replace(jax.tree.map(one, model.economy.buckets[bucket]), placement=None)
-    sources = jnp.where(positions < rows.size, jnp.arange(rows.size), 0)
-    economy = Economy((part,), positions, sources, jnp.zeros(1, int))
+    sources = xp.where(positions < rows.size, xp.arange(rows.size), 0)
+    economy = Economy((part,), positions, sources, xp.zeros(1, int))
     variables = {name: values[rows] for name, values in model.characteristics.variables.items()}
     ownership = None if model.ownership is None else (one(model.ownership[bucket]),)
     return Model(

@@ -10,6 +10,7 @@ from blpjax.economy.ownership import Ownership
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels import equilibrium
 from blpjax.kernels import markups as markup_kernels
+from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.markups import Firms
@@ -17,29 +18,29 @@ from blpjax.model.demand import Demand, MarketDemand, linear_change, over_market
 from blpjax.model.tastes import MarketTastes, demand_point, market_tastes
 
 
-def markups(demand: Demand, owned: Ownership) -> Float[Array, " N"]:
+def markups(demand: Demand, owned: Ownership) -> Float[AnyArray, " N"]:
     """Markups ``p - c`` that make observed prices optimal, in prices' units."""
     known = demand.characteristics
     X1_slope, X2_slope = known.slopes("prices")
-    point = demand.delta, known.evaluate({})[1], X1_slope @ jnp.asarray(demand.coefficients.beta), X2_slope
+    point = demand.delta, known.evaluate({})[1], X1_slope @ demand.coefficients.beta, X2_slope
     return compute_markups(demand.economy, market_tastes(demand.coefficients, demand.layout), owned, point)
 
 
 def compute_markups(
     economy: Economy,
     parameters: MarketTastes,
-    ownership: tuple[Array | Firms, ...],
-    point: tuple[Float[Array, " N"], Float[Array, "N K2"], Float[Array, " N"], Float[Array, "N K2"]],
-) -> Float[Array, " N"]:
+    ownership: tuple[AnyArray | Firms, ...],
+    point: tuple[Float[AnyArray, " N"], Float[AnyArray, "N K2"], Float[AnyArray, " N"], Float[AnyArray, "N K2"]],
+) -> Float[AnyArray, " N"]:
     """Markups ``p - c`` of firms that set prices, at given tastes (equation 3.7).
 
     `point` has mean utilities, X2, and the derivatives of both in prices (`DemandPoint`), which are data to estimation:
     it need not evaluate formulas. Differentiable in everything.
     """
 
-    def kernel(market: Bucket, owned: Array | Firms, *values: Array) -> Array:
+    def kernel(market: Bucket, owned: AnyArray | Firms, *values: AnyArray) -> AnyArray:
         found = markup_kernels.markups(demand_point(parameters, market, *values), owned)
-        return jnp.where(market.present, found, 0.0)
+        return namespace(found).where(market.present, found, 0.0)
 
     scattered = zip(economy.buckets, ownership, *map(economy.scatter, point), strict=True)
     return economy.gather([map_markets(kernel, *arrays) for arrays in scattered])

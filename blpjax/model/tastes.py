@@ -1,10 +1,10 @@
 """Parameters of tastes as kernels need them, and demand of one market at given tastes."""
 
 import equinox as eqx
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from blpjax.economy.buckets import Bucket
+from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.shares import Nests, Tastes, nests_of, tastes
 from blpjax.model.parameters import Coefficients, ParameterLayout, UtilityForm
@@ -13,10 +13,10 @@ from blpjax.model.parameters import Coefficients, ParameterLayout, UtilityForm
 class MarketTastes(eqx.Module):
     """Parameters as kernels need them: the columns of Sigma that are not all zero, Pi, rho and tau."""
 
-    sigma: Float[Array, "K2 R"]
-    pi: Float[Array, "K2 D"]
-    rho: Float[Array, " H"]
-    tau: Float[Array, " S"]
+    sigma: Float[AnyArray, "K2 R"]
+    pi: Float[AnyArray, "K2 D"]
+    rho: Float[AnyArray, " H"]
+    tau: Float[AnyArray, " S"]
     node_columns: tuple[int, ...] = eqx.field(static=True)
     form: UtilityForm = eqx.field(static=True)
 
@@ -27,7 +27,7 @@ class MarketTastes(eqx.Module):
 
     def of_agents(self, market: Bucket) -> Tastes:
         """Tastes C of one market's agents."""
-        C = tastes(self.sigma, self.pi, market.nodes[:, list(self.node_columns)], market.demographics)
+        C = tastes(self.sigma, self.pi, market.nodes[..., list(self.node_columns)], market.demographics)
         if not self.form.transformations:
             return C
         rows, at = [], 0
@@ -37,30 +37,31 @@ class MarketTastes(eqx.Module):
                 end = at + len(transformation.parameters)
                 row, at = transformation.function(row, *self.tau[at:end]), end
             rows.append(row)
-        return jnp.stack(rows, axis=-2)
+        return namespace(market.nodes).stack(rows, axis=-2)
 
     def of_groups(self, market: Bucket) -> Nests | None:
         """Groups of one market's products with their nesting parameters."""
         if market.nests is None or market.groups is None:
             return None
-        rho = jnp.broadcast_to(self.rho, market.groups.shape) if self.rho.size == 1 else self.rho[market.groups]
+        xp = namespace(market.groups)
+        known = xp.asarray(self.rho)[market.groups] if self.rho.size > 1 else self.rho
+        rho = xp.broadcast_to(known, market.groups.shape)
         return nests_of(market.nests, rho)
 
 
 def market_tastes(coefficients: Coefficients, layout: ParameterLayout) -> MarketTastes:
     """Pair columns of nodes with the columns of Sigma that are not all zero."""
-    sigma = jnp.asarray(coefficients.sigma)[:, list(layout.sigma_columns)]
-    pi, rho, tau = (jnp.asarray(getattr(coefficients, name)) for name in ("pi", "rho", "tau"))
-    return MarketTastes(sigma, pi, rho, tau, layout.node_columns, layout.form)
+    sigma = coefficients.sigma[:, list(layout.sigma_columns)]
+    return MarketTastes(sigma, coefficients.pi, coefficients.rho, coefficients.tau, layout.node_columns, layout.form)
 
 
 def demand_point(
     parameters: MarketTastes,
     market: Bucket,
-    delta: Float[Array, " J"],
-    X2: Float[Array, "J K2"],
-    delta_slope: Float[Array, " J"],
-    X2_slope: Float[Array, "J K2"],
+    delta: Float[AnyArray, "*T J"],
+    X2: Float[AnyArray, "*T J K2"],
+    delta_slope: Float[AnyArray, "*T J"],
+    X2_slope: Float[AnyArray, "*T J K2"],
 ) -> DemandPoint:
     """Demand of one market at given tastes, mean utilities and X2, with the slopes of both in some variable."""
     scale = parameters.scale

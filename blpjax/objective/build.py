@@ -85,7 +85,7 @@ def build_equations(
     excluded = table.supply_instruments, table.supply_instrument_labels
     supply = _build_side(X3, "shares", ("X3", "ZS"), excluded, designs.supply_absorber, add_exogenous, tolerances)
     assert ownership is not None
-    X1_slope, X2_slope = characteristics.slopes("prices")
+    X1_slope, X2_slope = map(jax.device_put, jax.tree.map(np.asarray, characteristics).slopes("prices"))
     pricing = Supply(
         equation=supply.equation,
         ownership=pack_firms(ownership),

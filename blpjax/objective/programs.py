@@ -52,8 +52,10 @@ def _evaluate(objective: GMM, theta: Float[Array, " P"], start: Float[Array, " N
 
 def weighted(model: StructuralModel, W: Float[Array | np.ndarray, "M M"], scale: Float[ArrayLike, ""]) -> GMM:
     """The objective of a model with a weighting matrix (M, M), times `scale`."""
-    weighting = weigh(model.specification, on_host(model.data), np.asarray(W))
-    return GMM(model, jax.device_put(weighting), jax.device_put(np.asarray(scale, float)))
+    made = weigh(model.specification, on_host(model.data), np.asarray(W)), np.asarray(scale, float)
+    placement = model.economy.placement
+    weighting, factor = jax.device_put(made) if placement is None else jax.tree.map(placement.repeat, made)
+    return GMM(model, weighting, factor)
 
 
 def initial_weights(data: ModelData) -> Float[np.ndarray, "M M"]:
@@ -81,7 +83,7 @@ predict_delta = program(effort=0)(predicted_delta)
 
 def hessian_at(
     objective: GMM, theta: Float[Array, " P"], delta: Float[Array, " N"], progress: bool = False
-) -> Float[Array, "P P"]:
+) -> Float[np.ndarray, "P P"]:
     """Exact Hessian of the objective at theta and its mean utilities `delta`.
 
     Columns are computed a few at a time where memory asks for it; `progress` shows a bar then.
@@ -94,7 +96,7 @@ def hessian_at(
     batches = -(-P // columns)
     directions = np.eye(batches * columns, P).reshape(batches, columns, P)
     bar = tqdm.tqdm(directions, desc="Hessian", disable=not progress or batches == 1)
-    rows = jnp.concatenate([_curvature(objective, theta, delta, batch) for batch in bar])[:P]
+    rows = np.concatenate([np.asarray(_curvature(objective, theta, delta, batch)) for batch in bar])[:P]
     return (rows + rows.T) / 2
 
 
@@ -112,7 +114,7 @@ class Conclusion(NamedTuple):
     """
 
     point: Point
-    hessian: Float[Array, "P P"]
+    hessian: Float[np.ndarray, "P P"]
     summary: StepSummary
 
 
@@ -146,8 +148,8 @@ def conclude(
     curvature : whether the Hessian is computed; `progress` shows a bar for it.
     simulate : simulation error, None for none.
     """
-    delta, ok = jnp.asarray(evaluation.inversion.delta), bool(evaluation.ok)
-    hessian = jnp.full((theta.size, theta.size), jnp.nan)
+    delta, ok = jax.device_put(evaluation.inversion.delta), bool(evaluation.ok)
+    hessian = np.full((theta.size, theta.size), np.nan)
     if curvature and theta.size and ok:
         hessian = hessian_at(objective, theta, delta, progress)
     point = end_at(objective, theta, evaluation, residualize)
@@ -163,12 +165,12 @@ def end_at(
     objective: GMM, theta: Float[Array, " P"], evaluation: Evaluation, residualize: Sequence[Residualize]
 ) -> Point:
     """The point at theta, with structural errors that are residualised on the host."""
-    delta, costs = jnp.asarray(evaluation.inversion.delta), evaluation.costs
-    tilde_costs = None if costs is None else jnp.asarray(costs.tilde_costs)
+    delta, costs = jax.device_put(evaluation.inversion.delta), evaluation.costs
+    tilde_costs = None if costs is None else jax.device_put(costs.tilde_costs)
     coefficients, explained = _linear_parameters(objective, theta, delta, tilde_costs)
     dependent = [delta] if tilde_costs is None else [delta, tilde_costs]
     errors = [
-        jnp.asarray(absorb(np.asarray(values)[:, None])[:, 0]) - known
+        jax.device_put(absorb(np.asarray(values)[:, None])[:, 0] - np.asarray(known))
         for absorb, values, known in zip(residualize, dependent, explained, strict=False)
     ]
     model = objective.model

@@ -93,7 +93,9 @@ def run_stepwise(
     record, hessian = recorder(start), settings.hessian
     residual_count = np.shape(record.evaluation.residuals)[0]
     with _on_cpu():
-        state = method.begin(start, recorder.lower, recorder.upper, residual_count, settings.options).state
+        bounds = recorder.lower, recorder.upper
+        # on the host, as it is after every step: the programs of steps are the same
+        state = jax.device_get(method.start(start, *bounds, residual_count, tuple(settings.options.items())).state)
     while True:
         objective, gradient, ok = record.objective, record.gradient, record.ok
         if recorder.policy is not None and not steps_back:

@@ -111,6 +111,15 @@ class Stepwise:
     describe: Callable[[Any], str]
 
     @cached_property
+    def start(self) -> Callable[[ArrayLike, ArrayLike, ArrayLike, int, tuple[tuple[str, Any], ...]], Advance]:
+        """`begin` as one compiled program, with options as pairs of names and values."""
+
+        def begin(start: ArrayLike, lower: ArrayLike, upper: ArrayLike, residual_count: int, options: Any) -> Advance:
+            return self.begin(start, lower, upper, residual_count, dict(options))
+
+        return program(effort=0, static_argnums=(3, 4))(begin)
+
+    @cached_property
     def step(self) -> Callable[[Any, Trial], Advance]:
         """`advance` as one compiled program: what a host loop calls once per evaluation."""
         return program(effort=0)(self.advance)

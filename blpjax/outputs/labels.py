@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 from blpjax.economy.buckets import AgentsInEconomy, MarketIndex
 from blpjax.inputs.tables import ProductTable
+from blpjax.kernels.arrays import namespace
 from blpjax.reporting import frames
 
 
@@ -105,7 +105,7 @@ class Extent:
         if by_product:
             present = present[self.tables.markets.codes if self.position is None else np.zeros(self.rows.size, int)]
         cut = values[:, : present.shape[1]]
-        return cut if present.all() else jnp.where(present, cut, jnp.nan)
+        return cut if present.all() else namespace(cut).where(present, cut, np.nan)
 
     @property
     def _markets(self) -> slice:

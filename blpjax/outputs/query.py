@@ -109,6 +109,7 @@ class Query:
     layout : of the parameters in the agents' economy, None when these are the model's own.
     place : where the one market is whose model is evaluated alone, None when that of all markets is.
     as_frame, standard_errors, hold : see `blpjax.outputs.outputs.Outputs`.
+    on_host : whether the output may be computed on the host, with NumPy, where the model is neither traced nor large.
     """
 
     source: Source
@@ -118,6 +119,7 @@ class Query:
     as_frame: bool
     standard_errors: bool
     hold: str
+    on_host: bool = True
 
     @property
     def rows(self) -> np.ndarray:
@@ -125,8 +127,9 @@ class Query:
         return self.extent.rows
 
     def of_all_markets(self) -> "Query":
-        """The same, but functions are evaluated at the model of all markets, also where one of them is asked for."""
-        return dataclasses.replace(self, place=None, extent=dataclasses.replace(self.extent, alone=False))
+        """The same for functions of users: of JAX, and at the model of all markets, also where one is asked for."""
+        extent = dataclasses.replace(self.extent, alone=False)
+        return dataclasses.replace(self, place=None, extent=extent, on_host=False)
 
     # arguments
 
@@ -265,7 +268,12 @@ class Query:
     def _restrict(self, model: Model) -> Model:
         if self.layout is not None:
             model = model.with_agents(self.extent.agents.economy, self.layout)
-        return model if self.place is None else model.in_market(self.place)
+        if self.on_host:
+            model = model.on_host()
+        if self.place is None:
+            return model
+        alone = model.in_market(self.place)
+        return alone.on_host() if self.on_host else alone
 
     def _check(self, found: Checked, loop: Loop) -> None:
         """Report failures by market, in whichever draw."""

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options
@@ -390,8 +389,8 @@ class Problem(DataHolder, Picklable):
         return ModelFunctions(
             minimand=self._objective(specification, parameters, chosen, data, weights, scale_objective),
             characteristics=self.characteristics,
-            start=jnp.asarray(self._read_delta(delta, parameters)),
-            theta=jnp.asarray(parameters.theta),
+            start=jax.device_put(self._read_delta(delta, parameters)),
+            theta=jax.device_put(parameters.theta),
             theta_labels=tuple(parameters.theta_labels),
         )
 
@@ -486,7 +485,7 @@ class Problem(DataHolder, Picklable):
         W: np.ndarray,
         scaled: bool,
     ) -> GMM:
-        fixed, limits = jax.tree.map(jnp.asarray, (parameters.start, iteration.limits))
+        fixed, limits = jax.device_put(jax.tree.map(np.asarray, (parameters.start, iteration.limits)))
         model = StructuralModel(specification, self.economy, data, fixed, limits)
         return programs.weighted(model, W, 1.0 if scaled else 1.0 / self.N)
 

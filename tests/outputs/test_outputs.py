@@ -18,6 +18,7 @@ from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outputs import Outputs
 from tests.support import joint
 from tests.support.estimated import merged
+from tests.support.programs import compilations
 from tests.tolerances import FIXED_PARAMETERS, ROUNDING
 
 pytestmark = [
@@ -451,3 +452,48 @@ def test_one_product_can_be_eliminated_by_its_id_alone() -> None:
         ours.compute_consumer_surpluses(eliminate_product_ids="p1"),
         ours.compute_consumer_surpluses(eliminate_product_ids=["p1"]),
     )
+
+
+# --- compilation ----------------------------------------------------------------------------------------------------
+
+
+def test_first_answers_wait_for_two_programs_of_outputs_and_five_of_estimation() -> None:
+    """Of no other test's shapes, and without a single operation of JAX outside of programs."""
+    products, agents = joint.tables(markets=3)
+    products["nesting_ids"] = np.where(products.x < 1, "a", "b")
+    problem = joint.Model("1 + prices + x").build(blpjax, products, agents)
+    with compilations() as estimation, joint.quiet():
+        results = problem.solve(
+            joint.SIGMA,
+            joint.PI,
+            0.3,
+            beta=[None, -2.0, None],
+            method="1s",
+            optimization=blpjax.Optimization("return"),
+            check_optimality="gradient",
+        )
+    assert len(estimation) == 5, estimation
+    merged_ids = products.firm_ids.replace(2, 1)
+    with compilations() as outputs, joint.quiet():
+        for name in ("prices", "x", None):
+            elasticities = results.compute_elasticities(name)
+            results.compute_demand_jacobians(name)
+            results.compute_diversion_ratios(name)
+            results.compute_aggregate_elasticities(0.1, name)
+        results.extract_diagonal_means(elasticities)
+        results.compute_long_run_diversion_ratios()
+        results.compute_consumer_surpluses(keep_all=True)
+        results.compute_consumer_surpluses(eliminate_product_ids=["p1"])
+        results.compute_probabilities()
+        costs = results.compute_costs()
+        results.compute_approximate_prices(merged_ids, costs=costs)
+        results.compute_elasticities(market_id="m001")
+        assert outputs == []
+        results.compute_passthrough()
+        prices = results.compute_prices(merged_ids, costs=costs)
+        shares = results.compute_shares(prices)
+        results.compute_hhi(merged_ids, shares)
+        results.compute_markups(prices, costs)
+        results.compute_profits(prices, shares, costs)
+        results.compute_consumer_surpluses(prices)
+    assert len(outputs) == 2, outputs

@@ -13,12 +13,12 @@ from blpjax.machine.compilation import READ_EVENT
 
 @contextlib.contextmanager
 def compilations() -> Iterator[list[str]]:
-    """Programs that are compiled in the block, or read from disk."""
+    """Names of programs that are compiled in the block, or read from disk."""
     seen: list[str] = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration: float, **details: Any) -> None:
         if event in ("/jax/core/compile/backend_compile_duration", READ_EVENT):
-            seen.append(event)
+            seen.append(details.get("fun_name", ""))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
