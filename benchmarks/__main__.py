@@ -22,6 +22,7 @@ BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 GROUPS = {
     "nevo": "benchmarks.estimation:nevo_rows",
     "process": "benchmarks.processes:process_rows",
+    "programs": "benchmarks.programs:programs_rows",
     "memory": "benchmarks.processes:memory_rows",
     "starts": "benchmarks.starts:starts_rows",
     "autos": "benchmarks.supply:autos_rows",

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 #: Peak resident memory that the memory row may use, compilation included.
 MEMORY_LIMIT = 6 * 2**30
 
-# JAX's own settings of its cache would win over the directory that a row chooses.
-_CACHE_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+#: JAX's own settings of its cache would win over the directory that a row chooses.
+CACHE_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def run_process(*arguments: str, cache: str = "0") -> Process:
     RuntimeError
         The process failed; the message is the last line that it wrote.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in _CACHE_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in CACHE_VARIABLES}
     environment |= {"BLPJAX_COMPILATION_CACHE": cache, "PYTHONPATH": str(ROOT)}
     began = time.perf_counter()
     done = subprocess.run(

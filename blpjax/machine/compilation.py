@@ -178,19 +178,19 @@ class _Executable:
     """An executable of arrays, with what it takes to make its outputs."""
 
     def __init__(self, compiled: Any, structure: Any, statics: tuple[Any, ...]) -> None:
-        self._compiled = compiled
+        self.compiled = compiled
         self._structure = structure
         self._statics = statics
 
     def __call__(self, values: Sequence[Any]) -> Any:
-        arrays = self._compiled(*values)
+        arrays = self.compiled(*values)
         if len(arrays) < len(self._statics):
             rest = iter(arrays)
             arrays = [next(rest) if static is _HOLE else static for static in self._statics]
         return jax.tree.unflatten(self._structure, arrays)
 
     def save(self) -> bytes:
-        content, inputs, outputs = serialize_executable.serialize(self._compiled)
+        content, inputs, outputs = serialize_executable.serialize(self.compiled)
         return describe((content, inputs.num_leaves, outputs.num_leaves, self._structure, self._statics))
 
     @staticmethod
@@ -267,6 +267,12 @@ def forget_programs() -> None:
     for one in list(_programs):
         one.forget()
     jax.clear_caches()
+
+
+def compiled_programs() -> list[Any]:
+    """What this process has compiled or read: `jax.stages.Compiled`."""
+    found = [executable for one in _programs for executable in one.executables.values()]
+    return [executable.compiled for executable in found if executable is not None]
 
 
 def calls_back(jaxpr: Any) -> bool:

@@ -15,7 +15,19 @@ import pytest
 
 import blpjax
 from benchmarks import __main__ as command
-from benchmarks import breakdown, child, estimation, family, family_models, models, processes, starts, studies, supply
+from benchmarks import (
+    breakdown,
+    child,
+    estimation,
+    family,
+    family_models,
+    models,
+    processes,
+    programs,
+    starts,
+    studies,
+    supply,
+)
 from benchmarks.comparison import Outcome, compare, compare_outputs
 from benchmarks.rows import Row, Timing, as_json, failed, format_row, header, measure
 from benchmarks.settings import QUICK, Settings, Size, UnequalSize
@@ -481,3 +493,38 @@ def test_studies_are_timed_by_replication() -> None:
         assert row.failure == "" and row.converged == (True,) and row.warm is not None and row.warm.median > 0
         assert row.details["failures"].startswith("0 of ")
     assert ["peak memory of a process" in row.details for row in rows] == [True, True, False]
+
+
+# --- programs -------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_programs_tell_what_processes_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stores: list[tuple[str, str, str]] = []
+
+    def run(name: str, library: str, store: str) -> tuple[programs.Waiting, float]:
+        again = (name, library, store) in stores
+        stores.append((name, library, store))
+        seconds = {"tracing": 0.0 if again else 1.0, "reading": 0.5}
+        return programs.Waiting(0 if again else 3, 3 if again else 0, 100, seconds, 2.0, 2.5), 4.0 if again else 8.0
+
+    monkeypatch.setattr(programs, "run_case", run)
+    rows = list(programs.programs_rows(TINY))
+    assert len(rows) == 2 * len(programs.CASES)
+    empty, filled = rows[:2]
+    assert empty.case.endswith("empty store") and empty.first == Timing((8.0,))
+    assert empty.details["programs compiled, read"] == "3, 0" and "tracing 1.00" in empty.details["seconds"]
+    assert filled.first == Timing((4.0,)) and filled.details["programs compiled, read"] == "0, 3"
+
+
+def test_a_case_of_programs_counts_what_is_compiled(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blpjax.options, "verbose", False)
+    programs.main("logit", "blpjax")
+    found = programs.Waiting(**json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert found.compiled + found.read > 0 and found.instructions > 100 and found.cpu > 0
+
+
+def test_a_case_of_programs_that_fails_says_so() -> None:
+    with pytest.raises(RuntimeError, match="unknown with blpjax failed"):
+        programs.run_case("unknown", "blpjax", "0")
