@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 
 from blpjax.economy.buckets import Economy, widened
 from blpjax.economy.loops import Loops, gather_loops
-from blpjax.economy.mapping import CHUNK_ELEMENTS
 from blpjax.economy.ownership import Ownership, firm_codes, ownership_matrices
 from blpjax.iteration import FixedPointLimits, FixedPointMethod, Iteration
 from blpjax.kernels.arrays import AnyArray, namespace
@@ -29,6 +28,10 @@ from blpjax.model.parameters import ParameterLayout
 
 #: Numbers by product: (N,) or (N, 1), traced or not.
 Values = Any
+
+#: Models with at most this many pairs of products and agents, or of products, are evaluated on the host, in some
+#: milliseconds. Larger ones are worth programs, which take seconds to compile and are then several times as fast.
+HOST_PAIRS = 2**18
 
 
 class Prices(Loops):
@@ -302,7 +305,7 @@ class Model(Demand):
     def on_host(self) -> "Model":
         """The same model with arrays of NumPy, or this model where it is traced, large or spread over devices."""
         pairs = sum(T * J * max(J, width) for T, J, width in (bucket.size for bucket in self.economy.buckets))
-        if self.economy.placement is not None or pairs > CHUNK_ELEMENTS or is_traced(self):
+        if self.economy.placement is not None or pairs > HOST_PAIRS or is_traced(self):
             return self
         return jax.tree.map(np.asarray, self)
 
@@ -343,8 +346,8 @@ class Model(Demand):
         return self.prices - self.markups() if given is None else given
 
     def _changes(self, prices: Values) -> dict[str, AnyArray]:
-        given = self._long(prices)
-        return {} if given is None else {"prices": given}
+        """Prices, also where they do not change, so that programs are the same."""
+        return {"prices": self._prices(prices)}
 
     def _long(self, values: Values) -> AnyArray | None:
         return None if values is None else self._array(values).reshape(-1)
