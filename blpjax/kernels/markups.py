@@ -154,6 +154,7 @@ def _markup_product(point: DemandPoint, owned: Firms | Array, eta: Array) -> Arr
 
 
 def direct_product(point: DemandPoint, owned: Firms | Array, eta: Array) -> Array:
+    """`markup_product` by its definition, for any demand and without a derivative rule of its own."""
     parts = _parts(point, owned, eta)
     return (parts.R * parts.spread).sum(axis=1)
 
@@ -192,7 +193,7 @@ def weighted_sums(owned: Firms | Array, eta: Array, values: Array) -> Array:
 
 
 def own_share(owned: Firms | Array) -> Array:
-    """The diagonal of H."""
+    """The diagonal of H (J,)."""
     return owned.members.any(axis=1).astype(float) if isinstance(owned, Firms) else jnp.diagonal(owned)
 
 

@@ -1,10 +1,11 @@
 """How mean utilities and markups of one market move with parameters: derivatives of the equations that they solve.
 
-First derivatives are formulas for all parameters at once. A parameter of tastes, an element of Sigma or Pi, multiplies one characteristic and one node or demographic of agents.
-With these beside each other, X (J, n) and B (I, n), everything is products of J x I matrices and I x n ones: no array
-has a number for each product, agent and parameter. These are the derivatives by the implicit function theorem that
-`blpjax.kernels.contraction.invert_shares` and `blpjax.kernels.markups.markups` have as well. Those are slower, but know
-of nests, transformed coefficients and demographics that are specific to products.
+First derivatives are formulas for all parameters at once. A parameter of tastes, an element of Sigma or Pi, multiplies
+one characteristic and one node or demographic of agents. With these beside each other, X (J, n) and B (I, n),
+everything is products of J x I matrices and I x n ones: no array has a number for each product, agent and parameter.
+These are the derivatives by the implicit function theorem that `blpjax.kernels.contraction.invert_shares` and
+`blpjax.kernels.markups.markups` have as well. Those are slower, but know of nests, transformed coefficients and
+demographics that are specific to products.
 
 Second derivatives are those of a Lagrangian, the equations times multipliers, for any demand.
 """
@@ -69,7 +70,7 @@ def market_slopes(point: DemandPoint, moves: Moves, owned: Firms | Float[Array, 
     """
     B, X, X_slope = moves.B, moves.columns(point.X2), moves.columns(point.X2_slope)
     P = point.choices().inside
-    S = P * point.weights
+    S = P * point.weights[None, :]
     s, G = S.sum(axis=1), (P.T @ X) * B
     absent = jnp.where(point.present, 0.0, 1.0)
     D = -solve(jnp.diag(s + absent) - S @ P.T, X * (S @ B) - S @ G)

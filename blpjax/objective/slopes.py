@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from blpjax.economy.buckets import Bucket
-from blpjax.economy.mapping import loop_elements, map_markets
+from blpjax.economy.mapping import cached_elements, map_markets
 from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.markups import Firms
 from blpjax.kernels.slopes import Moves, Slopes, market_slopes, multipliers, weighted_equations
@@ -30,7 +30,9 @@ def has_tastes(model: StructuralModel) -> bool:
     return model.economy.buckets[0].X2.shape[2] > 0
 
 
-def solve_along(model: StructuralModel, theta: Float[Array, " P"], start: Float[Array, " N"]) -> tuple[Solution, Values]:
+def solve_along(
+    model: StructuralModel, theta: Float[Array, " P"], start: Float[Array, " N"]
+) -> tuple[Solution, Values]:
     """Mean utilities, found from `start`, and markups, with derivatives (N, P) of both in theta."""
     bucket, layout = model.economy.buckets[0], model.layout
     common = bucket.demographics.ndim == 3 and not layout.form.transformations
@@ -66,10 +68,10 @@ def market_hessian(
     """
     layout, size = model.layout, theta.size
 
-    def kernel(local: _Local, delta: Values, by_theta: Values, pulled: Values) -> Array:
+    def kernel(local: _Local, known: Values, by_theta: Values, pulled: Values) -> Array:
         def at(tau: Array) -> tuple[DemandPoint, Array | None]:
-            point = local.point(model, model.expand(theta + tau), delta.delta + by_theta.delta @ tau)
-            return point, None if delta.markups is None else delta.markups + by_theta.markups @ tau
+            now = jax.tree.map(lambda value, slope: value + slope @ tau, known, by_theta)
+            return local.point(model, model.expand(theta + tau), now.delta), now.markups
 
         scaled = layout.form.epsilon_scale * pulled.delta
         weights = multipliers(*at(jnp.zeros(size)), local.owned, scaled, pulled.markups)
@@ -77,7 +79,7 @@ def market_hessian(
             jax.grad(lambda tau: weighted_equations(*at(tau), local.owned, weights)), jnp.zeros(size)
         )
         # a market whose arrays are large takes one direction after the other, which keeps them in a processor's cache
-        if delta.delta.size * local.market.weights.size * directions.shape[0] > loop_elements():
+        if known.delta.size * local.market.weights.size * directions.shape[0] > cached_elements():
             return jax.lax.map(push, directions)
         return jax.vmap(push)(directions)
 
@@ -118,14 +120,14 @@ def _over_markets(model: StructuralModel, kernel: Callable[..., Any], *values: A
             bucket,
             None if supply is None else supply.ownership[b],
             jax.tree.unflatten(structure, [parts[b] for parts in scattered]),
-            elements=loop_elements(),
+            elements=cached_elements(),
         )
         for b, bucket in enumerate(economy.buckets)
     ]
 
 
 def _by_formulas(model: StructuralModel, theta: Array, start: Array) -> tuple[Solution, Values]:
-    layout, economy, supply = model.layout, model.economy, model.data.supply
+    layout, economy = model.layout, model.economy
     scale, coefficients = layout.form.epsilon_scale, model.expand(theta)
     nodes = [layout.node_columns[layout.sigma_columns.index(m)] for _, m in layout.sigma]
     demographics = [d for _, d in layout.pi]
@@ -144,6 +146,5 @@ def _by_formulas(model: StructuralModel, theta: Array, start: Array) -> tuple[So
 
     inversion = model.invert(coefficients, start)
     parts = _over_markets(model, kernel, inversion.delta)
-    gathered = [None if part[0] is None else economy.gather(part) for part in zip(*parts, strict=True)]
-    found = Slopes(*gathered)
+    found: Slopes = jax.tree.map(lambda *buckets: economy.gather(buckets), *parts)
     return Solution(inversion, found.eta), Values(found.delta, found.eta_by_parameters)
