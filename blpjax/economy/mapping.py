@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from blpjax.economy.buckets import Bucket
@@ -19,6 +20,11 @@ def loop_elements() -> int:
     A chunk takes as many steps as its slowest market. On CPUs large chunks save nothing that would make up for it.
     """
     return 2**16 if jax.default_backend() == "cpu" else CHUNK_ELEMENTS
+
+
+def cached_elements() -> int:
+    """How many product-agent pairs go into a chunk of long formulas: on CPUs their arrays then stay in the cache."""
+    return 2**15 if jax.default_backend() == "cpu" else CHUNK_ELEMENTS
 
 
 def map_markets(kernel: Callable[..., Any], bucket: Bucket, *arguments: Any, elements: int | None = None) -> Any:
@@ -40,4 +46,13 @@ def map_markets(kernel: Callable[..., Any], bucket: Bucket, *arguments: Any, ele
     chunk = max(1, (CHUNK_ELEMENTS if elements is None else elements) // max(J * width, 1))
     if chunk >= T:
         return jax.vmap(kernel)(bucket, *arguments)
-    return jax.lax.map(lambda stacked: kernel(*stacked), (bucket, *arguments), batch_size=chunk)
+    everything = (bucket, *arguments)
+    if chunk == 1:  # without an axis of markets the program is smaller than for chunks of one
+        return jax.lax.map(lambda one: kernel(*one), everything)
+    # chunks of equal size, for which some markets are done twice: what is left over would be a second program
+    rounds = -(-T // chunk)
+    chunk = -(-T // rounds)
+    places = jnp.arange(rounds * chunk) % T
+    stacked = jax.tree.map(lambda leaf: leaf[places].reshape(rounds, chunk, *leaf.shape[1:]), everything)
+    found = jax.lax.map(lambda several: jax.vmap(kernel)(*several), stacked)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:T], found)

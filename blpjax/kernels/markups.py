@@ -96,7 +96,7 @@ def markup_product(
     """
     if point.nests is None and point.C.ndim == 2:
         return _markup_product(point, owned, eta)
-    return _direct_product(point, owned, eta)
+    return direct_product(point, owned, eta)
 
 
 class PriceDerivatives(NamedTuple):
@@ -155,10 +155,11 @@ def _markup_product(point: DemandPoint, owned: Firms | Array, eta: Array) -> Arr
     As for `blpjax.kernels.shares.shares`, the derivative rule is written in matrix products that any number of tangents
     share, so that it never holds a J x I array for each tangent.
     """
-    return _direct_product(point, owned, eta)
+    return direct_product(point, owned, eta)
 
 
-def _direct_product(point: DemandPoint, owned: Firms | Array, eta: Array) -> Array:
+def direct_product(point: DemandPoint, owned: Firms | Array, eta: Array) -> Array:
+    """`markup_product` by its definition, for any demand and without a derivative rule of its own."""
     parts = _parts(point, owned, eta)
     return (parts.R * parts.spread).sum(axis=1)
 
@@ -177,8 +178,8 @@ def _parts(point: DemandPoint, owned: Firms | Array, eta: Array) -> _Parts:
     found = point.choices()
     P = found.inside
     S = P * point.weights[None, :]
-    N = _weighted_sums(owned, eta, P)
-    own = _own_share(owned) * eta
+    N = weighted_sums(owned, eta, P)
+    own = own_share(owned) * eta
     if point.nests is None:
         spread = N - own[:, None]
     else:
@@ -189,15 +190,15 @@ def _parts(point: DemandPoint, owned: Firms | Array, eta: Array) -> _Parts:
     return _Parts(P, S, S * point.utility_slopes(), N, spread)
 
 
-def _weighted_sums(owned: Firms | Array, eta: Array, values: Array) -> Array:
+def weighted_sums(owned: Firms | Array, eta: Array, values: Array) -> Array:
     """``(H o eta') values``, of the shape of `values` (J, I)."""
     if isinstance(owned, Firms):
         return owned.apply(eta[:, None] * values)
     return (owned * eta[None, :]) @ values
 
 
-def _own_share(owned: Firms | Array) -> Array:
-    """The diagonal of H."""
+def own_share(owned: Firms | Array) -> Array:
+    """The diagonal of H (J,)."""
     return owned.members.any(axis=1).astype(float) if isinstance(owned, Firms) else jnp.diagonal(owned)
 
 
@@ -213,13 +214,13 @@ def _markup_product_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> 
         if matrix_moves:
             tangent += (dense * d_owned) @ eta - own * jnp.diagonal(d_owned) * eta
         if moves(d_eta):
-            tangent += (dense * ownership_matrix(owned)) @ d_eta - own * _own_share(owned) * d_eta
+            tangent += (dense * ownership_matrix(owned)) @ d_eta - own * own_share(owned) * d_eta
     if moves(d_point.weights):
         tangent += (parts.P * point.utility_slopes() * parts.spread) @ d_point.weights
     if moves(d_point.availability):
         # the rare case that needs no special rule
         tangent += push(
-            lambda a: _direct_product(eqx.tree_at(lambda p: p.availability, point, a), owned, eta),
+            lambda a: direct_product(eqx.tree_at(lambda p: p.availability, point, a), owned, eta),
             (point.availability,),
             (d_point.availability,),
         )
@@ -247,7 +248,7 @@ def _through_utilities(point: DemandPoint, d_point: Any, owned: Firms | Array, e
         agent += (point.C * (d_X2.T @ P)).sum(axis=0)
     if moves(d_point.C):
         d_C = d_point.C
-        sums = jax.vmap(lambda x: _weighted_sums(owned, eta * x, P), in_axes=1)(point.X2)
+        sums = jax.vmap(lambda x: weighted_sums(owned, eta * x, P), in_axes=1)(point.X2)
         by_characteristic = R[None, :, :] * sums
         tangent += (point.X2 * (Q @ d_C.T)).sum(axis=1) + jnp.einsum("mji,mi->j", by_characteristic, d_C)
         agent += (d_C * (point.X2.T @ P)).sum(axis=0)

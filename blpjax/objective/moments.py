@@ -20,7 +20,15 @@ from blpjax.objective.blocks import Moving, Point
 from blpjax.objective.data import ModelData, Uncertainty
 from blpjax.objective.inference import CovarianceTypes, StepSummary
 from blpjax.objective.iv import LinearStep, average_moments, cross_moments, linear_step
-from blpjax.objective.structure import Costs, Specification, StructuralModel, Structure, concentrated_columns
+from blpjax.objective.slopes import Values, has_tastes, market_hessian, solve_along
+from blpjax.objective.structure import (
+    Costs,
+    Solution,
+    Specification,
+    StructuralModel,
+    Structure,
+    concentrated_columns,
+)
 
 #: Structural errors whose largest derivative in an element of theta, times its size, is below this do not depend on it.
 NEGLIGIBLE = 1e-6
@@ -132,16 +140,26 @@ class GMM(eqx.Module):
 
     def evaluate(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Evaluation:
         """Objective, gradient and the Jacobian of its least-squares residuals, from one inversion of the shares."""
-        values, push, found = jax.linearize(lambda theta: self.vary(theta, start), theta, has_aux=True)
+        solution, by_theta = solve_along(self.model, theta, start)
+
+        def vary(theta: Array, known: Values) -> tuple[Varying, Structure]:
+            return self.vary_at(theta, _solution_at(solution, known))
+
+        known = Values(solution.inversion.delta, solution.markups)
+        values, push, found = jax.linearize(vary, theta, known, has_aux=True)
         if theta.size:
-            derivatives = jax.vmap(push, out_axes=-1)(jnp.eye(theta.size))
+            derivatives = jax.vmap(push, in_axes=-1, out_axes=-1)(jnp.eye(theta.size), by_theta)
         else:
             derivatives = jax.tree.map(lambda leaf: jnp.zeros((leaf.size, 0)), values)
         return self.assemble(values, derivatives, found)
 
     def vary(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> tuple[Varying, Structure]:
         """What is differentiated at theta, and what else the model implies there."""
-        found = self.model.at(theta, start)
+        return self.vary_at(theta, self.model.solve(theta, start))
+
+    def vary_at(self, theta: Float[Array, " P"], solution: Solution) -> tuple[Varying, Structure]:
+        """The same where mean utilities and markups are known."""
+        found = self.model.structure(theta, solution)
         concentrated = self.concentrate(found)
         residuals = jnp.sqrt(self.data.count) * concentrated.weighted
         costs = found.costs.tilde_costs if self.data.more and found.costs is not None else None
@@ -176,9 +194,7 @@ class GMM(eqx.Module):
 
         NaN where shares could not be inverted, or costs recovered, in some market.
         """
-        found = self.model.at(theta, start)
-        r = found.valid * self.concentrate(found).weighted
-        return self.scale * self.data.count * (r @ r)
+        return self._value(self.model.at(theta, start))
 
     def moments(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Float[Array, " M"]:
         """``gbar`` (M,) with linear parameters concentrated out. Differentiable to any order in theta, NaN likewise."""
@@ -188,11 +204,25 @@ class GMM(eqx.Module):
     def curvature(
         self, theta: Float[Array, " P"], delta: Float[Array, " N"], directions: Float[Array, "B P"]
     ) -> Float[Array, "B P"]:
-        """Products of directions with the exact Hessian at theta and its mean utilities, forward over reverse mode."""
+        """Products of directions with the exact Hessian at theta and its mean utilities."""
         # derivatives need the solution of the inversion, not the loop that finds it, so the program has none
         solved = GMM(self.model.without_loops(), self.weighting, self.scale)
-        _, push = jax.linearize(jax.grad(lambda values: solved.value(values, delta)), theta)
-        return jax.vmap(push)(directions)
+        if not has_tastes(self.model):
+            _, push = jax.linearize(jax.grad(lambda values: solved.value(values, delta)), theta)
+            return jax.vmap(push)(directions)
+        solution, by_theta = solve_along(solved.model, theta, delta)
+        known = Values(solution.inversion.delta, solution.markups)
+
+        def value(theta: Array, known: Values) -> Array:
+            return self._value(self.model.structure(theta, _solution_at(solution, known)))
+
+        def along(tau: Array) -> Array:
+            return value(theta + tau, jax.tree.map(lambda at, slope: at + slope @ tau, known, by_theta))
+
+        pulled = jax.grad(value, argnums=1)(theta, known)
+        _, push = jax.linearize(jax.grad(along), jnp.zeros(theta.size))
+        markets = market_hessian(solved.model, theta, solution, by_theta, pulled, directions)
+        return jax.vmap(push)(directions) + markets
 
     def average(self, found: Structure) -> Float[Array, " M"]:
         """Averaged moments ``gbar`` (M,) with linear parameters concentrated out."""
@@ -280,6 +310,10 @@ class GMM(eqx.Module):
             coefficients, columns(evaluation.delta_by_theta), columns(evaluation.xi_by_theta, beta=X[0]), costs, omega
         )
 
+    def _value(self, found: Structure) -> Array:
+        r = found.valid * self.concentrate(found).weighted
+        return self.scale * self.data.count * (r @ r)
+
     def _linear_moments(self, dependent: list[Float[Array, " N"]]) -> Float[Array, " m"]:
         """Moments of the equations with what concentrated parameters have to explain in place of errors."""
         data, weighting = self.data, self.weighting
@@ -292,6 +326,11 @@ class GMM(eqx.Module):
 
     def _fill(self, coefficients: Coefficients, estimates: Float[Array, " K"]) -> Coefficients:
         return fill_concentrated(self.model.layout, coefficients, estimates)
+
+
+def _solution_at(solution: Solution, known: Values) -> Solution:
+    inversion = eqx.tree_at(lambda found: found.delta, solution.inversion, known.delta)
+    return Solution(inversion, known.markups)
 
 
 def summarise(

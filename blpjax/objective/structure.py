@@ -37,6 +37,13 @@ class Costs(eqx.Module):
     status: Int[Array, " T"]
 
 
+class Solution(NamedTuple):
+    """Mean utilities with the loops that found them, and markups (N,), None without a supply side."""
+
+    inversion: Inversion
+    markups: Float[Array, " N"] | None
+
+
 class Structure(NamedTuple):
     """What the model implies at a theta.
 
@@ -102,9 +109,22 @@ class StructuralModel(eqx.Module):
 
     def at(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Structure:
         """Mean utilities, found from `start`, costs, and what concentrated parameters have to explain."""
+        return self.structure(theta, self.solve(theta, start))
+
+    def solve(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Solution:
+        """Mean utilities, found from `start`, and markups."""
         coefficients = self.expand(theta)
-        inversion = self.invert(coefficients, start)
-        costs = None if self.data.supply is None else self.recover_costs(coefficients, inversion.delta)
+        inversion, supply = self.invert(coefficients, start), self.data.supply
+        if supply is None:
+            return Solution(inversion, None)
+        point = (inversion.delta, supply.X2, supply.X1_slope @ coefficients.beta, supply.X2_slope)
+        tastes = market_tastes(coefficients, self.layout)
+        return Solution(inversion, compute_markups(self.economy, tastes, supply.ownership, point))
+
+    def structure(self, theta: Float[Array, " P"], solution: Solution) -> Structure:
+        """What the model implies where mean utilities and markups are known."""
+        coefficients, (inversion, markups) = self.expand(theta), solution
+        costs = None if markups is None else self.recover_costs(markups)
         tilde_costs = None if costs is None else costs.tilde_costs
         return Structure(coefficients, self.dependent(coefficients, inversion.delta, tilde_costs), inversion, costs)
 
@@ -113,15 +133,10 @@ class StructuralModel(eqx.Module):
         tastes = market_tastes(coefficients, self.layout)
         return invert_economy(self.economy, tastes, start, self.limits, self.specification.method)
 
-    def recover_costs(self, coefficients: Coefficients, delta: Float[Array, " N"]) -> Costs:
+    def recover_costs(self, markups: Float[Array, " N"]) -> Costs:
         """Marginal costs that make observed prices optimal for firms, as X3 explains them (equation 3.8)."""
         supply = self.data.supply
         assert supply is not None
-        tastes = market_tastes(coefficients, self.layout)
-        delta_slope = supply.X1_slope @ coefficients.beta
-        markups = compute_markups(
-            self.economy, tastes, supply.ownership, (delta, supply.X2, delta_slope, supply.X2_slope)
-        )
         costs = supply.prices - markups
         lower, upper = supply.costs_bounds
         clipped = (costs < lower) | (costs > upper)

@@ -1,0 +1,144 @@
+"""How mean utilities and markups of one market move with parameters: derivatives of the equations that they solve.
+
+First derivatives are formulas for all parameters at once. A parameter of tastes, an element of Sigma or Pi, multiplies
+one characteristic and one node or demographic of agents. With these beside each other, X (J, n) and B (I, n),
+everything is products of J x I matrices and I x n ones: no array has a number for each product, agent and parameter.
+These are the derivatives by the implicit function theorem that `blpjax.kernels.contraction.invert_shares` and
+`blpjax.kernels.markups.markups` have as well. Those are slower, but know of nests, transformed coefficients and
+demographics that are specific to products.
+
+Second derivatives are those of a Lagrangian, the equations times multipliers, for any demand.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from blpjax.kernels.demand import DemandPoint
+from blpjax.kernels.linear_algebra import factorise, solve
+from blpjax.kernels.markups import (
+    Firms,
+    direct_product,
+    markup_matrix,
+    own_share,
+    ownership_matrix,
+    weighted_sums,
+)
+from blpjax.kernels.shares import share_jacobian
+
+
+class Moves(eqx.Module):
+    """What parameters move.
+
+    Parameter p of n moves tastes for one of the `characteristics` by a column of B, ``dC_k = B_p``. Further parameters,
+    m of them, move no tastes but `delta_slope`, by columns of `linear`.
+    """
+
+    B: Float[Array, "I n"]
+    linear: Float[Array, "J m"]
+    characteristics: tuple[int, ...] = eqx.field(static=True)
+
+    def columns(self, X: Float[Array, "J K2"]) -> Float[Array, "J n"]:
+        """The characteristics that tastes' parameters are about, beside each other."""
+        return X[:, list(self.characteristics)]
+
+
+class Slopes(NamedTuple):
+    """Markups eta, None without a supply side, and derivatives of mean utilities and markups in parameters."""
+
+    delta: Float[Array, "J p"]
+    eta: Float[Array, " J"] | None
+    eta_by_parameters: Float[Array, "J p"] | None
+
+
+def market_slopes(point: DemandPoint, moves: Moves, owned: Firms | Float[Array, "J J"] | None) -> Slopes:
+    """Derivatives in tastes' parameters, then in those of `linear`, with common tastes and without nests.
+
+    With ``S = w o P``, ``G = (P'X) o B`` and ``H = diag(P w) - S P'`` mean utilities move by
+
+        D = -H^{-1} (X o (S B) - S G).
+
+    With ``R = S o alpha``, ``N = (H o eta') P`` of the ownership matrix H, ``T = S o (N - H_jj eta)``,
+    ``Q = T o alpha`` and ``U = G + P'D``, markups ``A eta = s`` move by ``-A^{-1} t``, because shares do not move:
+
+        t = (Q 1) o D + X o (Q B) - (Q + R o N) U + X_slope o (T B) + [H o (R P')] (eta o D) + Z
+
+    with ``Z_jp = sum_i R_ji B_ip sum_k H_jk eta_k X_kp P_ki``, and by ``-A^{-1} ((T 1) o linear)``.
+    """
+    B, X, X_slope = moves.B, moves.columns(point.X2), moves.columns(point.X2_slope)
+    P = point.choices().inside
+    S = P * point.weights[None, :]
+    s, G = S.sum(axis=1), (P.T @ X) * B
+    absent = jnp.where(point.present, 0.0, 1.0)
+    D = -solve(jnp.diag(s + absent) - S @ P.T, X * (S @ B) - S @ G)
+    unmoved = jnp.zeros_like(moves.linear)
+    if owned is None:
+        return Slopes(jnp.concatenate([D, unmoved], axis=1), None, None)
+    alpha, H_jj = point.utility_slopes(), own_share(owned)
+    R = S * alpha
+    owned_dense = ownership_matrix(owned) * (R @ P.T)
+    A = owned_dense + jnp.diag(absent - H_jj * R.sum(axis=1))
+    factors = factorise(A)
+    eta = solve(A, s, factors)
+    N = weighted_sums(owned, eta, P)
+    T = S * (N - (H_jj * eta)[:, None])
+    Q = T * alpha
+
+    def rivals(X_k: Array) -> Array:
+        return (R * weighted_sums(owned, eta * X_k, P)) @ B
+
+    # for each characteristic, not each parameter
+    kinds = sorted(set(moves.characteristics))
+    places = [kinds.index(k) for k in moves.characteristics]
+    Z = jax.lax.map(rivals, point.X2.T[jnp.array(kinds, int)])[jnp.array(places, int), :, jnp.arange(len(places))].T
+    t = Q.sum(axis=1)[:, None] * D + X * (Q @ B) - (Q + R * N) @ (G + P.T @ D)
+    t += X_slope * (T @ B) + owned_dense @ (eta[:, None] * D) + Z
+    right = jnp.concatenate([t, T.sum(axis=1)[:, None] * moves.linear], axis=1)
+    return Slopes(jnp.concatenate([D, unmoved], axis=1), eta, -solve(A, right, factors))
+
+
+class Multipliers(NamedTuple):
+    """What shares, and ``A eta``, are weighted by in a Lagrangian."""
+
+    shares: Float[Array, " J"]
+    markups: Float[Array, " J"] | None
+
+
+def multipliers(
+    point: DemandPoint,
+    eta: Float[Array, " J"] | None,
+    owned: Firms | Float[Array, "J J"] | None,
+    by_delta: Float[Array, " J"],
+    by_eta: Float[Array, " J"] | None,
+) -> Multipliers:
+    """Multipliers at which ``f + lambda's + mu'A eta`` does not move with mean utilities or markups.
+
+    ``mu = -A^{-T} df/d eta`` and ``lambda = -H^{-1} (df/d delta + d(mu'A eta)/d delta)``.
+    """
+    right, mu = by_delta, None
+    if owned is not None and eta is not None and by_eta is not None:
+        mu = -solve(markup_matrix(point, owned).T, by_eta)
+        right += jax.grad(lambda delta: mu @ direct_product(_moved(point, delta), owned, eta))(point.delta)
+    absent = jnp.diag(jnp.where(point.present, 0.0, 1.0))
+    H = share_jacobian(point.choices(), point.weights, nests=point.nests) + absent
+    return Multipliers(-solve(H, right), mu)
+
+
+def weighted_equations(
+    point: DemandPoint,
+    eta: Float[Array, " J"] | None,
+    owned: Firms | Float[Array, "J J"] | None,
+    weights: Multipliers,
+) -> Float[Array, ""]:
+    """``lambda's + mu'A eta``, without the rules that make many first derivatives cheap: second ones cost less so."""
+    total = weights.shares @ (point.choices().inside @ point.weights)
+    if owned is None or eta is None or weights.markups is None:
+        return total
+    return total + weights.markups @ direct_product(point, owned, eta)
+
+
+def _moved(point: DemandPoint, delta: Array) -> DemandPoint:
+    return eqx.tree_at(lambda p: p.delta, point, delta)

@@ -1,0 +1,150 @@
+"""How mean utilities and markups of all markets move with theta, at first and at second order."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from blpjax.economy.buckets import Bucket
+from blpjax.economy.mapping import cached_elements, map_markets
+from blpjax.kernels.demand import DemandPoint
+from blpjax.kernels.markups import Firms
+from blpjax.kernels.slopes import Moves, Slopes, market_slopes, multipliers, weighted_equations
+from blpjax.model.parameters import Coefficients
+from blpjax.model.tastes import demand_point, market_tastes
+from blpjax.objective.structure import Solution, StructuralModel
+
+
+class Values(eqx.Module):
+    """What belongs to mean utilities (N,) and to markups, these None without supply; derivatives have more axes."""
+
+    delta: Float[Array, "N *P"]
+    markups: Float[Array, "N *P"] | None
+
+
+def has_tastes(model: StructuralModel) -> bool:
+    """Whether there are random coefficients."""
+    return model.economy.buckets[0].X2.shape[2] > 0
+
+
+def solve_along(
+    model: StructuralModel, theta: Float[Array, " P"], start: Float[Array, " N"]
+) -> tuple[Solution, Values]:
+    """Mean utilities, found from `start`, and markups, with derivatives (N, P) of both in theta."""
+    bucket, layout = model.economy.buckets[0], model.layout
+    common = bucket.demographics.ndim == 3 and not layout.form.transformations
+    if has_tastes(model) and common and bucket.nests is None:
+        return _by_formulas(model, theta, start)
+
+    def solved(theta: Array) -> tuple[Values, Solution]:
+        found = model.solve(theta, start)
+        return Values(found.inversion.delta, found.markups), found
+
+    values, push, solution = jax.linearize(solved, theta, has_aux=True)
+    if theta.size:
+        return solution, jax.vmap(push, out_axes=-1)(jnp.eye(theta.size))
+    return solution, jax.tree.map(lambda leaf: jnp.zeros((leaf.size, 0)), values)
+
+
+def market_hessian(
+    model: StructuralModel,
+    theta: Float[Array, " P"],
+    solution: Solution,
+    by_theta: Values,
+    pulled: Values,
+    directions: Float[Array, "B P"],
+) -> Float[Array, "B P"]:
+    """What the curvature of mean utilities and markups adds to the Hessian of a function of them, times directions.
+
+    It is that of a Lagrangian: the equations that mean utilities and markups solve, weighted by multipliers, at values
+    that move linearly with theta. No implicit rule is differentiated.
+
+    Parameters
+    ----------
+    by_theta, pulled : derivatives of mean utilities and markups in theta, and of the function in these.
+    """
+    layout, size = model.layout, theta.size
+
+    def kernel(local: _Local, known: Values, by_theta: Values, pulled: Values) -> Array:
+        def at(tau: Array) -> tuple[DemandPoint, Array | None]:
+            now = jax.tree.map(lambda value, slope: value + slope @ tau, known, by_theta)
+            return local.point(model, model.expand(theta + tau), now.delta), now.markups
+
+        scaled = layout.form.epsilon_scale * pulled.delta
+        weights = multipliers(*at(jnp.zeros(size)), local.owned, scaled, pulled.markups)
+        _, push = jax.linearize(
+            jax.grad(lambda tau: weighted_equations(*at(tau), local.owned, weights)), jnp.zeros(size)
+        )
+        # a market whose arrays are large takes one direction after the other, which keeps them in a processor's cache
+        if known.delta.size * local.market.weights.size * directions.shape[0] > cached_elements():
+            return jax.lax.map(push, directions)
+        return jax.vmap(push)(directions)
+
+    solved = Values(solution.inversion.delta, solution.markups)
+    return model.economy.gather_markets(_over_markets(model, kernel, solved, by_theta, pulled)).sum(axis=0)
+
+
+class _Local(eqx.Module):
+    """One market with who owns what in it, and the derivatives of X1 and X2 in prices; None without a supply side."""
+
+    market: Bucket
+    owned: Firms | Array | None
+    X1_slope: Float[Array, "J K1"] | None
+    X2_slope: Float[Array, "J K2"] | None
+
+    def point(self, model: StructuralModel, coefficients: Coefficients, delta: Float[Array, " J"]) -> DemandPoint:
+        """Demand at some parameters and mean utilities."""
+        X2, tastes = self.market.X2, market_tastes(coefficients, model.layout)
+        if self.X1_slope is None or self.X2_slope is None:
+            return demand_point(tastes, self.market, delta, X2, jnp.zeros_like(delta), jnp.zeros_like(X2))
+        return demand_point(tastes, self.market, delta, X2, self.X1_slope @ coefficients.beta, self.X2_slope)
+
+
+def _over_markets(model: StructuralModel, kernel: Callable[..., Any], *values: Any) -> list[Any]:
+    """Results of ``kernel(local, *values_of_one_market)`` by bucket. `values` are pytrees of arrays (N, ...)."""
+    economy, supply = model.economy, model.data.supply
+    slopes = None if supply is None else (supply.X1_slope, supply.X2_slope)
+    leaves, structure = jax.tree.flatten((slopes, values))
+    scattered = [economy.scatter(leaf) for leaf in leaves]
+
+    def one(market: Bucket, owned: Any, known: Any) -> Any:
+        slopes, values = known
+        return kernel(_Local(market, owned, *(slopes or (None, None))), *values)
+
+    return [
+        map_markets(
+            one,
+            bucket,
+            None if supply is None else supply.ownership[b],
+            jax.tree.unflatten(structure, [parts[b] for parts in scattered]),
+            elements=cached_elements(),
+        )
+        for b, bucket in enumerate(economy.buckets)
+    ]
+
+
+def _by_formulas(model: StructuralModel, theta: Array, start: Array) -> tuple[Solution, Values]:
+    layout, economy = model.layout, model.economy
+    scale, coefficients = layout.form.epsilon_scale, model.expand(theta)
+    nodes = [layout.node_columns[layout.sigma_columns.index(m)] for _, m in layout.sigma]
+    demographics = [d for _, d in layout.pi]
+    characteristics = tuple(k for k, _ in (*layout.sigma, *layout.pi))
+    betas = [k for (k,) in layout.beta]
+
+    def kernel(local: _Local, delta: Array) -> Slopes:
+        market = local.market
+        B = jnp.concatenate([market.nodes[:, nodes], market.demographics[:, demographics]], axis=1)
+        linear = jnp.zeros((delta.size, len(betas) + len(layout.gamma)))
+        if local.X1_slope is not None:
+            linear = linear.at[:, : len(betas)].set(local.X1_slope[:, betas] / scale)
+        point = local.point(model, coefficients, delta)
+        found = market_slopes(point, Moves(B, linear, characteristics), local.owned)
+        return found._replace(delta=scale * found.delta)
+
+    inversion = model.invert(coefficients, start)
+    parts = _over_markets(model, kernel, inversion.delta)
+    found: Slopes = jax.tree.map(lambda *buckets: economy.gather(buckets), *parts)
+    return Solution(inversion, found.eta), Values(found.delta, found.eta_by_parameters)

@@ -1,0 +1,158 @@
+"""Derivatives in theta by formulas, and Hessians by a Lagrangian, are those of the implicit rules differentiated."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+import blpjax
+from blpjax.objective.moments import GMM
+from blpjax.objective.slopes import solve_along
+from blpjax.objective.structure import StructuralModel
+from tests.support.joint import PI, SIGMA, Model, tables, with_asymmetric_ownership
+from tests.tolerances import LINEAR_ALGEBRA
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+#: Price is a random coefficient, so that its slope differs between agents, and one product's firm owns nothing else.
+PRICED = Model(X2="1 + prices + x", demographics="0 + income + I(income**2)")
+LOWER = np.array([[0.4, 0, 0], [0.2, 0.3, 0], [0, -0.2, 0.6]])
+INCOME = np.array([[0.3, 0], [0.1, -0.2], [0, 0.1]])
+BETA, GAMMA = [None, -2.0, None, 0.5], [None, 0.5, None]
+
+
+def joint_tables(seed: int, costs_type: str = "linear", **options: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+    products, agents = tables(seed, costs_type, markets=5, **options)
+    rng = np.random.default_rng(seed)
+    lone = products.groupby("market_ids").cumcount() == 0
+    return (
+        products.assign(firm_ids=np.where(lone, 9, products.firm_ids), groups=rng.integers(0, 2, len(products))),
+        agents.assign(nodes2=rng.normal(size=len(agents)), income0=agents.income, income1=-agents.income),
+    )
+
+
+def solved(problem: Any, *parameters: Any, **options: Any) -> tuple[GMM, jax.Array, jax.Array]:
+    """The objective without loops, theta, and mean utilities there."""
+    known = {"beta": BETA, "iteration": blpjax.Iteration("newton")} | options
+    functions = problem.functions(*parameters, **known)
+    minimand, delta = functions.minimand, functions.delta(functions.theta)
+    return GMM(minimand.model.without_loops(), minimand.weighting, minimand.scale), functions.theta, delta
+
+
+@jax.jit
+def by_formulas(objective: GMM, theta: jax.Array, delta: jax.Array) -> dict[str, Any]:
+    e = objective.evaluate(theta, delta)
+    H = objective.curvature(theta, delta, jnp.eye(theta.size))
+    one = objective.curvature(theta, delta, jnp.ones((1, theta.size)))
+    return {
+        "r": e.residuals,
+        "J": e.residual_jacobian,
+        "gradient": e.gradient,
+        "delta": e.delta_by_theta,
+        "xi": e.xi_by_theta,
+        "omega": e.omega_by_theta,
+        "H": H,
+        "H 1": one[0],
+    }
+
+
+@jax.jit
+def by_rules(objective: GMM, theta: jax.Array, delta: jax.Array) -> dict[str, Any]:
+    values, push, _ = jax.linearize(lambda theta: objective.vary(theta, delta), theta, has_aux=True)
+    moved = jax.vmap(push, out_axes=-1)(jnp.eye(theta.size))
+    gradient, again = jax.linearize(jax.grad(lambda theta: objective.value(theta, delta)), theta)
+    H = jax.vmap(again)(jnp.eye(theta.size))
+    return {
+        "r": values.residuals,
+        "J": moved.residuals,
+        "gradient": gradient,
+        "delta": moved.delta,
+        "xi": moved.structural[0],
+        "omega": moved.structural[1] if len(moved.structural) > 1 else None,
+        "H": H,
+        "H 1": H.sum(axis=0),
+    }
+
+
+def check(objective: GMM, theta: jax.Array, delta: jax.Array) -> dict[str, Any]:
+    actual, expected = by_formulas(objective, theta, delta), by_rules(objective, theta, delta)
+    for name, values in expected.items():
+        if values is not None:
+            assert np.isfinite(values).all(), name
+            LINEAR_ALGEBRA.check(actual[name], values, name)
+    return actual
+
+
+def has_rules(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of models whose mean utilities are solved by the implicit rule from now on."""
+    seen: list[str] = []
+    solve = StructuralModel.solve
+
+    def note(self: Any, *arguments: Any) -> Any:
+        seen.append("rule")
+        return solve(self, *arguments)
+
+    monkeypatch.setattr(StructuralModel, "solve", note)
+    return seen
+
+
+@pytest.mark.slow
+def test_with_log_costs_prices_as_a_random_coefficient_and_linear_parameters_in_theta() -> None:
+    """At ordinary parameters and at large ones, with some costs that are clipped and some shares that are tiny."""
+    products, agents = joint_tables(1, "log", importance=True)
+    products["shares"] *= np.where(np.arange(len(products)) % 7 == 0, 1e-6, 1.0)
+    problem = PRICED.build(blpjax, products, agents)
+    for factor in (1.0, 8.0):
+        options = {"gamma": GAMMA, "costs_bounds": (0.5, 1.7)}
+        objective, theta, delta = solved(problem, factor * LOWER, factor * INCOME, **options)
+        found = check(objective, theta, delta)
+        omega = np.asarray(found["omega"])
+        assert theta.size == 5 + 4 + 2 + 1 and (omega[:, :5] == 0).all(axis=1).any() and (omega != 0).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("costs_type", ["linear", "log"])
+def test_with_asymmetric_ownership(costs_type: str) -> None:
+    products, agents = joint_tables(2, costs_type)
+    model = Model(X2="1 + prices + x", options={"costs_type": costs_type})
+    check(*solved(model.build(blpjax, with_asymmetric_ownership(products), agents), LOWER, INCOME[:, :1]))
+
+
+@pytest.mark.parametrize("scale", [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
+def test_without_a_supply_side(scale: float) -> None:
+    model = Model(X3=None, options={"epsilon_scale": scale} if scale != 1 else {})
+    check(*solved(model.build(blpjax, *joint_tables(3)), SIGMA, PI))
+
+
+@pytest.mark.slow
+def test_one_direction_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large markets are mapped one by one, and their Hessians have one direction after the other."""
+    monkeypatch.setattr("blpjax.objective.slopes.cached_elements", lambda: 1)
+    check(*solved(Model().build(blpjax, *joint_tables(4)), SIGMA, PI))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["nests", "types", "demographics"])
+def test_models_without_formulas_have_the_rules(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their Hessians are a Lagrangian's, too."""
+    products, agents = joint_tables(5)
+    if case == "nests":
+        objective, theta, delta = solved(
+            Model().build(blpjax, products.assign(nesting_ids=products["groups"]), agents), SIGMA, PI, [0.3]
+        )
+    elif case == "types":
+        model = Model(options={"rc_types": ["linear", "log"]})
+        objective, theta, delta = solved(model.build(blpjax, products, agents), SIGMA, PI)
+    else:
+        model = Model(demographics="0 + income")
+        wide = agents.drop(columns=["income", "income0", "income1"])
+        for j in range(8):
+            wide[f"income{j}"] = agents.income * (1 + 0.1 * j)
+        objective, theta, delta = solved(model.build(blpjax, products, wide), SIGMA, PI)
+    seen = has_rules(monkeypatch)
+    jax.make_jaxpr(lambda theta: solve_along(objective.model, theta, delta)[1].delta)(theta)
+    assert seen
+    check(objective, theta, delta)
