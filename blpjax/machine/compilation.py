@@ -29,7 +29,7 @@ READ_EVENT = "/blpjax/programs/read"
 _SMALL = 2**15
 
 #: Compilation of a program is announced when it takes longer than so many seconds.
-_SILENT = 2.0
+ANNOUNCED_AFTER = 2.0
 
 
 class Program:
@@ -315,7 +315,7 @@ def announced(name: str, shapes: Sequence[jax.ShapeDtypeStruct]) -> Iterator[Non
     longest = max((shape.size for shape in shapes), default=0)
     kept = "" if program_store() is None else " It is kept for later calls and processes."
     text = f"Compiling {name.strip('_')} for arrays of up to {longest} numbers ...{kept}"
-    timer = threading.Timer(_SILENT, global_options.output, [text])
+    timer = threading.Timer(ANNOUNCED_AFTER, global_options.output, [text])
     timer.daemon = True
     timer.start()
     try:

@@ -276,13 +276,13 @@ def test_long_compilation_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
         texts.append(text)
         done.set()
 
-    monkeypatch.setattr(compilation, "_SILENT", 0.01)
+    monkeypatch.setattr(compilation, "ANNOUNCED_AFTER", 0.01)
     monkeypatch.setattr("blpjax.options.verbose", True)
     monkeypatch.setattr("blpjax.options.verbose_output", show)
     with compilation.announced("evaluate", [jax.ShapeDtypeStruct((3, 4), float)]):
         assert done.wait(10)
     assert "evaluate" in texts[0] and "12 numbers" in texts[0]
-    monkeypatch.setattr(compilation, "_SILENT", 60.0)
+    monkeypatch.setattr(compilation, "ANNOUNCED_AFTER", 60.0)
     with compilation.announced("evaluate", []):
         pass
     assert len(texts) == 1
