@@ -36,7 +36,7 @@ def evaluate(objective: GMM, theta: Float[Array | np.ndarray, " P"], start: Floa
     The rescue of inversions that acceleration does not finish is much code that is hardly ever needed: the program that
     has it is compiled, and all markets are inverted with it, only when some market asks for it.
     """
-    theta, plain = jnp.asarray(theta), objective.without_rescue()
+    theta, plain = jax.device_put(theta), objective.without_rescue()
     if plain is None:
         return _evaluate(objective, theta, start)
     found = _evaluate(plain, theta, start)

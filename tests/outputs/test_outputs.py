@@ -457,7 +457,7 @@ def test_one_product_can_be_eliminated_by_its_id_alone() -> None:
 # --- compilation ----------------------------------------------------------------------------------------------------
 
 
-def test_first_answers_wait_for_two_programs_of_outputs_and_five_of_estimation() -> None:
+def test_first_answers_wait_for_two_programs_of_outputs_and_three_of_estimation() -> None:
     """Of no other test's shapes, and without a single operation of JAX outside of programs."""
     products, agents = joint.tables(markets=3)
     products["nesting_ids"] = np.where(products.x < 1, "a", "b")
@@ -472,7 +472,7 @@ def test_first_answers_wait_for_two_programs_of_outputs_and_five_of_estimation()
             optimization=blpjax.Optimization("return"),
             check_optimality="gradient",
         )
-    assert len(estimation) == 5, estimation
+    assert len(estimation) == 3, estimation
     merged_ids = products.firm_ids.replace(2, 1)
     with compilations() as outputs, joint.quiet():
         for name in ("prices", "x", None):
