@@ -3,6 +3,7 @@
 import contextlib
 import enum
 import functools
+import gc
 import os
 import threading
 import time
@@ -156,7 +157,8 @@ class Program:
         shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds]
         size = sum(shape.size for shape in shapes)
         options = compiler_options(self.effort if size > _SMALL else 0)
-        traced = jax.jit(flat, compiler_options=options).trace(*shapes)
+        with _uncollected():
+            traced = jax.jit(flat, compiler_options=options).trace(*shapes)
         if calls_back(traced.jaxpr.jaxpr):
             return None  # executables hold addresses of this process's functions
         with announced(self.function.__name__, shapes), _unwritten(store is not None) as hits:
@@ -346,6 +348,18 @@ def _unwritten(really: bool) -> Iterator[list[str]]:
     finally:
         jax.monitoring.unregister_event_listener(listen)
         jax.config.update(name, before)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Where a program is traced: nothing of the many small objects is garbage, and looking for some takes a fifth."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def settings() -> tuple[Any, ...]:
