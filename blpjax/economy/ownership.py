@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array
@@ -18,8 +19,17 @@ Ownership = tuple[AnyArray, ...]
 def firm_codes(economy: Economy, firm_ids: Any) -> Ownership:
     """Standard ownership by firm IDs (N,), which are not traced: codes (T, J) of firms, -1 for padding."""
     _, codes = np.unique(np.asarray(firm_ids).reshape(-1), return_inverse=True)
-    parts = jax.tree.map(np.asarray, economy).scatter(codes.reshape(-1) + 1)
-    return tuple(part - 1 if economy.on_host else jax.device_put(part - 1) for part in parts)
+    parts = _placed_on_host(economy).scatter(codes.reshape(-1) + 1)
+    if economy.on_host or not isinstance(parts[0], np.ndarray):
+        return tuple(part - 1 for part in parts)
+    return tuple(jax.device_put(part - 1) for part in parts)
+
+
+def _placed_on_host(economy: Economy) -> Economy:
+    """The economy with its places of products in a NumPy array, unless these are traced, as where a model is cut."""
+    if isinstance(economy.positions, jax.core.Tracer):
+        return economy
+    return eqx.tree_at(lambda e: e.positions, economy, np.asarray(economy.positions))
 
 
 def table_ownership(economy: Economy, table: ProductTable) -> Ownership | None:
