@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -35,6 +36,8 @@ def _placed_on_host(economy: Economy) -> Economy:
 def table_ownership(economy: Economy, table: ProductTable) -> Ownership | None:
     """Who owns what: matrices from the data, or else codes of firms; None without either."""
     if table.ownership is not None:
+        if economy.placement is not None:
+            return economy.unstack(jnp.asarray(np.nan_to_num(table.ownership)))
         host = jax.tree.map(np.asarray, economy)
         return tuple(map(jax.device_put, host.unstack(np.nan_to_num(table.ownership))))
     return None if table.firm_ids is None else firm_codes(economy, table.firm_ids)

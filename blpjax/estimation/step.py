@@ -20,6 +20,7 @@ from blpjax.exceptions import (
     describe_status,
     raise_for_status,
 )
+from blpjax.machine.placement import on_device
 from blpjax.objective import differences, programs
 from blpjax.objective.blocks import Point
 from blpjax.objective.inference import StepSummary
@@ -60,7 +61,7 @@ class StepContext:
 
     def point(self, theta: np.ndarray | jax.Array, evaluation: Evaluation) -> Point:
         """What moments are functions of at theta (P,), with structural errors residualised on any fixed effects."""
-        return programs.end_at(self.objective, jax.device_put(theta), evaluation, self.residualize)
+        return programs.end_at(self.objective, on_device(theta), evaluation, self.residualize)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Evaluator:
         self.step = step
         self.options = options
         self.context = context
-        self.start = jax.device_put(context.logit_delta if options.delta_behavior == "logit" else start)
+        self.start = on_device(context.logit_delta if options.delta_behavior == "logit" else start)
         self.optimizer_iterations = 0
         self._records: list[Loops] = []
         self._began = time.perf_counter()
@@ -162,7 +163,7 @@ class Evaluator:
             self.context.W,
             theta,
             evaluation,
-            lambda: jax.device_get(structural_errors(self.context, jax.device_put(theta), evaluation)),
+            lambda: jax.device_get(structural_errors(self.context, on_device(theta), evaluation)),
         )
 
     def _start_at(self, theta: np.ndarray) -> jax.Array:

@@ -159,3 +159,8 @@ def _digest(tree: Any) -> bytes:
 
 def _no_placement() -> None:
     """What is left of a placement in a pickle."""
+
+
+def on_device(values: jax.Array | np.ndarray) -> jax.Array:
+    """An array of JAX: wherever it is if it is one already, and nothing is compiled for it."""
+    return values if isinstance(values, jax.Array) else jax.device_put(values)

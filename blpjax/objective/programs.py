@@ -6,7 +6,7 @@ data, weighting matrices, bounds and tolerances are traced. An objective is anyt
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from blpjax.exceptions import succeeded
 from blpjax.machine.compilation import program
+from blpjax.machine.placement import on_device
 from blpjax.model.parameters import Coefficients
 from blpjax.objective.blocks import Point
 from blpjax.objective.data import ModelData
@@ -36,7 +37,7 @@ def evaluate(objective: GMM, theta: Float[Array | np.ndarray, " P"], start: Floa
     The rescue of inversions that acceleration does not finish is much code that is hardly ever needed: the program that
     has it is compiled, and all markets are inverted with it, only when some market asks for it.
     """
-    theta, plain = jax.device_put(theta), objective.without_rescue()
+    theta, plain = on_device(theta), objective.without_rescue()
     if plain is None:
         return _evaluate(objective, theta, start)
     found = _evaluate(plain, theta, start)
@@ -54,7 +55,8 @@ def weighted(model: StructuralModel, W: Float[Array | np.ndarray, "M M"], scale:
     """The objective of a model with a weighting matrix (M, M), times `scale`."""
     made = weigh(model.specification, on_host(model.data), np.asarray(W)), np.asarray(scale, float)
     placement = model.economy.placement
-    weighting, factor = jax.device_put(made) if placement is None else jax.tree.map(placement.repeat, made)
+    put = jax.device_put if placement is None else placement.repeat
+    weighting, factor = jax.tree.map(lambda leaf: put(np.asarray(leaf)), made)
     return GMM(model, weighting, factor)
 
 
@@ -64,8 +66,16 @@ def initial_weights(data: ModelData) -> Float[np.ndarray, "M M"]:
 
 
 def on_host(data: ModelData) -> ModelData:
-    """The same data in NumPy's arrays, for small matrices that are computed once: nothing is compiled for them."""
-    found: ModelData = jax.tree.map(np.asarray, data)
+    """The same data in NumPy's arrays, for small matrices that are computed once: nothing is compiled for them.
+
+    Who owns what stays where it is when markets are spread over processes, none of which has all of it.
+    """
+
+    def here(leaf: Any) -> Any:
+        spread = isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+        return leaf if spread else np.asarray(leaf)
+
+    found: ModelData = jax.tree.map(here, data)
     return found
 
 
@@ -148,7 +158,7 @@ def conclude(
     curvature : whether the Hessian is computed; `progress` shows a bar for it.
     simulate : simulation error, None for none.
     """
-    delta, ok = jax.device_put(evaluation.inversion.delta), bool(evaluation.ok)
+    delta, ok = on_device(evaluation.inversion.delta), bool(evaluation.ok)
     hessian = np.full((theta.size, theta.size), np.nan)
     if curvature and theta.size and ok:
         hessian = hessian_at(objective, theta, delta, progress)
@@ -165,8 +175,8 @@ def end_at(
     objective: GMM, theta: Float[Array, " P"], evaluation: Evaluation, residualize: Sequence[Residualize]
 ) -> Point:
     """The point at theta, with structural errors that are residualised on the host."""
-    delta, costs = jax.device_put(evaluation.inversion.delta), evaluation.costs
-    tilde_costs = None if costs is None else jax.device_put(costs.tilde_costs)
+    delta, costs = on_device(evaluation.inversion.delta), evaluation.costs
+    tilde_costs = None if costs is None else on_device(costs.tilde_costs)
     coefficients, explained = _linear_parameters(objective, theta, delta, tilde_costs)
     dependent = [delta] if tilde_costs is None else [delta, tilde_costs]
     errors = [
