@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 #: Peak resident memory that the memory row may use, compilation included.
 MEMORY_LIMIT = 6 * 2**30
 
-#: JAX's own settings of its cache would win over the directory that a row chooses.
-CACHE_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+# JAX's own settings of its cache would win over the directory that a row chooses.
+_CACHE_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +35,25 @@ class Process:
 
 
 def run_process(*arguments: str, cache: str = "0") -> Process:
-    """Run ``benchmarks.child`` with a directory for compiled programs, or without one.
+    """Run ``benchmarks.child`` with a directory for compiled programs, or without one: see `run_module`."""
+    line, seconds = run_module("benchmarks.child", *arguments, cache=cache)
+    content: dict[str, Any] = json.loads(line, object_hook=_with_tuples)
+    return Process(Report(**content | {"outcome": Outcome(**content["outcome"])}), seconds)
+
+
+def run_module(module: str, *arguments: str, cache: str) -> tuple[str, float]:
+    """The last line that a module prints in a process of its own, and the process's seconds, start of Python included.
 
     Raises
     ------
     RuntimeError
         The process failed; the message is the last line that it wrote.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in CACHE_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in _CACHE_VARIABLES}
     environment |= {"BLPJAX_COMPILATION_CACHE": cache, "PYTHONPATH": str(ROOT)}
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.child", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -57,8 +64,7 @@ def run_process(*arguments: str, cache: str = "0") -> Process:
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise RuntimeError(f"the process ended with status {done.returncode}: {lines[-1]}")
-    content: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1], object_hook=_with_tuples)
-    return Process(Report(**content | {"outcome": Outcome(**content["outcome"])}), seconds)
+    return done.stdout.strip().splitlines()[-1], seconds
 
 
 def _with_tuples(content: dict[str, Any]) -> dict[str, Any]:

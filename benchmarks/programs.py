@@ -6,8 +6,6 @@
 import contextlib
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import models
-from benchmarks.processes import CACHE_VARIABLES, ROOT
+from benchmarks.processes import run_module
 from benchmarks.rows import Row, Timing
 from benchmarks.settings import Settings
 
@@ -129,28 +127,9 @@ def programs_rows(settings: Settings) -> Iterator[Row]:
 
 
 def run_case(name: str, library: str, store: str) -> tuple[Waiting, float]:
-    """Run a case in a new process with a directory for programs; also seconds of the process, start of Python included.
-
-    Raises
-    ------
-    RuntimeError
-        The process failed.
-    """
-    environment = {key: value for key, value in os.environ.items() if key not in CACHE_VARIABLES}
-    environment |= {"BLPJAX_COMPILATION_CACHE": store, "PYTHONPATH": str(ROOT)}
-    began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.programs", name, library],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    seconds = time.perf_counter() - began
-    if done.returncode != 0:
-        raise RuntimeError(f"{name} with {library} failed: {done.stderr.strip().splitlines()[-1:]}")
-    return Waiting(**json.loads(done.stdout.splitlines()[-1])), seconds
+    """Run a case in a new process with a directory for programs: see `run_module`."""
+    line, seconds = run_module("benchmarks.programs", name, library, cache=store)
+    return Waiting(**json.loads(line)), seconds
 
 
 def main(name: str, library: str) -> None:

@@ -12,6 +12,7 @@ from blpjax.economy.buckets import Economy
 from blpjax.inputs.tables import ProductTable
 from blpjax.kernels.arrays import AnyArray
 from blpjax.kernels.markups import Firms, ownership_matrix
+from blpjax.machine.compilation import filtered_program
 
 #: Who owns what, one array for each bucket of markets: codes of firms (T, J), or ownership matrices (T, J, J).
 Ownership = tuple[AnyArray, ...]
@@ -62,7 +63,7 @@ def _matrices(owned: Ownership) -> Ownership:
     return tuple(ownership_matrix(part) for part in owned)
 
 
-_compiled_matrices = jax.jit(_matrices)
+_compiled_matrices = filtered_program(effort=0)(_matrices)
 
 
 def _pack(codes: np.ndarray) -> Firms:

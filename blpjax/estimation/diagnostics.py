@@ -3,12 +3,14 @@
 import warnings
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from blpjax import options
 from blpjax.estimation.step import StepContext, StepResult
 from blpjax.exceptions import ConvergenceWarning, IdentificationError, IdentificationWarning
 from blpjax.inputs.identification import find_collinearity
+from blpjax.objective import iv
 from blpjax.objective.inference import CovarianceTypes
 from blpjax.objective.moments import lacks_influence
 from blpjax.reporting import report
@@ -54,8 +56,8 @@ def warn_of_singularity(
     if np.isfinite(options.singular_tol) and (summary.covariances_rank < M or condition > options.singular_tol):
         point = context.point(result.theta, result.outcome.evaluation)
         data = context.objective.data
-        pairs = zip(data.instruments, data.residuals(point), strict=True)
-        found = find_collinearity(np.concatenate([np.asarray(z) * np.asarray(u)[:, None] for z, u in pairs], axis=1))
+        Z, residuals = jax.device_get((data.instruments, data.residuals(point)))
+        found = find_collinearity(iv.moment_contributions(Z, residuals))
         named = ", ".join(repr(context.moment_labels[group[0]]) for group in found.groups)
         few = types.W_type == "clustered" and types.n_clusters is not None and types.n_clusters < M
         reason = f"there are only {types.n_clusters} clusters" if few else f"collinear moments: {named or 'none'}"

@@ -16,14 +16,14 @@ from jaxtyping import Float
 AnyArray: TypeAlias = Any
 
 
-def on_host(values: Any) -> bool:
-    """Whether an array is one of NumPy."""
-    return isinstance(values, np.ndarray)
+def on_host(*values: Any) -> bool:
+    """Whether all of these are arrays, or numbers, of NumPy."""
+    return all(isinstance(one, np.ndarray | np.generic) for one in values)
 
 
-def namespace(values: Any) -> ModuleType:
-    """`numpy` for arrays on the host, `jax.numpy` for others."""
-    return np if on_host(values) else jnp
+def namespace(*values: Any) -> ModuleType:
+    """`numpy` where all arrays are on the host, `jax.numpy` otherwise."""
+    return np if on_host(*values) else jnp
 
 
 def constant(values: AnyArray) -> AnyArray:

@@ -29,6 +29,9 @@ READ_EVENT = "/blpjax/programs/read"
 #: Programs of arguments with at most so many numbers are compiled with least effort: they take some milliseconds then.
 _SMALL = 2**15
 
+#: The option that has XLA use its older emitters on CPUs; nothing where this version of XLA does not know it.
+_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
+
 #: Compilation of a program is announced when it takes longer than so many seconds.
 ANNOUNCED_AFTER = 2.0
 
@@ -63,13 +66,15 @@ class Program:
         values, statics = self._sort(leaves)
         key: Any = None
         if values is not None:
-            key = (tree, statics, tuple(_kind(value) for value in values), settings())
+            # 1 and True are equal, but not the same argument
+            types = tuple(map(type, statics))
+            key = (tree, (statics, types), tuple(_kind(value) for value in values), settings())
             if key not in self.executables:
                 self.executables[key] = self._build(key)
             executable = self.executables[key]
             if executable is not None:
                 return executable(values)
-        return self._jitted(*arguments, **options)
+        return _with_options_known(lambda: self._jitted(bool(_EMITTERS))(*arguments, **options))
 
     def forget(self) -> None:
         """Forget all executables."""
@@ -114,8 +119,9 @@ class Program:
 
         return eqx.filter_jit(self.function)
 
-    @functools.cached_property
-    def _jitted(self) -> Callable[..., Any]:
+    @functools.cache  # noqa: B019 (programs live as long as their modules)
+    def _jitted(self, emitters: bool) -> Callable[..., Any]:
+        """What `jax.jit` makes of the function; another one where XLA turned out not to know our choice of emitters."""
         options = compiler_options(self.effort)
         if self.filtered:
             import equinox as eqx
@@ -126,9 +132,9 @@ class Program:
 
     def _build(self, key: Any) -> "_Executable | None":
         """The executable from the store, or compiled and put there. None where only `jax.jit` can run the program."""
-        tree, statics, kinds, _ = key
+        tree, (statics, _), kinds, _ = key
         try:
-            description = describe((self._identity(), self.effort, *key))
+            description = describe((self._identity(), self.effort, tree, statics, kinds, key[-1]))
         except NotStorableError:
             return None
         store = program_store()
@@ -156,13 +162,14 @@ class Program:
         flat.__name__ = flat.__qualname__ = self.function.__name__
         shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds]
         size = sum(shape.size for shape in shapes)
-        options = compiler_options(self.effort if size > _SMALL else 0)
+        effort = self.effort if size > _SMALL else 0
         with _uncollected():
-            traced = jax.jit(flat, compiler_options=options).trace(*shapes)
+            traced = jax.jit(flat).trace(*shapes)
         if calls_back(traced.jaxpr.jaxpr):
             return None  # executables hold addresses of this process's functions
         with announced(self.function.__name__, shapes), _unwritten(store is not None) as hits:
-            compiled = traced.lower().compile()
+            lowered = traced.lower()
+            compiled = _with_options_known(lambda: lowered.compile(compiler_options(effort)))
         executable = _Executable(compiled, *found)
         if store is not None and path is not None and not hits:
             with contextlib.suppress(NotStorableError):
@@ -214,7 +221,9 @@ class _Static:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self.value == other.value
+        if not isinstance(other, _Static) or type(self.value) is not type(other.value):
+            return False
+        return bool(self.value == other.value)
 
     def __hash__(self) -> int:
         return hash(self.value)
@@ -261,7 +270,18 @@ def compiler_options(effort: int) -> dict[str, int | bool] | None:
     """
     if jax.default_backend() != "cpu":
         return None
-    return {"xla_backend_optimization_level": effort, "xla_cpu_use_fusion_emitters": False}
+    return {"xla_backend_optimization_level": effort, **_EMITTERS}
+
+
+def _with_options_known(compile_or_run: Callable[[], Any]) -> Any:
+    """The value of a function that compiles with `compiler_options`, also where XLA has no choice of emitters."""
+    try:
+        return compile_or_run()
+    except jax.errors.JaxRuntimeError as error:
+        if not _EMITTERS or f"No such compile option: '{next(iter(_EMITTERS))}'" not in str(error):
+            raise
+        _EMITTERS.clear()
+        return compile_or_run()
 
 
 def forget_programs() -> None:

@@ -370,26 +370,20 @@ def _options(iteration: Iteration) -> tuple[FixedPointLimits, FixedPointMethod]:
     return jax.tree.map(np.asarray, iteration.limits), iteration.fixed_point
 
 
-@filtered_program(effort=1)
-def _call(function: Callable[..., Any], model: Model, *arguments: Any) -> Any:
+def _apply(function: Callable[..., Any], model: Model, *arguments: Any) -> Any:
     return function(model, *arguments)
 
 
-@filtered_program(effort=1)
-def _stacked(function: Callable[..., Any], model: Model, *arguments: Any) -> Array:
+def _stack(function: Callable[..., Any], model: Model, *arguments: Any) -> AnyArray:
     """Rows (N, max J) of matrices, or (N, max J, max J) of arrays (J, J, J), NaN at padded products."""
     return model.economy.stack(function(model, *arguments))
 
 
-@host_or_program(effort=1)
-def _values(function: Callable[..., Any], model: Model, *arguments: Any) -> Any:
-    return function(model, *arguments)
+#: Of functions that need JAX, such as those with loops or second derivatives,
+_call, _stacked = filtered_program(effort=1)(_apply), filtered_program(effort=1)(_stack)
 
-
-@host_or_program(effort=1)
-def _matrices(function: Callable[..., Any], model: Model, *arguments: Any) -> AnyArray:
-    """As `_stacked`, of functions that can be evaluated on the host."""
-    return model.economy.stack(function(model, *arguments))
+#: and of those that can be evaluated on the host.
+_values, _matrices = host_or_program(effort=1)(_apply), host_or_program(effort=1)(_stack)
 
 
 @host_or_program(effort=1)

@@ -126,18 +126,14 @@ class ModelData(eqx.Module):
         """Residuals (N,) of each of these blocks."""
         return [block.residuals(point) for block in self.product_blocks]
 
-    def contributions(self, point: Point) -> Float[Array, "N _"]:
-        """What each product contributes to the moments that are averages over products."""
-        return iv.moment_contributions(self.instruments, self.residuals(point))
-
-    def uncertainty(self, point: Point) -> "Uncertainty":
+    def uncertainty(self, point: Point) -> Uncertainty:
         """What covariances of moments consist of at a point."""
         samples = [block.covariances(point) for block in self.more if isinstance(block, SampleMoments)]
         return Uncertainty(self.residuals(point), samples)
 
     def covariances(
         self,
-        uncertainty: "Uncertainty",
+        uncertainty: Uncertainty,
         *,
         kind: str,
         center: bool,

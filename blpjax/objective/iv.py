@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from blpjax.kernels.arrays import namespace, on_host
+
 _KINDS = ("robust", "clustered", "unadjusted")
 
 
@@ -371,8 +373,8 @@ def _mean(values: Float[Any, "N *R"], weights: Float[Any, " N"] | None) -> Float
 def _clustered(
     g: Float[Any, "N M"], cluster_ids: Int[Any, " N"], n_clusters: int, weights: Float[Any, " N"] | None
 ) -> Float[Any, "M M"]:
-    if isinstance(g, np.ndarray):
-        return _clustered_here(g, np.asarray(cluster_ids), n_clusters)
+    if on_host(g):
+        return _clustered_on_host(g, np.asarray(cluster_ids), n_clusters, weights)
     sums = jax.ops.segment_sum(g, cluster_ids, num_segments=n_clusters)
     # segment_sum drops observations whose ID is out of range. NaN, rather than covariances without them.
     valid = jnp.all((cluster_ids >= 0) & (cluster_ids < n_clusters))
@@ -382,22 +384,23 @@ def _clustered(
     return jnp.where(valid, (sums * drawn[:, None]).T @ sums / weights.sum(), jnp.nan)
 
 
-def _clustered_here(g: np.ndarray, cluster_ids: np.ndarray, n_clusters: int) -> np.ndarray:
-    """The same without weights, with NumPy."""
+def _clustered_on_host(
+    g: np.ndarray, cluster_ids: np.ndarray, n_clusters: int, weights: np.ndarray | None
+) -> np.ndarray:
+    """The same with NumPy."""
     if ((cluster_ids < 0) | (cluster_ids >= n_clusters)).any():
         return np.full((g.shape[1], g.shape[1]), np.nan)
     sums = np.stack([np.bincount(cluster_ids, column, n_clusters) for column in g.T], axis=1)
-    return sums.T @ sums / g.shape[0]
-
-
-def namespace(*arrays: Any) -> Any:
-    """`numpy` where there is nothing but NumPy's arrays and numbers, `jax.numpy` otherwise."""
-    return np if all(isinstance(array, np.ndarray | np.generic) for array in arrays) else jnp
+    if weights is None:
+        return sums.T @ sums / g.shape[0]
+    drawn = np.zeros(n_clusters)
+    np.maximum.at(drawn, cluster_ids, weights)
+    return (sums * drawn[:, None]).T @ sums / weights.sum()
 
 
 def block_diagonal(blocks: Sequence[Any]) -> Any:
     """A block-diagonal matrix."""
-    if namespace(*blocks) is jnp:
+    if not on_host(*blocks):
         joint: Array = jax.scipy.linalg.block_diag(*blocks)
         return joint
     found = np.zeros(np.sum([block.shape for block in blocks], axis=0))
@@ -410,7 +413,7 @@ def block_diagonal(blocks: Sequence[Any]) -> Any:
 
 def _decompose(function: Callable[[Any], Any], matrix: Any) -> Any:
     """A function of a matrix that fails in NumPy where it gives NaN in JAX: for what is not finite."""
-    if namespace(matrix) is jnp or np.isfinite(matrix).all():
+    if not on_host(matrix) or np.isfinite(matrix).all():
         return function(matrix)
     return jax.tree.map(lambda part: np.full_like(part, np.nan), function(np.zeros_like(matrix)))
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from blpjax.kernels.arrays import namespace
 from blpjax.model.inversion import Inversion
 from blpjax.model.parameters import Coefficients, all_coefficients, fill_concentrated
 from blpjax.objective import iv
@@ -383,7 +384,7 @@ def weigh(specification: Specification, data: ModelData, W: Float[Any, "M M"]) -
         return Weighting(W, L, Z, linear_step(A, W[: A.shape[0], : A.shape[0]]))
     ends = np.cumsum([0, *(z.shape[1] for z in Z)])
     Z = [z @ L[first:last] for z, first, last in zip(Z, ends[:-1], ends[1:], strict=True)]
-    xp = iv.namespace(*Z, *X)
+    xp = namespace(*Z, *X)
     A = xp.concatenate([cross_moments([z], [x], data.weights) for z, x in zip(Z, X, strict=True)], axis=1)
     return Weighting(W, L, Z, linear_step(A, xp.eye(A.shape[0])))
 

@@ -526,5 +526,5 @@ def test_a_case_of_programs_counts_what_is_compiled(
 
 
 def test_a_case_of_programs_that_fails_says_so() -> None:
-    with pytest.raises(RuntimeError, match="unknown with blpjax failed"):
+    with pytest.raises(RuntimeError, match="KeyError: 'unknown'"):
         programs.run_case("unknown", "blpjax", "0")

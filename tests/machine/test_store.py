@@ -1,8 +1,10 @@
 """Programs on disk: found again by other processes, and never trusted further than that."""
 
+import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +59,6 @@ def run(directory: Path | str, **environment: str) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
     done = subprocess.run(command, env=known, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    import json
-
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -167,6 +167,25 @@ def test_programs_differ_by_shapes_static_values_and_settings(kept: Store) -> No
     assert len(program.executables) == 5
 
 
+def test_equal_arguments_of_other_types_are_others(kept: Store) -> None:
+    def typed(x: Any, n: Any) -> Any:
+        return x, type(n).__name__
+
+    program = package_program(typed, filtered=True)
+    assert [program(np.ones(2), n)[1] for n in (1, True, 1.0)] == ["int", "bool", "float"]
+
+
+@pytest.mark.parametrize("function", [jnp.square, lambda x: x * x])
+def test_programs_are_compiled_where_xla_does_not_know_our_option(kept: Store, function: Any) -> None:
+    def applied(function: Any, x: Any) -> Any:
+        return function(x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compilation, "_EMITTERS", {"xla_cpu_no_such_thing": False})
+        np.testing.assert_array_equal(package_program(applied, filtered=True)(function, np.full(2, 3.0)), 9.0)
+        assert compilation._EMITTERS == {}
+
+
 def test_programs_that_call_python_are_not_kept(kept: Store) -> None:
     seen = []
 
@@ -267,8 +286,6 @@ def test_zero_turns_the_store_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_long_compilation_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     texts: list[str] = []
     done = threading.Event()
 

@@ -554,6 +554,51 @@ def test_redundant_restrictions_count_once() -> None:
 # Errors
 
 
+def numpy_equation(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    X, Z, y = (np.asarray(part) for part in random_equation(seed))
+    return X, Z, y
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_numpy_gives_the_same_covariances_and_inference(kind: str, center: bool, weighted: bool) -> None:
+    (X, Z, y), (_, Z_other, u) = numpy_equation(3), numpy_equation(4)
+    ids = np.arange(len(y)) % 13
+    weights = np.array([0.0, 1.0, 2.0])[ids % 3] if weighted else None
+    options: dict[str, Any] = {"kind": kind, "center": center, "n_clusters": 13}
+    S = iv.moment_covariances([Z, Z_other], [y, u], cluster_ids=ids, weights=weights, **options)
+    expected = moment_covariances([Z, Z_other], [y, u], cluster_ids=ids, weights=weights, **options)
+    assert isinstance(S, np.ndarray)
+    ROUNDING.check(S, expected)
+    G = iv.cross_moments([Z, Z_other], [X, X], weights)
+    ROUNDING.check(G, cross_moments([Z, Z_other], [X, X], weights))
+    W = iv.initial_weights([Z, Z_other], weights)
+    LINEAR_ALGEBRA.check(W, initial_weights([Z, Z_other], weights))
+    for step in (1, 2):
+        found = iv.parameter_inference(G, W, S, N=40, se_type=kind, step=step)
+        expected = parameter_inference(G, W, S, N=40, se_type=kind, step=step)
+        assert all(isinstance(part, np.ndarray | np.generic) for part in jax.tree.leaves(found))
+        jax.tree.map(LINEAR_ALGEBRA.check, found, jax.tree.map(np.asarray, expected))
+
+
+def test_numpy_gives_the_same_where_matrices_are_singular_or_not_finite() -> None:
+    singular = np.asarray(random_psd(2, 6, rank=4))
+    LINEAR_ALGEBRA.check(iv.updated_weights(singular), updated_weights(singular))
+    assert iv.numerical_rank(singular) == numerical_rank(singular) == 4
+    X, Z, _ = numpy_equation(5)
+    A = iv.cross_moments([Z], [X])
+    for column in (A, np.zeros((A.shape[0], 0)), np.repeat(A[:, :1], 2, axis=1)):
+        found, expected = iv.linear_step(column, np.eye(5)), linear_step(column, np.eye(5))
+        LINEAR_ALGEBRA.check(found.moment_map, expected.moment_map)
+        assert int(found.rank) == int(expected.rank)
+    unknown = np.full((6, 6), np.nan)
+    assert np.isnan(iv.updated_weights(unknown)).all() and np.isnan(iv.weight_factor(unknown)).any()
+    ids = np.array([0, 1, 9, *[0] * 37])
+    out = iv.moment_covariances([Z], [X[:, 0]], kind="clustered", cluster_ids=ids, n_clusters=3)
+    assert np.isnan(out).all()
+
+
 def test_unknown_kinds_are_refused() -> None:
     _, Z, y = random_equation(23)
     with pytest.raises(ValueError, match="kind must be 'robust', 'clustered' or 'unadjusted', not 'hc1'"):
