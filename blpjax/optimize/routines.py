@@ -95,7 +95,7 @@ def run_stepwise(
     with _on_cpu():
         bounds = recorder.lower, recorder.upper
         # on the host, as it is after every step: the programs of steps are the same
-        state = jax.device_get(method.start(start, *bounds, residual_count, tuple(settings.options.items())).state)
+        state = jax.device_get(method.start(start, *bounds, residual_count, settings.options).state)
     while True:
         objective, gradient, ok = record.objective, record.gradient, record.ok
         if recorder.policy is not None and not steps_back:

@@ -9,7 +9,7 @@ programs, one per evaluation (`step`, `resume`); loops inside of programs, also 
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import equinox as eqx
 import jax
@@ -110,14 +110,11 @@ class Stepwise:
     inform: Callable[[Any, Array | np.ndarray], Advance]
     describe: Callable[[Any], str]
 
-    @cached_property
-    def start(self) -> Callable[[ArrayLike, ArrayLike, ArrayLike, int, tuple[tuple[str, Any], ...]], Advance]:
-        """`begin` as one compiled program, with options as pairs of names and values."""
-
-        def begin(start: ArrayLike, lower: ArrayLike, upper: ArrayLike, residual_count: int, options: Any) -> Advance:
-            return self.begin(start, lower, upper, residual_count, dict(options))
-
-        return program(effort=0, static_argnums=(3, 4))(begin)
+    def start(
+        self, start: ArrayLike, lower: ArrayLike, upper: ArrayLike, residual_count: int, options: Mapping[str, Any]
+    ) -> Advance:
+        """`begin` as one compiled program."""
+        return cast(Advance, _start(self.begin, start, lower, upper, residual_count, tuple(options.items())))
 
     @cached_property
     def step(self) -> Callable[[Any, Trial], Advance]:
@@ -128,6 +125,18 @@ class Stepwise:
     def resume(self) -> Callable[[Any, Array | np.ndarray], Advance]:
         """`inform` as one compiled program."""
         return program(effort=0)(self.inform)
+
+
+@program(effort=0, static_argnums=(0, 4, 5))
+def _start(
+    begin: Callable[..., Advance],
+    start: ArrayLike,
+    lower: ArrayLike,
+    upper: ArrayLike,
+    residual_count: int,
+    options: tuple[tuple[str, Any], ...],
+) -> Advance:
+    return begin(start, lower, upper, residual_count, dict(options))
 
 
 State = TypeVar("State", bound=SearchState)

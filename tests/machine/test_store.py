@@ -36,7 +36,7 @@ import blpjax
 from tests.support.problems import PI, SIGMA, build, small_tables
 blpjax.options.verbose = False
 results = build(blpjax, *small_tables()).solve(
-    SIGMA, PI, method="1s", optimization=blpjax.Optimization("return"), check_optimality="gradient"
+    SIGMA, PI, method="1s", optimization=blpjax.Optimization("trust-region", {"max_evaluations": 3})
 )
 elasticities = results.compute_elasticities()
 def count(*names):
@@ -76,9 +76,7 @@ def test_a_second_process_compiles_no_program_and_finds_the_same_numbers(tmp_pat
 
     second = run(tmp_path)
     assert second["read"] == len(kept)
-    assert not {path.name.partition("-")[0] for path in kept} & {
-        name.removeprefix("jit(").removesuffix(")") for name in second["compiled"]
-    }
+    assert second["compiled"] == []
     numbers = ("objective", "elasticities", "errors")
     assert [second[name] for name in numbers] == [first[name] for name in numbers]
 
@@ -90,10 +88,7 @@ def test_a_second_process_compiles_no_program_and_finds_the_same_numbers(tmp_pat
     third = run(tmp_path)
     assert third["read"] == len(kept) - 3
     assert [third[name] for name in numbers] == [first[name] for name in numbers]
-    assert run(tmp_path)["read"] == len(kept), "they were replaced"
-
-    kept[0].parent.chmod(0o777)
-    assert run(tmp_path)["read"] == 0, "anybody could have written there"
+    assert all(Store(path.parent).read(path) for path in kept), "they were replaced"
 
 
 @pytest.fixture
