@@ -171,7 +171,7 @@ class Evaluator:
             return self.start
         best, evaluation = self._anchor
         step = np.asarray(theta, float) - best
-        return programs.predict_delta(evaluation.inversion.delta, evaluation.delta_by_theta, step, self.start)
+        return programs.predict_delta(evaluation, step, self.start)
 
     def count_iteration(self, iterations: int) -> None:
         """Take note of the optimiser's number of major iterations, for progress."""

@@ -33,7 +33,7 @@ class Firms(eqx.Module):
     With few firms products with ``H = members members'`` cost less than with H.
     """
 
-    members: Bool[Array, "*T J F"]
+    members: Bool[AnyArray, "*T J F"]
 
     def apply(self, values: Float[Array, "J K"]) -> Float[Array, "J K"]:
         """``H values``: sums over the products of each product's firm."""

@@ -1,5 +1,7 @@
 """Mean utilities that reproduce the observed shares of all markets."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -20,8 +22,8 @@ class Inversion(Loops):
     where these are the default ones.
     """
 
-    delta: Float[Array, " N"]
-    clipped: Bool[Array, " N"]
+    delta: Float[Any, " N"]
+    clipped: Bool[Any, " N"]
 
 
 def closed_form(economy: Economy, parameters: MarketTastes) -> Float[Array, " N"]:

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from blpjax.kernels.arrays import AnyArray, on_host
 
 Index = tuple[tuple[int, ...], ...]
 
@@ -99,12 +101,12 @@ class Coefficients(eqx.Module):
     Concentrated elements of `beta` and `gamma` are zero until they are filled in.
     """
 
-    sigma: Float[Array | np.ndarray, "K2 K2"]
-    pi: Float[Array | np.ndarray, "K2 D"]
-    rho: Float[Array | np.ndarray, " R"]
-    tau: Float[Array | np.ndarray, " S"]
-    beta: Float[Array | np.ndarray, " K1"]
-    gamma: Float[Array | np.ndarray, " K3"]
+    sigma: Float[AnyArray, "K2 K2"]
+    pi: Float[AnyArray, "K2 D"]
+    rho: Float[AnyArray, " R"]
+    tau: Float[AnyArray, " S"]
+    beta: Float[AnyArray, " K1"]
+    gamma: Float[AnyArray, " K3"]
 
 
 class Bounds(NamedTuple):
@@ -221,28 +223,35 @@ class Parameters:
         return dataclasses.replace(self, limits=BlockBounds(*map(infinite, self.limits)))
 
 
-def expand(layout: ParameterLayout, fixed: Coefficients, theta: Float[Array, " P"]) -> Coefficients:
+def expand(layout: ParameterLayout, fixed: Coefficients, theta: Float[AnyArray, " P"]) -> Coefficients:
     """Put the elements of theta into the matrices; all other elements come from `fixed`."""
     blocks = {}
     for name in BLOCKS:
         index, matrix = getattr(layout, name), getattr(fixed, name)
-        if index:
-            matrix = jnp.asarray(matrix).at[tuple(np.array(index).T)].set(theta[layout.part(name)])
-        blocks[name] = matrix
+        blocks[name] = _with_elements(matrix, tuple(np.array(index).T), theta[layout.part(name)]) if index else matrix
     return Coefficients(**blocks)
 
 
+def _with_elements(matrix: AnyArray, index: tuple[np.ndarray, ...], values: AnyArray) -> AnyArray:
+    """The matrix with other elements, in NumPy where both are."""
+    if not on_host(matrix, values):
+        return jnp.asarray(matrix).at[index].set(values)
+    changed = matrix.copy()
+    changed[index] = values
+    return changed
+
+
 def fill_concentrated(
-    layout: ParameterLayout, coefficients: Coefficients, estimates: Float[Array, " K"]
+    layout: ParameterLayout, coefficients: Coefficients, estimates: Float[AnyArray, " K"]
 ) -> Coefficients:
     """Put concentrated elements of beta, then of gamma, into the matrices."""
     K = len(layout.concentrated_beta)
-    beta = jnp.asarray(coefficients.beta).at[jnp.array(layout.concentrated_beta, int)].set(estimates[:K])
-    gamma = jnp.asarray(coefficients.gamma).at[jnp.array(layout.concentrated_gamma, int)].set(estimates[K:])
+    beta = _with_elements(coefficients.beta, (np.array(layout.concentrated_beta, int),), estimates[:K])
+    gamma = _with_elements(coefficients.gamma, (np.array(layout.concentrated_gamma, int),), estimates[K:])
     return eqx.tree_at(lambda c: (c.beta, c.gamma), coefficients, (beta, gamma))
 
 
-def all_coefficients(layout: ParameterLayout, fixed: Coefficients, parameters: Float[Array, " Q"]) -> Coefficients:
+def all_coefficients(layout: ParameterLayout, fixed: Coefficients, parameters: Float[AnyArray, " Q"]) -> Coefficients:
     """Put theta and concentrated elements of beta and gamma into the matrices; other elements come from `fixed`."""
     found = expand(layout, fixed, parameters[: layout.P])
     return fill_concentrated(layout, found, parameters[layout.P :])

@@ -37,20 +37,20 @@ class Point(eqx.Module):
     economy: Economy
     supply: Supply | None
     coefficients: Coefficients
-    delta: Float[Array, " N"]
-    xi: Float[Array, " N"]
-    tilde_costs: Float[Array, " N"] | None
-    omega: Float[Array, " N"] | None
+    delta: Float[Any, " N"]
+    xi: Float[Any, " N"]
+    tilde_costs: Float[Any, " N"] | None
+    omega: Float[Any, " N"] | None
 
     @property
-    def costs(self) -> Float[Array, " N"]:
+    def costs(self) -> Float[Any, " N"]:
         """Marginal costs (N,), in units of prices. `ValueError` without a supply side."""
         if self.supply is None or self.tilde_costs is None:
             raise ValueError("There are no marginal costs without a supply side: a third formulation, X3.")
         return jnp.exp(self.tilde_costs) if self.supply.logarithmic else self.tilde_costs
 
     @property
-    def prices(self) -> Float[Array, " N"]:
+    def prices(self) -> Float[Any, " N"]:
         """Observed prices (N,). `ValueError` without a supply side."""
         if self.supply is None:
             raise ValueError("Points have prices with a supply side only: a third formulation, X3.")
@@ -71,10 +71,10 @@ class Moving(eqx.Module):
     """The fields of a `Point` that move with parameters, or derivatives of them with a last axis of directions."""
 
     coefficients: Coefficients
-    delta: Float[Array, "N *Q"]
-    xi: Float[Array, "N *Q"]
-    tilde_costs: Float[Array, "N *Q"] | None
-    omega: Float[Array, "N *Q"] | None
+    delta: Float[Any, "N *Q"]
+    xi: Float[Any, "N *Q"]
+    tilde_costs: Float[Any, "N *Q"] | None
+    omega: Float[Any, "N *Q"] | None
 
     @classmethod
     def of(cls, point: Point) -> "Moving":
@@ -126,13 +126,18 @@ class MomentBlock(eqx.Module):
         """Names of the moments."""
         return [f"{self.name}{m}" for m in range(self.size)]
 
-    def residuals(self, point: Point) -> Float[Array, " N"]:
+    def residuals(self, point: Point) -> Float[Any, " N"]:
         """Residuals u (N,), a differentiable function of the point."""
         raise NotImplementedError
 
-    def averages(self, point: Point, weights: Float[Array, " N"] | None) -> Float[Array, " M"]:
+    def averages(self, point: Point, weights: Float[Any, " N"] | None) -> Float[Any, " M"]:
         """Averaged moments (M,). `weights` (N,) say how often products count."""
         return iv.average_moments([self.Z], [self.residuals(point)], weights)
+
+    def jacobian(self, point: Point, tangents: Moving, weights: Float[Any, " N"] | None) -> Float[Any, "M Q"]:
+        """Derivatives of `averages` along Q directions."""
+        rows: Array = point.along(lambda at: self.averages(at, weights), tangents)
+        return rows
 
     def initial_weights(self, weights: Float[Any, " N"] | None) -> Float[Any, "M M"]:
         """The block (M, M) of the initial weighting matrix, that of 2SLS."""
@@ -159,15 +164,15 @@ class SampleMoments(MomentBlock):
         """Number of moments M."""
         raise NotImplementedError
 
-    def values(self, point: Point) -> Float[Array, " M"]:
+    def values(self, point: Point) -> Float[Any, " M"]:
         """Moments (M,), a differentiable function of the point."""
         raise NotImplementedError
 
-    def covariances(self, point: Point) -> Float[Array, "M M"]:
+    def covariances(self, point: Point) -> Float[Any, "M M"]:
         """Covariances (M, M) of the sampling errors of `values`."""
         raise NotImplementedError
 
-    def averages(self, point: Point, weights: Float[Array, " N"] | None) -> Float[Array, " M"]:
+    def averages(self, point: Point, weights: Float[Any, " N"] | None) -> Float[Any, " M"]:
         """The moments (M,), whatever the weights of products."""
         return self.values(point)
 
@@ -192,12 +197,16 @@ class LinearMoments(MomentBlock):
         """(N, M) residualised instruments."""
         return self.equation.Z
 
-    def residuals(self, point: Point) -> Float[Array, " N"]:
+    def residuals(self, point: Point) -> Float[Any, " N"]:
         """Xi or omega (N,)."""
         if not self.supply:
             return point.xi
         assert point.omega is not None
         return point.omega
+
+    def jacobian(self, point: Point, tangents: Moving, weights: Float[Any, " N"] | None) -> Float[Any, "M Q"]:
+        """Derivatives of `averages`: those of structural errors take the place of these."""
+        return iv.average_moments([self.Z], [tangents.omega if self.supply else tangents.xi], weights)
 
 
 class CovarianceMoments(MomentBlock):
@@ -207,10 +216,10 @@ class CovarianceMoments(MomentBlock):
     resampled: ClassVar[bool] = False
     projects: ClassVar[bool] = True
 
-    instruments: Float[Array, "N MC"]
-    mean: Float[Array, ""]
+    instruments: Float[Any, "N MC"]
+    mean: Float[Any, ""]
 
-    def residuals(self, point: Point) -> Float[Array, " N"]:
+    def residuals(self, point: Point) -> Float[Any, " N"]:
         """``xi omega - mean`` (N,)."""
         assert point.omega is not None
         return point.xi * point.omega - self.mean

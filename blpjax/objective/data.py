@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from blpjax.economy.characteristics import Characteristics
+from blpjax.kernels.arrays import namespace
 from blpjax.machine.placement import Placement
 from blpjax.objective import iv
 from blpjax.objective.blocks import (
@@ -46,8 +46,8 @@ class ModelData(eqx.Module):
     demand: Equation
     supply: Supply | None = None
     more: tuple[MomentBlock, ...] = ()
-    weights: Float[Array, " N"] | None = None
-    offset: Float[Array, " M"] | None = None
+    weights: Float[Any, " N"] | None = None
+    offset: Float[Any, " M"] | None = None
 
     @property
     def count(self) -> ArrayLike:
@@ -107,22 +107,23 @@ class ModelData(eqx.Module):
         """The weighting matrix (M, M) of 2SLS, and what other blocks begin with."""
         return iv.block_diagonal([block.initial_weights(self.weights) for block in self.blocks])
 
-    def averages(self, point: Point) -> Float[Array, " M"]:
+    def averages(self, point: Point) -> Float[Any, " M"]:
         """Averaged moments ``gbar`` (M,)."""
-        averaged = jnp.concatenate([block.averages(point, self.weights) for block in self.blocks])
+        parts = [block.averages(point, self.weights) for block in self.blocks]
+        averaged = namespace(*parts).concatenate(parts)
         return averaged if self.offset is None else averaged - self.offset
 
-    def jacobian(self, point: Point, tangents: Moving) -> Float[Array, "M Q"]:
+    def jacobian(self, point: Point, tangents: Moving) -> Float[Any, "M Q"]:
         """Derivatives of averaged moments along Q directions."""
-        rows: Array = point.along(self.averages, tangents)
-        return rows
+        parts = [block.jacobian(point, tangents, self.weights) for block in self.blocks]
+        return namespace(*parts).concatenate(parts)
 
     @property
     def instruments(self) -> list[Float[Any, "_ _"]]:
         """Instruments (N, M) of each block whose moments are averages over products, for their covariances."""
         return [block.instruments for block in self.product_blocks]
 
-    def residuals(self, point: Point) -> list[Float[Array, " _"]]:
+    def residuals(self, point: Point) -> list[Float[Any, " _"]]:
         """Residuals (N,) of each of these blocks."""
         return [block.residuals(point) for block in self.product_blocks]
 

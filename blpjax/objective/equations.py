@@ -1,8 +1,9 @@
 """The linear equations of demand and supply, with their instruments."""
 
 import equinox as eqx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from blpjax.kernels.arrays import AnyArray
 from blpjax.kernels.markups import Firms
 from blpjax.objective.absorption import Projection
 
@@ -15,13 +16,13 @@ class Equation(eqx.Module):
     `absorb` residualises inside of compiled programs; None where that is not needed, or done on the host.
     """
 
-    X: Float[Array, "N K"]
-    X_unabsorbed: Float[Array, "N K"]
-    Z: Float[Array, "N M"]
-    instruments: Float[Array, "N M"]
+    X: Float[AnyArray, "N K"]
+    X_unabsorbed: Float[AnyArray, "N K"]
+    Z: Float[AnyArray, "N M"]
+    instruments: Float[AnyArray, "N M"]
     absorb: Projection | None = None
 
-    def errors(self, dependent: Float[Array, " N"], coefficients: Float[Array, " K"]) -> Float[Array, " N"]:
+    def errors(self, dependent: Float[AnyArray, " N"], coefficients: Float[AnyArray, " K"]) -> Float[AnyArray, " N"]:
         """Structural errors of mean utilities or costs at all linear coefficients, residualised by `absorb`."""
         values = dependent if self.absorb is None else self.absorb(dependent)
         return values - self.X @ coefficients
@@ -35,10 +36,10 @@ class Supply(eqx.Module):
     """
 
     equation: Equation
-    ownership: tuple[Array | Firms, ...]
-    prices: Float[Array, " N"]
-    X1_slope: Float[Array, "N K1"]
-    X2: Float[Array, "N K2"]
-    X2_slope: Float[Array, "N K2"]
-    costs_bounds: Float[Array, " 2"]
+    ownership: tuple[AnyArray | Firms, ...]
+    prices: Float[AnyArray, " N"]
+    X1_slope: Float[AnyArray, "N K1"]
+    X2: Float[AnyArray, "N K2"]
+    X2_slope: Float[AnyArray, "N K2"]
+    costs_bounds: Float[AnyArray, " 2"]
     logarithmic: bool = eqx.field(static=True)

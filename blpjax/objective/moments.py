@@ -63,23 +63,23 @@ class Evaluation(eqx.Module):
     supply is None without a supply side. `ok` says that all markets were inverted and all numbers are finite.
     """
 
-    objective: Float[Array, ""]
-    gradient: Float[Array, " P"]
-    residuals: Float[Array, " M"]
-    residual_jacobian: Float[Array, "M P"]
-    delta_by_theta: Float[Array, "N P"]
-    xi_by_theta: Float[Array, "N P"]
-    omega_by_theta: Float[Array, "N P"] | None
+    objective: Float[Any, ""]
+    gradient: Float[Any, " P"]
+    residuals: Float[Any, " M"]
+    residual_jacobian: Float[Any, "M P"]
+    delta_by_theta: Float[Any, "N P"]
+    xi_by_theta: Float[Any, "N P"]
+    omega_by_theta: Float[Any, "N P"] | None
     inversion: Inversion
     costs: Costs | None
-    ok: Bool[Array, ""]
-    costs_by_theta: Float[Array, "N P"] | None = None
+    ok: Bool[Any, ""]
+    costs_by_theta: Float[Any, "N P"] | None = None
 
 
 class Ending(eqx.Module):
     """Where a GMM step ended: theta (P,), the objective there, and the point with residualised errors."""
 
-    theta: Float[Array, " P"]
+    theta: Float[Any, " P"]
     evaluation: Evaluation
     point: Point
 
@@ -91,10 +91,10 @@ class Varying(NamedTuple):
     costs (N,), None where no block of moments asks for them.
     """
 
-    residuals: Float[Array, "M *P"]
-    delta: Float[Array, "N *P"]
-    structural: list[Float[Array, "N *P"]]
-    costs: Float[Array, "N *P"] | None
+    residuals: Float[Any, "M *P"]
+    delta: Float[Any, "N *P"]
+    structural: list[Float[Any, "N *P"]]
+    costs: Float[Any, "N *P"] | None
 
 
 class Concentrated(NamedTuple):
@@ -112,9 +112,9 @@ class Concentrated(NamedTuple):
 class Sensitivity(NamedTuple):
     """Where a GMM step ended: all parameters (P + K,), averaged moments (M,), their Jacobian, and their uncertainty."""
 
-    parameters: Float[Array, " P"]
-    moments: Float[Array, " M"]
-    jacobian: Float[Array, "M P"]
+    parameters: Float[Any, " P"]
+    moments: Float[Any, " M"]
+    jacobian: Float[Any, "M P"]
     uncertainty: Uncertainty
 
 
@@ -127,7 +127,7 @@ class GMM(eqx.Module):
 
     model: StructuralModel
     weighting: Weighting
-    scale: Float[Array, ""]
+    scale: Float[Any, ""]
 
     @property
     def data(self) -> ModelData:
@@ -263,7 +263,7 @@ class GMM(eqx.Module):
         return Point(self.model.economy, supply, coefficients, delta, xi, tilde_costs, omega)
 
     def linear_parameters(
-        self, theta: Float[Array, " P"], delta: Float[Array, " N"], tilde_costs: Float[Array, " N"] | None
+        self, theta: Float[Any, " P"], delta: Float[Any, " N"], tilde_costs: Float[Any, " N"] | None
     ) -> Coefficients:
         """All parameters: those of theta, and beta and gamma with concentrated elements at given delta and costs."""
         coefficients = self.model.expand(theta)
@@ -277,12 +277,13 @@ class GMM(eqx.Module):
     def sensitivity(self, ending: Ending) -> Sensitivity:
         """All parameters, and how moments depend on them and on the sample, at the end of a GMM step."""
         data, layout, point = self.data, self.model.layout, ending.point
+        xp = namespace(ending.theta)
         linear = [
-            jnp.asarray(getattr(point.coefficients, name))[jnp.array(getattr(layout, f"concentrated_{name}"), int)]
+            xp.asarray(getattr(point.coefficients, name))[np.array(getattr(layout, f"concentrated_{name}"), int)]
             for name in ("beta", "gamma")
         ]
         return Sensitivity(
-            jnp.concatenate([ending.theta, *linear]),
+            xp.concatenate([ending.theta, *linear]),
             data.averages(point),
             data.jacobian(point, self._directions(ending)),
             data.uncertainty(point),
@@ -291,22 +292,24 @@ class GMM(eqx.Module):
     def _directions(self, ending: Ending) -> Moving:
         """How a point moves with each element of theta, and of beta and gamma that is concentrated out."""
         layout, evaluation, model = self.model.layout, ending.evaluation, self.model
-        X = concentrated_columns(layout, self.data)
+        X, xp = concentrated_columns(layout, self.data), namespace(ending.theta)
         sizes = [len(layout.concentrated_beta), len(layout.concentrated_gamma)]
 
-        def columns(by_theta: Array, beta: Array | None = None, gamma: Array | None = None) -> Array:
+        def columns(by_theta: Any, beta: Any = None, gamma: Any = None) -> Any:
             N = by_theta.shape[0]
-            rest = [jnp.zeros((N, n)) if x is None else -x for x, n in zip((beta, gamma), sizes, strict=True)]
-            return jnp.concatenate([by_theta, *rest], axis=1)
+            rest = [xp.zeros((N, n)) if x is None else -x for x, n in zip((beta, gamma), sizes, strict=True)]
+            return xp.concatenate([by_theta, *rest], axis=1)
 
-        size = layout.P + sum(sizes)
-        _, push = jax.linearize(lambda q: all_coefficients(layout, model.fixed, q), jnp.zeros(size))
-        coefficients = jax.vmap(push, out_axes=-1)(jnp.eye(size))
+        # parameters enter their matrices linearly
+        nowhere = jax.tree.map(xp.zeros_like, model.fixed)
+        by_parameter = [all_coefficients(layout, nowhere, row) for row in xp.eye(layout.P + sum(sizes))]
+        coefficients = jax.tree.map(lambda *parts: xp.stack(parts, axis=-1), nowhere, *by_parameter)
+        coefficients = jax.tree.map(lambda leaf: leaf[..., 1:], coefficients)
         costs = omega = None
         if evaluation.omega_by_theta is not None and evaluation.costs is not None:
             omega = columns(evaluation.omega_by_theta, gamma=X[1])
             by_theta = evaluation.costs_by_theta
-            costs = jnp.zeros_like(omega) if by_theta is None else columns(by_theta)
+            costs = xp.zeros_like(omega) if by_theta is None else columns(by_theta)
         return Moving(
             coefficients, columns(evaluation.delta_by_theta), columns(evaluation.xi_by_theta, beta=X[0]), costs, omega
         )
@@ -315,7 +318,7 @@ class GMM(eqx.Module):
         r = found.valid * self.concentrate(found).weighted
         return self.scale * self.data.count * (r @ r)
 
-    def _linear_moments(self, dependent: list[Float[Array, " N"]]) -> Float[Array, " m"]:
+    def _linear_moments(self, dependent: list[Float[Any, " N"]]) -> Float[Any, " m"]:
         """Moments of the equations with what concentrated parameters have to explain in place of errors."""
         data, weighting = self.data, self.weighting
         if data.more:
@@ -325,7 +328,7 @@ class GMM(eqx.Module):
         b = sum(parts[1:], parts[0])
         return b if data.offset is None else b - weighting.factor.T @ data.offset
 
-    def _fill(self, coefficients: Coefficients, estimates: Float[Array, " K"]) -> Coefficients:
+    def _fill(self, coefficients: Coefficients, estimates: Float[Any, " K"]) -> Coefficients:
         return fill_concentrated(self.model.layout, coefficients, estimates)
 
 

@@ -6,23 +6,25 @@ data, weighting matrices, bounds and tolerances are traced. An objective is anyt
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from blpjax.exceptions import succeeded
+from blpjax.kernels.arrays import namespace
 from blpjax.machine.compilation import program
 from blpjax.machine.placement import on_device
-from blpjax.model.parameters import Coefficients
 from blpjax.objective.blocks import Point
+from blpjax.objective.coarse import coarsened
 from blpjax.objective.data import ModelData
 from blpjax.objective.inference import CovarianceTypes, StepSummary
 from blpjax.objective.moments import GMM, Ending, Evaluation, Sensitivity, summarise, weigh
 from blpjax.objective.structure import StructuralModel
+
+Tree = TypeVar("Tree")
 
 #: First-order predictions of mean utilities are used when no element moves by more than this.
 FARTHEST_PREDICTION = 5.0
@@ -37,7 +39,14 @@ def evaluate(objective: GMM, theta: Float[Array | np.ndarray, " P"], start: Floa
     The rescue of inversions that acceleration does not finish is much code that is hardly ever needed: the program that
     has it is compiled, and all markets are inverted with it, only when some market asks for it.
     """
-    theta, plain = on_device(theta), objective.without_rescue()
+    theta, coarse = on_device(theta), coarsened(objective)
+    if coarse is None:
+        return _evaluate_or_rescue(objective, theta, start)
+    return coarse.restore(_evaluate_or_rescue(coarse.objective, theta, coarse.lengthen(start)))
+
+
+def _evaluate_or_rescue(objective: GMM, theta: Float[Array, " P"], start: Float[Any, " N"]) -> Evaluation:
+    plain = objective.without_rescue()
     if plain is None:
         return _evaluate(objective, theta, start)
     found = _evaluate(plain, theta, start)
@@ -65,40 +74,53 @@ def initial_weights(data: ModelData) -> Float[np.ndarray, "M M"]:
     return np.asarray(on_host(data).initial_weights())
 
 
-def on_host(data: ModelData) -> ModelData:
-    """The same data in NumPy's arrays, for small matrices that are computed once: nothing is compiled for them.
+def on_host(values: Tree) -> Tree:
+    """The same in NumPy's arrays, for what is computed once: nothing is compiled for it.
 
-    Who owns what stays where it is when markets are spread over processes, none of which has all of it.
+    What is spread over processes, none of which has all of it, stays where it is.
     """
 
     def here(leaf: Any) -> Any:
         spread = isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
         return leaf if spread else np.asarray(leaf)
 
-    found: ModelData = jax.tree.map(here, data)
+    found: Tree = jax.tree.map(here, values)
     return found
 
 
 def predicted_delta(
-    delta: Float[Array, " N"], by_theta: Float[Array, "N P"], step: Float[Array, " P"], otherwise: Float[Array, " N"]
-) -> Float[Array, " N"]:
-    """Where to start an inversion: ``delta + (d delta / d theta) step``, or `otherwise` when that is far away."""
+    delta: Float[Any, " N"], by_theta: Float[Any, "N P"], step: Float[Any, " P"], otherwise: Float[Any, " N"]
+) -> Float[Any, " N"]:
+    """Where to start an inversion: ``delta + (d delta / d theta) step``, or `otherwise` when that is far away.
+
+    Works on NumPy and JAX arrays alike.
+    """
     change = by_theta @ step
-    return jnp.where(jnp.abs(change).max() <= FARTHEST_PREDICTION, delta + change, otherwise)
+    return namespace(change).where(abs(change).max() <= FARTHEST_PREDICTION, delta + change, otherwise)
 
 
-#: `predicted_delta` as a program of its own.
-predict_delta = program(effort=0)(predicted_delta)
+def predict_delta(evaluation: Evaluation, step: Float[np.ndarray, " P"], otherwise: Float[Any, " N"]) -> Any:
+    """`predicted_delta` (N,) from an evaluation: on the host where it is there, otherwise a program."""
+    known = evaluation.inversion.delta, evaluation.delta_by_theta, step
+    if isinstance(known[0], np.ndarray):
+        return predicted_delta(*known, np.asarray(otherwise))
+    return _predicted_delta(*known, otherwise)
+
+
+_predicted_delta = program(effort=0)(predicted_delta)
 
 
 def hessian_at(
-    objective: GMM, theta: Float[Array, " P"], delta: Float[Array, " N"], progress: bool = False
+    objective: GMM, theta: Float[Array, " P"], delta: Float[Any, " N"], progress: bool = False
 ) -> Float[np.ndarray, "P P"]:
     """Exact Hessian of the objective at theta and its mean utilities `delta`.
 
     Columns are computed a few at a time where memory asks for it; `progress` shows a bar then.
     """
-    P = theta.size
+    start: Any = delta
+    P, coarse = theta.size, coarsened(objective)
+    if coarse is not None:
+        objective, start = coarse.objective, coarse.lengthen(delta)
     economy = objective.model.economy
     elements = sum(bucket.shares.size * bucket.weights.shape[1] for bucket in economy.buckets)
     elements //= 1 if economy.placement is None else economy.placement.size
@@ -106,7 +128,7 @@ def hessian_at(
     batches = -(-P // columns)
     directions = np.eye(batches * columns, P).reshape(batches, columns, P)
     bar = tqdm.tqdm(directions, desc="Hessian", disable=not progress or batches == 1)
-    rows = np.concatenate([np.asarray(_curvature(objective, theta, delta, batch)) for batch in bar])[:P]
+    rows = np.concatenate([np.asarray(_curvature(objective, theta, start, batch)) for batch in bar])[:P]
     return (rows + rows.T) / 2
 
 
@@ -165,7 +187,10 @@ def conclude(
     point = end_at(objective, theta, evaluation, residualize)
     simulated = np.asarray(simulate(objective, theta, delta)) if simulate is not None and ok else None
     ending = Ending(theta, evaluation, point)
-    found = jax.device_get(_sensitivity(objective, ending))
+    if objective.data.more:
+        found = jax.device_get(_sensitivity(objective, ending))
+    else:
+        found = on_host(objective).sensitivity(on_host(ending))
     data, W = on_host(objective.data), np.asarray(objective.weighting.W)
     summary = summarise(data, W, found, types, step, np.asarray(cluster_ids), simulated)
     return Conclusion(point, hessian, summary)
@@ -175,29 +200,19 @@ def end_at(
     objective: GMM, theta: Float[Array, " P"], evaluation: Evaluation, residualize: Sequence[Residualize]
 ) -> Point:
     """The point at theta, with structural errors that are residualised on the host."""
-    delta, costs = on_device(evaluation.inversion.delta), evaluation.costs
-    tilde_costs = None if costs is None else on_device(costs.tilde_costs)
-    coefficients, explained = _linear_parameters(objective, theta, delta, tilde_costs)
+    model, costs = objective.model, evaluation.costs
+    host, delta = on_host(objective), np.asarray(evaluation.inversion.delta)
+    tilde_costs = None if costs is None else np.asarray(costs.tilde_costs)
+    coefficients = host.linear_parameters(np.asarray(theta), delta, tilde_costs)
+    linear = (coefficients.beta, coefficients.gamma)
     dependent = [delta] if tilde_costs is None else [delta, tilde_costs]
     errors = [
-        jax.device_put(absorb(np.asarray(values)[:, None])[:, 0] - np.asarray(known))
-        for absorb, values, known in zip(residualize, dependent, explained, strict=False)
+        absorb(values[:, None])[:, 0] - equation.X @ b
+        for absorb, values, equation, b in zip(residualize, dependent, host.data.equations, linear, strict=False)
     ]
-    model = objective.model
     omega = None if tilde_costs is None else errors[1]
-    return Point(model.economy, model.data.supply, coefficients, delta, errors[0], tilde_costs, omega)
-
-
-@program(effort=0)
-def _linear_parameters(
-    objective: GMM, theta: Float[Array, " P"], delta: Float[Array, " N"], tilde_costs: Float[Array, " N"] | None
-) -> tuple[Coefficients, list[Float[Array, " N"]]]:
-    """All parameters at theta, and what linear ones explain (N,) of residualised mean utilities and costs."""
-    coefficients = objective.linear_parameters(theta, delta, tilde_costs)
-    linear = (coefficients.beta, coefficients.gamma)
-    return coefficients, [
-        equation.X @ jnp.asarray(b) for equation, b in zip(objective.data.equations, linear, strict=False)
-    ]
+    here = jax.device_put((coefficients, delta, errors[0], tilde_costs, omega))
+    return Point(model.economy, model.data.supply, *here)
 
 
 @program(effort=0)

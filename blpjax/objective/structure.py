@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from blpjax.economy.buckets import Economy
 from blpjax.exceptions import Status, succeeded
@@ -32,16 +32,16 @@ class Costs(eqx.Module):
     The status of a market is `Status.NOT_FINITE` when some of its transformed costs do not exist.
     """
 
-    tilde_costs: Float[Array, " N"]
-    clipped: Bool[Array, " N"]
-    status: Int[Array, " T"]
+    tilde_costs: Float[Any, " N"]
+    clipped: Bool[Any, " N"]
+    status: Int[Any, " T"]
 
 
 class Solution(NamedTuple):
     """Mean utilities with the loops that found them, and markups (N,), None without a supply side."""
 
     inversion: Inversion
-    markups: Float[Array, " N"] | None
+    markups: Float[Any, " N"] | None
 
 
 class Structure(NamedTuple):
@@ -53,18 +53,18 @@ class Structure(NamedTuple):
     """
 
     coefficients: Coefficients
-    dependent: list[Float[Array, " N"]]
+    dependent: list[Float[Any, " N"]]
     inversion: Inversion
     costs: Costs | None
 
     @property
-    def succeeded(self) -> Bool[Array, ""]:
+    def succeeded(self) -> Bool[Any, ""]:
         """Whether shares were inverted, and costs recovered, in all markets."""
         ok = succeeded(self.inversion.status).all()
         return ok if self.costs is None else ok & succeeded(self.costs.status).all()
 
     @property
-    def valid(self) -> Float[Array, ""]:
+    def valid(self) -> Float[Any, ""]:
         """One, or NaN without success: a factor, so that derivatives are NaN as well."""
         return jnp.where(self.succeeded, 1.0, jnp.nan)
 
@@ -86,7 +86,7 @@ class StructuralModel(eqx.Module):
         """Where the elements of theta belong."""
         return self.specification.layout
 
-    def expand(self, theta: Float[Array, " P"]) -> Coefficients:
+    def expand(self, theta: Float[Any, " P"]) -> Coefficients:
         """Parameter matrices, zero where an element is concentrated out."""
         return expand(self.layout, self.fixed, theta)
 
@@ -107,11 +107,11 @@ class StructuralModel(eqx.Module):
         fewer = limits._replace(max_evaluations=np.minimum(np.asarray(limits.max_evaluations), ACCELERATED))
         return StructuralModel(specification, self.economy, self.data, self.fixed, fewer)
 
-    def at(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Structure:
+    def at(self, theta: Float[Any, " P"], start: Float[Any, " N"]) -> Structure:
         """Mean utilities, found from `start`, costs, and what concentrated parameters have to explain."""
         return self.structure(theta, self.solve(theta, start))
 
-    def solve(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Solution:
+    def solve(self, theta: Float[Any, " P"], start: Float[Any, " N"]) -> Solution:
         """Mean utilities, found from `start`, and markups."""
         coefficients = self.expand(theta)
         inversion, supply = self.invert(coefficients, start), self.data.supply
@@ -121,19 +121,19 @@ class StructuralModel(eqx.Module):
         tastes = market_tastes(coefficients, self.layout)
         return Solution(inversion, compute_markups(self.economy, tastes, supply.ownership, point))
 
-    def structure(self, theta: Float[Array, " P"], solution: Solution) -> Structure:
+    def structure(self, theta: Float[Any, " P"], solution: Solution) -> Structure:
         """What the model implies where mean utilities and markups are known."""
         coefficients, (inversion, markups) = self.expand(theta), solution
         costs = None if markups is None else self.recover_costs(markups)
         tilde_costs = None if costs is None else costs.tilde_costs
         return Structure(coefficients, self.dependent(coefficients, inversion.delta, tilde_costs), inversion, costs)
 
-    def invert(self, coefficients: Coefficients, start: Float[Array, " N"]) -> Inversion:
+    def invert(self, coefficients: Coefficients, start: Float[Any, " N"]) -> Inversion:
         """Mean utilities that reproduce observed shares."""
         tastes = market_tastes(coefficients, self.layout)
         return invert_economy(self.economy, tastes, start, self.limits, self.specification.method)
 
-    def recover_costs(self, markups: Float[Array, " N"]) -> Costs:
+    def recover_costs(self, markups: Float[Any, " N"]) -> Costs:
         """Marginal costs that make observed prices optimal for firms, as X3 explains them (equation 3.8)."""
         supply = self.data.supply
         assert supply is not None
@@ -148,8 +148,8 @@ class StructuralModel(eqx.Module):
         return Costs(tilde_costs, clipped, status)
 
     def dependent(
-        self, coefficients: Coefficients, delta: Float[Array, " N"], tilde_costs: Float[Array, " N"] | None
-    ) -> list[Float[Array, " N"]]:
+        self, coefficients: Coefficients, delta: Float[Any, " N"], tilde_costs: Float[Any, " N"] | None
+    ) -> list[Float[Any, " N"]]:
         """See `Structure`."""
         found = [delta - self.data.demand.X_unabsorbed @ coefficients.beta]
         if self.data.supply is not None:

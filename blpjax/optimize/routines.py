@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from blpjax.exceptions import Status
+from blpjax.machine.sizes import coarse_size, pad_axes
 from blpjax.optimize.recorder import Recorder
 from blpjax.optimize.stepwise import RUNNING, Stepwise, Trial
 
@@ -91,7 +92,8 @@ def run_stepwise(
     Unless it `steps_back` whatever the recorder's policy says of failed evaluations, these have values by that policy.
     """
     record, hessian = recorder(start), settings.hessian
-    residual_count = np.shape(record.evaluation.residuals)[0]
+    # zeros change no sum of squares, and one more moment no program
+    residual_count = coarse_size(np.shape(record.evaluation.residuals)[0])
     with _on_cpu():
         bounds = recorder.lower, recorder.upper
         # on the host, as it is after every step: the programs of steps are the same
@@ -106,8 +108,8 @@ def run_stepwise(
             record.theta,
             np.asarray(objective, float),
             np.asarray(gradient, float),
-            np.asarray(r, float),
-            np.asarray(J, float),
+            pad_axes(np.asarray(r, float), (residual_count,)),
+            pad_axes(np.asarray(J, float), (residual_count,)),
             np.asarray(ok),
         )
         with _on_cpu():

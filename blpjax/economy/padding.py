@@ -1,0 +1,90 @@
+"""Markets with more padding: places without products, agents without weight, and markets without products.
+
+Such an economy has the same numbers wherever it has real products. It fits programs that were compiled for its larger
+sizes, and devices that each take equally many markets. All arrays are on the host.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from blpjax.economy.buckets import Bucket, Economy
+from blpjax.machine.sizes import pad_axes
+
+#: Axes of each array of a bucket: markets, products, agents, groups, and others.
+_AXES = {
+    "shares": "TJ",
+    "X2": "TJ.",
+    "availability": "TJI",
+    "weights": "TI",
+    "nodes": "TI.",
+    "demographics": "TI.J",
+    "nests": "TJ",
+    "groups": "TH",
+}
+
+#: Arrays that belong to agents.
+_AGENTS = ("weights", "nodes", "demographics")
+
+
+class BucketSizes(NamedTuple):
+    """Numbers of markets T, products J, agents I and groups H (zero without nests) that a bucket has place for."""
+
+    T: int
+    J: int
+    I: int  # noqa: E741 (the letter of the notation)
+    H: int = 0
+
+
+def bucket_sizes(bucket: Bucket) -> BucketSizes:
+    """Sizes of a bucket."""
+    return BucketSizes(*bucket.size, 0 if bucket.groups is None else bucket.groups.shape[1])
+
+
+def pad_economy(economy: Economy, sizes: Sequence[BucketSizes]) -> Economy:
+    """The same markets in buckets of other sizes, none of which is smaller.
+
+    Added products have shares, availability and characteristics of zero, added agents weights of zero. Added markets
+    have no products; their agents are those of the bucket's first market. `market_positions` ends with their places.
+    """
+    positions, sources, market_positions, added = economy.positions.copy(), [], economy.market_positions.copy(), []
+    first = last = 0  # of the bucket's places, before and after
+    first_market = last_market = 0
+    for bucket, size in zip(economy.buckets, sizes, strict=True):
+        T, J, _ = bucket.size
+        here = (economy.positions >= first) & (economy.positions < first + T * J)
+        t, j = np.divmod(economy.positions[here] - first, J)
+        positions[here] = last + t * size.J + j
+        shown = economy.sources[first : first + T * J].reshape(T, J)
+        # a market's first place has its first row
+        wide = np.concatenate([shown, np.repeat(shown[:, :1], size.J - J, axis=1)], axis=1)
+        sources += [wide.reshape(-1), np.full((size.T - T) * size.J, shown[0, 0])]
+        here = (economy.market_positions >= first_market) & (economy.market_positions < first_market + T)
+        market_positions[here] += last_market - first_market
+        added.append(np.arange(last_market + T, last_market + size.T))
+        first, last = first + T * J, last + size.T * size.J
+        first_market, last_market = first_market + T, last_market + size.T
+    positions[economy.positions >= first] = last  # rows of no product
+    buckets = tuple(pad_bucket(bucket, size) for bucket, size in zip(economy.buckets, sizes, strict=True))
+    return Economy(buckets, positions, np.concatenate(sources), np.concatenate([market_positions, *added]))
+
+
+def pad_bucket(bucket: Bucket, sizes: BucketSizes) -> Bucket:
+    """A bucket with more padding, see `pad_economy`."""
+    arrays: dict[str, Any] = {}
+    T = bucket.size[0]
+    for name, axes in _AXES.items():
+        values = getattr(bucket, name)
+        if values is None:
+            continue
+        shape = [
+            size if axis == "." or (name == "availability" and axis == "I" and size == 1) else getattr(sizes, axis)
+            for axis, size in zip(axes, values.shape, strict=False)
+        ]
+        padded = pad_axes(values, shape, -1 if name == "nests" else 0)
+        if name in _AGENTS:
+            padded[T:] = padded[:1]
+        arrays[name] = padded
+    return dataclasses.replace(bucket, **arrays)
