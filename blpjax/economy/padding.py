@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from blpjax.economy.buckets import Bucket, Economy
-from blpjax.machine.sizes import pad_axes
+from blpjax.machine.sizes import coarse_size, pad_axes
+
+#: What is small has at most so many numbers: its sizes are on a coarse grid.
+SMALL = 2**14
 
 #: Axes of each array of a bucket: markets, products, agents, groups, and others.
 _AXES = {
@@ -41,6 +44,26 @@ class BucketSizes(NamedTuple):
 def bucket_sizes(bucket: Bucket) -> BucketSizes:
     """Sizes of a bucket."""
     return BucketSizes(*bucket.size, 0 if bucket.groups is None else bucket.groups.shape[1])
+
+
+def coarse_sizes(economy: Economy) -> list[BucketSizes]:
+    """Sizes on a coarse grid that have place for each bucket; few markets are not made many."""
+    return [
+        BucketSizes(
+            T=coarse_size(T) if T > 8 else 1 << (T - 1).bit_length(),
+            J=coarse_size(J, steps=1),
+            I=coarse_size(I) if I > 1 else I,
+            H=coarse_size(H) if H else H,
+        )
+        for T, J, I, H in map(bucket_sizes, economy.buckets)  # noqa: E741
+    ]
+
+
+def coarse_economy(economy: Economy, sizes: Sequence[BucketSizes]) -> Economy:
+    """The same markets in buckets of these sizes, and rows of no product: their number is on a coarse grid, too."""
+    padded = pad_economy(economy, sizes)
+    positions = pad_axes(padded.positions, (coarse_size(padded.positions.size, steps=1),), padded.padded_size)
+    return dataclasses.replace(padded, positions=positions)
 
 
 def pad_economy(economy: Economy, sizes: Sequence[BucketSizes]) -> Economy:

@@ -19,6 +19,7 @@ from blpjax.estimation.lanes import estimate_batch
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.step import StepContext, solve_step
 from blpjax.exceptions import ConvergenceWarning, Status, succeeded
+from blpjax.machine.placement import on_device
 from blpjax.model.parameters import BLOCKS, Bounds, Parameters, compress
 from blpjax.objective import programs
 from blpjax.optimize.bounds import is_held, project_gradient
@@ -363,8 +364,8 @@ def _is_same(optimum: _Optimum, theta: np.ndarray, objective: float) -> bool:
 def _examine(theta: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray) -> _Optimum:
     """Second-order conditions, without elements that the gradient pushes against a bound."""
     minimand, scale = context.objective, float(context.objective.scale)
-    evaluation = programs.evaluate(minimand, jnp.asarray(theta), jnp.asarray(delta))
-    hessian = programs.hessian_at(minimand, jnp.asarray(theta), evaluation.inversion.delta)
+    evaluation = programs.evaluate(minimand, theta, on_device(delta))
+    hessian = programs.hessian_at(minimand, on_device(theta), evaluation.inversion.delta)
     H, gradient, bounds = np.asarray(hessian), np.asarray(evaluation.gradient), options.parameters.bounds
     free = ~is_held(theta, gradient, bounds, PUSHED * scale)
     reduced = H[np.ix_(free, free)]

@@ -22,6 +22,7 @@ from blpjax.iteration import FixedPointLimits, FixedPointMethod, Iteration
 from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.machine.compilation import filtered_program, is_traced
 from blpjax.model import demand, pricing
+from blpjax.model.coarse import coarsen
 from blpjax.model.demand import Demand, host_or_program, linear_change
 from blpjax.model.inversion import Inversion
 from blpjax.model.parameters import ParameterLayout
@@ -102,7 +103,7 @@ class Model(Demand):
     def compute_demand_hessians(self, name: str | None = "prices") -> Float[AnyArray, "N J J"]:
         """Second derivatives of demand ``d^2 s_j / dx_k dx_l``."""
         self.check_variable(name)
-        return self._home(_stacked(demand.demand_hessians, self, name))
+        return self._program_rows(_stacked, {name}, demand.demand_hessians, name)
 
     def compute_diversion_ratios(self, name: str | None = "prices") -> Float[AnyArray, "N J"]:
         """Diversion ratios ``-(ds_k / dx_j) / (ds_j / dx_j)``, with the outside good on the diagonal."""
@@ -162,7 +163,7 @@ class Model(Demand):
     def compute_passthrough(self, firm_ids: Any = None, ownership: Values = None) -> Float[AnyArray, "N J"]:
         """Passthrough ``dp_j / dc_k`` of marginal costs to equilibrium prices."""
         self.check_variable("prices")
-        return self._home(_stacked(pricing.passthrough, self, self.owned(firm_ids, ownership)))
+        return self._program_rows(_stacked, {"prices"}, pricing.passthrough, self.owned(firm_ids, ownership))
 
     def compute_approximate_prices(
         self, firm_ids: Any = None, ownership: Values = None, costs: Values = None
@@ -196,8 +197,13 @@ class Model(Demand):
         start = self._prices(prices)
         limits, method = _options(PRICE_ITERATION if iteration is None else iteration)
         moving = None if constant_costs or not self._costs_move else self.costs_type
-        known = self.owned(firm_ids, ownership), self._costs(costs)
-        return self._home(_equilibrium(self, *known, start, limits, method, moving))
+        known = self.owned(firm_ids, ownership), self._costs(costs), start
+        coarse = None if method.host is not None else coarsen(self, {"prices"}, moving is not None)
+        if coarse is None:
+            return self._home(_equilibrium(self, *known, limits, method, moving))
+        found = _equilibrium(coarse.model, *map(coarse.argument, known), limits, method, moving)
+        loops = {name: coarse.markets(values) for name, values in found.fields().items()}
+        return Prices(prices=coarse.rows(found.prices), **loops)
 
     def compute_hhi(self, firm_ids: Any = None, shares: Values = None) -> Float[AnyArray, "T 1"]:
         """Herfindahl-Hirschman indices of concentration."""
@@ -225,7 +231,9 @@ class Model(Demand):
     def compute_profit_hessians(self, prices: Values = None, costs: Values = None) -> Float[AnyArray, "N J J"]:
         """Second derivatives of each product's profits in prices, ``d^2 pi_j / dp_k dp_l``."""
         self.check_variable("prices")
-        return self._home(_stacked(pricing.profit_hessians, self, self._prices(prices), self._costs(costs)))
+        return self._program_rows(
+            _stacked, {"prices"}, pricing.profit_hessians, self._prices(prices), self._costs(costs)
+        )
 
     def profit_gradients(
         self, prices: Values = None, costs: Values = None, firm_ids: Any = None, ownership: Values = None
@@ -233,7 +241,7 @@ class Model(Demand):
         """First-order conditions ``s_j + sum_k H_jk (p_k - c_k) ds_k / dp_j``, zero in equilibrium."""
         self.check_variable("prices")
         p, c = self._prices(prices), self._costs(costs)
-        return self._home(_call(pricing.profit_gradients, self, self.owned(firm_ids, ownership), p, c))
+        return self._program_rows(_call, {"prices"}, pricing.profit_gradients, self.owned(firm_ids, ownership), p, c)
 
     def firm_profit_hessians(
         self, prices: Values = None, costs: Values = None, firm_ids: Any = None, ownership: Values = None
@@ -241,7 +249,9 @@ class Model(Demand):
         """Derivatives of `profit_gradients` in prices: between products of one firm, the Hessian of its profits."""
         self.check_variable("prices")
         p, c = self._prices(prices), self._costs(costs)
-        return self._home(_stacked(pricing.firm_profit_hessians, self, self.owned(firm_ids, ownership), p, c))
+        return self._program_rows(
+            _stacked, {"prices"}, pricing.firm_profit_hessians, self.owned(firm_ids, ownership), p, c
+        )
 
     def markups(self, firm_ids: Any = None, ownership: Values = None) -> Float[AnyArray, " N"]:
         """Markups ``p - c`` (N,) that make prices optimal, in units of prices."""
@@ -355,6 +365,18 @@ class Model(Demand):
     def _array(self, values: Values) -> AnyArray:
         """Floating-point numbers, on the host where the model is there."""
         return np.asarray(values, float) if self.economy.on_host else jnp.asarray(values, float)
+
+    def _program_rows(
+        self, program: Callable[..., Any], moving: set[Any], function: Callable[..., Any], *arguments: Any
+    ) -> AnyArray:
+        """Rows (N, ...) that a program computes, for a model of coarse sizes where this one is on the host and small.
+
+        `moving` are the variables that the function changes or differentiates in.
+        """
+        coarse = coarsen(self, moving - {None})
+        if coarse is None:
+            return self._home(program(function, self, *arguments))
+        return coarse.rows(program(function, coarse.model, *map(coarse.argument, arguments)))
 
     def _home(self, found: Any) -> Any:
         """What a program returned, on the host where the model is there."""

@@ -4,14 +4,13 @@ Compilation takes seconds, and an evaluation of a small objective milliseconds: 
 program. Columns of X1 and X3 whose parameters are concentrated out are not in these objectives at all.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from blpjax.economy.padding import BucketSizes, bucket_sizes, pad_economy
+from blpjax.economy.padding import SMALL, BucketSizes, coarse_economy, coarse_sizes
 from blpjax.kernels.markups import Firms
 from blpjax.machine.sizes import coarse_size, pad_axes
 from blpjax.model.inversion import Inversion
@@ -21,9 +20,6 @@ from blpjax.objective.equations import Equation, Supply
 from blpjax.objective.iv import LinearStep
 from blpjax.objective.moments import GMM, Evaluation, Weighting
 from blpjax.objective.structure import Costs, StructuralModel
-
-#: Objectives are small whose economy and instruments are at most so many numbers.
-SMALL = 2**14
 
 #: How many small objectives are remembered with their coarse sizes.
 KNOWN = 8
@@ -86,12 +82,9 @@ def _coarsen(objective: GMM) -> Coarse | None:
         return None
     host: GMM = jax.tree.map(np.asarray, objective)
     N, T, M = economy.positions.size, economy.market_positions.size, objective.weighting.W.shape[0]
-    sizes = []
-    for bucket in host.model.economy.buckets:
-        markets, J, I, H = bucket_sizes(bucket)  # noqa: E741
-        more = coarse_size(markets) if markets > 8 else 1 << (markets - 1).bit_length()
-        sizes.append(BucketSizes(more, coarse_size(J, steps=1), coarse_size(I) if I > 1 else I, H and coarse_size(H)))
-    rows, moments = coarse_size(N), coarse_size(M)
+    sizes = coarse_sizes(host.model.economy)
+    economy = coarse_economy(host.model.economy, sizes)
+    rows, moments = economy.positions.size, coarse_size(M)
     layout = host.model.layout
     kept = [
         [k for k in range(getattr(host.model.fixed, name).size) if k not in getattr(layout, f"concentrated_{name}")]
@@ -100,9 +93,6 @@ def _coarsen(objective: GMM) -> Coarse | None:
     weights: Any = np.ones(N) if host.data.weights is None else host.data.weights
     data = _coarse_data(host.data, weights, sizes, rows, kept)
     specification = host.model.specification._replace(layout=_without_concentrated(layout, kept))
-    economy = pad_economy(host.model.economy, sizes)
-    # rows of no product are beyond the last place
-    economy = dataclasses.replace(economy, positions=pad_axes(economy.positions, (rows,), economy.padded_size))
     model = StructuralModel(
         specification,
         economy,

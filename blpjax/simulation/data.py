@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from blpjax import options
@@ -19,6 +19,7 @@ from blpjax.inputs.instruments import build_blp_instruments
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.table_format import read_table
 from blpjax.inputs.tables import assign_node_columns, read_agents
+from blpjax.machine.placement import on_device
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
 from blpjax.model.parameters import Coefficients, ParameterLayout
@@ -71,8 +72,8 @@ class Primitives(Formulated):
         return Model(
             economy=self.economy,
             characteristics=self.characteristics,
-            coefficients=Coefficients(*map(jnp.asarray, dataclasses.astuple(self.coefficients))),
-            delta=jnp.asarray(delta),
+            coefficients=Coefficients(*jax.device_put(dataclasses.astuple(self.coefficients))),
+            delta=on_device(np.asarray(delta, float)),
             layout=self.layout_in(self.economy),
             ownership=self.ownership,
             costs_type=self.costs_type,

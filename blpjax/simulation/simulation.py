@@ -272,7 +272,7 @@ class Simulation(Picklable):
         start = given if prices is None else read_vector("prices", prices, self.N)
         began = time.perf_counter()
         options.output("Replacing prices and shares ...")
-        model = known.model(known.delta)
+        model = known.model(known.delta).on_host()
         found = model.solve_prices(costs=given, prices=start, iteration=chosen, constant_costs=constant_costs)
         kind = SyntheticPricesConvergenceError
         _report_failures("The search for equilibrium prices", found, self.unique_market_ids, error_behavior, kind)
