@@ -141,7 +141,7 @@ class Evaluator:
         optimization = self.options.optimization
         return optimization.compute_gradient or not optimization.routine.optimizes
 
-    def _evaluate(self, theta: np.ndarray, start: jax.Array, derivatives: bool) -> Evaluation:
+    def _evaluate(self, theta: np.ndarray, start: Any, derivatives: bool) -> Evaluation:
         objective, epsilon = self.context.objective, self.options.differences
         if not derivatives:
             return differences.evaluate_values(objective, theta, start)
@@ -166,7 +166,7 @@ class Evaluator:
             lambda: jax.device_get(structural_errors(self.context, on_device(theta), evaluation)),
         )
 
-    def _start_at(self, theta: np.ndarray) -> jax.Array:
+    def _start_at(self, theta: np.ndarray) -> Any:
         if self._anchor is None:
             return self.start
         best, evaluation = self._anchor

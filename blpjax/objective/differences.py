@@ -3,6 +3,8 @@
 Differences cost two inversions of all markets per element of theta, and memory for one evaluation of shares, no more.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,14 +15,14 @@ from blpjax.objective.moments import GMM, Evaluation, Varying
 from blpjax.objective.structure import Structure
 
 
-def evaluate_values(objective: GMM, theta: Float[Array | np.ndarray, " P"], start: Float[Array, " N"]) -> Evaluation:
+def evaluate_values(objective: GMM, theta: Float[Array | np.ndarray, " P"], start: Float[Any, " N"]) -> Evaluation:
     """Evaluate the objective at theta without derivatives, which are NaN."""
     values, found = _vary(objective, jnp.asarray(theta), start)
     return objective.assemble(values, None, found)
 
 
 def evaluate_by_differences(
-    objective: GMM, theta: Float[Array | np.ndarray, " P"], start: Float[Array, " N"], epsilon: float
+    objective: GMM, theta: Float[Array | np.ndarray, " P"], start: Float[Any, " N"], epsilon: float
 ) -> Evaluation:
     """Evaluate the objective at theta, and its derivatives by central differences, as `GMM.evaluate` does exactly.
 
@@ -45,5 +47,5 @@ def evaluate_by_differences(
 
 
 @program(effort=1)
-def _vary(objective: GMM, theta: Float[Array, " P"], start: Float[Array, " N"]) -> tuple[Varying, Structure]:
+def _vary(objective: GMM, theta: Float[Array, " P"], start: Float[Any, " N"]) -> tuple[Varying, Structure]:
     return objective.vary(theta, start)

@@ -139,7 +139,7 @@ class GMM(eqx.Module):
         model = self.model.without_rescue()
         return None if model is None else GMM(model, self.weighting, self.scale)
 
-    def evaluate(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Evaluation:
+    def evaluate(self, theta: Float[Array, " P"], start: Float[Any, " N"]) -> Evaluation:
         """Objective, gradient and the Jacobian of its least-squares residuals, from one inversion of the shares."""
         solution, by_theta = solve_along(self.model, theta, start)
 
@@ -154,7 +154,7 @@ class GMM(eqx.Module):
             derivatives = jax.tree.map(lambda leaf: jnp.zeros((leaf.size, 0)), values)
         return self.assemble(values, derivatives, found)
 
-    def vary(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> tuple[Varying, Structure]:
+    def vary(self, theta: Float[Array, " P"], start: Float[Any, " N"]) -> tuple[Varying, Structure]:
         """What is differentiated at theta, and what else the model implies there."""
         return self.vary_at(theta, self.model.solve(theta, start))
 
@@ -190,14 +190,14 @@ class GMM(eqx.Module):
             costs_by_theta=derivatives.costs,
         )
 
-    def value(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Float[Array, ""]:
+    def value(self, theta: Float[Array, " P"], start: Float[Any, " N"]) -> Float[Array, ""]:
         """The objective alone. Differentiable to any order in theta.
 
         NaN where shares could not be inverted, or costs recovered, in some market.
         """
         return self._value(self.model.at(theta, start))
 
-    def moments(self, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Float[Array, " M"]:
+    def moments(self, theta: Float[Array, " P"], start: Float[Any, " N"]) -> Float[Array, " M"]:
         """``gbar`` (M,) with linear parameters concentrated out. Differentiable to any order in theta, NaN likewise."""
         found = self.model.at(theta, start)
         return found.valid * self.average(found)

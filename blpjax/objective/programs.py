@@ -33,7 +33,7 @@ FARTHEST_PREDICTION = 5.0
 HESSIAN_ELEMENTS = 2**25
 
 
-def evaluate(objective: GMM, theta: Float[Array | np.ndarray, " P"], start: Float[Array, " N"]) -> Evaluation:
+def evaluate(objective: GMM, theta: Float[Array | np.ndarray, " P"], start: Float[Any, " N"]) -> Evaluation:
     """The objective and its derivatives at theta, with inversions from `start`.
 
     The rescue of inversions that acceleration does not finish is much code that is hardly ever needed: the program that
@@ -56,7 +56,7 @@ def _evaluate_or_rescue(objective: GMM, theta: Float[Array, " P"], start: Float[
 
 
 @program(effort=1)
-def _evaluate(objective: GMM, theta: Float[Array, " P"], start: Float[Array, " N"]) -> Evaluation:
+def _evaluate(objective: GMM, theta: Float[Array, " P"], start: Float[Any, " N"]) -> Evaluation:
     return objective.evaluate(theta, start)
 
 
