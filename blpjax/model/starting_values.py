@@ -65,9 +65,14 @@ def build_parameters(
     for name, value in values.items():
         lower, upper = np.full(value.shape, -np.inf), np.full(value.shape, np.inf)
         if bounded and name == "sigma":
-            np.fill_diagonal(lower, 0.0)
+            # signs are arbitrary with symmetric nodes: what starts below zero stays there, a mirror image
+            negative = np.diag(value) < 0
+            np.fill_diagonal(lower, np.where(negative, -np.inf, 0.0))
+            np.fill_diagonal(upper, np.where(negative, 0.0, np.inf))
+        if name == "rho" and bounds.get(name) is None:
+            _check_rho(value)
         if bounded and name == "rho":
-            lower, upper = np.minimum(value, 0.0), np.maximum(value, LARGEST_RHO)
+            lower, upper = np.zeros(value.shape), np.maximum(value, LARGEST_RHO)
         limits.append(_read_bounds(name, bounds.get(name), value, Bounds(lower, upper)))
     free = {name: _free(value, bound) for (name, value), bound in zip(values.items(), limits, strict=True)}
     concentrated = {name: tuple(np.flatnonzero(np.isnan(values[name])).tolist()) for name in ("beta", "gamma")}
@@ -101,6 +106,14 @@ def _read_rho(rho: Any, H: int) -> np.ndarray:
     return values
 
 
+def _check_rho(values: np.ndarray) -> None:
+    if (values < 0).any():
+        raise ValueError(
+            f"rho must not be negative, but is {values.min():g}: products of a group would be worse substitutes than "
+            "others. Where that is meant, give Problem.solve rho_bounds that allow it."
+        )
+
+
 def _read_linear(name: str, values: Any, size: int, absent: str) -> np.ndarray:
     if values is None:
         return np.full(size, np.nan)
@@ -127,7 +140,7 @@ def _read(
         if array.size == 0:
             return np.zeros(shape)
         raise ValueError(f"{name} must not be given, because {absent}.")
-    if array.size == 1 and int(np.prod(shape)) == 1:
+    if array.size == 1 and int(np.prod(shape)) == 1 and array.ndim <= 2:
         array = array.reshape(shape)
     if len(shape) == 1 and array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
@@ -148,6 +161,9 @@ def _as_floats(name: str, values: Any) -> np.ndarray:
 def _read_bounds(name: str, bounds: Any, values: np.ndarray, default: Bounds) -> Bounds:
     """Bounds of the shape of `values`; zeros are bounded by zero, missing bounds are infinite."""
     fixed = values == 0
+    if values.size == 0:
+        _refuse_unused_bounds(name, bounds)
+        bounds = None
     if bounds is None:
         lower, upper = default.lower.copy(), default.upper.copy()
     else:
@@ -181,9 +197,19 @@ def _read_bounds(name: str, bounds: Any, values: np.ndarray, default: Bounds) ->
     return Bounds(lower, upper)
 
 
+def _refuse_unused_bounds(name: str, bounds: Any) -> None:
+    """Raise `ValueError` for bounds of parameters that there are none of, unless the bounds are none themselves."""
+    try:
+        used = [bound for bound in (() if bounds is None else bounds) if np.size(bound) and bound is not None]
+    except TypeError:
+        used = [bounds]
+    if used:
+        raise ValueError(f"{name}_bounds must not be given, because the model has no {name}.")
+
+
 def _one_bound(name: str, bound: Any, shape: tuple[int, ...], missing: float) -> np.ndarray:
     array = np.full(shape, missing) if bound is None else _as_floats(name, bound)
-    if array.size == 1:
+    if array.size == 1 and array.ndim <= 2:
         array = np.full(shape, array.item())
     if len(shape) == 1 and array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)

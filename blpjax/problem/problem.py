@@ -158,8 +158,9 @@ class Problem(DataHolder, Picklable):
         tau : array, optional
             Starting values of the parameters of `Transformation` in `rc_types`, one after the other. Zeros stay zero.
         sigma_bounds, pi_bounds, rho_bounds, tau_bounds, beta_bounds, gamma_bounds : pairs of arrays, optional
-            Lower and upper bounds. Equal bounds fix an element. By default the diagonal of sigma is at least zero and
-            rho is between zero and 0.99.
+            Lower and upper bounds. Equal bounds fix an element, None and NaN stand for no bound. By default rho is
+            between zero and 0.99, and elements of the diagonal of sigma are at least zero, or at most zero where they
+            start below it.
         delta : (N,) array, optional
             Where inversions of shares start, by default the logit solution.
         method : {'2s', '1s'}

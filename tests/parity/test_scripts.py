@@ -1,0 +1,70 @@
+"""Scripts that PyBLP accepts: what they say explicitly, leave in shared options, or read from a problem's arrays."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyblp
+import pytest
+
+import blpjax
+from blpjax import Optimization
+from blpjax.inputs.integration import Integration
+from tests.support.silence import quiet
+from tests.tolerances import DELTA, LINEAR_ALGEBRA
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+def products(markets: int = 20, sigma: float = 1.5) -> pd.DataFrame:
+    """Markets of five products whose shares are those of tastes for x with a standard deviation of sigma."""
+    rng = np.random.default_rng(0)
+    nodes = Integration("product", 5).build(1)
+    shape = (markets, 5)
+    x, cost, xi = rng.normal(size=shape), rng.uniform(0, 1, shape), 0.3 * rng.normal(size=shape)
+    prices = 1 + cost + 0.3 * xi
+    utility = (0.5 - 2 * prices + x + xi)[:, :, None] + sigma * x[:, :, None] * nodes.nodes[:, 0]
+    odds = np.exp(utility)
+    shares = (odds / (1 + odds.sum(axis=1, keepdims=True))) @ nodes.weights
+    rivals = x.sum(axis=1, keepdims=True) - x
+    columns = {
+        "market_ids": np.repeat(np.arange(markets), 5),
+        "product_ids": np.tile(np.arange(5), markets),
+        "firm_ids": np.tile([0, 0, 1, 1, 2], markets),
+        "shares": shares,
+        "prices": prices,
+        "x": x,
+    }
+    instruments = [cost, rivals, x * rivals, ((x[:, :, None] - x[:, None, :]) ** 2).sum(axis=2)]
+    columns |= {f"demand_instruments{k}": values for k, values in enumerate(instruments)}
+    return pd.DataFrame({name: values.reshape(-1) for name, values in columns.items()})
+
+
+def random_coefficient(library: Any) -> Any:
+    """A problem with a random coefficient on x, whose nodes are symmetric."""
+    formulations = (library.Formulation("1 + prices + x"), library.Formulation("0 + x"))
+    with quiet():
+        return library.Problem(formulations, products(), integration=library.Integration("product", 5))
+
+
+def test_negative_starts_of_sigma_are_mirror_images_and_evaluated_as_pyblp_does() -> None:
+    ours, theirs = map(random_coefficient, (blpjax, pyblp))
+    found = {}
+    for start in (-0.4, 0.4):
+        found[start] = ours.solve([[start]], method="1s", optimization=Optimization("return"))
+        expected = theirs.solve([[start]], method="1s", optimization=pyblp.Optimization("return"))
+        LINEAR_ALGEBRA.check(found[start].objective, float(expected.objective))
+        DELTA.check(found[start].delta, expected.delta)
+        assert found[start].sigma.item() == start
+    LINEAR_ALGEBRA.check(found[-0.4].objective, found[0.4].objective)
+    DELTA.check(found[-0.4].delta, found[0.4].delta)
+    assert [bound.item() for bound in found[-0.4].sigma_bounds] == [-np.inf, 0]
+
+
+@pytest.mark.parametrize("routine", ["trust-region", "l-bfgs-b"])
+def test_optimisers_reach_the_mirror_image_of_the_optimum_from_negative_starts(routine: str) -> None:
+    problem = random_coefficient(blpjax)
+    up, down = (problem.solve([[start]], method="1s", optimization=Optimization(routine)) for start in (0.4, -0.4))
+    assert up.converged and down.converged and up.sigma.item() > 1
+    np.testing.assert_allclose(-down.sigma, up.sigma, rtol=1e-5)
+    np.testing.assert_allclose(down.objective, up.objective, rtol=1e-7)
