@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from blpjax.exceptions import warn_unused
 from blpjax.machine.host_routines import MINPACK, SCIPY_METHODS, HostRoutine
 
 Norm = Callable[[Any], Any]
@@ -87,12 +88,10 @@ class Iteration:
         Whether ``'hybr'``, ``'lm'`` or a function get an analytic Jacobian; ``'newton'`` always does.
     universal_display : bool, optional
         Whether to print evaluations, iterations and the norm of the change at every evaluation. Only for methods that
-        run on the host: compiled programs print nothing.
+        run on the host: compiled programs print nothing, which a warning says.
 
     Raises
     ------
-    NotImplementedError
-        For `universal_display` where loops run inside a compiled program.
     ValueError, TypeError
         For unknown methods or options, or options out of range.
     """
@@ -204,10 +203,11 @@ def _check_method(method: object, compute_jacobian: bool, universal_display: boo
             f"Iteration('{method}') does not use a Jacobian. Use Iteration('newton') or compute_jacobian=False."
         )
     if universal_display:
-        raise NotImplementedError(
-            f"universal_display is not supported for Iteration('{method}'): its loops run inside compiled programs. "
-            "Counters and residuals of every market are attributes of the results. Methods that run on the host, such "
-            "as Iteration('lm'), can display their progress."
+        warn_unused(
+            f"universal_display of Iteration('{method}')",
+            "its loops run inside compiled programs, which print nothing. Counters and residuals of every market are "
+            "attributes of the results. Methods that run on the host, such as Iteration('lm'), display their progress.",
+            stacklevel=4,
         )
 
 

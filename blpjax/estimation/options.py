@@ -7,9 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from blpjax import options
-from blpjax.exceptions import (
-    IdentificationError,
-)
+from blpjax.exceptions import IdentificationError, warn_unused
 from blpjax.inputs.arguments import check_choice, read_numbers
 from blpjax.iteration import Iteration
 from blpjax.model.parameters import Parameters
@@ -158,10 +156,11 @@ def _read_punishment(punishment: Any, behavior: str | None, optimization: Optimi
                 "PyBLP's default, or with 'punish'."
             )
     elif optimization.routine.steps_back:
-        raise ValueError(
-            f"error_behavior='{behavior}' needs an optimization routine that is led by values of the objective, for "
-            "example Optimization('l-bfgs-b'). Optimization('trust-region'), the default, steps back from evaluations "
-            "that fail: leave error_behavior and error_punishment out."
+        warn_unused(
+            f"error_behavior='{behavior}'",
+            "Optimization('trust-region'), the default, steps back from evaluations that fail. Routines that are led "
+            "by values of the objective, such as Optimization('l-bfgs-b'), honour it.",
+            stacklevel=5,
         )
     return float(punishment)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from blpjax.exceptions import warn_unused
 from blpjax.inputs.formulation import Formulation
 from blpjax.iteration import Iteration
 
@@ -42,13 +43,20 @@ def read_costs_bounds(costs_bounds: Any, supply: bool) -> np.ndarray:
     Raises
     ------
     ValueError
-        When they are not two numbers in ascending order, or there is no supply side.
+        When they are not two numbers in ascending order.
+
+    Warns
+    -----
+    UnusedOptionWarning
+        There is no supply side.
     """
+    none = np.array([-np.inf, np.inf])
     if costs_bounds is None:
-        return np.array([-np.inf, np.inf])
-    if not supply:
-        raise ValueError("costs_bounds need a supply side: a third formulation, X3.")
-    return read_bounds("costs_bounds", costs_bounds)
+        return none
+    bounds = read_bounds("costs_bounds", costs_bounds)
+    if not supply and np.isfinite(bounds).any():
+        warn_unused("costs_bounds", "there is no supply side, a third formulation, X3.", stacklevel=4)
+    return bounds if supply else none
 
 
 def read_bounds(name: str, given: Any) -> np.ndarray:

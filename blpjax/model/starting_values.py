@@ -187,8 +187,8 @@ def _read_bounds(name: str, bounds: Any, values: np.ndarray, default: Bounds) ->
         and (np.isfinite(lower[~estimated]).any() or np.isfinite(upper[~estimated]).any())
     ):
         raise ValueError(
-            f"{name}_bounds must be infinite for elements of {name} that are concentrated out. Give them starting "
-            "values."
+            f"{name}_bounds must be infinite for elements of {name} that are concentrated out: these are not "
+            f"searched for. Give {name} starting values for them, or leave their bounds out (None)."
         )
     outside = estimated & ((values < lower) | (values > upper))
     if outside.any():

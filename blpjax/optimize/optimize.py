@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from blpjax import options as settings
+from blpjax.exceptions import warn_unused
 from blpjax.optimize.bounds import Box
 from blpjax.optimize.recorder import Evaluation, FailurePolicy, Recorder
 from blpjax.optimize.routines import OptimizationStatus, RoutineEnd, RoutineSettings, run_return
@@ -111,7 +112,7 @@ class Optimization:
             raise TypeError(
                 f"The method_options of Optimization must be a mapping or None, not {self.method_options!r}."
             )
-        options = dict(self.method_options or {})
+        options = _leave_out_silenced(self.method, dict(self.method_options or {}))
         object.__setattr__(self, "method_options", options)
         for name in ("compute_gradient", "universal_display"):
             if not isinstance(getattr(self, name), bool | np.bool_):
@@ -303,6 +304,19 @@ def _check_method(method: object) -> None:
         return
     if not isinstance(method, str) or method not in ROUTINES:
         raise ValueError(f"Optimization method must be one of {list(ROUTINES)} or a callable, not {method!r}.")
+
+
+def _leave_out_silenced(method: object, options: dict[str, Any]) -> dict[str, Any]:
+    """Options without those that would print, had the routine not stopped doing so, which a warning says."""
+    silenced = ROUTINES[method].silenced if isinstance(method, str) else ()
+    for name in silenced:
+        if name in options and options.pop(name) not in (False, None, -1):
+            warn_unused(
+                f"The option {name} of Optimization('{method}')",
+                "SciPy's routine no longer prints anything. Progress is shown unless options.verbose is off.",
+                stacklevel=5,
+            )
+    return options
 
 
 def _check_options(method: str, options: Mapping[str, Any]) -> None:

@@ -278,11 +278,6 @@ def test_error_behavior_raise_raises_for_optimization_too(problem: blpjax.Proble
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        (
-            {"error_behavior": "revert"},
-            "'revert' needs an optimization routine .* Optimization\\('trust-region'\\), the",
-        ),
-        ({"error_behavior": "punish", "error_punishment": 1e3}, "'punish' needs an optimization routine"),
         ({"error_punishment": 10.0}, "error_punishment does nothing with error_behavior=None. Use it with 'revert'"),
         ({"error_behavior": "raise", "error_punishment": 10.0}, "error_punishment does nothing .*'raise'"),
         ({"error_behavior": "punish", "error_punishment": -1}, "error_punishment must be a number of at least zero"),

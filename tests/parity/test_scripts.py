@@ -9,6 +9,7 @@ import pytest
 
 import blpjax
 from blpjax import Optimization
+from blpjax.exceptions import UnusedOptionWarning
 from blpjax.inputs.integration import Integration
 from tests.support.silence import quiet
 from tests.tolerances import DELTA, LINEAR_ALGEBRA
@@ -68,3 +69,48 @@ def test_optimisers_reach_the_mirror_image_of_the_optimum_from_negative_starts(r
     assert up.converged and down.converged and up.sigma.item() > 1
     np.testing.assert_allclose(-down.sigma, up.sigma, rtol=1e-5)
     np.testing.assert_allclose(down.objective, up.objective, rtol=1e-7)
+
+
+def logit(library: Any, formula: str = "1 + prices + x", data: Any = None, **options: Any) -> Any:
+    with quiet():
+        return library.Problem(library.Formulation(formula, **options), products() if data is None else data)
+
+
+@pytest.mark.parametrize(
+    ("shared", "message"),
+    [
+        ({"costs_bounds": (0.001, None)}, "costs_bounds has no effect: there is no supply side"),
+        ({"error_behavior": "punish"}, "error_behavior='punish' has no effect: Optimization.'trust-region'"),
+        ({"error_behavior": "revert", "error_punishment": 3.0}, "error_behavior='revert' has no effect"),
+    ],
+)
+def test_options_that_scripts_share_between_problems_warn_and_give_the_results_of_pyblp(
+    shared: dict[str, Any], message: str
+) -> None:
+    with pytest.warns(UnusedOptionWarning, match=message):
+        results = logit(blpjax).solve(method="1s", **shared)
+    expected = logit(pyblp).solve(method="1s", **shared)
+    LINEAR_ALGEBRA.check(results.beta, expected.beta)
+    LINEAR_ALGEBRA.check(results.beta_se, expected.beta_se)
+
+
+def test_bounds_on_costs_that_are_none_are_no_option_at_all() -> None:
+    logit(blpjax).solve(method="1s", costs_bounds=(None, None))
+
+
+@pytest.mark.parametrize("absorb", ["", "  "])
+def test_an_empty_formula_of_fixed_effects_absorbs_nothing(absorb: str) -> None:
+    ours, theirs = (logit(library, "prices + x", absorb=absorb) for library in (blpjax, pyblp))
+    assert blpjax.Formulation("x", absorb=absorb) == blpjax.Formulation("x")
+    assert (ours.K1, ours.ED, ours.MD) == (theirs.K1, theirs.ED, theirs.MD)
+    LINEAR_ALGEBRA.check(ours.products.X1, theirs.products.X1)
+
+
+@pytest.mark.parametrize("options", [{"disp": True}, {"iprint": 2, "gtol": 1e-6}])
+def test_options_that_print_are_accepted_where_a_routine_of_scipy_prints_no_more(options: dict[str, Any]) -> None:
+    with pytest.warns(UnusedOptionWarning, match=r"of Optimization\('l-bfgs-b'\) has no effect: SciPy's routine no"):
+        chosen = Optimization("l-bfgs-b", options)
+    assert chosen == Optimization("l-bfgs-b", {k: v for k, v in options.items() if k == "gtol"})
+    assert Optimization("l-bfgs-b", {"disp": False, "iprint": -1}).method_options == {}
+    results = random_coefficient(blpjax).solve([[0.4]], method="1s", optimization=chosen)
+    assert results.converged

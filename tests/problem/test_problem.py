@@ -406,7 +406,6 @@ def test_unsupported_arguments_are_named(problem: Problem, name: str) -> None:
     [
         ({"gamma": [1.0]}, "gamma must not be given, because X3 was not formulated"),
         ({"rho": 0.5}, "rho must not be given, because there are no nesting_ids in product_data"),
-        ({"costs_bounds": (0.1, None)}, "costs_bounds need a supply side"),
         ({"covariance_moments_mean": 0.1}, "covariance_moments_mean needs a supply side"),
         ({"covariance_moments_mean": "zero"}, "covariance_moments_mean must be a number"),
     ],
