@@ -5,11 +5,12 @@ Every message names the table, the column and, where it is about values, market 
 
 import numbers
 import re
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
 
-from blpjax.exceptions import DataError
+from blpjax.exceptions import DataError, DataWarning
 from blpjax.inputs.table_format import find_vector, is_missing, plain_value
 
 _SHOWN = 3  # offenders listed in a message
@@ -137,13 +138,18 @@ def read_ownership(columns: Mapping[str, np.ndarray], table: str, market_ids: np
 
 
 def find_columns(columns: Mapping[str, np.ndarray], name: str, table: str) -> list[str]:
-    """Names of the columns that make up a matrix field: the matrix, or columns numbered from zero without gaps."""
+    """Names of the columns that make up a matrix field: the matrix, or columns numbered from zero without gaps.
+
+    Beside a matrix, numbered columns are not used, which a `DataWarning` says.
+    """
     numbered = [column for column in columns if re.fullmatch(re.escape(name) + r"[0-9]+", column)]
     if name in columns:
         if numbered:
-            raise DataError(
-                f"{table}: there is a column '{name}' and also '{numbered[0]}'. Give either a matrix or numbered "
-                "columns, not both."
+            warnings.warn(
+                f"{table}: there is a column '{name}' and also {', '.join(map(repr, numbered))}. The former is used, "
+                "the numbered columns are not.",
+                DataWarning,
+                stacklevel=4,
             )
         return [name]
     expected = [f"{name}{k}" for k in range(len(numbered))]

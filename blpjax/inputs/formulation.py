@@ -28,9 +28,9 @@ class Formulation:
     Parameters
     ----------
     formula : formula of the matrix.
-    absorb : formula of the fixed effects, such as `"C(product_ids) + C(market_ids)"`. An empty one is None. Each of its terms is one
+    absorb : formula of the fixed effects, such as `"C(product_ids) + C(market_ids)"`. Each of its terms is one
         dimension; an interaction such as `C(a):C(b)` has one effect per combination. With fixed effects the matrix may
-        have no columns, as in `Formulation("0", absorb="C(a)")`.
+        have no columns, as in `Formulation("0", absorb="C(a)")`. An empty formula absorbs nothing, as None.
     absorb_method : one of PyHDFE's methods: `"within"` (the default in one dimension), `"map"` (the default in
         several), `"lsmr"`, `"sw"`, `"dummy"`.
     absorb_options : options of that method, described in PyHDFE's `create`.

@@ -68,7 +68,8 @@ def check_endogenous(
         raise IdentificationError(
             "Neither X1 nor X2 depends on 'prices', so the effect of prices on demand cannot be estimated. Formulas "
             "have to call prices by this name, for example '1 + prices', 'log(prices)' or 'I(prices**2)'. A column "
-            "computed from prices beforehand would be treated as exogenous."
+            "computed from prices beforehand would be treated as exogenous. For demand without prices, give prices of "
+            "zero a coefficient of zero: '1 + prices + x' with Problem.solve(beta=[None, 0, None])."
         )
     if demographics:
         return
@@ -87,7 +88,9 @@ def check_rank(
     unabsorbed: np.ndarray | None = None,
     atol: float = 1e-10,
     rtol: float = 1e-10,
-) -> None:
+    *,
+    warn: bool = False,
+) -> bool:
     """Check that the columns of X1, X2 or X3 are linearly independent. A matrix without columns passes.
 
     Parameters
@@ -97,20 +100,37 @@ def check_rank(
     name : what messages call the matrix.
     unabsorbed : (N, K) matrix before absorption, or None when there are no fixed effects.
     atol, rtol : see `find_collinearity`.
+    warn : whether to warn instead, because some coefficients may not be estimated.
+
+    Returns
+    -------
+    bool
+        Whether they are.
 
     Raises
     ------
     IdentificationError
-        Some columns are combinations of others, or are absorbed by fixed effects. All of them are named.
+        Some columns are combinations of others, or are absorbed by fixed effects, and `warn` is false. All of them are
+        named.
     """
     found = find_collinearity(values, unabsorbed, atol, rtol)
-    if found.rank < len(labels):
-        raise IdentificationError(
-            f"{name} has {len(labels)} columns but rank {found.rank}: "
-            f"{_describe(found, labels, unabsorbed is not None)}. Remove columns from the formula of {name}. "
-            "(Without this check, by setting options.collinear_atol = options.collinear_rtol = 0, their "
-            "coefficients would be arbitrary.)"
+    if found.rank == len(labels):
+        return True
+    text = (
+        f"{name} has {len(labels)} columns but rank {found.rank}: {_describe(found, labels, unabsorbed is not None)}. "
+    )
+    if warn:
+        warnings.warn(
+            f"{text}Problem.solve cannot estimate the coefficients of all of them: remove columns from the formula of "
+            f"{name}, or fix coefficients, for example at zero.",
+            IdentificationWarning,
+            stacklevel=3,
         )
+        return False
+    raise IdentificationError(
+        f"{text}Remove columns from the formula of {name}, or fix coefficients, for example at zero. (Without this "
+        "check, by setting options.collinear_atol = options.collinear_rtol = 0, they would be arbitrary.)"
+    )
 
 
 def check_instruments(

@@ -380,10 +380,10 @@ def _read_availability(
     columns: Mapping[str, np.ndarray], market_ids: np.ndarray, product_market_ids: np.ndarray, table: str
 ) -> np.ndarray | None:
     """Availability (I, max J), zero for products that a market lacks whatever the table has there."""
-    if not [name for name in find_columns(columns, "availability", table) if columns[name].size]:
+    given = find_columns(columns, "availability", table)
+    if not any(columns[name].size for name in given):
         return None
     lacking = lacking_products(market_ids, product_market_ids)
-    given = find_columns(columns, "availability", table)
     matrix = np.column_stack([columns[name] for name in given])
     if matrix.shape[1] < lacking.shape[1]:
         raise DataError(

@@ -17,11 +17,13 @@ from blpjax.inputs import records
 from blpjax.inputs.absorb import Absorber, build_absorber
 from blpjax.inputs.arguments import read_formulations
 from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.identification import check_rank
 from blpjax.inputs.integration import AgentNodes, BuiltIntegration, Integration
 from blpjax.inputs.tables import read_products
 from blpjax.inputs.updating import replace_values
 from blpjax.machine.placement import Placement
 from blpjax.model.formulated import Formulated, build_matrices, check_costs_type, formulate
+from blpjax.model.parameters import ParameterLayout
 from blpjax.objective.build import Designs, Equations, build_equations
 from blpjax.objective.data import ModelData, place_data
 from blpjax.reporting import report
@@ -56,6 +58,7 @@ class ProblemData(Formulated):
     absorbers : what absorbs fixed effects.
     model_data : data of all moments; `instrument_labels` and `instrument_rank` are names of their instruments, and how
         many of these are linearly independent.
+    collinear : those of X1, X2 and X3 whose columns are linearly dependent.
     replaced_instruments : whether excluded instruments are others than those of the columns of the product table.
     placement : devices that markets are spread over, or None where one device has all of them.
     """
@@ -67,6 +70,7 @@ class ProblemData(Formulated):
     model_data: ModelData
     instrument_labels: list[str]
     instrument_rank: int
+    collinear: frozenset[str] = frozenset()
     replaced_instruments: bool = False
     placement: Placement | None = None
 
@@ -77,6 +81,23 @@ class ProblemData(Formulated):
     def residualize_supply(self, matrix: np.ndarray) -> np.ndarray:
         """Residuals (N, K) of the columns of a matrix on the fixed effects of X3; the matrix itself without any."""
         return matrix if self.designs[2] is None else self.absorbers.supply.residualize(matrix)
+
+    def check_estimated(self, layout: ParameterLayout) -> None:
+        """Raise `IdentificationError` when columns of X1, X2 or X3 with estimated coefficients are collinear."""
+        estimated = {
+            "X1": {*layout.concentrated_beta, *(k for (k,) in layout.beta)},
+            "X2": {k for k, _ in (*layout.sigma, *layout.pi)},
+            "X3": {*layout.concentrated_gamma, *(k for (k,) in layout.gamma)},
+        }
+        effects = {"X1": self.residualize_demand, "X3": self.residualize_supply}
+        absorbed = {"X1": self.ED, "X3": self.ES}
+        tolerances = self.tolerances.collinear_atol, self.tolerances.collinear_rtol
+        for name in sorted(self.collinear):
+            chosen = sorted(estimated[name])
+            values, labels = getattr(self, name)[:, chosen], getattr(self.labels, name)
+            residuals = effects[name](values) if absorbed.get(name) else values
+            unabsorbed = values if absorbed.get(name) else None
+            check_rank(residuals, [labels[k] for k in chosen], name, unabsorbed, *tolerances)
 
     def build_agents(self, agent_data: Any, integration: Integration | None, weights_tol: float) -> AgentsInEconomy:
         """The economy with these agents, for evaluating the same model with other nodes, weights or demographics."""
@@ -178,7 +199,11 @@ class ProblemData(Formulated):
         found = _build_equations(changed, self.absorbers, changed.add_exogenous, tolerances)
         data = found.data if self.placement is None else place_data(found.data, self.placement)
         return dataclasses.replace(
-            changed, model_data=data, instrument_labels=found.instrument_labels, instrument_rank=found.instrument_rank
+            changed,
+            model_data=data,
+            instrument_labels=found.instrument_labels,
+            instrument_rank=found.instrument_rank,
+            collinear=found.collinear,
         )
 
     @property
@@ -312,6 +337,7 @@ def build_problem_data(
         model_data=found.data,
         instrument_labels=found.instrument_labels,
         instrument_rank=found.instrument_rank,
+        collinear=found.collinear,
     )
 
 

@@ -87,9 +87,12 @@ class Problem(DataHolder, Picklable):
     DataError
         When a table cannot be used; the message names table, column, market and row.
     IdentificationError
-        When X1, X2 or X3 is rank-deficient, or prices are in neither X1 nor X2, or in X3.
-    NotImplementedError
-        For options that are not supported.
+        When prices are in neither X1 nor X2, or in X3.
+
+    Warns
+    -----
+    IdentificationWarning
+        When columns of X1, X2 or X3 are collinear, so that `solve` cannot estimate the coefficients of all of them.
     """
 
     def solve(
@@ -158,9 +161,8 @@ class Problem(DataHolder, Picklable):
         tau : array, optional
             Starting values of the parameters of `Transformation` in `rc_types`, one after the other. Zeros stay zero.
         sigma_bounds, pi_bounds, rho_bounds, tau_bounds, beta_bounds, gamma_bounds : pairs of arrays, optional
-            Lower and upper bounds. Equal bounds fix an element, None and NaN stand for no bound. By default rho is
-            between zero and 0.99, and elements of the diagonal of sigma are at least zero, or at most zero where they
-            start below it.
+            Lower and upper bounds. Equal bounds fix an element, None and NaN are none. By default rho is between zero
+            and 0.99, and the diagonal of sigma at least zero, or at most zero where it starts below that.
         delta : (N,) array, optional
             Where inversions of shares start, by default the logit solution.
         method : {'2s', '1s'}
@@ -195,11 +197,10 @@ class Problem(DataHolder, Picklable):
             its exponential; then `iteration` is by default ``Iteration('squarem')``. All types are protected against
             overflow.
         shares_bounds : pair of floats, optional
-            Bounds at which simulated shares are clipped before their logarithms are taken in an inversion. Results have
-            `clipped_shares`.
+            At which simulated shares are clipped before their logarithms are taken. Results have `clipped_shares`.
         costs_bounds : pair of floats, optional
-            Bounds at which marginal costs are clipped; by default there are none. Log costs need a positive lower bound
-            where some costs may be negative.
+            Bounds at which marginal costs are clipped, by default none. Log costs that may be negative need a positive
+            lower bound.
         W : (M, M) array, optional
             Initial weighting matrix, by default that of 2SLS, for M = MD + MS + MC moments.
         covariance_moments_mean : float
@@ -238,8 +239,8 @@ class Problem(DataHolder, Picklable):
         ValueError, TypeError
             For arguments of the wrong shape or value.
         IdentificationError
-            When there are fewer moments than parameters (a warning with ``Optimization('return')``), or something is
-            singular and `options.pseudo_inverses` is off.
+            When columns with estimated coefficients are collinear, there are fewer moments than parameters (a warning
+            with ``Optimization('return')``), or something is singular and `options.pseudo_inverses` is off.
         ConvergenceError
             Only with ``error_behavior='raise'``.
         NotImplementedError

@@ -200,10 +200,6 @@ def test_product_ids_may_have_several_columns() -> None:
             "no gaps, but 'demand_instruments2' is missing.*'demand_instruments1', 'demand_instruments3'",
         ),
         (
-            {"demand_instruments": [1.0] * 5},
-            "product_data: there is a column 'demand_instruments' and also 'demand_instruments0'.*not both",
-        ),
-        (
             {"demand_instruments1": [1.0, 2.0, np.nan, 4.0, 5.0]},
             "product_data: column 'demand_instruments1' has missing values.*market 'b', row 2",
         ),

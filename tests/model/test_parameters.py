@@ -193,7 +193,7 @@ def test_the_given_arrays_are_not_changed() -> None:
         ({"pi_bounds": ("low", None)}, "pi_bounds must be an array of numbers"),
         (
             {"beta_bounds": ([-1, -5, None, None], None)},
-            "beta_bounds must be infinite for elements of beta that are concentrated out. Give them starting values",
+            "beta_bounds must be infinite for elements of beta that are concentrated out.*Give beta starting values",
         ),
     ],
 )

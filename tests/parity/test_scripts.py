@@ -9,7 +9,7 @@ import pytest
 
 import blpjax
 from blpjax import Optimization
-from blpjax.exceptions import UnusedOptionWarning
+from blpjax.exceptions import DataWarning, IdentificationError, IdentificationWarning, UnusedOptionWarning
 from blpjax.inputs.integration import Integration
 from tests.support.silence import quiet
 from tests.tolerances import DELTA, LINEAR_ALGEBRA
@@ -114,3 +114,37 @@ def test_options_that_print_are_accepted_where_a_routine_of_scipy_prints_no_more
     assert Optimization("l-bfgs-b", {"disp": False, "iprint": -1}).method_options == {}
     results = random_coefficient(blpjax).solve([[0.4]], method="1s", optimization=chosen)
     assert results.converged
+
+
+def test_a_matrix_of_instruments_is_taken_where_there_are_numbered_columns_too() -> None:
+    table = products()
+    columns = {name: table[name].to_numpy() for name in table}
+    columns["demand_instruments"] = table[["demand_instruments0", "demand_instruments2"]].to_numpy() ** 2
+    with pytest.warns(DataWarning, match="column 'demand_instruments' and also 'demand_instruments0', 'demand_instr"):
+        ours = logit(blpjax, data=columns)
+    theirs = logit(pyblp, data=columns)
+    assert ours.MD == theirs.MD == 4
+    LINEAR_ALGEBRA.check(ours.products.ZD, theirs.products.ZD)
+
+
+def test_demand_without_prices_has_prices_of_zero_with_a_coefficient_of_zero() -> None:
+    table = products().assign(prices=0.0)
+    message = "'prices' is zero. Problem.solve cannot estimate the coefficients of all of them"
+    with pytest.warns(IdentificationWarning, match=message):
+        problem = logit(blpjax, data=table)
+    results = problem.solve(beta=[None, 0, None], method="1s")
+    expected = logit(pyblp, data=table).solve(beta=[None, 0, None], method="1s")
+    LINEAR_ALGEBRA.check(results.beta, expected.beta)
+    LINEAR_ALGEBRA.check(results.beta_se[[0, 2]], expected.beta_se[[0, 2]])
+    with pytest.raises(IdentificationError, match="X1 has 3 columns but rank 2: 'prices' is zero"):
+        problem.solve(method="1s")
+
+
+def test_a_column_that_repeats_another_may_have_a_fixed_coefficient() -> None:
+    """Its instrument adds nothing, so that estimates are those without it."""
+    with pytest.warns(IdentificationWarning, match="columns but rank"):
+        problem = logit(blpjax, "1 + prices + x + x2", products().assign(x2=lambda table: 2 * table.x))
+    with quiet("The covariances of the 7 moments have rank 6"):
+        fixed = problem.solve(beta=[None, None, None, 0.1], beta_bounds=([None, None, None, 0.1],) * 2, method="1s")
+    plain = logit(blpjax).solve(method="1s")
+    np.testing.assert_allclose(fixed.beta[:, 0], [*plain.beta[:2, 0], plain.beta[2, 0] - 0.2, 0.1], rtol=1e-8)

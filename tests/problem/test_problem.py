@@ -334,17 +334,42 @@ def test_compilations_are_counted(compiled: list[str]) -> None:
 
 
 def test_rank_deficient_characteristics_are_named() -> None:
+    """By a warning when a problem is built, and by an error when it should estimate coefficients of all columns."""
     products = small_tables()[0]
-    with pytest.raises(
-        IdentificationError, match=r"X1 has 4 columns but rank 3: .*'x' is collinear with 'y'|'y' is collinear"
-    ):
-        logit(products.assign(y=2 * products.x), "1 + prices + x + y")
-    with pytest.raises(IdentificationError, match="X1 has 2 columns but rank 1: 'f' is absorbed by the fixed effects"):
-        with quiet():
-            Problem(Formulation("0 + prices + f", absorb="C(firm_ids)"), products.assign(f=products.firm_ids * 2.0))
-    with pytest.raises(IdentificationError, match="X2 has 2 columns but rank 1"):
-        formulations = Formulation("1 + prices"), Formulation("0 + x + y")
-        Problem(formulations, products.assign(y=products.x), integration=Integration("product", 3))
+    products = products.assign(y=2 * products.x, f=products.firm_ids * 2.0)
+    X2 = Formulation("1 + prices"), Formulation("0 + x + y")
+    cases: list[tuple[Any, dict[str, Any], str, dict[str, Any], dict[str, Any]]] = [
+        (
+            Formulation("1 + prices + x + y"),
+            {},
+            "X1 has 4 columns but rank 3: .*('x' is collinear with 'y'|'y' is collinear)",
+            {},
+            {"beta": [None, None, None, 0]},
+        ),
+        (
+            Formulation("0 + prices + f", absorb="C(firm_ids)"),
+            {},
+            "X1 has 2 columns but rank 1: 'f' is absorbed by the fixed effects",
+            {},
+            {"beta": [None, 2.0], "beta_bounds": ([None, 2.0], [None, 2.0])},
+        ),
+        (
+            X2,
+            {"integration": Integration("product", 3)},
+            "X2 has 2 columns but rank 1",
+            {"sigma": 0.3 * np.eye(2)},
+            {"sigma": np.diag([0.3, 0])},
+        ),
+    ]
+    for formulations, options, message, together, fixed in cases:
+        with pytest.warns(IdentificationWarning) as caught:
+            problem = Problem(formulations, products, **options)
+        assert any(re.search(message, str(warning.message)) for warning in caught)
+        with pytest.raises(IdentificationError, match=message):
+            problem.solve(method="1s", **together)
+        parameters = {"sigma": None, "pi": None, "rho": None, "beta": None, "gamma": None, "bounds": {}, **fixed}
+        parameters["bounds"] = {"beta": parameters.pop("beta_bounds", None)}
+        problem.read_parameters(**parameters)
 
 
 def test_prices_have_to_be_where_they_can_be() -> None:
