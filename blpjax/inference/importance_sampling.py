@@ -139,7 +139,7 @@ def importance_sampling(
     kept = {name: values for name, values in columns.items() if not re.fullmatch(r"weights|nodes[0-9]*", name)}
     found = ImportanceSamplingResults(
         problem_results=results,
-        sampled_agents=records.agent_records(sampled, candidates.demographics[chosen]),
+        sampled_agents=records.agent_records(sampled, candidates.demographics[chosen], candidates.demographic_columns),
         agent_data={**kept, "market_ids": sampled.market_ids, "weights": sampled.weights, "nodes": sampled.nodes},
         computation_time=time.perf_counter() - began,
         draws=count,

@@ -31,7 +31,7 @@ from blpjax.inputs.table_format import describe_rows, find_vector, is_missing, p
 from blpjax.inputs.terms import INTERCEPT, Term
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Column:
     """One column of a design matrix as a product of expressions. Hashable and equal by value.
 
@@ -88,6 +88,8 @@ class Column:
 
     def __str__(self) -> str:
         return self.label
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True, eq=False)

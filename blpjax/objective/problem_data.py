@@ -271,7 +271,7 @@ class ProblemData(Formulated):
             demand_ids=self.demand_ids,
             supply_ids=self.supply_ids,
         )
-        return records.product_records(self.product_table, matrices, self.columns)
+        return records.product_records(self.product_table, matrices, self.designs)
 
     def __str__(self) -> str:
         names = ["T", "N", "F", "I", "K1", "K2", "K3", "D", "MD", "MS", "MC", "ED", "ES", "H"]

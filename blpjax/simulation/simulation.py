@@ -211,7 +211,7 @@ class Simulation(Picklable):
         matrices = records.ProductMatrices(
             X1=known.X1, X2=known.X2, X3=known.X3, ZD=none, ZS=none, ZC=none, demand_ids=none, supply_ids=none
         )
-        return records.product_records(known.product_table, matrices, known.columns)
+        return records.product_records(known.product_table, matrices, known.designs)
 
     @cached_property
     def agents(self) -> np.recarray:

@@ -350,7 +350,6 @@ def test_agents_are_those_of_pyblp() -> None:
         ({"nodes0": None, "nodes1": None, "nodes2": None, "node0": [1.0] * 5}, "agent_data: .*'nodes0'.*mean 'node0'"),
         ({"nodes0": None}, "agent_data: numbered columns must start at zero.*'nodes0' is missing.*'nodes1', 'nodes2'"),
         ({"nodes1": None}, "agent_data: numbered columns must .* no gaps, but 'nodes1' is missing.*'nodes0', 'nodes2'"),
-        ({"nodes": [1.0] * 5}, "agent_data: there is a column 'nodes' and also 'nodes0'"),
         (
             {"nodes1": [1.0, 2.0, 3.0, -np.inf, 5.0]},
             "agent_data: column 'nodes1' has infinite values.*market 'b', row 3",

@@ -1,5 +1,6 @@
 """Scripts that PyBLP accepts: what they say explicitly, leave in shared options, or read from a problem's arrays."""
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -148,3 +149,31 @@ def test_a_column_that_repeats_another_may_have_a_fixed_coefficient() -> None:
         fixed = problem.solve(beta=[None, None, None, 0.1], beta_bounds=([None, None, None, 0.1],) * 2, method="1s")
     plain = logit(blpjax).solve(method="1s")
     np.testing.assert_allclose(fixed.beta[:, 0], [*plain.beta[:2, 0], plain.beta[2, 0] - 0.2, 0.1], rtol=1e-8)
+
+
+def test_titles_of_fields_are_columns_as_in_pyblp() -> None:
+    agents = pd.DataFrame({"market_ids": np.arange(20), "weights": 1.0, "nodes0": 0.5, "nodes1": 0.1, "income": 1.0})
+    agents["income"] += agents.market_ids
+    table = products().assign(kind=["u", "v"] * 50)
+    formulas = ("1 + prices + x:prices + kind", "1 + x")
+    for supply in ((), ("1 + x + log(x**2)",)):
+        with quiet():
+            ours, theirs = (
+                library.Problem(
+                    tuple(map(library.Formulation, (*formulas, *supply))),
+                    table,
+                    library.Formulation("0 + income + I(income**2)"),
+                    agents,
+                )
+                for library in (blpjax, pyblp)
+            )
+        for name, fields in (("products", ("X1", "X2", "X3")), ("agents", ("demographics",))):
+            actual, expected = getattr(ours, name).dtype, getattr(theirs, name).dtype
+            for field in fields:
+                titles = actual.fields[field][2]
+                assert list(map(str, titles)) == list(map(str, expected.fields[field][2])), field
+                assert [title.names for title in titles] == [
+                    {variable.split("[")[0] for variable in title.names} for title in expected.fields[field][2]
+                ]
+    assert pickle.loads(pickle.dumps(ours.products)).dtype == ours.products.dtype
+    assert "[1, prices, " in str(list(ours.products.dtype.fields["X1"][2]))
