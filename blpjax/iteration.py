@@ -9,6 +9,7 @@ import numpy as np
 
 from blpjax.exceptions import warn_unused
 from blpjax.machine.host_routines import MINPACK, SCIPY_METHODS, HostRoutine
+from blpjax.values import read_flag
 
 Norm = Callable[[Any], Any]
 
@@ -107,12 +108,12 @@ class Iteration:
         compute_jacobian: bool = False,
         universal_display: bool = False,
     ) -> None:
+        compute_jacobian = read_flag("compute_jacobian of Iteration", compute_jacobian)
+        universal_display = read_flag("universal_display of Iteration", universal_display)
         _check_method(method, compute_jacobian, universal_display)
         options = dict(method_options or {})
         if callable(method) or method in SCIPY_METHODS:
-            routine = HostRoutine(
-                method, tuple(options.items()), bool(compute_jacobian), bool(universal_display), False
-            )
+            routine = HostRoutine(method, tuple(options.items()), compute_jacobian, universal_display, False)
             object.__setattr__(self, "method", method)
             object.__setattr__(self, "fixed_point", FixedPointMethod("host", host=routine))
             object.__setattr__(self, "limits", FixedPointLimits())
@@ -140,7 +141,8 @@ class Iteration:
         norm = options.get("norm")
         if norm is not None and not callable(norm):
             raise TypeError("The option norm of Iteration must be a function of an array that returns a scalar.")
-        static = FixedPointMethod(method, int(scheme), memory, bool(options.get("safeguard", True)), norm)
+        safeguard = read_flag("The option safeguard of Iteration", options.get("safeguard", True))
+        static = FixedPointMethod(method, int(scheme), memory, safeguard, norm)
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "fixed_point", static)
         object.__setattr__(self, "limits", limits)

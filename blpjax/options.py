@@ -51,6 +51,7 @@ from typing import Any
 import numpy as np
 
 from blpjax.exceptions import warn_unused
+from blpjax.values import check_integer, read_flag
 
 digits: int = 7
 verbose: bool = True
@@ -82,17 +83,11 @@ def output(text: object) -> None:
 
 
 def _check_bool(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"options.{name} must be True or False, not {value!r}.")
-    return bool(value)
+    return read_flag(f"options.{name}", value)
 
 
 def _check_digits(name: str, value: Any) -> int:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"options.{name} must be an int, not {value!r}.")
-    if value < 1:
-        raise ValueError(f"options.{name} must be at least 1, not {value!r}.")
-    return int(value)
+    return check_integer(f"options.{name}", value, minimum=1)
 
 
 def _check_tolerance(name: str, value: Any) -> float:

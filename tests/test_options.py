@@ -68,7 +68,7 @@ def test_misspelled_names_raise_with_the_close_name() -> None:
 @pytest.mark.parametrize(
     "name, value, error, message",
     [
-        ("digits", 7.0, TypeError, "options.digits must be an int, not 7.0"),
+        ("digits", 7.0, TypeError, "options.digits must be an integer, not 7.0"),
         ("digits", True, TypeError, "options.digits must be an int"),
         ("digits", 0, ValueError, "options.digits must be at least 1"),
         ("verbose", 1, TypeError, "options.verbose must be True or False, not 1"),

@@ -24,6 +24,7 @@ from blpjax.model.demand import MarketDemand, over_markets
 from blpjax.model.model import Model
 from blpjax.objective.problem_data import ProblemData
 from blpjax.reporting import report
+from blpjax.values import read_seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -111,7 +112,7 @@ def importance_sampling(
     began = time.perf_counter()
     data = results.problem.data
     options.output("Importance sampling ...")
-    count = read_draws(draws)
+    count, seed = read_draws(draws), read_seed("seed", seed)
     _check_arguments(data, ar_constant)
     if agent_data is None and integration is None:
         candidates = data.agents_in_economy

@@ -35,6 +35,7 @@ from blpjax.objective.data import ModelData
 from blpjax.objective.equations import Equation
 from blpjax.objective.moments import weigh
 from blpjax.objective.problem_data import ProblemData
+from blpjax.values import check_integer, read_flag
 
 _UNIDENTIFIED = "the sample does not identify the linear parameters"
 
@@ -157,7 +158,7 @@ def reestimate(
     **running: Any,
 ) -> ReestimationResults:
     """Draw samples and estimate; see `ProblemResults.reestimate`, whose `running` arguments decide where and how."""
-    count = read_draws(draws)
+    count, recentre = read_draws(draws), read_flag("recentre", recentre)
     study = build_study(results, step_options, begin, unit, seed, recentre, costs_bounds)
     outcome = run_draws(study, results.problem.data, count, **running)
     drawn = _read_unit(results.problem.data, step_options, unit)
@@ -221,7 +222,7 @@ def build_study(
         lane=lane,
         units=np.asarray(units),
         count=int(np.max(units)) + 1,
-        seed=int(seed),
+        seed=check_integer("seed", seed, minimum=0),
         labels=tuple(results.parameter_labels),
         blocks=tuple(step_options.parameters.parameter_blocks),
         absorbed=absorbed,

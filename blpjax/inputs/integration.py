@@ -1,6 +1,5 @@
 """How to draw unobserved agent characteristics: `Integration` builds nodes and weights for one market or many."""
 
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from blpjax.inputs.quadrature import (
     product_rule,
     sparse_grid,
 )
+from blpjax.values import check_integer, read_seed
 
 _DESCRIPTIONS = {
     "monte_carlo": "Monte Carlo simulation",
@@ -226,15 +226,6 @@ class BuiltIntegration(Integration):
         return self.built
 
 
-def check_integer(name: str, value: object, minimum: int) -> int:
-    """Return an integer as a plain `int`; raise `TypeError` for other types, and `ValueError` below the minimum."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, not {value!r}.")
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, not {value}.")
-    return int(value)
-
-
 def _draw_monte_carlo(state: np.random.RandomState, size: int, dimensions: int) -> Array:
     return state.normal(size=(size, dimensions))
 
@@ -301,9 +292,9 @@ def _checked_options(specification: str, options: Mapping[str, Any] | None) -> d
             supported = f"it supports {known}" if known else "quadrature rules have no options"
             raise ValueError(f"The specification '{specification}' has no option {name!r}: {supported}.")
     if "seed" in options:
-        options["seed"] = check_integer("The specification option seed", options["seed"], minimum=0)
-        if options["seed"] >= 2**32:
-            raise ValueError(f"The specification option seed must be below 2**32, not {options['seed']}.")
+        # no seed is no option: None is refused
+        check_integer("The specification option seed", options["seed"], minimum=0)
+        options["seed"] = read_seed("The specification option seed", options["seed"])
     return _checked_halton_options(options) if specification == "halton" else options
 
 

@@ -27,6 +27,7 @@ from blpjax.model.parameters import ParameterLayout
 from blpjax.objective.build import Designs, Equations, build_equations
 from blpjax.objective.data import ModelData, place_data
 from blpjax.reporting import report
+from blpjax.values import read_flag
 
 
 class Tolerances(NamedTuple):
@@ -309,6 +310,7 @@ def build_problem_data(
     tolerances : what decides whether data are refused.
     built : nodes and weights that the integration has built already.
     """
+    add_exogenous = read_flag("add_exogenous", add_exogenous)
     formulations = read_formulations(product_formulations, agent_formulation)
     X1, _, X3 = formulations
     check_costs_type(costs_type, supply=X3 is not None)
@@ -327,11 +329,11 @@ def build_problem_data(
         form=(rc_types, epsilon_scale),
         costs_type=costs_type,
     )
-    found = _build_equations(known, absorbers, bool(add_exogenous), tolerances)
+    found = _build_equations(known, absorbers, add_exogenous, tolerances)
     return ProblemData(
         **known.fields,
         integration=integration,
-        add_exogenous=bool(add_exogenous),
+        add_exogenous=add_exogenous,
         tolerances=tolerances,
         absorbers=absorbers,
         model_data=found.data,

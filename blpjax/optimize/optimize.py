@@ -16,6 +16,7 @@ from blpjax.optimize.recorder import Evaluation, FailurePolicy, Recorder
 from blpjax.optimize.routines import OptimizationStatus, RoutineEnd, RoutineSettings, run_return
 from blpjax.optimize.stepwise import START_REDUCTIONS, reduce_start
 from blpjax.optimize.table import ROUTINES, Routine, find_routine
+from blpjax.values import read_flag
 
 __all__ = [
     "ObjectiveProgress",
@@ -115,8 +116,7 @@ class Optimization:
         options = _leave_out_silenced(self.method, dict(self.method_options or {}))
         object.__setattr__(self, "method_options", options)
         for name in ("compute_gradient", "universal_display"):
-            if not isinstance(getattr(self, name), bool | np.bool_):
-                raise TypeError(f"{name} of Optimization must be true or false, not {getattr(self, name)!r}.")
+            read_flag(f"{name} of Optimization", getattr(self, name))
         if isinstance(self.method, str):
             _check_options(self.method, options)
             _check_compute_gradient(self.method, self.compute_gradient)
@@ -299,6 +299,10 @@ def _default_progress(theta: np.ndarray, evaluation: Any) -> ObjectiveProgress:
     return ObjectiveProgress(theta, float(objective), gradient, r, J, bool(ok))
 
 
+#: Options of stepwise methods that count something.
+_COUNTS = ("max_evaluations", "maxiter", "memory_size")
+
+
 def _check_method(method: object) -> None:
     if callable(method):
         return
@@ -335,6 +339,8 @@ def _check_options(method: str, options: Mapping[str, Any]) -> None:
                 raise TypeError(f"The option {name} of Optimization('{method}') must be a number, not {value!r}.")
             if not value > 0:
                 raise ValueError(f"The option {name} of Optimization('{method}') must be positive, not {value!r}.")
+            if name in _COUNTS and not float(value).is_integer():
+                raise ValueError(f"The option {name} of Optimization('{method}') must be an integer, not {value!r}.")
 
 
 def _check_compute_gradient(method: str, compute_gradient: bool) -> None:

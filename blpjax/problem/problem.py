@@ -32,6 +32,7 @@ from blpjax.objective.structure import Specification, StructuralModel
 from blpjax.optimize.optimize import Optimization, OptimizationStatus
 from blpjax.problem.data import DataHolder
 from blpjax.problem.results import ProblemResults
+from blpjax.values import read_flag
 
 
 class Problem(DataHolder, Picklable):
@@ -184,8 +185,7 @@ class Problem(DataHolder, Picklable):
             ``'revert'``: the objective of the last evaluation that succeeded, times `error_punishment`, and its
             gradient (before any, 1e10 and zero). ``'punish'``: `error_punishment` and a gradient of zero. Failed values
             are never estimates. ``'raise'`` raises `ConvergenceError` at once, and when optimisation does not converge.
-        error_punishment : float
-            See `error_behavior`.
+        error_punishment : float, see `error_behavior`.
         delta_behavior : {None, 'predicted', 'first', 'logit', 'last'}
             Where inversions start: at the first-order prediction from the best evaluation so far, at `delta` (or the
             last GMM step's solution), at the logit solution, or at the last solution. None is ``'predicted'`` for the
@@ -489,7 +489,7 @@ class Problem(DataHolder, Picklable):
     ) -> GMM:
         fixed, limits = jax.device_put(jax.tree.map(np.asarray, (parameters.start, iteration.limits)))
         model = StructuralModel(specification, self.economy, data, fixed, limits)
-        return programs.weighted(model, W, 1.0 if scaled else 1.0 / self.N)
+        return programs.weighted(model, W, 1.0 if read_flag("scale_objective", scaled) else 1.0 / self.N)
 
 
 class OptimalInstrumentProblem(Problem):

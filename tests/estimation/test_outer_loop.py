@@ -205,7 +205,7 @@ def test_finite_differences_know_costs_and_covariance_moments() -> None:
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_finite_differences_are_true_or_false(problem: blpjax.Problem) -> None:
-    with pytest.raises(TypeError, match="finite_differences must be true or false, not 'central'"):
+    with pytest.raises(TypeError, match="finite_differences must be True or False, not 'central'"):
         problem.solve(SIGMA, PI, finite_differences="central")
 
 
