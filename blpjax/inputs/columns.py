@@ -137,6 +137,15 @@ def read_ownership(columns: Mapping[str, np.ndarray], table: str, market_ids: np
     return ownership
 
 
+def find_unowned(ownership: np.ndarray) -> np.ndarray:
+    """Rows of ownership matrices (..., N, J), padded with NaN or zeros, in which nobody owns anything.
+
+    Such a product's price affects nobody's profit, so that no cost makes it optimal.
+    """
+    rows = ~(np.nan_to_num(ownership) != 0).any(axis=-1)
+    return np.flatnonzero(rows.reshape(-1, rows.shape[-1]).any(axis=0))
+
+
 def find_columns(columns: Mapping[str, np.ndarray], name: str, table: str) -> list[str]:
     """Names of the columns that make up a matrix field: the matrix, or columns numbered from zero without gaps.
 

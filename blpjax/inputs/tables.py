@@ -14,6 +14,7 @@ import numpy as np
 from blpjax.exceptions import DataError, DataWarning
 from blpjax.inputs.columns import (
     find_columns,
+    find_unowned,
     list_markets,
     list_rows,
     read_id_columns,
@@ -137,6 +138,11 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
         raise DataError(
             f"{table}: a supply side (X3) needs a column 'firm_ids', or 'ownership' with matrices, to know who sets "
             "which prices. There is neither."
+        )
+    if supply and ownership is not None and (unowned := find_unowned(ownership)).size:
+        raise DataError(
+            f"{table}: column 'ownership' has zeros only in {list_rows(unowned, market_ids)}. Nobody's profit depends "
+            "on the price of such a product, so it reveals no costs."
         )
     names = ("demand_instruments", "supply_instruments", "covariance_instruments")
     matrices: dict[str, Any] = {}

@@ -398,6 +398,10 @@ BAD = [
     ("costs", {"firm_ids": np.ones(3)}, ValueError, "firm_ids must hold 29 IDs, one for each product, not 3"),
     ("costs", {"firm_ids": [None] * 29}, ValueError, "firm_ids must not have missing values, but row 0 has"),
     ("costs", {"ownership": np.ones((29, 3))}, ValueError, r"ownership must have the shape \(29, 8\), not \(29, 3\)"),
+    ("costs", {"ownership": np.zeros((29, 8))}, ValueError, "rows of zeros, but row 0 is one, in market '"),
+    ("prices", {"ownership": np.zeros((29, 8))}, ValueError, "rows of zeros, but row 0 is one, in market '"),
+    ("costs", {"firm_ids": [[0, 1], [2]]}, ValueError, "firm_ids must hold 29 IDs, one for each product, not a nested"),
+    ("elasticities", {"market_id": ["m001", "m002"]}, ValueError, "market_id must be one market or None, .* not list"),
     ("costs", {"ownership": np.full((29, 8), np.nan)}, ValueError, "ownership must be finite, but row 0 is not"),
     ("costs", {"ownership": "all"}, ValueError, "ownership must be an array of finite numbers"),
     (
