@@ -143,6 +143,10 @@ def read_covariance_types(W_type: str, se_type: str, center_moments: bool, n_clu
         iv.check_kind(covariances, name)
         if covariances == "clustered" and n_clusters is None:
             raise ValueError(f"{name}='clustered' needs a column 'clustering_ids' in product_data.")
+        if covariances == "clustered" and n_clusters == 1:
+            raise ValueError(
+                f"{name}='clustered' needs at least two clusters, but 'clustering_ids' has a single value."
+            )
     centered = read_flag("center_moments", center_moments)
     return CovarianceTypes(W_type, se_type, centered, 1 if n_clusters is None else n_clusters)
 

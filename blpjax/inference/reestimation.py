@@ -287,6 +287,8 @@ def _read_unit(problem: ProblemData, step_options: StepOptions, unit: str | None
     chosen = unit or ("clusters" if clustered else "markets")
     if chosen == "clusters" and problem.product_table.clustering_ids is None:
         raise ValueError("unit='clusters' needs a column 'clustering_ids' in product_data.")
+    if chosen == "clusters" and problem.clusters[1] < 2:
+        raise ValueError("unit='clusters' needs at least two clusters, but 'clustering_ids' has a single value.")
     if chosen == "markets" and clustered:
         clusters, markets = problem.clusters[0], problem.market_index.codes
         if len(np.unique(np.column_stack([clusters, markets]), axis=0)) > problem.clusters[1]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from blpjax.exceptions import DataError, DataWarning
-from blpjax.inputs.table_format import find_vector, is_missing, plain_value
+from blpjax.inputs.table_format import check_magnitude, find_vector, is_missing, plain_value
 
 _SHOWN = 3  # offenders listed in a message
 
@@ -188,7 +188,10 @@ def check_present(values: np.ndarray, name: str, table: str, market_ids: np.ndar
 
 
 def unique_ids(ids: np.ndarray, name: str, table: str) -> np.ndarray:
-    """Sorted distinct ids, or `DataError` when they cannot be sorted."""
+    """Sorted distinct ids, or `DataError` when they cannot be sorted or are collections."""
+    if ids.dtype == object and any(isinstance(value, list | dict | set | np.ndarray) for value in ids.flat):
+        kind = next(type(value).__name__ for value in ids.flat if isinstance(value, list | dict | set | np.ndarray))
+        raise DataError(f"{table}: column '{name}' holds a {kind} for each row, but needs one ID: text or a number.")
     try:
         return np.unique(ids)
     except TypeError:
@@ -226,13 +229,14 @@ def _any_column(flags: np.ndarray) -> np.ndarray:
 def _numeric(values: np.ndarray, name: str, table: str, market_ids: np.ndarray) -> np.ndarray:
     """Finite numbers as a new array of floats."""
     check_present(values, name, table, market_ids)
-    if values.dtype.kind in "biuf":
-        return values.astype(float)
-    bad = np.flatnonzero([not isinstance(value, (numbers.Real, np.bool_)) for value in values.tolist()])
-    if bad.size == 0 and values.dtype.kind == "O":
-        return values.astype(float)
-    bad = bad if bad.size else np.arange(values.size)  # dates may look like numbers
+    numeric = values.dtype.kind in "biuf"
+    bad = [] if numeric else [not isinstance(value, (numbers.Real, np.bool_)) for value in values.tolist()]
+    if numeric or (values.dtype.kind == "O" and not any(bad)):
+        found = values.astype(float)
+        check_magnitude(found, f"column '{name}'", table, {"market_ids": market_ids})
+        return found
+    rows = np.flatnonzero(bad) if any(bad) else np.arange(values.size)  # dates may look like numbers
     raise DataError(
-        f"{table}: column '{name}' must hold numbers, but does not in {list_rows(bad, market_ids, values)}. "
+        f"{table}: column '{name}' must hold numbers, but does not in {list_rows(rows, market_ids, values)}. "
         "pandas.to_numeric converts text to numbers."
     )

@@ -8,6 +8,7 @@ import numpy as np
 from blpjax.exceptions import DataError
 from blpjax.inputs.design import Column
 from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.table_format import is_missing
 from blpjax.inputs.tables import lacking_products
 
 
@@ -37,6 +38,7 @@ def build_demographics(
     DataError
         When a column is missing or a value that is used is unusable.
     """
+    _refuse_single_levels(formulation, data)
     specific = sorted(name for name in formulation.names if name not in data and f"{name}0" in data)
     if not specific:
         design = formulation.build(data, "agent_data")
@@ -67,3 +69,17 @@ def build_demographics(
         parts.append(design.values)
         columns, labels = design.columns, design.labels
     return Demographics(np.stack(parts, axis=-1), columns)
+
+
+def _refuse_single_levels(formulation: Formulation, data: Mapping[str, np.ndarray]) -> None:
+    """Raise `DataError` for text that is the same for all agents: it would be a constant, or nothing at all."""
+    for name in sorted(formulation.names):
+        values = data.get(name)
+        if values is None or values.dtype.kind in "iufb" or is_missing(values).any():
+            continue
+        found = set(values.reshape(-1).tolist())
+        if len(found) == 1:
+            raise DataError(
+                f"agent_data: column '{name}' is {found.pop()!r} for all agents, so it is no demographic. Text is "
+                f"categorical: convert the column to numbers, or remove it from agent_formulation."
+            )

@@ -27,7 +27,7 @@ from blpjax.inputs.expressions import (
     source_text,
     variable_names,
 )
-from blpjax.inputs.table_format import describe_rows, find_vector, is_missing, plain_value
+from blpjax.inputs.table_format import check_magnitude, describe_rows, find_vector, is_missing, plain_value
 from blpjax.inputs.terms import INTERCEPT, Term
 
 
@@ -161,6 +161,7 @@ def design_matrix(
     values = np.empty((rows, len(columns)))
     for index, column in enumerate(columns):
         values[:, index] = column.evaluate(inputs)
+        check_magnitude(values[:, index], f"'{column.label}'", table, data)
     return DesignMatrix(values, columns, inputs)
 
 

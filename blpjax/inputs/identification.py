@@ -196,6 +196,33 @@ def check_order_condition(moments: int, parameters: int, names: Sequence[str], w
     warnings.warn(text, IdentificationWarning, stacklevel=3)
 
 
+def check_excluded(values: np.ndarray, labels: Sequence[str], endogenous: dict[str, np.ndarray]) -> None:
+    """Warn of excluded instruments (N, n) that are linear functions of a variable which they should be instruments for.
+
+    Warns
+    -----
+    IdentificationWarning
+        Naming the instrument and the `endogenous` variable (N,), prices or shares.
+    """
+    if len(values) <= 2:
+        return  # two numbers are linear functions of any other two
+    centred = values - values.mean(axis=0)
+    lengths = np.linalg.norm(centred, axis=0)
+    for name, variable in endogenous.items():
+        moved = variable - variable.mean()
+        length = np.linalg.norm(moved)
+        if length <= 1e-12 * np.linalg.norm(variable):
+            continue
+        same = np.abs(moved @ centred) >= (1 - 1e-12) * length * lengths
+        for k in np.flatnonzero(same & (lengths > 0)):
+            warnings.warn(
+                f"The excluded instrument '{labels[k]}' is a linear function of '{name}', which is as if {name} were "
+                f"exogenous. Leave it out unless they are.",
+                IdentificationWarning,
+                stacklevel=3,
+            )
+
+
 def find_collinearity(
     values: np.ndarray, unabsorbed: np.ndarray | None = None, atol: float = 1e-10, rtol: float = 1e-10
 ) -> Collinearity:

@@ -26,6 +26,7 @@ from blpjax.inputs.columns import (
     unique_ids,
 )
 from blpjax.inputs.integration import Integration
+from blpjax.inputs.spelling import warn_of_misspelt_fields
 from blpjax.inputs.table_format import plain_value, read_table
 
 
@@ -113,7 +114,7 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
         The table is of none of these types.
     DataError
         A required column or a row's value is missing or unusable, shares are not in (0, 1) or sum to one or more in a
-        market, numbered columns do not start at zero or have gaps, or there is only one cluster.
+        market, or numbered columns do not start at zero or have gaps.
 
     Warns
     -----
@@ -127,8 +128,6 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
     prices = read_vector(columns, "prices", table, market_ids)
     _check_shares(shares, market_ids, table)
     clustering_ids = read_ids(columns, "clustering_ids", table, market_ids)
-    if clustering_ids is not None and unique_ids(clustering_ids, "clustering_ids", table).size < 2:
-        raise DataError(f"{table}: column 'clustering_ids' has a single value. At least two clusters are needed.")
     product_ids = read_id_columns(columns, "product_ids", table, market_ids)
     if product_ids is not None:
         _warn_duplicated_products(product_ids, market_ids, table)
@@ -217,8 +216,10 @@ def read_agents(
         nodes, _ = read_matrix(columns, "nodes", table, market_ids, required=True, limit=K2)
         weights = read_vector(columns, "weights", table, market_ids, "X2 (unless there is an integration)")
         _check_weights(weights, market_ids, weights_tol, table)
+        warn_of_misspelt_fields(columns, names or (), table)
         return AgentTable(market_ids, agent_ids, weights, nodes, availability, columns, np.arange(market_ids.size))
 
+    warn_of_misspelt_fields(columns, names or (), table)
     built = integration.build_many(K2, product_markets)
     _check_weights(built.weights, built.market_ids, weights_tol, "integration")
     rows = None
@@ -308,6 +309,12 @@ def _check_shares(shares: np.ndarray, market_ids: np.ndarray, table: str) -> Non
 def _check_weights(weights: np.ndarray, market_ids: np.ndarray, tolerance: float, table: str) -> None:
     markets, inverse = np.unique(market_ids, return_inverse=True)
     sums = np.bincount(inverse.ravel(), weights, markets.size)
+    # negative weights of quadrature rules may cancel, too
+    if (none := np.flatnonzero(sums == 0)).size:
+        raise DataError(
+            f"{table}: column 'weights' sums to zero in {list_markets(markets[none])}, so that nobody buys anything "
+            "there."
+        )
     bad = np.flatnonzero(np.abs(sums - 1) > tolerance)
     if bad.size:
         warnings.warn(

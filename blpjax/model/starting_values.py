@@ -1,5 +1,6 @@
 """Starting values, bounds and layout of parameters from the arguments of `Problem.solve`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,12 +55,14 @@ def build_parameters(
     """
     K2, D = len(labels.X2), len(labels.demographics)
     values = {
-        "sigma": np.tril(_read("sigma", sigma, (K2, K2), "X2 was not formulated", required=K2 > 0)),
-        "pi": _read("pi", pi, (K2, D), "demographics were not formulated", required=D > 0),
-        "rho": _read_rho(rho, len(labels.nests)),
-        "tau": _read("tau", tau, (len(form.tau),), "no type in rc_types has parameters", required=bool(form.tau)),
-        "beta": _read_linear("beta", beta, len(labels.X1), "X1 has no columns"),
-        "gamma": _read_linear("gamma", gamma, len(labels.X3), "X3 was not formulated"),
+        "sigma": np.tril(_read("sigma", sigma, (K2, K2), labels, "X2 was not formulated", required=K2 > 0)),
+        "pi": _read("pi", pi, (K2, D), labels, "demographics were not formulated", required=D > 0),
+        "rho": _read_rho(rho, labels),
+        "tau": _read(
+            "tau", tau, (len(form.tau),), labels, "no type in rc_types has parameters", required=bool(form.tau)
+        ),
+        "beta": _read_linear("beta", beta, len(labels.X1), labels, "X1 has no columns"),
+        "gamma": _read_linear("gamma", gamma, len(labels.X3), labels, "X3 was not formulated"),
     }
     limits = []
     for name, value in values.items():
@@ -96,11 +99,11 @@ def build_parameters(
     )
 
 
-def _read_rho(rho: Any, H: int) -> np.ndarray:
+def _read_rho(rho: Any, labels: Labels) -> np.ndarray:
     """One nesting parameter for all groups, or one for each of the H groups."""
-    absent = "there are no nesting_ids in product_data"
+    absent, H = "there are no nesting_ids in product_data", len(labels.nests)
     single = rho is not None and np.size(rho) == 1
-    values = _read("rho", rho, (min(H, 1) if single else H,), absent, required=H > 0)
+    values = _read("rho", rho, (min(H, 1) if single else H,), labels, absent, required=H > 0)
     if (values >= 1).any():
         raise ValueError(f"rho must be below one, not {values.max():g}.")
     return values
@@ -114,10 +117,10 @@ def _check_rho(values: np.ndarray) -> None:
         )
 
 
-def _read_linear(name: str, values: Any, size: int, absent: str) -> np.ndarray:
+def _read_linear(name: str, values: Any, size: int, labels: Labels, absent: str) -> np.ndarray:
     if values is None:
         return np.full(size, np.nan)
-    return _read(name, values, (size,), absent, required=False, missing=True)
+    return _read(name, values, (size,), labels, absent, required=False, missing=True)
 
 
 def _free(values: np.ndarray, bounds: Bounds) -> Index:
@@ -126,7 +129,14 @@ def _free(values: np.ndarray, bounds: Bounds) -> Index:
 
 
 def _read(
-    name: str, values: Any, shape: tuple[int, ...], absent: str, required: bool, missing: bool = False
+    name: str,
+    values: Any,
+    shape: tuple[int, ...],
+    labels: Labels,
+    absent: str,
+    *,
+    required: bool,
+    missing: bool = False,
 ) -> np.ndarray:
     """A float array of the given shape, None read as missing; an empty or zero array when there is nothing to read."""
     if values is None:
@@ -145,10 +155,26 @@ def _read(
     if len(shape) == 1 and array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
     if array.shape != shape:
-        raise ValueError(f"{name} must have the shape {shape}, not {array.shape}.")
+        raise ValueError(f"{name} must have the shape {shape}, not {array.shape}.{_describe_columns(name, labels)}")
     if not (np.isfinite(array) | (missing & np.isnan(array))).all():
         raise ValueError(f"{name} must be finite: use zeros for elements that are fixed at zero.")
     return array
+
+
+def _describe_columns(name: str, labels: Labels) -> str:
+    """What rows and columns of a block of parameters stand for, and which of them variables have become, as words."""
+    matrices = {"sigma": ("X2",), "pi": ("X2", "demographics"), "beta": ("X1",), "gamma": ("X3",)}.get(name, ())
+    words = ""
+    for matrix in matrices:
+        columns = getattr(labels, matrix)
+        indicators = [column for column in columns if re.search(r"\[.+\]", column)]
+        words += f" {matrix[0].upper()}{matrix[1:]} are {', '.join(columns[:20])}{', ...' * (len(columns) > 20)}."
+        if indicators:
+            words += (
+                f" Text, booleans, dates and C(...) are categorical, with an indicator for each level, such as "
+                f"{indicators[0]}. Convert such a variable to numbers if it is to be one column."
+            )
+    return words
 
 
 def _as_floats(name: str, values: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from blpjax.economy.characteristics import Characteristics
 from blpjax.economy.ownership import Ownership, pack_firms
 from blpjax.inputs.absorb import Absorber
 from blpjax.inputs.design import Column, DesignMatrix
-from blpjax.inputs.identification import check_instruments, check_rank
+from blpjax.inputs.identification import check_excluded, check_instruments, check_rank
 from blpjax.inputs.tables import ProductTable
 from blpjax.objective.absorption import build_projection
 from blpjax.objective.blocks import CovarianceMoments
@@ -81,11 +81,14 @@ def build_equations(
     X1, X2, X3 = designs[:3]
     independent = {"X2": X2 is None or check_rank(X2.values, X2.labels, "X2", None, *tolerances, warn=True)}
     excluded = table.demand_instruments, table.demand_instrument_labels
+    endogenous = {"prices": table.prices, "shares": table.shares}
+    check_excluded(*excluded, endogenous)
     demand = _build_side(X1, "prices", ("X1", "ZD"), excluded, designs.demand_absorber, add_exogenous, tolerances)
     independent["X1"] = demand.independent
     if X3 is None:
         return Equations(ModelData(demand.equation), demand.labels, demand.rank, _collinear(independent))
     excluded = table.supply_instruments, table.supply_instrument_labels
+    check_excluded(*excluded, endogenous)
     supply = _build_side(X3, "shares", ("X3", "ZS"), excluded, designs.supply_absorber, add_exogenous, tolerances)
     independent["X3"] = supply.independent
     collinear = _collinear(independent)

@@ -19,6 +19,7 @@ from blpjax.inputs.arguments import read_formulations
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.identification import check_rank
 from blpjax.inputs.integration import AgentNodes, BuiltIntegration, Integration
+from blpjax.inputs.spelling import warn_of_misspelt_fields
 from blpjax.inputs.tables import read_products
 from blpjax.inputs.updating import replace_values
 from blpjax.machine.placement import Placement
@@ -315,6 +316,9 @@ def build_problem_data(
     X1, _, X3 = formulations
     check_costs_type(costs_type, supply=X3 is not None)
     table = read_products(product_data, supply=X3 is not None)
+    given = [formulation for formulation in formulations if formulation is not None]
+    used = {name for formulation in given for name in formulation.names | formulation.absorb_names}
+    warn_of_misspelt_fields(table.data, used, "product_data")
     designs = build_matrices(formulations, table.data, agent_formulation is not None)
     demand = build_absorber(X1, table.data)
     absorbers = Absorbers(demand, demand if X3 is None else build_absorber(X3, table.data))

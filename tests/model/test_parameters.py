@@ -184,6 +184,12 @@ def test_the_given_arrays_are_not_changed() -> None:
         ),
         ({"pi_bounds": (0, 3.5)}, r"pi\[2, 1\] = 4 is not within its bounds \[0, 3.5\]"),
         ({"beta_bounds": ([None, -1, None, None], None)}, r"beta\[1\] = -3 is not within its bounds \[-1, inf\]"),
+        (
+            {"sigma": 0.5, "pi": None, "X2": ("kind['u']", "kind['v']"), "demographics": ()},
+            r"sigma must have the shape \(2, 2\), not \(\). X2 are kind\['u'\], kind\['v'\]. Text, booleans, dates and "
+            r"C\(...\) are categorical, with an indicator for each level, such as kind\['u'\]",
+        ),
+        ({"pi": 0.5}, r"pi must have the shape \(3, 2\).* X2 are 1, prices, x. Demographics are income, age"),
         ({"sigma_bounds": 5}, r"sigma_bounds must be a pair \(lower, upper\) of arrays of the shape of sigma"),
         ({"pi_bounds": (1, 2, 3)}, r"pi_bounds must be a pair \(lower, upper\)"),
         (

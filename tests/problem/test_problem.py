@@ -529,6 +529,14 @@ def test_clusters_need_ids(name: str) -> None:
         problem.solve(SIGMA, PI, **{name: "clustered"})
 
 
+@pytest.mark.parametrize("name", ["W_type", "se_type"])
+def test_clusters_are_at_least_two(name: str) -> None:
+    single = logit(small_tables()[0].assign(clustering_ids=1))
+    assert single.solve(method="1s").converged
+    with pytest.raises(ValueError, match=f"{name}='clustered' needs at least two clusters, but 'clustering_ids' has a"):
+        single.solve(method="1s", **{name: "clustered"})
+
+
 def test_every_column_of_sigma_needs_nodes() -> None:
     products, agents = small_tables()
     problem = build(blpjax, products, agents.drop(columns="nodes2"))
