@@ -119,7 +119,11 @@ def importance_sampling(
     else:
         table = agent_data if agent_data is None or integration is not None else _with_equal_weights(agent_data)
         candidates = data.build_agents(table, integration, options.weights_tol)
-    mean = results.delta[:, 0] if delta is None else read_vector("delta", delta, len(results.delta))
+    mean = (
+        results.delta[:, 0]
+        if delta is None
+        else read_vector("delta", delta, len(results.delta), data.product_table.index)
+    )
     inside = _inside_probabilities(results.model_in(candidates.economy), mean, candidates)
     weights = _sample(data, candidates, inside, count, ar_constant, seed)
 

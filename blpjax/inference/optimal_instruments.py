@@ -368,7 +368,8 @@ def _read_prices(
     if expected_prices is not None:
         if chosen is not None:
             raise ValueError("Give either expected_prices or iteration, which computes them, not both.")
-        return read_vector("expected_prices", expected_prices, model.delta.size), None
+        index = results.problem.data.product_table.index
+        return read_vector("expected_prices", expected_prices, model.delta.size, index), None
     if expects_equilibrium_prices(model.characteristics, supply, chosen):
         return None, chosen
     return _fitted_prices(results.problem.data), None

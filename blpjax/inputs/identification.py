@@ -214,7 +214,7 @@ def check_excluded(values: np.ndarray, labels: Sequence[str], endogenous: dict[s
         if length <= 1e-12 * np.linalg.norm(variable):
             continue
         same = np.abs(moved @ centred) >= (1 - 1e-12) * length * lengths
-        for k in np.flatnonzero(same & (lengths > 0)):
+        for k in np.flatnonzero(same & (lengths > 0)).tolist():
             warnings.warn(
                 f"The excluded instrument '{labels[k]}' is a linear function of '{name}', which is as if {name} were "
                 f"exogenous. Leave it out unless they are.",

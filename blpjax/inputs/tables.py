@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from blpjax.exceptions import DataError, DataWarning
 from blpjax.inputs.columns import (
@@ -49,6 +50,7 @@ class ProductTable:
         None are read without a supply side.
     demand_instrument_labels, supply_instrument_labels, covariance_instrument_labels : the column names.
     data : all columns of the table, (N,) or (N, n), as formulas read them.
+    index : pandas' index of the rows, None where the table was no DataFrame.
     """
 
     market_ids: np.ndarray
@@ -66,6 +68,7 @@ class ProductTable:
     covariance_instruments: np.ndarray
     covariance_instrument_labels: tuple[str, ...]
     data: Mapping[str, np.ndarray]
+    index: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,6 +163,7 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
         prices=prices,
         **matrices,
         data=columns,
+        index=data.index if isinstance(data, pd.DataFrame) else None,
     )
 
 

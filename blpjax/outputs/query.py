@@ -12,6 +12,7 @@ import pandas as pd
 
 from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex
 from blpjax.exceptions import ConvergenceError, raise_for_status
+from blpjax.inputs.arguments import check_index
 from blpjax.inputs.columns import find_unowned
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.table_format import plain_value
@@ -155,6 +156,7 @@ class Query:
         """
         if ids is None:
             return None
+        check_index(name, ids, self._index)
         try:
             array = np.asarray(ids).reshape(-1)
         except ValueError as error:
@@ -179,6 +181,7 @@ class Query:
         firms = self.read_ids("firm_ids", firm_ids)
         if ownership is None:
             return firms, {}
+        check_index("ownership", ownership, self._index)
         array = _numbers("ownership", ownership)
         inside = self.extent.products_present[self.rows, self.extent.columns]
         N, width = inside.shape
@@ -304,7 +307,14 @@ class Query:
             return 0
         return self.extent.agents.economy.buckets[self.place.bucket].size[1] - self.rows.size
 
+    @property
+    def _index(self) -> pd.Index | None:
+        """Pandas' index of the rows of the product table that are asked for, None where they have none."""
+        index = self.extent.tables.products.index
+        return None if index is None else index[self.rows]
+
     def _read(self, name: str, values: Any) -> np.ndarray:
+        check_index(name, values, self._index)
         array = _numbers(name, values)
         N, draws = self.rows.size, self.source.draws
         if draws is not None and array.ndim > 1 and array.size == draws * N and len(array) == draws:

@@ -51,7 +51,7 @@ def load(path: str | os.PathLike[str]) -> ProblemResults:
 def _check_sizes(results: ProblemResults) -> None:
     """Raise `ValueError` when arrays of results do not have the sizes of each other and of the problem."""
     sizes = {
-        results.problem.N: ("delta", "xi", "clipped_shares"),
+        results.problem.data.N: ("delta", "xi", "clipped_shares"),
         len(results.theta_labels): ("theta", "gradient", "theta_se"),
         results.moments.size: ("W", "updated_W", "moments_jacobian", "moments_covariances"),
     }

@@ -459,7 +459,7 @@ class Problem(DataHolder, Picklable):
     def _read_delta(self, delta: Any, parameters: Parameters) -> np.ndarray:
         if delta is None:
             return self.closed_form_delta(np.asarray(parameters.start.rho))
-        return arguments.read_vector("delta", delta, self.N)
+        return arguments.read_vector("delta", delta, self.N, self.product_table.index)
 
     def _step_context(
         self, step_options: StepOptions, data: ModelData, weights: np.ndarray, simulate: programs.Simulate | None
