@@ -110,6 +110,18 @@ class ConvergenceWarning(UserWarning):
     """A loop or an optimisation ended without converging."""
 
 
+class UnusedOptionWarning(UserWarning):
+    """An option of a valid script has no effect on this problem, or in this library."""
+
+
+def warn_unused(option: str, reason: str, *, stacklevel: int) -> None:
+    """Warn that an option has no effect, and why: nothing is accepted and ignored silently.
+
+    `stacklevel` is that of `warnings.warn`: one for this function, one more for each caller up to the user's.
+    """
+    warnings.warn(f"{option} has no effect: {reason}", UnusedOptionWarning, stacklevel=stacklevel)
+
+
 class Status(enum.IntEnum):
     """Outcome of a loop in one market.
 

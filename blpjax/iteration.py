@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from blpjax.exceptions import warn_unused
 from blpjax.machine.host_routines import MINPACK, SCIPY_METHODS, HostRoutine
+from blpjax.values import read_flag
 
 Norm = Callable[[Any], Any]
 
@@ -87,12 +89,10 @@ class Iteration:
         Whether ``'hybr'``, ``'lm'`` or a function get an analytic Jacobian; ``'newton'`` always does.
     universal_display : bool, optional
         Whether to print evaluations, iterations and the norm of the change at every evaluation. Only for methods that
-        run on the host: compiled programs print nothing.
+        run on the host: compiled programs print nothing, which a warning says.
 
     Raises
     ------
-    NotImplementedError
-        For `universal_display` where loops run inside a compiled program.
     ValueError, TypeError
         For unknown methods or options, or options out of range.
     """
@@ -108,12 +108,12 @@ class Iteration:
         compute_jacobian: bool = False,
         universal_display: bool = False,
     ) -> None:
+        compute_jacobian = read_flag("compute_jacobian of Iteration", compute_jacobian)
+        universal_display = read_flag("universal_display of Iteration", universal_display)
         _check_method(method, compute_jacobian, universal_display)
         options = dict(method_options or {})
         if callable(method) or method in SCIPY_METHODS:
-            routine = HostRoutine(
-                method, tuple(options.items()), bool(compute_jacobian), bool(universal_display), False
-            )
+            routine = HostRoutine(method, tuple(options.items()), compute_jacobian, universal_display, False)
             object.__setattr__(self, "method", method)
             object.__setattr__(self, "fixed_point", FixedPointMethod("host", host=routine))
             object.__setattr__(self, "limits", FixedPointLimits())
@@ -141,7 +141,8 @@ class Iteration:
         norm = options.get("norm")
         if norm is not None and not callable(norm):
             raise TypeError("The option norm of Iteration must be a function of an array that returns a scalar.")
-        static = FixedPointMethod(method, int(scheme), memory, bool(options.get("safeguard", True)), norm)
+        safeguard = read_flag("The option safeguard of Iteration", options.get("safeguard", True))
+        static = FixedPointMethod(method, int(scheme), memory, safeguard, norm)
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "fixed_point", static)
         object.__setattr__(self, "limits", limits)
@@ -204,10 +205,11 @@ def _check_method(method: object, compute_jacobian: bool, universal_display: boo
             f"Iteration('{method}') does not use a Jacobian. Use Iteration('newton') or compute_jacobian=False."
         )
     if universal_display:
-        raise NotImplementedError(
-            f"universal_display is not supported for Iteration('{method}'): its loops run inside compiled programs. "
-            "Counters and residuals of every market are attributes of the results. Methods that run on the host, such "
-            "as Iteration('lm'), can display their progress."
+        warn_unused(
+            f"universal_display of Iteration('{method}')",
+            "its loops run inside compiled programs, which print nothing. Counters and residuals of every market are "
+            "attributes of the results. Methods that run on the host, such as Iteration('lm'), display their progress.",
+            stacklevel=4,
         )
 
 

@@ -38,7 +38,7 @@ pseudo_inverses : bool
     Whether singular matrices (of instruments, of covariances of moments, of their derivatives in the parameters) get
     pseudo-inverses. If false, `Problem.solve` raises `IdentificationError` for them.
 stable_atol, stable_rtol, detect_micro_collinearity, micro_computation_chunks, drop_product_fields
-    Known from PyBLP. They can be read, and set to their defaults only.
+    Known from PyBLP. They have no effect, which setting them to other than their defaults warns of.
 """
 
 import difflib
@@ -49,6 +49,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+from blpjax.exceptions import warn_unused
+from blpjax.values import check_integer, read_flag
 
 digits: int = 7
 verbose: bool = True
@@ -80,17 +83,11 @@ def output(text: object) -> None:
 
 
 def _check_bool(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"options.{name} must be True or False, not {value!r}.")
-    return bool(value)
+    return read_flag(f"options.{name}", value)
 
 
 def _check_digits(name: str, value: Any) -> int:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"options.{name} must be an int, not {value!r}.")
-    if value < 1:
-        raise ValueError(f"options.{name} must be at least 1, not {value!r}.")
-    return int(value)
+    return check_integer(f"options.{name}", value, minimum=1)
 
 
 def _check_tolerance(name: str, value: Any) -> float:
@@ -168,8 +165,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "psd_rtol": _check_tolerance,
 }
 
-# Options that can be set to their default only: the default, and what a user who wants something else should know.
-_FIXED: dict[str, tuple[object, str]] = {
+# Options without effect: the default, and what a user who wants something else should know.
+_UNUSED: dict[str, tuple[object, str]] = {
     "stable_atol": (stable_atol, "Autoregressive unobservables are not implemented."),
     "stable_rtol": (stable_rtol, "Autoregressive unobservables are not implemented."),
     "detect_micro_collinearity": (detect_micro_collinearity, "Micro moments are not implemented."),
@@ -184,9 +181,8 @@ class _Options(types.ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _CHECKS:
             value = _CHECKS[name](name, value)
-        elif name in _FIXED:
-            _check_fixed(name, value)
-            value = _FIXED[name][0]
+        elif name in _UNUSED:
+            _check_unused(name, value)
         elif not name.startswith("__"):  # Python itself sets attributes such as __spec__
             raise AttributeError(f"There is no option '{name}'.{_suggest(name)}")
         super().__setattr__(name, value)
@@ -195,15 +191,17 @@ class _Options(types.ModuleType):
         raise AttributeError(f"options.{name} cannot be deleted.")
 
 
-def _check_fixed(name: str, value: object) -> None:
-    default, reason = _FIXED[name]
-    same_kind = isinstance(value, (bool, np.bool_)) == isinstance(default, bool)
-    if not (same_kind and np.isscalar(value) and value == default):
-        raise NotImplementedError(f"options.{name} = {value!r} is not supported; it can only be {default!r}. {reason}")
+def _check_unused(name: str, value: object) -> None:
+    default, reason = _UNUSED[name]
+    of_kind = isinstance(value, bool | np.bool_) == isinstance(default, bool)
+    if not of_kind or not isinstance(value, bool | np.bool_ | numbers.Real | Mapping):
+        raise TypeError(f"options.{name} must be something like {default!r}, not {value!r}.")
+    if isinstance(value, Mapping) or value != default:
+        warn_unused(f"options.{name}", reason, stacklevel=4)
 
 
 def _suggest(name: str) -> str:
-    known = sorted([*_CHECKS, *_FIXED])
+    known = sorted([*_CHECKS, *_UNUSED])
     close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean '{close[0]}'?" if close else f" Options are: {', '.join(known)}."
 

@@ -17,6 +17,7 @@ from blpjax.outputs.outputs import Outputs
 from blpjax.problem.problem import Problem
 from blpjax.problem.results import ProblemResults
 from blpjax.studies.results import MonteCarloResults
+from blpjax.values import read_flag
 
 try:
     from matplotlib import pyplot
@@ -186,7 +187,7 @@ def plot_markups(
         markups = results.compute_markups()
     values = _read_numbers("markups", markups, results.output_tables.products.shares.size)
     ax = _axis(ax)
-    if by_firm:
+    if read_flag("by_firm", by_firm):
         groups = _by_firm(values, _read_firms(results, firm_ids))
         _check_known("labels", labels or {}, groups)
         names = [_firm_label(firm, labels) for firm in groups]

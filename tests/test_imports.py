@@ -53,7 +53,7 @@ def test_importing_blpjax_imports_little() -> None:
     modules = imported("import blpjax\nblpjax.options.digits = 3\nblpjax.exceptions.DataError")
     assert not modules & (SLOW | {"equinox", "pandas", "pyarrow", "tqdm"})
     own = {name for name in modules if name.startswith("blpjax")}
-    assert own == {"blpjax", "blpjax.exceptions", "blpjax.machine", "blpjax.options"} | {
+    assert own == {"blpjax", "blpjax.exceptions", "blpjax.machine", "blpjax.options", "blpjax.values"} | {
         f"blpjax.machine.{name}" for name in ("caches", "lapack")
     }
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from blpjax.exceptions import UnusedOptionWarning
 from blpjax.iteration import METHODS, Iteration
 
 
@@ -124,6 +125,16 @@ def test_a_jacobian_on_the_host_needs_a_method_that_uses_it() -> None:
         Iteration("krylov", compute_jacobian=True)
 
 
-def test_a_display_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match="universal_display is not supported for Iteration"):
-        Iteration("simple", universal_display=True)
+def test_a_display_of_compiled_loops_has_no_effect_and_says_so() -> None:
+    with pytest.warns(UnusedOptionWarning, match=r"universal_display of Iteration\('simple'\) has no effect"):
+        assert Iteration("simple", universal_display=True) == Iteration("simple")
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_flags_are_flags() -> None:
+    with pytest.raises(TypeError, match="The option safeguard of Iteration must be True or False, not 'no'"):
+        Iteration("anderson", {"safeguard": "no"})
+    with pytest.raises(TypeError, match="universal_display of Iteration must be True or False, not 'no'"):
+        Iteration("lm", universal_display="no")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="compute_jacobian of Iteration must be True or False, not 1"):
+        Iteration("lm", compute_jacobian=1)  # type: ignore[arg-type]

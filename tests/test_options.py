@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import blpjax.options as options
+from blpjax.exceptions import UnusedOptionWarning
 
 NAMES = [
     "digits", "verbose", "verbose_tracebacks", "verbose_output", "flush_output", "dtype", "finite_differences_epsilon",
@@ -67,7 +68,7 @@ def test_misspelled_names_raise_with_the_close_name() -> None:
 @pytest.mark.parametrize(
     "name, value, error, message",
     [
-        ("digits", 7.0, TypeError, "options.digits must be an int, not 7.0"),
+        ("digits", 7.0, TypeError, "options.digits must be an integer, not 7.0"),
         ("digits", True, TypeError, "options.digits must be an int"),
         ("digits", 0, ValueError, "options.digits must be at least 1"),
         ("verbose", 1, TypeError, "options.verbose must be True or False, not 1"),
@@ -84,16 +85,9 @@ def test_misspelled_names_raise_with_the_close_name() -> None:
         ("finite_differences_epsilon", 0, ValueError, "options.finite_differences_epsilon must be a positive number"),
         ("finite_differences_epsilon", np.inf, ValueError, "options.finite_differences_epsilon must be a positive"),
         ("finite_differences_epsilon", "small", TypeError, "options.finite_differences_epsilon must be a number"),
-        ("stable_atol", 1.0, NotImplementedError, "options.stable_atol"),
-        ("detect_micro_collinearity", True, NotImplementedError, "options.detect_micro_collinearity.*Micro moments"),
-        (
-            "micro_computation_chunks",
-            {"C01Q1": 10},
-            NotImplementedError,
-            "options.micro_computation_chunks.*Micro moments",
-        ),
-        ("micro_computation_chunks", True, NotImplementedError, "options.micro_computation_chunks = True"),
-        ("drop_product_fields", True, NotImplementedError, "options.drop_product_fields"),
+        ("stable_atol", "small", TypeError, "options.stable_atol must be something like 1e-08, not 'small'"),
+        ("micro_computation_chunks", True, TypeError, "options.micro_computation_chunks must be something like 1"),
+        ("drop_product_fields", 1, TypeError, "options.drop_product_fields must be something like False, not 1"),
     ],
 )
 def test_bad_values_are_refused(name: str, value: object, error: type[Exception], message: str) -> None:
@@ -101,6 +95,22 @@ def test_bad_values_are_refused(name: str, value: object, error: type[Exception]
     with pytest.raises(error, match=message):
         setattr(options, name, value)
     assert getattr(options, name) == before
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("stable_atol", 1.0, "options.stable_atol has no effect: Autoregressive"),
+        ("detect_micro_collinearity", True, "options.detect_micro_collinearity has no effect: Micro moments"),
+        ("micro_computation_chunks", {"C01Q1": 10}, "options.micro_computation_chunks has no effect"),
+        ("micro_computation_chunks", 10, "options.micro_computation_chunks has no effect"),
+        ("drop_product_fields", True, "options.drop_product_fields has no effect: Only the fields"),
+    ],
+)
+def test_options_without_effect_can_be_set_and_say_so(name: str, value: object, message: str) -> None:
+    with pytest.warns(UnusedOptionWarning, match=message):
+        setattr(options, name, value)
+    assert getattr(options, name) == value
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.inputs.demographics import build_demographics
+from blpjax.inputs.design import Column
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import AgentTable, read_agents
@@ -212,16 +213,21 @@ class MarketIndex(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AgentsInEconomy:
-    """Checked agent data, their demographics (I, D), or (I, D, max J), with labels, and the economy they live in.
+    """Checked agent data, their demographics (I, D), or (I, D, max J), with columns, and the economy they live in.
 
     `counts` are numbers of agents by market, in the sorted order of market IDs.
     """
 
     table: AgentTable
     demographics: np.ndarray
-    demographic_labels: tuple[str, ...]
+    demographic_columns: tuple[Column, ...]
     economy: Economy
     counts: tuple[int, ...]
+
+    @property
+    def demographic_labels(self) -> tuple[str, ...]:
+        """D labels of demographics."""
+        return tuple(column.label for column in self.demographic_columns)
 
 
 def index_markets(market_ids: np.ndarray) -> MarketIndex:
@@ -310,10 +316,10 @@ def build_agents(
     """
     names = None if formulation is None else formulation.names
     agents = read_agents(data, integration, X2.shape[1], products.long_ids, names, weights_tol)
-    labels: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
     demographics = np.zeros((agents.weights.size, 0))
     if formulation is not None:
-        values, labels = build_demographics(formulation, agents.data, products.long_ids)
+        values, columns = build_demographics(formulation, agents.data, products.long_ids)
         demographics = values if agents.rows is None else values[agents.rows]
     index = index_markets(agents.market_ids)
     economy = build_economy(
@@ -327,7 +333,7 @@ def build_agents(
         availability=agents.availability,
         nests=None if nesting_ids is None else np.unique(nesting_ids, return_inverse=True)[1].reshape(-1),
     )
-    return AgentsInEconomy(agents, demographics, labels, economy, tuple(rows.size for rows in index.rows))
+    return AgentsInEconomy(agents, demographics, columns, economy, tuple(rows.size for rows in index.rows))
 
 
 def bucket_markets(sizes: np.ndarray, most: int = MAX_BUCKETS) -> list[np.ndarray]:

@@ -57,7 +57,11 @@ class Characteristics(eqx.Module):
         return jax.jvp(lambda values: self.evaluate({**changed, name: values}), (x,), (jnp.ones_like(x),))[1]
 
     def replace(self, changes: Mapping[str, Float[AnyArray, "..."]]) -> "Characteristics":
-        """The same formulas with other values of some variables."""
+        """The same formulas with other values of some variables; `NameError` for those that no formula has."""
+        if unknown := [name for name in changes if name not in self.variables]:
+            raise NameError(
+                f"No formula has a numeric variable {unknown[0]!r}. There are {', '.join(sorted(self.variables))}."
+            )
         return eqx.tree_at(lambda c: c.variables, self, {**self.variables, **changes})
 
     def _matrix(self, columns: tuple[Column, ...], variables: Mapping[str, AnyArray]) -> AnyArray:

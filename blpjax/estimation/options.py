@@ -7,9 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from blpjax import options
-from blpjax.exceptions import (
-    IdentificationError,
-)
+from blpjax.exceptions import IdentificationError, warn_unused
 from blpjax.inputs.arguments import check_choice, read_numbers
 from blpjax.iteration import Iteration
 from blpjax.model.parameters import Parameters
@@ -20,6 +18,7 @@ from blpjax.objective.inference import CovarianceTypes
 from blpjax.objective.structure import Specification
 from blpjax.optimize.optimize import Optimization
 from blpjax.optimize.recorder import FailurePolicy
+from blpjax.values import read_flag
 
 DeltaBehavior = Literal["predicted", "first", "logit", "last"]
 
@@ -104,8 +103,8 @@ def read_step_options(
     check_choice("check_optimality", check_optimality, ("gradient", "both"))
     check_choice("delta_behavior", delta_behavior, (None, "predicted", "first", "logit", "last"))
     check_choice("error_behavior", error_behavior, (None, "revert", "punish", "raise"))
-    if not isinstance(finite_differences, bool | np.bool_):
-        raise TypeError(f"finite_differences must be true or false, not {finite_differences!r}.")
+    finite_differences = read_flag("finite_differences", finite_differences)
+    scale_objective = read_flag("scale_objective", scale_objective)
     if optimization is not None and not isinstance(optimization, Optimization):
         raise TypeError(f"optimization must be Optimization or None, not {type(optimization).__name__}.")
     types = read_covariance_types(W_type, se_type, center_moments, n_clusters)
@@ -128,7 +127,7 @@ def read_step_options(
         error_behavior=error_behavior,
         error_punishment=punishment,
         delta_behavior=delta_behavior,
-        scale_objective=bool(scale_objective),
+        scale_objective=scale_objective,
         differences=options.finite_differences_epsilon if finite_differences else None,
     )
 
@@ -144,7 +143,12 @@ def read_covariance_types(W_type: str, se_type: str, center_moments: bool, n_clu
         iv.check_kind(covariances, name)
         if covariances == "clustered" and n_clusters is None:
             raise ValueError(f"{name}='clustered' needs a column 'clustering_ids' in product_data.")
-    return CovarianceTypes(W_type, se_type, bool(center_moments), 1 if n_clusters is None else n_clusters)
+        if covariances == "clustered" and n_clusters == 1:
+            raise ValueError(
+                f"{name}='clustered' needs at least two clusters, but 'clustering_ids' has a single value."
+            )
+    centered = read_flag("center_moments", center_moments)
+    return CovarianceTypes(W_type, se_type, centered, 1 if n_clusters is None else n_clusters)
 
 
 def _read_punishment(punishment: Any, behavior: str | None, optimization: Optimization) -> float:
@@ -158,10 +162,11 @@ def _read_punishment(punishment: Any, behavior: str | None, optimization: Optimi
                 "PyBLP's default, or with 'punish'."
             )
     elif optimization.routine.steps_back:
-        raise ValueError(
-            f"error_behavior='{behavior}' needs an optimization routine that is led by values of the objective, for "
-            "example Optimization('l-bfgs-b'). Optimization('trust-region'), the default, steps back from evaluations "
-            "that fail: leave error_behavior and error_punishment out."
+        warn_unused(
+            f"error_behavior='{behavior}'",
+            "Optimization('trust-region'), the default, steps back from evaluations that fail. Routines that are led "
+            "by values of the objective, such as Optimization('l-bfgs-b'), honour it.",
+            stacklevel=5,
         )
     return float(punishment)
 
@@ -189,12 +194,13 @@ def read_weights(W: Any, size: int) -> np.ndarray:
 
 def read_initial_update(given: bool | None, needed: bool) -> bool:
     """Whether W is updated at the starting values; `ValueError` when it has to be but must not."""
+    given = None if given is None else read_flag("initial_update", given)
     if needed and given is not None and not given:
         raise ValueError(
             "initial_update=False needs a weighting matrix W: moments from other samples than that of products have no "
             "weights before the first update."
         )
-    return needed if given is None else bool(given)
+    return needed if given is None else given
 
 
 def read_moment_blocks(blocks: Any, data: ModelData) -> tuple[MomentBlock, ...]:

@@ -33,6 +33,7 @@ from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outputs import Outputs
 from blpjax.outputs.query import Given, Output, read_iteration
 from blpjax.reporting import report
+from blpjax.values import read_flag, read_seed
 
 
 class BootstrappedResults(Outputs, Picklable):
@@ -186,6 +187,7 @@ def results_at(
     constant_costs : see `ProblemResults.bootstrap`.
     """
     chosen = None if iteration is None else read_iteration(iteration)
+    constant_costs = read_flag("constant_costs", constant_costs)
     options.output("Bootstrapping results ...")
     began = time.perf_counter()
     base = results.model
@@ -215,7 +217,7 @@ def draw_coefficients(results: Estimates, draws: int, seed: int | None) -> Coeff
     """Draw parameters from their normal distribution, clipped to bounds, as arrays with a first axis of draws."""
     covariances = covariances_of_estimates(results.parameter_covariances, len(results.delta))
     mean = results.parameters[:, 0]
-    state = np.random.RandomState(seed)
+    state = np.random.RandomState(read_seed("seed", seed))
     parameters = state.multivariate_normal(mean, covariances, draws) if mean.size else np.zeros((draws, 0))
     found = coefficients_of(results, parameters)
     clipped = []

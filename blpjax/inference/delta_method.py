@@ -27,6 +27,7 @@ from blpjax.model.elsewhere import (
 )
 from blpjax.model.model import Model
 from blpjax.model.parameters import all_coefficients
+from blpjax.values import read_flag
 
 #: Jacobians and covariances have at most this many elements (2 GiB).
 MOST_ELEMENTS = 2**28
@@ -140,6 +141,7 @@ def apply_delta_method(
     """Differentiate a function of the model in all parameters of some results; see `ProblemResults.delta_method`."""
     if hold not in ("shares", "xi"):
         raise ValueError(f"hold must be 'shares' or 'xi', not {hold!r}.")
+    constant_costs = read_flag("constant_costs", constant_costs)
     if hold == "shares" and (iteration is not None or not constant_costs):
         raise ValueError("iteration and constant_costs are about prices that are solved again, with hold='xi'.")
     if not callable(function):

@@ -24,6 +24,7 @@ from blpjax.model.demand import MarketDemand, over_markets
 from blpjax.model.model import Model
 from blpjax.objective.problem_data import ProblemData
 from blpjax.reporting import report
+from blpjax.values import read_seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -111,14 +112,18 @@ def importance_sampling(
     began = time.perf_counter()
     data = results.problem.data
     options.output("Importance sampling ...")
-    count = read_draws(draws)
+    count, seed = read_draws(draws), read_seed("seed", seed)
     _check_arguments(data, ar_constant)
     if agent_data is None and integration is None:
         candidates = data.agents_in_economy
     else:
         table = agent_data if agent_data is None or integration is not None else _with_equal_weights(agent_data)
         candidates = data.build_agents(table, integration, options.weights_tol)
-    mean = results.delta[:, 0] if delta is None else read_vector("delta", delta, len(results.delta))
+    mean = (
+        results.delta[:, 0]
+        if delta is None
+        else read_vector("delta", delta, len(results.delta), data.product_table.index)
+    )
     inside = _inside_probabilities(results.model_in(candidates.economy), mean, candidates)
     weights = _sample(data, candidates, inside, count, ar_constant, seed)
 
@@ -139,7 +144,7 @@ def importance_sampling(
     kept = {name: values for name, values in columns.items() if not re.fullmatch(r"weights|nodes[0-9]*", name)}
     found = ImportanceSamplingResults(
         problem_results=results,
-        sampled_agents=records.agent_records(sampled, candidates.demographics[chosen]),
+        sampled_agents=records.agent_records(sampled, candidates.demographics[chosen], candidates.demographic_columns),
         agent_data={**kept, "market_ids": sampled.market_ids, "weights": sampled.weights, "nodes": sampled.nodes},
         computation_time=time.perf_counter() - began,
         draws=count,

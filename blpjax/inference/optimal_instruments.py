@@ -30,6 +30,7 @@ from blpjax.model.parameters import ParameterLayout
 from blpjax.objective.problem_data import ProblemData
 from blpjax.outputs.query import read_iteration
 from blpjax.reporting import report
+from blpjax.values import read_flag, read_seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -193,7 +194,8 @@ def compute_optimal_instruments(
     began = time.perf_counter()
     options.output("Computing optimal instruments for theta ...")
     check_choice("method", method, ("approximate", "normal", "empirical"))
-    count = read_draws(draws)
+    count, seed = read_draws(draws), read_seed("seed", seed)
+    constant_costs = read_flag("constant_costs", constant_costs)
     data, errors = results.problem.data, _read_errors(results)
     _warn_of_covariance_moments(data)
     prices, chosen = _read_prices(results, expected_prices, iteration)
@@ -201,7 +203,7 @@ def compute_optimal_instruments(
     bases = np.hstack([results.delta, results.tilde_costs]) - errors
     sample = (bases + drawn for drawn in _draw_errors(errors, method, total, seed))
     known = None if prices is None else jnp.asarray(prices)
-    setting = Setting(results.model, jnp.asarray(results.parameters[:, 0]), known, chosen, bool(constant_costs))
+    setting = Setting(results.model, jnp.asarray(results.parameters[:, 0]), known, chosen, constant_costs)
     averages = average_realizations(setting, sample, total)
     _warn_of_failures(averages, data.unique_market_ids)
 
@@ -366,7 +368,8 @@ def _read_prices(
     if expected_prices is not None:
         if chosen is not None:
             raise ValueError("Give either expected_prices or iteration, which computes them, not both.")
-        return read_vector("expected_prices", expected_prices, model.delta.size), None
+        index = results.problem.data.product_table.index
+        return read_vector("expected_prices", expected_prices, model.delta.size, index), None
     if expects_equilibrium_prices(model.characteristics, supply, chosen):
         return None, chosen
     return _fitted_prices(results.problem.data), None

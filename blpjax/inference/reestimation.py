@@ -35,6 +35,7 @@ from blpjax.objective.data import ModelData
 from blpjax.objective.equations import Equation
 from blpjax.objective.moments import weigh
 from blpjax.objective.problem_data import ProblemData
+from blpjax.values import check_integer, read_flag
 
 _UNIDENTIFIED = "the sample does not identify the linear parameters"
 
@@ -157,7 +158,7 @@ def reestimate(
     **running: Any,
 ) -> ReestimationResults:
     """Draw samples and estimate; see `ProblemResults.reestimate`, whose `running` arguments decide where and how."""
-    count = read_draws(draws)
+    count, recentre = read_draws(draws), read_flag("recentre", recentre)
     study = build_study(results, step_options, begin, unit, seed, recentre, costs_bounds)
     outcome = run_draws(study, results.problem.data, count, **running)
     drawn = _read_unit(results.problem.data, step_options, unit)
@@ -221,7 +222,7 @@ def build_study(
         lane=lane,
         units=np.asarray(units),
         count=int(np.max(units)) + 1,
-        seed=int(seed),
+        seed=check_integer("seed", seed, minimum=0),
         labels=tuple(results.parameter_labels),
         blocks=tuple(step_options.parameters.parameter_blocks),
         absorbed=absorbed,
@@ -286,6 +287,8 @@ def _read_unit(problem: ProblemData, step_options: StepOptions, unit: str | None
     chosen = unit or ("clusters" if clustered else "markets")
     if chosen == "clusters" and problem.product_table.clustering_ids is None:
         raise ValueError("unit='clusters' needs a column 'clustering_ids' in product_data.")
+    if chosen == "clusters" and problem.clusters[1] < 2:
+        raise ValueError("unit='clusters' needs at least two clusters, but 'clustering_ids' has a single value.")
     if chosen == "markets" and clustered:
         clusters, markets = problem.clusters[0], problem.market_index.codes
         if len(np.unique(np.column_stack([clusters, markets]), axis=0)) > problem.clusters[1]:

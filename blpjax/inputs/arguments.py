@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from blpjax.exceptions import warn_unused
 from blpjax.inputs.formulation import Formulation
 from blpjax.iteration import Iteration
 
@@ -42,13 +44,20 @@ def read_costs_bounds(costs_bounds: Any, supply: bool) -> np.ndarray:
     Raises
     ------
     ValueError
-        When they are not two numbers in ascending order, or there is no supply side.
+        When they are not two numbers in ascending order.
+
+    Warns
+    -----
+    UnusedOptionWarning
+        There is no supply side.
     """
+    none = np.array([-np.inf, np.inf])
     if costs_bounds is None:
-        return np.array([-np.inf, np.inf])
-    if not supply:
-        raise ValueError("costs_bounds need a supply side: a third formulation, X3.")
-    return read_bounds("costs_bounds", costs_bounds)
+        return none
+    bounds = read_bounds("costs_bounds", costs_bounds)
+    if not supply and np.isfinite(bounds).any():
+        warn_unused("costs_bounds", "there is no supply side, a third formulation, X3.", stacklevel=4)
+    return bounds if supply else none
 
 
 def read_bounds(name: str, given: Any) -> np.ndarray:
@@ -101,8 +110,28 @@ def read_inversion(iteration: Any, fp_type: Any, shares_bounds: Any) -> Iteratio
     return chosen.on_shares(fp_type, (max(float(bounds[0]), 0.0), float(bounds[1])))
 
 
-def read_vector(name: str, values: Any, size: int) -> np.ndarray:
-    """Finite numbers (size,), one for each product, or `ValueError`."""
+def check_index(name: str, values: Any, index: pd.Index | None) -> None:
+    """Raise `ValueError` when pandas' labels of rows are those of products in another order, or of other rows.
+
+    `index` are those of the products, None where they have none. A default index of other labels says nothing.
+    """
+    if index is None or not isinstance(values, pd.Series | pd.DataFrame) or len(values.index) != len(index):
+        return
+    found = values.index
+    if found.equals(index):
+        return
+    plain = found.equals(pd.RangeIndex(len(found)))
+    if plain and not found.difference(index).empty:
+        return
+    raise ValueError(
+        f"{name} has another index than product_data, so that it is not clear which rows belong together. Select its "
+        "rows by the index of product_data with .loc, or use .to_numpy() to take them in their order."
+    )
+
+
+def read_vector(name: str, values: Any, size: int, index: pd.Index | None = None) -> np.ndarray:
+    """Finite numbers (size,), one for each product, or `ValueError`; products may have an index, see `check_index`."""
+    check_index(name, values, index)
     array = read_numbers(name, values).reshape(-1)
     if array.size != size or not np.isfinite(array).all():
         raise ValueError(f"{name} must hold {size} finite numbers, one for each product.")

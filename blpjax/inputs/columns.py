@@ -5,12 +5,13 @@ Every message names the table, the column and, where it is about values, market 
 
 import numbers
 import re
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
 
-from blpjax.exceptions import DataError
-from blpjax.inputs.table_format import find_vector, is_missing, plain_value
+from blpjax.exceptions import DataError, DataWarning
+from blpjax.inputs.table_format import check_magnitude, find_vector, is_missing, plain_value
 
 _SHOWN = 3  # offenders listed in a message
 
@@ -136,14 +137,28 @@ def read_ownership(columns: Mapping[str, np.ndarray], table: str, market_ids: np
     return ownership
 
 
+def find_unowned(ownership: np.ndarray) -> np.ndarray:
+    """Rows of ownership matrices (..., N, J), padded with NaN or zeros, in which nobody owns anything.
+
+    Such a product's price affects nobody's profit, so that no cost makes it optimal.
+    """
+    rows = ~(np.nan_to_num(ownership) != 0).any(axis=-1)
+    return np.flatnonzero(rows.reshape(-1, rows.shape[-1]).any(axis=0))
+
+
 def find_columns(columns: Mapping[str, np.ndarray], name: str, table: str) -> list[str]:
-    """Names of the columns that make up a matrix field: the matrix, or columns numbered from zero without gaps."""
+    """Names of the columns that make up a matrix field: the matrix, or columns numbered from zero without gaps.
+
+    Beside a matrix, numbered columns are not used, which a `DataWarning` says.
+    """
     numbered = [column for column in columns if re.fullmatch(re.escape(name) + r"[0-9]+", column)]
     if name in columns:
         if numbered:
-            raise DataError(
-                f"{table}: there is a column '{name}' and also '{numbered[0]}'. Give either a matrix or numbered "
-                "columns, not both."
+            warnings.warn(
+                f"{table}: there is a column '{name}' and also {', '.join(map(repr, numbered))}. The former is used, "
+                "the numbered columns are not.",
+                DataWarning,
+                stacklevel=4,
             )
         return [name]
     expected = [f"{name}{k}" for k in range(len(numbered))]
@@ -173,7 +188,10 @@ def check_present(values: np.ndarray, name: str, table: str, market_ids: np.ndar
 
 
 def unique_ids(ids: np.ndarray, name: str, table: str) -> np.ndarray:
-    """Sorted distinct ids, or `DataError` when they cannot be sorted."""
+    """Sorted distinct ids, or `DataError` when they cannot be sorted or are collections."""
+    if ids.dtype == object and any(isinstance(value, list | dict | set | np.ndarray) for value in ids.flat):
+        kind = next(type(value).__name__ for value in ids.flat if isinstance(value, list | dict | set | np.ndarray))
+        raise DataError(f"{table}: column '{name}' holds a {kind} for each row, but needs one ID: text or a number.")
     try:
         return np.unique(ids)
     except TypeError:
@@ -211,13 +229,14 @@ def _any_column(flags: np.ndarray) -> np.ndarray:
 def _numeric(values: np.ndarray, name: str, table: str, market_ids: np.ndarray) -> np.ndarray:
     """Finite numbers as a new array of floats."""
     check_present(values, name, table, market_ids)
-    if values.dtype.kind in "biuf":
-        return values.astype(float)
-    bad = np.flatnonzero([not isinstance(value, (numbers.Real, np.bool_)) for value in values.tolist()])
-    if bad.size == 0 and values.dtype.kind == "O":
-        return values.astype(float)
-    bad = bad if bad.size else np.arange(values.size)  # dates may look like numbers
+    numeric = values.dtype.kind in "biuf"
+    bad = [] if numeric else [not isinstance(value, (numbers.Real, np.bool_)) for value in values.tolist()]
+    if numeric or (values.dtype.kind == "O" and not any(bad)):
+        found = values.astype(float)
+        check_magnitude(found, f"column '{name}'", table, {"market_ids": market_ids})
+        return found
+    rows = np.flatnonzero(bad) if any(bad) else np.arange(values.size)  # dates may look like numbers
     raise DataError(
-        f"{table}: column '{name}' must hold numbers, but does not in {list_rows(bad, market_ids, values)}. "
+        f"{table}: column '{name}' must hold numbers, but does not in {list_rows(rows, market_ids, values)}. "
         "pandas.to_numeric converts text to numbers."
     )

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from blpjax.inputs.columns import read_market_ids, read_required_ids
-from blpjax.inputs.integration import Integration, check_integer
+from blpjax.inputs.integration import Integration
 from blpjax.inputs.table_format import read_table
+from blpjax.values import check_integer, read_flag
 
 
 def build_id_data(T: int, J: int, F: int) -> np.recarray:
@@ -162,6 +163,7 @@ def data_to_dict(data: np.ndarray, ignore_empty: bool = True) -> dict[str, np.nd
     ValueError
         A field has more than two dimensions, rows included, or `data` is not one-dimensional.
     """
+    ignore_empty = read_flag("ignore_empty", ignore_empty)
     if not isinstance(data, np.ndarray) or data.dtype.names is None:
         raise TypeError(f"data must be a structured NumPy array with named fields, not {type(data).__name__}.")
     if data.ndim != 1:

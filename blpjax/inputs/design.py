@@ -27,11 +27,11 @@ from blpjax.inputs.expressions import (
     source_text,
     variable_names,
 )
-from blpjax.inputs.table_format import describe_rows, find_vector, is_missing, plain_value
+from blpjax.inputs.table_format import check_magnitude, describe_rows, find_vector, is_missing, plain_value
 from blpjax.inputs.terms import INTERCEPT, Term
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Column:
     """One column of a design matrix as a product of expressions. Hashable and equal by value.
 
@@ -88,6 +88,8 @@ class Column:
 
     def __str__(self) -> str:
         return self.label
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +161,7 @@ def design_matrix(
     values = np.empty((rows, len(columns)))
     for index, column in enumerate(columns):
         values[:, index] = column.evaluate(inputs)
+        check_magnitude(values[:, index], f"'{column.label}'", table, data)
     return DesignMatrix(values, columns, inputs)
 
 

@@ -30,7 +30,7 @@ class Formulation:
     formula : formula of the matrix.
     absorb : formula of the fixed effects, such as `"C(product_ids) + C(market_ids)"`. Each of its terms is one
         dimension; an interaction such as `C(a):C(b)` has one effect per combination. With fixed effects the matrix may
-        have no columns, as in `Formulation("0", absorb="C(a)")`.
+        have no columns, as in `Formulation("0", absorb="C(a)")`. An empty formula absorbs nothing, as None.
     absorb_method : one of PyHDFE's methods: `"within"` (the default in one dimension), `"map"` (the default in
         several), `"lsmr"`, `"sw"`, `"dummy"`.
     absorb_options : options of that method, described in PyHDFE's `create`.
@@ -55,6 +55,8 @@ class Formulation:
         _check_types(self)
         terms = parse_terms(self.formula)
         absorb_terms: tuple[Term, ...] = ()
+        if self.absorb is not None and not self.absorb.strip():
+            object.__setattr__(self, "absorb", None)  # no effects, as an empty formula says
         if self.absorb is not None:
             absorb_terms = _parse_absorb(self.absorb)
             terms = tuple(term for term in terms if term != INTERCEPT)

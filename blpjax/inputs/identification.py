@@ -68,7 +68,8 @@ def check_endogenous(
         raise IdentificationError(
             "Neither X1 nor X2 depends on 'prices', so the effect of prices on demand cannot be estimated. Formulas "
             "have to call prices by this name, for example '1 + prices', 'log(prices)' or 'I(prices**2)'. A column "
-            "computed from prices beforehand would be treated as exogenous."
+            "computed from prices beforehand would be treated as exogenous. For demand without prices, give prices of "
+            "zero a coefficient of zero: '1 + prices + x' with Problem.solve(beta=[None, 0, None])."
         )
     if demographics:
         return
@@ -87,7 +88,9 @@ def check_rank(
     unabsorbed: np.ndarray | None = None,
     atol: float = 1e-10,
     rtol: float = 1e-10,
-) -> None:
+    *,
+    warn: bool = False,
+) -> bool:
     """Check that the columns of X1, X2 or X3 are linearly independent. A matrix without columns passes.
 
     Parameters
@@ -97,20 +100,37 @@ def check_rank(
     name : what messages call the matrix.
     unabsorbed : (N, K) matrix before absorption, or None when there are no fixed effects.
     atol, rtol : see `find_collinearity`.
+    warn : whether to warn instead, because some coefficients may not be estimated.
+
+    Returns
+    -------
+    bool
+        Whether they are.
 
     Raises
     ------
     IdentificationError
-        Some columns are combinations of others, or are absorbed by fixed effects. All of them are named.
+        Some columns are combinations of others, or are absorbed by fixed effects, and `warn` is false. All of them are
+        named.
     """
     found = find_collinearity(values, unabsorbed, atol, rtol)
-    if found.rank < len(labels):
-        raise IdentificationError(
-            f"{name} has {len(labels)} columns but rank {found.rank}: "
-            f"{_describe(found, labels, unabsorbed is not None)}. Remove columns from the formula of {name}. "
-            "(Without this check, by setting options.collinear_atol = options.collinear_rtol = 0, their "
-            "coefficients would be arbitrary.)"
+    if found.rank == len(labels):
+        return True
+    text = (
+        f"{name} has {len(labels)} columns but rank {found.rank}: {_describe(found, labels, unabsorbed is not None)}. "
+    )
+    if warn:
+        warnings.warn(
+            f"{text}Problem.solve cannot estimate the coefficients of all of them: remove columns from the formula of "
+            f"{name}, or fix coefficients, for example at zero.",
+            IdentificationWarning,
+            stacklevel=3,
         )
+        return False
+    raise IdentificationError(
+        f"{text}Remove columns from the formula of {name}, or fix coefficients, for example at zero. (Without this "
+        "check, by setting options.collinear_atol = options.collinear_rtol = 0, they would be arbitrary.)"
+    )
 
 
 def check_instruments(
@@ -174,6 +194,33 @@ def check_order_condition(moments: int, parameters: int, names: Sequence[str], w
     if not warn:
         raise IdentificationError(text)
     warnings.warn(text, IdentificationWarning, stacklevel=3)
+
+
+def check_excluded(values: np.ndarray, labels: Sequence[str], endogenous: dict[str, np.ndarray]) -> None:
+    """Warn of excluded instruments (N, n) that are linear functions of a variable which they should be instruments for.
+
+    Warns
+    -----
+    IdentificationWarning
+        Naming the instrument and the `endogenous` variable (N,), prices or shares.
+    """
+    if len(values) <= 2:
+        return  # two numbers are linear functions of any other two
+    centred = values - values.mean(axis=0)
+    lengths = np.linalg.norm(centred, axis=0)
+    for name, variable in endogenous.items():
+        moved = variable - variable.mean()
+        length = np.linalg.norm(moved)
+        if length <= 1e-12 * np.linalg.norm(variable):
+            continue
+        same = np.abs(moved @ centred) >= (1 - 1e-12) * length * lengths
+        for k in np.flatnonzero(same & (lengths > 0)).tolist():
+            warnings.warn(
+                f"The excluded instrument '{labels[k]}' is a linear function of '{name}', which is as if {name} were "
+                f"exogenous. Leave it out unless they are.",
+                IdentificationWarning,
+                stacklevel=3,
+            )
 
 
 def find_collinearity(

@@ -13,6 +13,7 @@ from blpjax.inputs.absorb import build_absorber
 from blpjax.inputs.columns import read_market_ids, read_required_ids
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.table_format import read_table
+from blpjax.values import read_flag
 
 #: Elements of the largest temporary array, unless differences from a single product are more.
 _BLOCK = 2**18
@@ -128,6 +129,7 @@ def build_differentiation_instruments(
     """
     if version not in ("local", "quadratic"):
         raise ValueError(f"version must be 'local' or 'quadratic', not {version!r}.")
+    interact = read_flag("interact", interact)
     data = _read_characteristics(formulation, product_data, "build_differentiation_instruments")
     N, K = data.X.shape
     deviations = _pairwise_deviations(data) if version == "local" else None

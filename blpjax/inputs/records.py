@@ -1,11 +1,11 @@
 """A problem's data as PyBLP's structured arrays: what `Problem.products` and `Problem.agents` show."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from blpjax.inputs.design import Column
+from blpjax.inputs.design import Column, DesignMatrix
 from blpjax.inputs.tables import AgentTable, ProductTable
 
 
@@ -26,11 +26,14 @@ class ProductMatrices(NamedTuple):
     supply_ids: np.ndarray
 
 
-def product_records(table: ProductTable, matrices: ProductMatrices, columns: Sequence[Column]) -> np.recarray:
-    """Product data as a structured array of N rows.
+def product_records(
+    table: ProductTable, matrices: ProductMatrices, designs: Sequence[DesignMatrix | None]
+) -> np.recarray:
+    """Product data as a structured array of N rows, with the `designs` of X1, X2 and X3.
 
-    Every field is a matrix with N rows; fields without data have no columns. Variables of the formulas' `columns` are
-    fields too, unless a field has their name.
+    Every field is a matrix with N rows; fields without data have no columns. Variables of the formulas are fields too,
+    unless a field has their name. Titles of the fields of X1, X2 and X3 are their columns: what they contain, as in
+    ``products.dtype.fields["X1"][2]``.
     """
     N = table.shares.size
     none, no_ids = np.zeros((N, 0)), np.zeros((N, 0), object)
@@ -52,13 +55,17 @@ def product_records(table: ProductTable, matrices: ProductMatrices, columns: Seq
         "X3": matrices.X3,
         "prices": table.prices,
     }
-    used = {name for column in columns for name in column.names}
+    titles = {f"X{i}": () if design is None else design.columns for i, design in enumerate(designs, start=1)}
+    used = {name for columns in titles.values() for column in columns for name in column.names}
     fields |= {name: as_variable(table.data[name]) for name in sorted(used - set(fields))}
-    return structure(fields, N)
+    return structure(fields, N, titles)
 
 
-def agent_records(table: AgentTable, demographics: np.ndarray) -> np.recarray:
-    """Agent data with `demographics` (I, D), or (I, D, max J), as a structured array of I rows."""
+def agent_records(table: AgentTable, demographics: np.ndarray, columns: Sequence[Column]) -> np.recarray:
+    """Agent data with `demographics` (I, D), or (I, D, max J), as a structured array of I rows.
+
+    The title of the field of demographics are their `columns`.
+    """
     fields = {
         "market_ids": table.market_ids,
         "agent_ids": table.agent_ids,
@@ -67,7 +74,7 @@ def agent_records(table: AgentTable, demographics: np.ndarray) -> np.recarray:
         "demographics": demographics,
         "availability": np.zeros((table.weights.size, 0)) if table.availability is None else table.availability,
     }
-    return structure(fields, table.weights.size)
+    return structure(fields, table.weights.size, {"demographics": tuple(columns)})
 
 
 def unique_ids(ids: np.ndarray | None) -> np.ndarray:
@@ -87,15 +94,19 @@ def as_variable(values: np.ndarray) -> np.ndarray:
     return values.astype(float) if values.dtype.kind in "iuf" else values
 
 
-def structure(fields: Mapping[str, np.ndarray | None], rows: int) -> np.recarray:
-    """A structured array whose fields are matrices; those that are None have no columns."""
+def structure(
+    fields: Mapping[str, np.ndarray | None], rows: int, titles: Mapping[str, tuple[Column, ...]] | None = None
+) -> np.recarray:
+    """A structured array whose fields are matrices; those that are None have no columns. Some have `titles`."""
     matrices = {}
     for name, values in fields.items():
         matrix = (
             np.zeros((rows, 0), object) if values is None else values.reshape(rows, -1) if values.ndim == 1 else values
         )
         matrices[name] = as_objects(matrix) if name.endswith("_ids") or matrix.dtype.kind != "f" else matrix
-    records = np.recarray(rows, dtype=[(name, m.dtype, m.shape[1:]) for name, m in matrices.items()])
+    named = {name: (title, name) for name, title in (titles or {}).items()}
+    dtype: list[Any] = [(named.get(name, name), m.dtype, m.shape[1:]) for name, m in matrices.items()]
+    records = np.recarray(rows, dtype=dtype)
     for name, matrix in matrices.items():
         records[name] = matrix
     return records

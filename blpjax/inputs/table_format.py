@@ -9,6 +9,9 @@ import pandas as pd
 
 from blpjax.exceptions import DataError
 
+#: Squares of larger numbers overflow when there are many.
+_LARGEST = 1e150
+
 
 def read_table(data: object, table: str) -> dict[str, np.ndarray]:
     """Copy a table into a dictionary of arrays that have one row per observation.
@@ -31,10 +34,11 @@ def read_table(data: object, table: str) -> dict[str, np.ndarray]:
     TypeError
         When `data` is none of the accepted types, or a field cannot be a column (nested fields, complex numbers).
     DataError
-        When names are duplicated, or fields differ in their number of rows. Missing values are no error here: they are
-        refused where a column is used.
+        When names are duplicated, series of a mapping have different indices, or fields differ in their number of rows.
+        Missing values are no error here: they are refused where a column is used.
     """
     columns: dict[str, np.ndarray] = {}
+    _check_indices(data, table)
     for name, values in _fields(data, table):
         if name in columns:
             raise DataError(f"{table}: column '{name}' appears more than once.")
@@ -95,6 +99,21 @@ def describe_rows(data: Mapping[str, np.ndarray], rows: np.ndarray) -> str:
     return f"{market}row {row}{more}"
 
 
+def check_magnitude(values: np.ndarray, what: str, table: str, data: Mapping[str, np.ndarray]) -> None:
+    """Raise `DataError` for finite numbers (N,) whose squares overflow, or all of whose squares vanish."""
+    bad = np.flatnonzero(np.abs(values) > _LARGEST)
+    if bad.size:
+        raise DataError(
+            f"{table}: {what} is {values[bad[0]]:g} in {describe_rows(data, bad)}. Squares of numbers above "
+            f"{_LARGEST:g} overflow: measure it in other units."
+        )
+    if 0 < np.abs(values).max(initial=0.0) < 1 / _LARGEST:
+        raise DataError(
+            f"{table}: {what} has no number above {1 / _LARGEST:g}. Squares of such numbers are zero: measure it in "
+            "other units."
+        )
+
+
 def plain_value(value: object) -> object:
     """A NumPy scalar as the Python value that prints like users wrote it; anything else unchanged."""
     if isinstance(value, (np.datetime64, np.timedelta64)):
@@ -118,6 +137,20 @@ def _fields(data: object, table: str) -> Iterator[tuple[str, object]]:
             f"{table} must be a pandas DataFrame, a mapping from column names to arrays, or a structured NumPy array, "
             f"not {type(data).__module__}.{type(data).__qualname__}."
         )
+
+
+def _check_indices(data: object, table: str) -> None:
+    """Raise `DataError` when series of a mapping have different indices: their rows would not belong together."""
+    if not isinstance(data, Mapping):
+        return
+    indexed = {name: values.index for name, values in data.items() if isinstance(values, pd.Series | pd.DataFrame)}
+    for name, index in indexed.items():
+        first = next(iter(indexed))
+        if len(index) == len(indexed[first]) and not index.equals(indexed[first]):
+            raise DataError(
+                f"{table}: columns '{first}' and '{name}' are pandas objects with different indices, so that it is not "
+                "clear which rows belong together. Make a DataFrame of them, or use .to_numpy() to keep their order."
+            )
 
 
 def _as_rows(values: object, name: str, table: str) -> np.ndarray:
@@ -149,7 +182,9 @@ def _plain_array(values: object, name: str, table: str) -> np.ndarray:
         try:
             array = np.array(values)
         except ValueError as error:
-            raise DataError(f"{table}: column '{name}' is ragged, so it cannot be an array: {error}") from error
+            raise DataError(
+                f"{table}: column '{name}' is ragged: it needs one value for each row, not lists of unequal lengths."
+            ) from error
     if array.dtype.names is not None or array.dtype.kind == "c":
         kind = "complex numbers" if array.dtype.kind == "c" else "nested fields"
         raise TypeError(f"{table}: column '{name}' contains {kind}, which are not supported.")

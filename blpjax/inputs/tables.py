@@ -10,10 +10,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from blpjax.exceptions import DataError, DataWarning
 from blpjax.inputs.columns import (
     find_columns,
+    find_unowned,
     list_markets,
     list_rows,
     read_id_columns,
@@ -25,6 +27,7 @@ from blpjax.inputs.columns import (
     unique_ids,
 )
 from blpjax.inputs.integration import Integration
+from blpjax.inputs.spelling import warn_of_misspelt_fields
 from blpjax.inputs.table_format import plain_value, read_table
 
 
@@ -47,6 +50,7 @@ class ProductTable:
         None are read without a supply side.
     demand_instrument_labels, supply_instrument_labels, covariance_instrument_labels : the column names.
     data : all columns of the table, (N,) or (N, n), as formulas read them.
+    index : pandas' index of the rows, None where the table was no DataFrame.
     """
 
     market_ids: np.ndarray
@@ -64,6 +68,7 @@ class ProductTable:
     covariance_instruments: np.ndarray
     covariance_instrument_labels: tuple[str, ...]
     data: Mapping[str, np.ndarray]
+    index: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,7 +117,7 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
         The table is of none of these types.
     DataError
         A required column or a row's value is missing or unusable, shares are not in (0, 1) or sum to one or more in a
-        market, numbered columns do not start at zero or have gaps, or there is only one cluster.
+        market, or numbered columns do not start at zero or have gaps.
 
     Warns
     -----
@@ -126,8 +131,6 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
     prices = read_vector(columns, "prices", table, market_ids)
     _check_shares(shares, market_ids, table)
     clustering_ids = read_ids(columns, "clustering_ids", table, market_ids)
-    if clustering_ids is not None and unique_ids(clustering_ids, "clustering_ids", table).size < 2:
-        raise DataError(f"{table}: column 'clustering_ids' has a single value. At least two clusters are needed.")
     product_ids = read_id_columns(columns, "product_ids", table, market_ids)
     if product_ids is not None:
         _warn_duplicated_products(product_ids, market_ids, table)
@@ -137,6 +140,11 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
         raise DataError(
             f"{table}: a supply side (X3) needs a column 'firm_ids', or 'ownership' with matrices, to know who sets "
             "which prices. There is neither."
+        )
+    if supply and ownership is not None and (unowned := find_unowned(ownership)).size:
+        raise DataError(
+            f"{table}: column 'ownership' has zeros only in {list_rows(unowned, market_ids)}. Nobody's profit depends "
+            "on the price of such a product, so it reveals no costs."
         )
     names = ("demand_instruments", "supply_instruments", "covariance_instruments")
     matrices: dict[str, Any] = {}
@@ -155,6 +163,7 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
         prices=prices,
         **matrices,
         data=columns,
+        index=data.index if isinstance(data, pd.DataFrame) else None,
     )
 
 
@@ -211,8 +220,10 @@ def read_agents(
         nodes, _ = read_matrix(columns, "nodes", table, market_ids, required=True, limit=K2)
         weights = read_vector(columns, "weights", table, market_ids, "X2 (unless there is an integration)")
         _check_weights(weights, market_ids, weights_tol, table)
+        warn_of_misspelt_fields(columns, names or (), table)
         return AgentTable(market_ids, agent_ids, weights, nodes, availability, columns, np.arange(market_ids.size))
 
+    warn_of_misspelt_fields(columns, names or (), table)
     built = integration.build_many(K2, product_markets)
     _check_weights(built.weights, built.market_ids, weights_tol, "integration")
     rows = None
@@ -302,6 +313,12 @@ def _check_shares(shares: np.ndarray, market_ids: np.ndarray, table: str) -> Non
 def _check_weights(weights: np.ndarray, market_ids: np.ndarray, tolerance: float, table: str) -> None:
     markets, inverse = np.unique(market_ids, return_inverse=True)
     sums = np.bincount(inverse.ravel(), weights, markets.size)
+    # negative weights of quadrature rules may cancel, too
+    if (none := np.flatnonzero(sums == 0)).size:
+        raise DataError(
+            f"{table}: column 'weights' sums to zero in {list_markets(markets[none])}, so that nobody buys anything "
+            "there."
+        )
     bad = np.flatnonzero(np.abs(sums - 1) > tolerance)
     if bad.size:
         warnings.warn(
@@ -380,10 +397,10 @@ def _read_availability(
     columns: Mapping[str, np.ndarray], market_ids: np.ndarray, product_market_ids: np.ndarray, table: str
 ) -> np.ndarray | None:
     """Availability (I, max J), zero for products that a market lacks whatever the table has there."""
-    if not [name for name in find_columns(columns, "availability", table) if columns[name].size]:
+    given = find_columns(columns, "availability", table)
+    if not any(columns[name].size for name in given):
         return None
     lacking = lacking_products(market_ids, product_market_ids)
-    given = find_columns(columns, "availability", table)
     matrix = np.column_stack([columns[name] for name in given])
     if matrix.shape[1] < lacking.shape[1]:
         raise DataError(

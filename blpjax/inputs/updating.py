@@ -7,6 +7,7 @@ import numpy as np
 from blpjax.exceptions import DataError
 from blpjax.inputs.columns import check_present, list_rows, read_market_ids
 from blpjax.inputs.table_format import find_vector, is_missing, plain_value, read_table
+from blpjax.values import read_flag
 
 IDS = ("market_ids", "product_ids")
 
@@ -39,6 +40,7 @@ def replace_values(
     TypeError
         When `data` is no table, or `columns` is a string.
     """
+    partial = read_flag("partial", partial)
     given = read_table(data, _TABLE)
     names = _read_names(given, known, columns)
     own, other = _read_keys(known, "product_data"), _read_keys(given, _TABLE)

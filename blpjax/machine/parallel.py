@@ -1,10 +1,10 @@
 """What PyBLP's `parallel` becomes where all markets are computed together."""
 
 import contextlib
-import numbers
 from collections.abc import Iterator
 
 from blpjax import options
+from blpjax.values import check_integer, read_flag
 
 
 @contextlib.contextmanager
@@ -26,12 +26,8 @@ def parallel(processes: int, use_pathos: bool = False) -> Iterator[None]:
     ValueError
         When `processes` is not positive.
     """
-    if isinstance(processes, bool) or not isinstance(processes, numbers.Integral):
-        raise TypeError(f"processes must be an integer, not {processes!r}.")
-    if processes < 1:
-        raise ValueError(f"processes must be at least 1, not {processes}.")
-    if not isinstance(use_pathos, bool):
-        raise TypeError(f"use_pathos must be True or False, not {use_pathos!r}.")
+    check_integer("processes", processes, minimum=1)
+    read_flag("use_pathos", use_pathos)
     options.output(
         f"A pool of {processes} process{'es' * (processes > 1)} is not started: blpjax computes all markets together "
         "in one compiled program already."

@@ -197,7 +197,8 @@ class Formulated:
     @cached_property
     def agents(self) -> np.recarray:
         """Agent data as a structured array of I rows, with demographics."""
-        return records.agent_records(self.agent_table, self.agents_in_economy.demographics)
+        agents = self.agents_in_economy
+        return records.agent_records(agents.table, agents.demographics, agents.demographic_columns)
 
 
 def build_matrices(formulations: Formulations, data: Mapping[str, np.ndarray], demographics: bool) -> Matrices:

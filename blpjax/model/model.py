@@ -291,11 +291,20 @@ class Model(Demand):
         ----------
         changes : new values (N,) by the names of variables.
         shares : (N,) shares at these values.
+
+        Raises
+        ------
+        NameError
+            When no formula has a numeric variable of such a name.
+        ValueError
+            When shares are among the changes.
         """
+        if "shares" in changes:
+            raise ValueError("Shares follow from other variables. To have them given, use the argument shares.")
         moved = {name: self._array(values).reshape(-1) for name, values in changes.items()}
-        given = self._long(shares)
+        characteristics, given = self.characteristics.replace(moved), self._long(shares)
         found = demand.market_shares(self, None, moved) if given is None else given
-        characteristics = self.characteristics.replace({**moved, "shares": found})
+        characteristics = characteristics.replace({"shares": found})
         delta = self.utilities(moved)
         return eqx.tree_at(lambda m: (m.characteristics, m.delta), self, (characteristics, delta))
 

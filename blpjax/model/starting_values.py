@@ -1,5 +1,6 @@
 """Starting values, bounds and layout of parameters from the arguments of `Problem.solve`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,20 +55,27 @@ def build_parameters(
     """
     K2, D = len(labels.X2), len(labels.demographics)
     values = {
-        "sigma": np.tril(_read("sigma", sigma, (K2, K2), "X2 was not formulated", required=K2 > 0)),
-        "pi": _read("pi", pi, (K2, D), "demographics were not formulated", required=D > 0),
-        "rho": _read_rho(rho, len(labels.nests)),
-        "tau": _read("tau", tau, (len(form.tau),), "no type in rc_types has parameters", required=bool(form.tau)),
-        "beta": _read_linear("beta", beta, len(labels.X1), "X1 has no columns"),
-        "gamma": _read_linear("gamma", gamma, len(labels.X3), "X3 was not formulated"),
+        "sigma": np.tril(_read("sigma", sigma, (K2, K2), labels, "X2 was not formulated", required=K2 > 0)),
+        "pi": _read("pi", pi, (K2, D), labels, "demographics were not formulated", required=D > 0),
+        "rho": _read_rho(rho, labels),
+        "tau": _read(
+            "tau", tau, (len(form.tau),), labels, "no type in rc_types has parameters", required=bool(form.tau)
+        ),
+        "beta": _read_linear("beta", beta, len(labels.X1), labels, "X1 has no columns"),
+        "gamma": _read_linear("gamma", gamma, len(labels.X3), labels, "X3 was not formulated"),
     }
     limits = []
     for name, value in values.items():
         lower, upper = np.full(value.shape, -np.inf), np.full(value.shape, np.inf)
         if bounded and name == "sigma":
-            np.fill_diagonal(lower, 0.0)
+            # signs are arbitrary with symmetric nodes: what starts below zero stays there, a mirror image
+            negative = np.diag(value) < 0
+            np.fill_diagonal(lower, np.where(negative, -np.inf, 0.0))
+            np.fill_diagonal(upper, np.where(negative, 0.0, np.inf))
+        if name == "rho" and bounds.get(name) is None:
+            _check_rho(value)
         if bounded and name == "rho":
-            lower, upper = np.minimum(value, 0.0), np.maximum(value, LARGEST_RHO)
+            lower, upper = np.zeros(value.shape), np.maximum(value, LARGEST_RHO)
         limits.append(_read_bounds(name, bounds.get(name), value, Bounds(lower, upper)))
     free = {name: _free(value, bound) for (name, value), bound in zip(values.items(), limits, strict=True)}
     concentrated = {name: tuple(np.flatnonzero(np.isnan(values[name])).tolist()) for name in ("beta", "gamma")}
@@ -91,20 +99,28 @@ def build_parameters(
     )
 
 
-def _read_rho(rho: Any, H: int) -> np.ndarray:
+def _read_rho(rho: Any, labels: Labels) -> np.ndarray:
     """One nesting parameter for all groups, or one for each of the H groups."""
-    absent = "there are no nesting_ids in product_data"
+    absent, H = "there are no nesting_ids in product_data", len(labels.nests)
     single = rho is not None and np.size(rho) == 1
-    values = _read("rho", rho, (min(H, 1) if single else H,), absent, required=H > 0)
+    values = _read("rho", rho, (min(H, 1) if single else H,), labels, absent, required=H > 0)
     if (values >= 1).any():
         raise ValueError(f"rho must be below one, not {values.max():g}.")
     return values
 
 
-def _read_linear(name: str, values: Any, size: int, absent: str) -> np.ndarray:
+def _check_rho(values: np.ndarray) -> None:
+    if (values < 0).any():
+        raise ValueError(
+            f"rho must not be negative, but is {values.min():g}: products of a group would be worse substitutes than "
+            "others. Where that is meant, give Problem.solve rho_bounds that allow it."
+        )
+
+
+def _read_linear(name: str, values: Any, size: int, labels: Labels, absent: str) -> np.ndarray:
     if values is None:
         return np.full(size, np.nan)
-    return _read(name, values, (size,), absent, required=False, missing=True)
+    return _read(name, values, (size,), labels, absent, required=False, missing=True)
 
 
 def _free(values: np.ndarray, bounds: Bounds) -> Index:
@@ -113,7 +129,14 @@ def _free(values: np.ndarray, bounds: Bounds) -> Index:
 
 
 def _read(
-    name: str, values: Any, shape: tuple[int, ...], absent: str, required: bool, missing: bool = False
+    name: str,
+    values: Any,
+    shape: tuple[int, ...],
+    labels: Labels,
+    absent: str,
+    *,
+    required: bool,
+    missing: bool = False,
 ) -> np.ndarray:
     """A float array of the given shape, None read as missing; an empty or zero array when there is nothing to read."""
     if values is None:
@@ -127,15 +150,31 @@ def _read(
         if array.size == 0:
             return np.zeros(shape)
         raise ValueError(f"{name} must not be given, because {absent}.")
-    if array.size == 1 and int(np.prod(shape)) == 1:
+    if array.size == 1 and int(np.prod(shape)) == 1 and array.ndim <= 2:
         array = array.reshape(shape)
     if len(shape) == 1 and array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
     if array.shape != shape:
-        raise ValueError(f"{name} must have the shape {shape}, not {array.shape}.")
+        raise ValueError(f"{name} must have the shape {shape}, not {array.shape}.{_describe_columns(name, labels)}")
     if not (np.isfinite(array) | (missing & np.isnan(array))).all():
         raise ValueError(f"{name} must be finite: use zeros for elements that are fixed at zero.")
     return array
+
+
+def _describe_columns(name: str, labels: Labels) -> str:
+    """What rows and columns of a block of parameters stand for, and which of them variables have become, as words."""
+    matrices = {"sigma": ("X2",), "pi": ("X2", "demographics"), "beta": ("X1",), "gamma": ("X3",)}.get(name, ())
+    words = ""
+    for matrix in matrices:
+        columns = getattr(labels, matrix)
+        indicators = [column for column in columns if re.search(r"\[.+\]", column)]
+        words += f" {matrix[0].upper()}{matrix[1:]} are {', '.join(columns[:20])}{', ...' * (len(columns) > 20)}."
+        if indicators:
+            words += (
+                f" Text, booleans, dates and C(...) are categorical, with an indicator for each level, such as "
+                f"{indicators[0]}. Convert such a variable to numbers if it is to be one column."
+            )
+    return words
 
 
 def _as_floats(name: str, values: Any) -> np.ndarray:
@@ -148,6 +187,9 @@ def _as_floats(name: str, values: Any) -> np.ndarray:
 def _read_bounds(name: str, bounds: Any, values: np.ndarray, default: Bounds) -> Bounds:
     """Bounds of the shape of `values`; zeros are bounded by zero, missing bounds are infinite."""
     fixed = values == 0
+    if values.size == 0:
+        _refuse_unused_bounds(name, bounds)
+        bounds = None
     if bounds is None:
         lower, upper = default.lower.copy(), default.upper.copy()
     else:
@@ -171,8 +213,8 @@ def _read_bounds(name: str, bounds: Any, values: np.ndarray, default: Bounds) ->
         and (np.isfinite(lower[~estimated]).any() or np.isfinite(upper[~estimated]).any())
     ):
         raise ValueError(
-            f"{name}_bounds must be infinite for elements of {name} that are concentrated out. Give them starting "
-            "values."
+            f"{name}_bounds must be infinite for elements of {name} that are concentrated out: these are not "
+            f"searched for. Give {name} starting values for them, or leave their bounds out (None)."
         )
     outside = estimated & ((values < lower) | (values > upper))
     if outside.any():
@@ -181,9 +223,19 @@ def _read_bounds(name: str, bounds: Any, values: np.ndarray, default: Bounds) ->
     return Bounds(lower, upper)
 
 
+def _refuse_unused_bounds(name: str, bounds: Any) -> None:
+    """Raise `ValueError` for bounds of parameters that there are none of, unless the bounds are none themselves."""
+    try:
+        used = [bound for bound in (() if bounds is None else bounds) if np.size(bound) and bound is not None]
+    except TypeError:
+        used = [bounds]
+    if used:
+        raise ValueError(f"{name}_bounds must not be given, because the model has no {name}.")
+
+
 def _one_bound(name: str, bound: Any, shape: tuple[int, ...], missing: float) -> np.ndarray:
     array = np.full(shape, missing) if bound is None else _as_floats(name, bound)
-    if array.size == 1:
+    if array.size == 1 and array.ndim <= 2:
         array = np.full(shape, array.item())
     if len(shape) == 1 and array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)

@@ -1,6 +1,6 @@
 """The equations of demand and supply as compiled programs read them, from designs, tables and fixed effects."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ from blpjax.economy.characteristics import Characteristics
 from blpjax.economy.ownership import Ownership, pack_firms
 from blpjax.inputs.absorb import Absorber
 from blpjax.inputs.design import Column, DesignMatrix
-from blpjax.inputs.identification import check_instruments, check_rank
+from blpjax.inputs.identification import check_excluded, check_instruments, check_rank
 from blpjax.inputs.tables import ProductTable
 from blpjax.objective.absorption import build_projection
 from blpjax.objective.blocks import CovarianceMoments
@@ -29,19 +29,27 @@ class Designs(NamedTuple):
 
 
 class Equations(NamedTuple):
-    """Data of all moments, labels of their instruments, and how many of these are linearly independent."""
+    """Data of all moments, labels of their instruments, and how many of these are linearly independent.
+
+    `collinear` are those of X1, X2 and X3 whose columns are not.
+    """
 
     data: ModelData
     instrument_labels: list[str]
     instrument_rank: int
+    collinear: frozenset[str]
 
 
 class _Side(NamedTuple):
-    """One equation with labels of its instruments, and how many of these are linearly independent."""
+    """One equation with labels of its instruments, and how many of these are linearly independent.
+
+    `independent` says whether columns of X are.
+    """
 
     equation: Equation
     labels: list[str]
     rank: int
+    independent: bool
 
 
 def build_equations(
@@ -65,25 +73,25 @@ def build_equations(
     add_exogenous : whether columns of X1 without prices and of X3 without shares are instruments, too.
     tolerances : `options.collinear_atol` and `options.collinear_rtol`.
 
-    Raises
-    ------
-    IdentificationError
-        When X1, X2 or X3 is rank-deficient.
-
     Warns
     -----
     IdentificationWarning
-        When instruments are collinear.
+        When X1, X2 or X3 is rank-deficient, or instruments are collinear.
     """
     X1, X2, X3 = designs[:3]
-    if X2 is not None:
-        check_rank(X2.values, X2.labels, "X2", None, *tolerances)
+    independent = {"X2": X2 is None or check_rank(X2.values, X2.labels, "X2", None, *tolerances, warn=True)}
     excluded = table.demand_instruments, table.demand_instrument_labels
+    endogenous = {"prices": table.prices, "shares": table.shares}
+    check_excluded(*excluded, endogenous)
     demand = _build_side(X1, "prices", ("X1", "ZD"), excluded, designs.demand_absorber, add_exogenous, tolerances)
+    independent["X1"] = demand.independent
     if X3 is None:
-        return Equations(ModelData(demand.equation), demand.labels, demand.rank)
+        return Equations(ModelData(demand.equation), demand.labels, demand.rank, _collinear(independent))
     excluded = table.supply_instruments, table.supply_instrument_labels
+    check_excluded(*excluded, endogenous)
     supply = _build_side(X3, "shares", ("X3", "ZS"), excluded, designs.supply_absorber, add_exogenous, tolerances)
+    independent["X3"] = supply.independent
+    collinear = _collinear(independent)
     assert ownership is not None
     X1_slope, X2_slope = map(jax.device_put, jax.tree.map(np.asarray, characteristics).slopes("prices"))
     pricing = Supply(
@@ -99,13 +107,13 @@ def build_equations(
     labels, rank = demand.labels + supply.labels, demand.rank + supply.rank
     instruments = table.covariance_instruments
     if instruments.shape[1] == 0:
-        return Equations(ModelData(demand.equation, pricing), labels, rank)
+        return Equations(ModelData(demand.equation, pricing), labels, rank, collinear)
     more = list(table.covariance_instrument_labels)
     rank += check_instruments(instruments, more, "ZC", None, *tolerances)
     covariance = CovarianceMoments(jax.device_put(instruments), jax.device_put(np.array(0.0)))
     projections = [build_projection(absorber.ids) for absorber in (designs.demand_absorber, designs.supply_absorber)]
     data = ModelData(demand.equation, pricing).add([covariance], projections)
-    return Equations(data, labels + more, rank)
+    return Equations(data, labels + more, rank, collinear)
 
 
 def exogenous_columns(columns: Sequence[Column], endogenous: str) -> list[int]:
@@ -128,7 +136,8 @@ def _build_side(
     labels = [*excluded[1], *(X.labels[k] for k in added)]
     unabsorbed = absorber.dimensions > 0
     residuals, Z_residuals = absorber.residualize(X.values), absorber.residualize(Z)
-    check_rank(residuals, X.labels, names[0], X.values if unabsorbed else None, *tolerances)
+    given = X.values if unabsorbed else None
+    independent = check_rank(residuals, X.labels, names[0], given, *tolerances, warn=True)
     instruments = Z_residuals if add_exogenous else Z
     original = Z if unabsorbed and add_exogenous else None
     rank = check_instruments(instruments, labels, names[1], original, *tolerances)
@@ -139,4 +148,8 @@ def _build_side(
         Z=Z_device,
         instruments=Z_device if add_exogenous else jax.device_put(Z),
     )
-    return _Side(equation, labels, rank)
+    return _Side(equation, labels, rank, independent)
+
+
+def _collinear(independent: Mapping[str, bool]) -> frozenset[str]:
+    return frozenset(name for name, known in independent.items() if not known)

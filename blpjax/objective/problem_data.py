@@ -17,14 +17,18 @@ from blpjax.inputs import records
 from blpjax.inputs.absorb import Absorber, build_absorber
 from blpjax.inputs.arguments import read_formulations
 from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.identification import check_rank
 from blpjax.inputs.integration import AgentNodes, BuiltIntegration, Integration
+from blpjax.inputs.spelling import warn_of_misspelt_fields
 from blpjax.inputs.tables import read_products
 from blpjax.inputs.updating import replace_values
 from blpjax.machine.placement import Placement
 from blpjax.model.formulated import Formulated, build_matrices, check_costs_type, formulate
+from blpjax.model.parameters import ParameterLayout
 from blpjax.objective.build import Designs, Equations, build_equations
 from blpjax.objective.data import ModelData, place_data
 from blpjax.reporting import report
+from blpjax.values import read_flag
 
 
 class Tolerances(NamedTuple):
@@ -56,6 +60,7 @@ class ProblemData(Formulated):
     absorbers : what absorbs fixed effects.
     model_data : data of all moments; `instrument_labels` and `instrument_rank` are names of their instruments, and how
         many of these are linearly independent.
+    collinear : those of X1, X2 and X3 whose columns are linearly dependent.
     replaced_instruments : whether excluded instruments are others than those of the columns of the product table.
     placement : devices that markets are spread over, or None where one device has all of them.
     """
@@ -67,6 +72,7 @@ class ProblemData(Formulated):
     model_data: ModelData
     instrument_labels: list[str]
     instrument_rank: int
+    collinear: frozenset[str] = frozenset()
     replaced_instruments: bool = False
     placement: Placement | None = None
 
@@ -77,6 +83,23 @@ class ProblemData(Formulated):
     def residualize_supply(self, matrix: np.ndarray) -> np.ndarray:
         """Residuals (N, K) of the columns of a matrix on the fixed effects of X3; the matrix itself without any."""
         return matrix if self.designs[2] is None else self.absorbers.supply.residualize(matrix)
+
+    def check_estimated(self, layout: ParameterLayout) -> None:
+        """Raise `IdentificationError` when columns of X1, X2 or X3 with estimated coefficients are collinear."""
+        estimated = {
+            "X1": {*layout.concentrated_beta, *(k for (k,) in layout.beta)},
+            "X2": {k for k, _ in (*layout.sigma, *layout.pi)},
+            "X3": {*layout.concentrated_gamma, *(k for (k,) in layout.gamma)},
+        }
+        effects = {"X1": self.residualize_demand, "X3": self.residualize_supply}
+        absorbed = {"X1": self.ED, "X3": self.ES}
+        tolerances = self.tolerances.collinear_atol, self.tolerances.collinear_rtol
+        for name in sorted(self.collinear):
+            chosen = sorted(estimated[name])
+            values, labels = getattr(self, name)[:, chosen], getattr(self.labels, name)
+            residuals = effects[name](values) if absorbed.get(name) else values
+            unabsorbed = values if absorbed.get(name) else None
+            check_rank(residuals, [labels[k] for k in chosen], name, unabsorbed, *tolerances)
 
     def build_agents(self, agent_data: Any, integration: Integration | None, weights_tol: float) -> AgentsInEconomy:
         """The economy with these agents, for evaluating the same model with other nodes, weights or demographics."""
@@ -178,7 +201,11 @@ class ProblemData(Formulated):
         found = _build_equations(changed, self.absorbers, changed.add_exogenous, tolerances)
         data = found.data if self.placement is None else place_data(found.data, self.placement)
         return dataclasses.replace(
-            changed, model_data=data, instrument_labels=found.instrument_labels, instrument_rank=found.instrument_rank
+            changed,
+            model_data=data,
+            instrument_labels=found.instrument_labels,
+            instrument_rank=found.instrument_rank,
+            collinear=found.collinear,
         )
 
     @property
@@ -246,7 +273,7 @@ class ProblemData(Formulated):
             demand_ids=self.demand_ids,
             supply_ids=self.supply_ids,
         )
-        return records.product_records(self.product_table, matrices, self.columns)
+        return records.product_records(self.product_table, matrices, self.designs)
 
     def __str__(self) -> str:
         names = ["T", "N", "F", "I", "K1", "K2", "K3", "D", "MD", "MS", "MC", "ED", "ES", "H"]
@@ -284,10 +311,14 @@ def build_problem_data(
     tolerances : what decides whether data are refused.
     built : nodes and weights that the integration has built already.
     """
+    add_exogenous = read_flag("add_exogenous", add_exogenous)
     formulations = read_formulations(product_formulations, agent_formulation)
     X1, _, X3 = formulations
     check_costs_type(costs_type, supply=X3 is not None)
     table = read_products(product_data, supply=X3 is not None)
+    given = [formulation for formulation in formulations if formulation is not None]
+    used = {name for formulation in given for name in formulation.names | formulation.absorb_names}
+    warn_of_misspelt_fields(table.data, used, "product_data")
     designs = build_matrices(formulations, table.data, agent_formulation is not None)
     demand = build_absorber(X1, table.data)
     absorbers = Absorbers(demand, demand if X3 is None else build_absorber(X3, table.data))
@@ -302,16 +333,17 @@ def build_problem_data(
         form=(rc_types, epsilon_scale),
         costs_type=costs_type,
     )
-    found = _build_equations(known, absorbers, bool(add_exogenous), tolerances)
+    found = _build_equations(known, absorbers, add_exogenous, tolerances)
     return ProblemData(
         **known.fields,
         integration=integration,
-        add_exogenous=bool(add_exogenous),
+        add_exogenous=add_exogenous,
         tolerances=tolerances,
         absorbers=absorbers,
         model_data=found.data,
         instrument_labels=found.instrument_labels,
         instrument_rank=found.instrument_rank,
+        collinear=found.collinear,
     )
 
 

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from blpjax import options as settings
+from blpjax.exceptions import warn_unused
 from blpjax.optimize.bounds import Box
 from blpjax.optimize.recorder import Evaluation, FailurePolicy, Recorder
 from blpjax.optimize.routines import OptimizationStatus, RoutineEnd, RoutineSettings, run_return
 from blpjax.optimize.stepwise import START_REDUCTIONS, reduce_start
 from blpjax.optimize.table import ROUTINES, Routine, find_routine
+from blpjax.values import read_flag
 
 __all__ = [
     "ObjectiveProgress",
@@ -111,11 +113,10 @@ class Optimization:
             raise TypeError(
                 f"The method_options of Optimization must be a mapping or None, not {self.method_options!r}."
             )
-        options = dict(self.method_options or {})
+        options = _leave_out_silenced(self.method, dict(self.method_options or {}))
         object.__setattr__(self, "method_options", options)
         for name in ("compute_gradient", "universal_display"):
-            if not isinstance(getattr(self, name), bool | np.bool_):
-                raise TypeError(f"{name} of Optimization must be true or false, not {getattr(self, name)!r}.")
+            read_flag(f"{name} of Optimization", getattr(self, name))
         if isinstance(self.method, str):
             _check_options(self.method, options)
             _check_compute_gradient(self.method, self.compute_gradient)
@@ -298,11 +299,28 @@ def _default_progress(theta: np.ndarray, evaluation: Any) -> ObjectiveProgress:
     return ObjectiveProgress(theta, float(objective), gradient, r, J, bool(ok))
 
 
+#: Options of stepwise methods that count something.
+_COUNTS = ("max_evaluations", "maxiter", "memory_size")
+
+
 def _check_method(method: object) -> None:
     if callable(method):
         return
     if not isinstance(method, str) or method not in ROUTINES:
         raise ValueError(f"Optimization method must be one of {list(ROUTINES)} or a callable, not {method!r}.")
+
+
+def _leave_out_silenced(method: object, options: dict[str, Any]) -> dict[str, Any]:
+    """Options without those that would print, had the routine not stopped doing so, which a warning says."""
+    silenced = ROUTINES[method].silenced if isinstance(method, str) else ()
+    for name in silenced:
+        if name in options and options.pop(name) not in (False, None, -1):
+            warn_unused(
+                f"The option {name} of Optimization('{method}')",
+                "SciPy's routine no longer prints anything. Progress is shown unless options.verbose is off.",
+                stacklevel=5,
+            )
+    return options
 
 
 def _check_options(method: str, options: Mapping[str, Any]) -> None:
@@ -321,6 +339,8 @@ def _check_options(method: str, options: Mapping[str, Any]) -> None:
                 raise TypeError(f"The option {name} of Optimization('{method}') must be a number, not {value!r}.")
             if not value > 0:
                 raise ValueError(f"The option {name} of Optimization('{method}') must be positive, not {value!r}.")
+            if name in _COUNTS and not float(value).is_integer():
+                raise ValueError(f"The option {name} of Optimization('{method}') must be an integer, not {value!r}.")
 
 
 def _check_compute_gradient(method: str, compute_gradient: bool) -> None:

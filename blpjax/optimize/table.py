@@ -43,6 +43,7 @@ class Routine:
     description : for users.
     run : function of a recorder, starting values (P,) and `RoutineSettings`.
     options : names of the routine's options, or None where it takes any.
+    silenced : names of options that only print, which the routine no longer does. They are accepted and left out.
     check : raises an error for options that do not work, if it checks them itself.
     bounds : whether it respects bounds.
     gradient : whether it may, must or cannot use gradients.
@@ -61,6 +62,7 @@ class Routine:
     description: str
     run: Callable[[Recorder, np.ndarray, RoutineSettings], RoutineEnd]
     options: tuple[str, ...] | None = None
+    silenced: tuple[str, ...] = ()
     check: Callable[[Mapping[str, Any]], None] | None = None
     bounds: bool = True
     gradient: Literal["may", "must", "cannot"] = "may"
@@ -132,6 +134,7 @@ ROUTINES = {
         "l-bfgs-b",
         "the L-BFGS-B algorithm in SciPy",
         "maxcor ftol gtol eps maxfun maxiter maxls finite_diff_rel_step",
+        silenced=("disp", "iprint"),
     ),
     "tnc": _scipy(
         "tnc",

@@ -12,7 +12,10 @@ import pandas as pd
 
 from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex
 from blpjax.exceptions import ConvergenceError, raise_for_status
+from blpjax.inputs.arguments import check_index
+from blpjax.inputs.columns import find_unowned
 from blpjax.inputs.integration import Integration
+from blpjax.inputs.table_format import plain_value
 from blpjax.inputs.tables import ProductTable
 from blpjax.iteration import Iteration
 from blpjax.machine.compilation import operations_of_jax
@@ -153,7 +156,13 @@ class Query:
         """
         if ids is None:
             return None
-        array = np.asarray(ids).reshape(-1)
+        check_index(name, ids, self._index)
+        try:
+            array = np.asarray(ids).reshape(-1)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} must hold {self.rows.size} IDs, one for each product, not a nested list of unequal lengths."
+            ) from error
         if array.size != self.rows.size:
             raise ValueError(f"{name} must hold {self.rows.size} IDs, one for each product, not {array.size}.")
         missing = np.flatnonzero(pd.isna(array))
@@ -172,6 +181,7 @@ class Query:
         firms = self.read_ids("firm_ids", firm_ids)
         if ownership is None:
             return firms, {}
+        check_index("ownership", ownership, self._index)
         array = _numbers("ownership", ownership)
         inside = self.extent.products_present[self.rows, self.extent.columns]
         N, width = inside.shape
@@ -181,6 +191,12 @@ class Query:
         bad = np.argwhere(~np.isfinite(np.where(inside, array, 0.0)))
         if bad.size:
             raise ValueError(f"ownership must be finite, but row {bad[0][-2]} is not.")
+        if (unowned := find_unowned(np.where(inside, array, 0.0))).size:
+            market = self.extent.tables.markets.long_ids[self.rows[unowned[0]]]
+            raise ValueError(
+                f"ownership must not have rows of zeros, but row {unowned[0]} is one, in market "
+                f"{plain_value(market)!r}: nobody's profit depends on the price of this product."
+            )
         missing = self._missing
         more = [(0, 0)] * len(leading) + [(0, missing), (0, missing)]
         return firms, {"ownership": np.pad(np.where(inside, array, 0.0), more)}
@@ -291,7 +307,14 @@ class Query:
             return 0
         return self.extent.agents.economy.buckets[self.place.bucket].size[1] - self.rows.size
 
+    @property
+    def _index(self) -> pd.Index | None:
+        """Pandas' index of the rows of the product table that are asked for, None where they have none."""
+        index = self.extent.tables.products.index
+        return None if index is None else index[self.rows]
+
     def _read(self, name: str, values: Any) -> np.ndarray:
+        check_index(name, values, self._index)
         array = _numbers(name, values)
         N, draws = self.rows.size, self.source.draws
         if draws is not None and array.ndim > 1 and array.size == draws * N and len(array) == draws:
@@ -358,6 +381,11 @@ def read_matrices(source: Source, matrices: Any, market_id: Any) -> tuple[np.nda
 
 
 def _market_position(markets: MarketIndex, market_id: Any) -> int:
+    if np.ndim(market_id):
+        raise ValueError(
+            f"market_id must be one market or None, which stands for all markets, not {type(market_id).__name__} "
+            f"{market_id!r}. Ask for several markets one after the other."
+        )
     found = np.flatnonzero(markets.ids == market_id)
     if found.size != 1:
         known = ", ".join(repr(i) for i in markets.ids[:10].tolist())

@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, TypeVar, cast
 
+from blpjax.values import read_flag
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -25,6 +27,7 @@ def compute_method(method: Method) -> Method:
     """Show users of a method that ends with ``**shared: Unpack[Shared]`` these arguments by name.
 
     They stand after the method's own arguments, may be given by position, and always arrive, by default as `DEFAULTS`.
+    Arguments that are true or false by default raise `TypeError` for anything else.
     Arguments that the method has behind a star stand after them. Type checkers accept all of these by keyword only.
     """
     own = inspect.signature(method)
@@ -37,6 +40,8 @@ def compute_method(method: Method) -> Method:
     last = [p.replace(kind=usual) for p in own.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     signature = own.replace(parameters=[*first, *shared, *last])
 
+    flags = [name for name, parameter in signature.parameters.items() if isinstance(parameter.default, bool)]
+
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -44,6 +49,8 @@ def compute_method(method: Method) -> Method:
         except TypeError as error:
             raise TypeError(f"{method.__qualname__}() {error}") from None
         bound.apply_defaults()
+        for name in flags:
+            read_flag(name, bound.arguments[name])
         return method(**bound.arguments)
 
     call.__signature__ = signature  # type: ignore[attr-defined]

@@ -174,6 +174,7 @@ class DataHolder:
             n_node_columns=self.agent_table.nodes.shape[1],
             bounded=bounded,
         )
+        self.data.check_estimated(parameters.layout)
         if self.data.designs[2] is not None:
             check_price_coefficients(parameters.layout.concentrated_beta, self.data.designs[0])
         return parameters

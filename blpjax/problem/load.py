@@ -2,6 +2,8 @@
 
 import os
 
+import numpy as np
+
 from blpjax.exceptions import StorageError
 from blpjax.machine import storage
 from blpjax.problem.problem import Problem
@@ -36,9 +38,25 @@ def load(path: str | os.PathLike[str]) -> ProblemResults:
     """
     state = storage.read(path, "results")
     try:
-        return ProblemResults.from_state(Problem.from_state(state["problem"]), state["steps"], state.get("starts"))
-    except (AttributeError, LookupError, TypeError) as error:
+        results = ProblemResults.from_state(Problem.from_state(state["problem"]), state["steps"], state.get("starts"))
+        _check_sizes(results)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise StorageError(
             f"The file '{os.fspath(path)}' is damaged: its content does not describe results "
             f"({type(error).__name__}: {error})."
         ) from error
+    return results
+
+
+def _check_sizes(results: ProblemResults) -> None:
+    """Raise `ValueError` when arrays of results do not have the sizes of each other and of the problem."""
+    sizes = {
+        results.problem.data.N: ("delta", "xi", "clipped_shares"),
+        len(results.theta_labels): ("theta", "gradient", "theta_se"),
+        results.moments.size: ("W", "updated_W", "moments_jacobian", "moments_covariances"),
+    }
+    for size, names in sizes.items():
+        for name in names:
+            found = np.shape(getattr(results, name, np.zeros(size)))
+            if found and found[0] != size:
+                raise ValueError(f"{name} has {found[0]} rows instead of {size}")

@@ -32,6 +32,7 @@ from blpjax.objective.structure import Specification, StructuralModel
 from blpjax.optimize.optimize import Optimization, OptimizationStatus
 from blpjax.problem.data import DataHolder
 from blpjax.problem.results import ProblemResults
+from blpjax.values import read_flag
 
 
 class Problem(DataHolder, Picklable):
@@ -87,9 +88,12 @@ class Problem(DataHolder, Picklable):
     DataError
         When a table cannot be used; the message names table, column, market and row.
     IdentificationError
-        When X1, X2 or X3 is rank-deficient, or prices are in neither X1 nor X2, or in X3.
-    NotImplementedError
-        For options that are not supported.
+        When prices are in neither X1 nor X2, or in X3.
+
+    Warns
+    -----
+    IdentificationWarning
+        When columns of X1, X2 or X3 are collinear, so that `solve` cannot estimate the coefficients of all of them.
     """
 
     def solve(
@@ -158,8 +162,8 @@ class Problem(DataHolder, Picklable):
         tau : array, optional
             Starting values of the parameters of `Transformation` in `rc_types`, one after the other. Zeros stay zero.
         sigma_bounds, pi_bounds, rho_bounds, tau_bounds, beta_bounds, gamma_bounds : pairs of arrays, optional
-            Lower and upper bounds. Equal bounds fix an element. By default the diagonal of sigma is at least zero and
-            rho is between zero and 0.99.
+            Lower and upper bounds. Equal bounds fix an element, None and NaN are none. By default rho is between zero
+            and 0.99, and the diagonal of sigma at least zero, or at most zero where it starts below that.
         delta : (N,) array, optional
             Where inversions of shares start, by default the logit solution.
         method : {'2s', '1s'}
@@ -181,8 +185,7 @@ class Problem(DataHolder, Picklable):
             ``'revert'``: the objective of the last evaluation that succeeded, times `error_punishment`, and its
             gradient (before any, 1e10 and zero). ``'punish'``: `error_punishment` and a gradient of zero. Failed values
             are never estimates. ``'raise'`` raises `ConvergenceError` at once, and when optimisation does not converge.
-        error_punishment : float
-            See `error_behavior`.
+        error_punishment : float, see `error_behavior`.
         delta_behavior : {None, 'predicted', 'first', 'logit', 'last'}
             Where inversions start: at the first-order prediction from the best evaluation so far, at `delta` (or the
             last GMM step's solution), at the logit solution, or at the last solution. None is ``'predicted'`` for the
@@ -194,11 +197,10 @@ class Problem(DataHolder, Picklable):
             its exponential; then `iteration` is by default ``Iteration('squarem')``. All types are protected against
             overflow.
         shares_bounds : pair of floats, optional
-            Bounds at which simulated shares are clipped before their logarithms are taken in an inversion. Results have
-            `clipped_shares`.
+            At which simulated shares are clipped before their logarithms are taken. Results have `clipped_shares`.
         costs_bounds : pair of floats, optional
-            Bounds at which marginal costs are clipped; by default there are none. Log costs need a positive lower bound
-            where some costs may be negative.
+            Bounds at which marginal costs are clipped, by default none. Log costs that may be negative need a positive
+            lower bound.
         W : (M, M) array, optional
             Initial weighting matrix, by default that of 2SLS, for M = MD + MS + MC moments.
         covariance_moments_mean : float
@@ -237,8 +239,8 @@ class Problem(DataHolder, Picklable):
         ValueError, TypeError
             For arguments of the wrong shape or value.
         IdentificationError
-            When there are fewer moments than parameters (a warning with ``Optimization('return')``), or something is
-            singular and `options.pseudo_inverses` is off.
+            When columns with estimated coefficients are collinear, there are fewer moments than parameters (a warning
+            with ``Optimization('return')``), or something is singular and `options.pseudo_inverses` is off.
         ConvergenceError
             Only with ``error_behavior='raise'``.
         NotImplementedError
@@ -457,7 +459,7 @@ class Problem(DataHolder, Picklable):
     def _read_delta(self, delta: Any, parameters: Parameters) -> np.ndarray:
         if delta is None:
             return self.closed_form_delta(np.asarray(parameters.start.rho))
-        return arguments.read_vector("delta", delta, self.N)
+        return arguments.read_vector("delta", delta, self.N, self.product_table.index)
 
     def _step_context(
         self, step_options: StepOptions, data: ModelData, weights: np.ndarray, simulate: programs.Simulate | None
@@ -487,7 +489,7 @@ class Problem(DataHolder, Picklable):
     ) -> GMM:
         fixed, limits = jax.device_put(jax.tree.map(np.asarray, (parameters.start, iteration.limits)))
         model = StructuralModel(specification, self.economy, data, fixed, limits)
-        return programs.weighted(model, W, 1.0 if scaled else 1.0 / self.N)
+        return programs.weighted(model, W, 1.0 if read_flag("scale_objective", scaled) else 1.0 / self.N)
 
 
 class OptimalInstrumentProblem(Problem):

@@ -240,6 +240,12 @@ def read_coefficients(parameters: Mapping[str, Any], known: Formulated) -> Coeff
         if size and parameters[name] is None:
             raise ValueError(f"{name} must be given: an array of {size} true parameters.")
     # a negative diagonal of sigma is as good as a positive one
+    sigma = parameters["sigma"]
+    if sigma is not None and np.ndim(sigma) == 2 and np.triu(np.asarray(sigma), 1).any():
+        raise ValueError(
+            "sigma must be lower-triangular: it is the Cholesky root of the covariance matrix of tastes, but has "
+            "elements above its diagonal."
+        )
     found = build_parameters(
         **parameters,
         bounds={},

@@ -36,6 +36,7 @@ from blpjax.simulation.data import Primitives
 from blpjax.simulation.profit_conditions import FirmConditions
 from blpjax.simulation.report import describe_true_values
 from blpjax.simulation.results import SimulationResults, Solution
+from blpjax.values import read_flag, read_seed
 
 
 class Simulation(Picklable):
@@ -145,7 +146,7 @@ class Simulation(Picklable):
             (rc_types, epsilon_scale),
             (xi, omega),
             moments,
-            np.random.RandomState(seed),
+            np.random.RandomState(read_seed("seed", seed)),
         )
         self._set_attributes()
         options.output(f"Initialized the simulation after {report.format_seconds(time.perf_counter() - began)}.")
@@ -211,7 +212,7 @@ class Simulation(Picklable):
         matrices = records.ProductMatrices(
             X1=known.X1, X2=known.X2, X3=known.X3, ZD=none, ZS=none, ZC=none, demand_ids=none, supply_ids=none
         )
-        return records.product_records(known.product_table, matrices, known.columns)
+        return records.product_records(known.product_table, matrices, known.designs)
 
     @cached_property
     def agents(self) -> np.recarray:
@@ -265,6 +266,9 @@ class Simulation(Picklable):
             With ``error_behavior='warn'``, likewise.
         """
         arguments.check_choice("error_behavior", error_behavior, ("raise", "warn"))
+        constant_costs = read_flag("constant_costs", constant_costs)
+        compute_gradients = read_flag("compute_gradients", compute_gradients)
+        compute_hessians = read_flag("compute_hessians", compute_hessians)
         chosen = None if iteration is None else read_iteration(iteration)
         known = self.primitives
         self._require_firms(compute_gradients or compute_hessians)

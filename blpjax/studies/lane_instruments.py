@@ -31,6 +31,7 @@ from blpjax.model.parameters import ParameterLayout, all_coefficients
 from blpjax.objective.build import exogenous_columns
 from blpjax.objective.structure import Specification
 from blpjax.problem.problem import Problem
+from blpjax.values import read_flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ class OptimalInstruments:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, ("approximate", "normal", "empirical"))
+        read_flag("constant_costs", self.constant_costs)
         if self.method != "approximate":
             raise NotImplementedError(
                 f"Optimal instruments with method={self.method!r} are not supported in Monte Carlo studies. Use "
@@ -179,7 +181,7 @@ def plan_instruments(problem: Problem, layout: ParameterLayout, given: Any, step
         kept=tuple((~dropped).tolist()),
         equilibria=optimal_instruments.expects_equilibrium_prices(problem.characteristics, supply, iteration),
         iteration=iteration,
-        constant_costs=bool(chosen.constant_costs),
+        constant_costs=chosen.constant_costs,
         costs_type=problem.costs_type,
         first_steps=steps if chosen.first_method is None else int(chosen.first_method[0]),
     )

@@ -46,6 +46,7 @@ from blpjax.studies.generator import NOTHING, DataGenerator, ExogenousDraws
 from blpjax.studies.lane_instruments import Observed, OptimalInstruments, estimate_optimally, plan_instruments
 from blpjax.studies.replications import Drawn, Replication, build_lanes, build_truth, draw_replications
 from blpjax.studies.results import COLUMNS, MonteCarloResults
+from blpjax.values import check_integer
 
 #: How shares are inverted by default. All lanes wait for the slowest one, so that a trial of the optimiser at which the
 #: inversion is hard has to fail soon: it steps back then.
@@ -119,7 +120,7 @@ class MonteCarlo:
     ) -> None:
         check_choice("method", method, ("1s", "2s"))
         self.simulation = simulation
-        self.seed = int(seed)
+        self.seed = check_integer("seed", seed, minimum=0)
         if problem is None:
             problem = simulation.replace_endogenous().to_problem()
         self.problem = problem

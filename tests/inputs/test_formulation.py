@@ -417,3 +417,9 @@ class TestReadTable:
     def test_unusable_tables_are_refused(self, data: object, error: type, message: str) -> None:
         with pytest.raises(error, match=message):
             read_table(data, "product_data")
+
+
+@pytest.mark.parametrize(("power", "message"), [(200, "'x' is -?1.*e.200 in row 0"), (-200, "'x' has no number above")])
+def test_numbers_whose_squares_overflow_or_vanish_are_refused(power: int, message: str) -> None:
+    with pytest.raises(DataError, match=f"product_data: {message}.*other units"):
+        Formulation("0 + x").build({"x": np.array([1.5, -2.0]) * 10.0**power})

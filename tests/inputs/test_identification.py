@@ -13,6 +13,7 @@ from blpjax.inputs.design import DesignMatrix
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.identification import (
     check_endogenous,
+    check_excluded,
     check_instruments,
     check_order_condition,
     check_rank,
@@ -40,6 +41,21 @@ def build(formula: str, data: dict[str, np.ndarray]) -> DesignMatrix:
 
 
 # prices and shares
+
+
+def test_excluded_instruments_that_are_prices_or_shares_are_named() -> None:
+    rng = np.random.default_rng(0)
+    prices, shares, z = rng.uniform(size=(3, 10))
+    endogenous = {"prices": prices, "shares": shares, "constant": np.ones(10)}
+    instruments = np.column_stack([z, 3 - 2 * prices, np.ones(10), shares])
+    with pytest.warns(IdentificationWarning) as caught:
+        check_excluded(instruments, ["z", "p", "one", "s"], endogenous)
+    found = [re.findall("'([a-z]+)'", str(warning.message)) for warning in caught]
+    assert found == [["p", "prices"], ["s", "shares"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_excluded(np.column_stack([z, prices + 1e-3 * z]), ["z", "near"], endogenous)
+        check_excluded(np.zeros((10, 0)), [], endogenous)
 
 
 def test_prices_in_X1_are_fine(data: dict[str, np.ndarray]) -> None:

@@ -125,12 +125,25 @@ def test_expectation_of_a_lognormal_has_its_closed_form() -> None:
 
 
 @pytest.mark.parametrize("size, dimensions, seed", [(1, 1, 0), (7, 3, 3), (50, 4, 12345), (200, 1, 2**32 - 1)])
-@pytest.mark.parametrize("specification", ["monte_carlo", "lhs", "mlhs"])
+@pytest.mark.parametrize("specification", DRAWS)
 def test_seeded_draws_are_those_of_pyblp(specification: str, size: int, dimensions: int, seed: int) -> None:
     built = Integration(specification, size, {"seed": seed}).build(dimensions)
     expected = build_with_pyblp(specification, size, dimensions, {"seed": seed})
     np.testing.assert_array_equal(built.nodes, expected.nodes)
     np.testing.assert_array_equal(built.weights, expected.weights.ravel())
+
+
+@pytest.mark.parametrize("discard", [0, 7, 12345])
+def test_scrambled_halton_points_are_those_of_pyblp(discard: int) -> None:
+    options = {"seed": 8, "discard": discard}
+    expected = build_with_pyblp("halton", 300, 7, options)
+    np.testing.assert_array_equal(Integration("halton", 300, options).build(7).nodes, expected.nodes)
+
+
+def test_halton_points_of_scipy_are_those_of_its_generator() -> None:
+    sequence = stats.qmc.Halton(2, rng=np.random.default_rng(4)).fast_forward(1000)
+    built = Integration("halton", 15, {"seed": 4, "scramble": "scipy"}).build_many(2, ["a", "b"])
+    ROUNDING.check(stats.norm.cdf(built.nodes), sequence.random(30))
 
 
 @pytest.mark.parametrize("discard", [1, 6, 1000, None])
@@ -148,10 +161,11 @@ def test_first_halton_points_are_those_of_the_definition() -> None:
     ROUNDING.check(stats.norm.cdf(built.nodes), expected)
 
 
-def test_scrambled_halton_points_keep_one_point_in_each_elementary_interval() -> None:
+@pytest.mark.parametrize("scramble", [True, "scipy"])
+def test_scrambled_halton_points_keep_one_point_in_each_elementary_interval(scramble: bool | str) -> None:
     for column, base in enumerate([2, 3, 5]):
         block = base**4
-        options = {"discard": 3 * block, "seed": 1}
+        options = {"discard": 3 * block, "seed": 1, "scramble": scramble}
         points = stats.norm.cdf(Integration("halton", block, options).build(3).nodes[:, column])
         assert sorted(np.floor(points * block).astype(int)) == list(range(block))
 
@@ -180,6 +194,7 @@ def test_draws_without_a_seed_differ_and_leave_the_global_generator_alone(specif
         ("lhs", 6, {"seed": 3}),
         ("mlhs", 6, {"seed": 3}),
         ("halton", 6, {"scramble": False}),
+        ("halton", 6, {"seed": 3}),
         ("product", 3, None),
         ("nested_grid", 4, None),
     ],
@@ -255,7 +270,7 @@ def test_wrong_values_are_refused(specification: str, size: int, options: dict[s
         ("lhs", 5, {"seed": 1.0}, "option seed must be an integer, not 1.0"),
         ("lhs", 5, {"seed": None}, "option seed must be an integer, not None"),
         ("halton", 5, {"discard": "all"}, "option discard must be an integer, not 'all'"),
-        ("halton", 5, {"scramble": 3}, "option scramble must be True or False, not 3"),
+        ("halton", 5, {"scramble": 3}, "option scramble must be True, False or 'scipy', not 3"),
     ],
 )
 def test_wrong_types_are_refused(

@@ -162,7 +162,16 @@ def test_product_ids_may_have_several_columns() -> None:
             {"clustering_ids": [0, 1, None, 1, None]},
             "'clustering_ids' has missing values in 2 rows.*market 'b', row 2; market 'b', row 4\\.$",
         ),
-        ({"clustering_ids": [7] * 5}, "product_data: column 'clustering_ids' has a single value"),
+        (
+            {"market_ids": [["b"], ["a"], ["b"], ["a"], ["b"]]},
+            "'market_ids' holds a list for each row, but needs one ID",
+        ),
+        ({"firm_ids": [["b"], ["a"], ["b"], ["a"], ["b"]]}, "'firm_ids' holds a list for each row, but needs one ID"),
+        (
+            {"demand_instruments1": [3.0, 1.0, 1e200, 1.0, 5.0]},
+            "column 'demand_instruments1' is 1e.200 in market 'b', row 2. Squares of numbers above 1e.150",
+        ),
+        ({"prices": [1e-200] * 5}, "column 'prices' has no number above 1e-150"),
         (
             {"prices": [1.0, np.nan, np.nan, np.nan, np.nan]},
             "'prices' has missing values in 4 rows.*market 'a', row 1; market 'b', row 2; market 'a', "
@@ -198,10 +207,6 @@ def test_product_ids_may_have_several_columns() -> None:
         (
             {"demand_instruments3": [1.0] * 5},
             "no gaps, but 'demand_instruments2' is missing.*'demand_instruments1', 'demand_instruments3'",
-        ),
-        (
-            {"demand_instruments": [1.0] * 5},
-            "product_data: there is a column 'demand_instruments' and also 'demand_instruments0'.*not both",
         ),
         (
             {"demand_instruments1": [1.0, 2.0, np.nan, 4.0, 5.0]},
@@ -352,9 +357,9 @@ def test_agents_are_those_of_pyblp() -> None:
         ({"weights": None, "weight": [1.0] * 5}, "agent_data: there is no column 'weights'.*Did you mean 'weight'"),
         ({"weights": [0.25, 0.5, np.nan, 0.5, 0.5]}, "agent_data: column 'weights' has missing.*market 'b', row 2"),
         ({"nodes0": None, "nodes1": None, "nodes2": None, "node0": [1.0] * 5}, "agent_data: .*'nodes0'.*mean 'node0'"),
+        ({"weights": [0.0, 0.5, 0.0, 0.0, 0.5]}, "column 'weights' sums to zero in 1 market: 'b', so that nobody buys"),
         ({"nodes0": None}, "agent_data: numbered columns must start at zero.*'nodes0' is missing.*'nodes1', 'nodes2'"),
         ({"nodes1": None}, "agent_data: numbered columns must .* no gaps, but 'nodes1' is missing.*'nodes0', 'nodes2'"),
-        ({"nodes": [1.0] * 5}, "agent_data: there is a column 'nodes' and also 'nodes0'"),
         (
             {"nodes1": [1.0, 2.0, 3.0, -np.inf, 5.0]},
             "agent_data: column 'nodes1' has infinite values.*market 'b', row 3",
@@ -523,3 +528,15 @@ def test_columns_of_nodes_go_with_columns_of_sigma_as_in_pyblp() -> None:
     assert assign_node_columns(1, nonzero).tolist() == [0]
     assert assign_node_columns(3, np.array([True, False, True])).tolist() == [0, 2]
     assert assign_node_columns(2, np.array([True, False, True])).tolist() == [0, 1]
+
+
+def test_text_that_is_the_same_for_all_agents_is_no_demographic() -> None:
+    data = {name: column.to_numpy() for name, column in make_agents(kind=["u"] * 5).items()}
+    message = "agent_data: column 'kind' is 'u' for all agents, so it is no demographic"
+    for formula in ("1 + kind", "0 + income:C(kind)"):
+        with pytest.raises(DataError, match=message):
+            build_demographics(Formulation(formula), data, MARKETS)
+
+
+def test_one_cluster_matters_only_where_covariances_are_clustered() -> None:
+    assert read_products(make_products(clustering_ids=[7] * 5)).clustering_ids is not None

@@ -555,3 +555,27 @@ def test_results_of_knitro_load_where_it_is_not_installed(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "knitro", None)
     optimization = read_step(stored, results.problem.form).options.optimization
     assert optimization.method == NotStored("Optimization('knitro')")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: state["problem"]["product_data"].update(shares=np.ones(3)),
+            "column 'shares' has 3",
+        ),
+        (lambda state: state["steps"][-1]["result"].update(theta=np.ones(3)), "theta"),
+        (lambda state: state["steps"][-1]["result"].update(delta=np.ones(3)), "delta has 3 rows instead of"),
+        (lambda state: state["steps"][-1]["result"].update(W=np.eye(3)), "W has 3 rows instead of"),
+    ],
+)
+def test_arrays_of_the_wrong_length_name_the_file(
+    results: ProblemResults, tmp_path: Path, change: Any, message: str
+) -> None:
+    results.save(tmp_path / "results")
+    state = storage.read(tmp_path / "results", "results")
+    change(state)
+    path = tmp_path / "bad"
+    storage.write(path, "results", state)
+    with pytest.raises(StorageError, match=f"'{path}' is damaged: its content does not describe results .*{message}"):
+        blpjax.load(path)

@@ -59,6 +59,14 @@ def blocks(rows: Any) -> list[np.ndarray]:
     return [np.asarray(rows)[r][:, : r.size] for r in markets]
 
 
+def test_variables_that_no_formula_has_cannot_change() -> None:
+    m = model("linear")
+    with pytest.raises(NameError, match="No formula has a numeric variable 'typo'. There are .*prices, shares, "):
+        m.at({"typo": m.prices})
+    with pytest.raises(ValueError, match="To have them given, use the argument shares"):
+        m.at({"prices": m.prices, "shares": m.shares})
+
+
 # equilibria
 
 

@@ -382,6 +382,7 @@ def test_functions_of_random_coefficients_are_not_saved(tmp_path: Path) -> None:
         ({"rho": np.nan}, "rho must be finite"),
         ({"rho": "half"}, "rho must be an array of numbers"),
         ({"rho": 0.5, "rho_bounds": (0.6, 0.9)}, r"rho\[0\] = 0.5 is not within its bounds \[0.6, 0.9\]"),
+        ({"rho": -0.2}, "rho must not be negative, but is -0.2.*rho_bounds that allow it"),
         ({"rho": 0.5, "rho_bounds": 0.9}, r"rho_bounds must be a pair \(lower, upper\)"),
         ({"rho": 0.5, "rho_bounds": ([0, 0, 0], [1, 1, 1])}, r"rho_bounds must hold arrays of the shape \(1,\)"),
     ],

@@ -69,6 +69,27 @@ def test_default_bounds() -> None:
     assert lower.tolist() == [0, -np.inf, 0, -np.inf, 0, *[-np.inf] * 5] and upper.tolist() == [np.inf] * 10
 
 
+def test_the_diagonal_of_sigma_keeps_the_sign_of_its_start() -> None:
+    sigma = build(sigma=np.array([[-1.0, 0, 0], [2, 3, 0], [-1, 1, -5]])).limits.sigma
+    assert np.diag(sigma.lower).tolist() == [-np.inf, 0, -np.inf] and np.diag(sigma.upper).tolist() == [0, np.inf, 0]
+    assert np.isinf(sigma.lower[2, :2]).all() and np.isinf(sigma.upper[2, :2]).all()
+
+
+@pytest.mark.parametrize(
+    "bounds", [(), [[], []], np.zeros(0), (np.zeros(0), np.zeros(0)), (None, None), None, np.zeros((2, 0))]
+)
+def test_empty_bounds_of_parameters_that_there_are_none_of_are_harmless(bounds: Any) -> None:
+    parameters = build(gamma_bounds=bounds, rho_bounds=bounds)
+    assert parameters.theta.tolist() == build().theta.tolist() and not parameters.bounded_by_user
+
+
+def test_none_and_nan_are_no_bounds() -> None:
+    """As PyBLP documents."""
+    bounds = build(pi_bounds=([[np.nan, 0], [0, None], [1, 1]], np.full((3, 2), np.nan))).limits.pi
+    assert bounds.lower.tolist() == [[-np.inf, 0], [0, -np.inf], [1, 1]]
+    assert bounds.upper.tolist() == [[np.inf, 0], [0, np.inf], [np.inf, np.inf]]
+
+
 def test_equal_bounds_fix_an_element_at_its_value() -> None:
     lower, upper = np.full((3, 3), -np.inf), np.full((3, 3), np.inf)
     lower[1, 0] = upper[1, 0] = 2.0
@@ -149,9 +170,26 @@ def test_the_given_arrays_are_not_changed() -> None:
             {"sigma": SIGMA, "pi": None, "X2": (), "demographics": ()},
             "sigma must not be given, because X2 was not formulated",
         ),
-        ({"sigma": -SIGMA}, r"sigma\[0, 0\] = -1 is not within its bounds \[0, inf\]"),
+        ({"sigma": -SIGMA, "sigma_bounds": (0, None)}, r"sigma\[0, 0\] = -1 is not within its bounds \[0, inf\]"),
+        (
+            {"sigma": [[[1.0]]], "pi": [[1.0, 1.0]], "X2": ("1",)},
+            r"sigma must have the shape \(1, 1\), not \(1, 1, 1\)",
+        ),
+        ({"gamma_bounds": (0, None)}, "gamma_bounds must not be given, because the model has no gamma"),
+        ({"gamma_bounds": 5}, "gamma_bounds must not be given, because the model has no gamma"),
+        ({"rho_bounds": (None, [0.9])}, "rho_bounds must not be given, because the model has no rho"),
+        (
+            {"pi": None, "pi_bounds": (np.zeros((3, 2)), None), "demographics": ()},
+            "pi_bounds must not be given, because the model has no pi",
+        ),
         ({"pi_bounds": (0, 3.5)}, r"pi\[2, 1\] = 4 is not within its bounds \[0, 3.5\]"),
         ({"beta_bounds": ([None, -1, None, None], None)}, r"beta\[1\] = -3 is not within its bounds \[-1, inf\]"),
+        (
+            {"sigma": 0.5, "pi": None, "X2": ("kind['u']", "kind['v']"), "demographics": ()},
+            r"sigma must have the shape \(2, 2\), not \(\). X2 are kind\['u'\], kind\['v'\]. Text, booleans, dates and "
+            r"C\(...\) are categorical, with an indicator for each level, such as kind\['u'\]",
+        ),
+        ({"pi": 0.5}, r"pi must have the shape \(3, 2\).* X2 are 1, prices, x. Demographics are income, age"),
         ({"sigma_bounds": 5}, r"sigma_bounds must be a pair \(lower, upper\) of arrays of the shape of sigma"),
         ({"pi_bounds": (1, 2, 3)}, r"pi_bounds must be a pair \(lower, upper\)"),
         (
@@ -161,7 +199,7 @@ def test_the_given_arrays_are_not_changed() -> None:
         ({"pi_bounds": ("low", None)}, "pi_bounds must be an array of numbers"),
         (
             {"beta_bounds": ([-1, -5, None, None], None)},
-            "beta_bounds must be infinite for elements of beta that are concentrated out. Give them starting values",
+            "beta_bounds must be infinite for elements of beta that are concentrated out.*Give beta starting values",
         ),
     ],
 )

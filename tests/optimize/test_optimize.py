@@ -396,7 +396,9 @@ def test_gradients_are_required_and_refused_as_in_pyblp(method: str, compute_gra
         ),
         (("trust-region", {"gtol": "small"}), TypeError, "option gtol .* must be a number, not 'small'"),
         (("bfgs", [1]), TypeError, "method_options of Optimization must be a mapping"),
-        (("bfgs", {}, 1), TypeError, "compute_gradient of Optimization must be true or false"),
+        (("trust-region", {"max_evaluations": 1.5}), ValueError, "max_evaluations .* must be an integer, not 1.5"),
+        (("optax-l-bfgs", {"memory_size": 2.5}), ValueError, "memory_size .* must be an integer, not 2.5"),
+        (("bfgs", {}, 1), TypeError, "compute_gradient of Optimization must be True or False"),
         (("trust-region", {}, False), ValueError, "'trust-region'\\) needs analytic gradients"),
     ],
 )

@@ -398,6 +398,10 @@ BAD = [
     ("costs", {"firm_ids": np.ones(3)}, ValueError, "firm_ids must hold 29 IDs, one for each product, not 3"),
     ("costs", {"firm_ids": [None] * 29}, ValueError, "firm_ids must not have missing values, but row 0 has"),
     ("costs", {"ownership": np.ones((29, 3))}, ValueError, r"ownership must have the shape \(29, 8\), not \(29, 3\)"),
+    ("costs", {"ownership": np.zeros((29, 8))}, ValueError, "rows of zeros, but row 0 is one, in market '"),
+    ("prices", {"ownership": np.zeros((29, 8))}, ValueError, "rows of zeros, but row 0 is one, in market '"),
+    ("costs", {"firm_ids": [[0, 1], [2]]}, ValueError, "firm_ids must hold 29 IDs, one for each product, not a nested"),
+    ("elasticities", {"market_id": ["m001", "m002"]}, ValueError, "market_id must be one market or None, .* not list"),
     ("costs", {"ownership": np.full((29, 8), np.nan)}, ValueError, "ownership must be finite, but row 0 is not"),
     ("costs", {"ownership": "all"}, ValueError, "ownership must be an array of finite numbers"),
     (
@@ -497,3 +501,28 @@ def test_first_answers_wait_for_two_programs_of_outputs_and_three_of_estimation(
         results.compute_profits(prices, shares, costs)
         results.compute_consumer_surpluses(prices)
     assert len(outputs) == 2, outputs
+
+
+def test_series_are_those_of_the_rows_of_product_data() -> None:
+    rng = np.random.default_rng(0)
+    N = 12
+    data = pd.DataFrame({"market_ids": np.repeat([0, 1], 6), "firm_ids": np.tile([1, 2, 3], 4)}, index=range(5, 5 + N))
+    data["prices"], data["x"], data["z"] = rng.uniform(1, 2, N), rng.normal(size=N), rng.normal(size=N)
+    data["shares"], data["demand_instruments0"] = rng.uniform(0.05, 0.1, N), data.z + data.prices
+    with joint.quiet():
+        ours = blpjax.Problem(blpjax.Formulation("1 + prices + x"), data).solve(method="1s")
+    expected = ours.compute_costs(firm_ids=data.firm_ids.to_numpy())
+    np.testing.assert_array_equal(ours.compute_costs(firm_ids=data.firm_ids), expected)
+    np.testing.assert_array_equal(ours.compute_costs(firm_ids=data.firm_ids.reset_index(drop=True)), expected)
+    second = data[data.market_ids == 1]
+    np.testing.assert_array_equal(ours.compute_costs(firm_ids=second.firm_ids, market_id=1), expected[6:])
+    for method, arguments in (
+        ("compute_costs", {"firm_ids": data.firm_ids.sort_values()}),
+        ("compute_profits", {"prices": data.prices[::-1]}),
+        ("compute_hhi", {"shares": data.shares.set_axis(range(100, 100 + N))}),
+        ("compute_costs", {"firm_ids": second.firm_ids[::-1], "market_id": 1}),
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(arguments))} has another index than product_data"):
+            getattr(ours, method)(**arguments)
+    with pytest.raises(ValueError, match="delta has another index than product_data"):
+        ours.problem.solve(method="1s", delta=data.prices[::-1])

@@ -334,17 +334,42 @@ def test_compilations_are_counted(compiled: list[str]) -> None:
 
 
 def test_rank_deficient_characteristics_are_named() -> None:
+    """By a warning when a problem is built, and by an error when it should estimate coefficients of all columns."""
     products = small_tables()[0]
-    with pytest.raises(
-        IdentificationError, match=r"X1 has 4 columns but rank 3: .*'x' is collinear with 'y'|'y' is collinear"
-    ):
-        logit(products.assign(y=2 * products.x), "1 + prices + x + y")
-    with pytest.raises(IdentificationError, match="X1 has 2 columns but rank 1: 'f' is absorbed by the fixed effects"):
-        with quiet():
-            Problem(Formulation("0 + prices + f", absorb="C(firm_ids)"), products.assign(f=products.firm_ids * 2.0))
-    with pytest.raises(IdentificationError, match="X2 has 2 columns but rank 1"):
-        formulations = Formulation("1 + prices"), Formulation("0 + x + y")
-        Problem(formulations, products.assign(y=products.x), integration=Integration("product", 3))
+    products = products.assign(y=2 * products.x, f=products.firm_ids * 2.0)
+    X2 = Formulation("1 + prices"), Formulation("0 + x + y")
+    cases: list[tuple[Any, dict[str, Any], str, dict[str, Any], dict[str, Any]]] = [
+        (
+            Formulation("1 + prices + x + y"),
+            {},
+            "X1 has 4 columns but rank 3: .*('x' is collinear with 'y'|'y' is collinear)",
+            {},
+            {"beta": [None, None, None, 0]},
+        ),
+        (
+            Formulation("0 + prices + f", absorb="C(firm_ids)"),
+            {},
+            "X1 has 2 columns but rank 1: 'f' is absorbed by the fixed effects",
+            {},
+            {"beta": [None, 2.0], "beta_bounds": ([None, 2.0], [None, 2.0])},
+        ),
+        (
+            X2,
+            {"integration": Integration("product", 3)},
+            "X2 has 2 columns but rank 1",
+            {"sigma": 0.3 * np.eye(2)},
+            {"sigma": np.diag([0.3, 0])},
+        ),
+    ]
+    for formulations, options, message, together, fixed in cases:
+        with pytest.warns(IdentificationWarning) as caught:
+            problem = Problem(formulations, products, **options)
+        assert any(re.search(message, str(warning.message)) for warning in caught)
+        with pytest.raises(IdentificationError, match=message):
+            problem.solve(method="1s", **together)
+        parameters = {"sigma": None, "pi": None, "rho": None, "beta": None, "gamma": None, "bounds": {}, **fixed}
+        parameters["bounds"] = {"beta": parameters.pop("beta_bounds", None)}
+        problem.read_parameters(**parameters)
 
 
 def test_prices_have_to_be_where_they_can_be() -> None:
@@ -406,7 +431,6 @@ def test_unsupported_arguments_are_named(problem: Problem, name: str) -> None:
     [
         ({"gamma": [1.0]}, "gamma must not be given, because X3 was not formulated"),
         ({"rho": 0.5}, "rho must not be given, because there are no nesting_ids in product_data"),
-        ({"costs_bounds": (0.1, None)}, "costs_bounds need a supply side"),
         ({"covariance_moments_mean": 0.1}, "covariance_moments_mean needs a supply side"),
         ({"covariance_moments_mean": "zero"}, "covariance_moments_mean must be a number"),
     ],
@@ -458,6 +482,10 @@ def test_every_argument_of_pyblp_is_accepted_or_refused_by_name() -> None:
         ({"check_optimality": "hessian"}, ValueError, "check_optimality must be one of"),
         ({"delta_behavior": "best"}, ValueError, "delta_behavior must be one of"),
         ({"error_behavior": "ignore"}, ValueError, "error_behavior must be one of"),
+        ({"initial_update": "no"}, TypeError, "initial_update must be True or False, not 'no'"),
+        ({"center_moments": "yes"}, TypeError, "center_moments must be True or False, not 'yes'"),
+        ({"scale_objective": None}, TypeError, "scale_objective must be True or False, not None"),
+        ({"finite_differences": 1}, TypeError, "finite_differences must be True or False, not 1"),
         ({"W_type": "hac"}, ValueError, "W_type must be 'robust', 'clustered' or 'unadjusted', not 'hac'"),
         ({"se_type": 3}, ValueError, "se_type must be 'robust'"),
         ({"optimization": "bfgs"}, TypeError, "optimization must be Optimization or None, not str"),
@@ -499,6 +527,14 @@ def test_clusters_need_ids(name: str) -> None:
     problem = build(blpjax, products.drop(columns="clustering_ids"), agents)
     with pytest.raises(ValueError, match=f"{name}='clustered' needs a column 'clustering_ids'"):
         problem.solve(SIGMA, PI, **{name: "clustered"})
+
+
+@pytest.mark.parametrize("name", ["W_type", "se_type"])
+def test_clusters_are_at_least_two(name: str) -> None:
+    single = logit(small_tables()[0].assign(clustering_ids=1))
+    assert single.solve(method="1s").converged
+    with pytest.raises(ValueError, match=f"{name}='clustered' needs at least two clusters, but 'clustering_ids' has a"):
+        single.solve(method="1s", **{name: "clustered"})
 
 
 def test_every_column_of_sigma_needs_nodes() -> None:

@@ -581,6 +581,8 @@ ZEROS = np.zeros(24)
         ({"beta": [0.5, None, 1.0]}, ValueError, "beta and gamma must have no missing elements"),
         ({"gamma": None}, ValueError, "gamma must be given: an array of 3 true parameters"),
         ({"sigma": None}, ValueError, "sigma must be given"),
+        ({"sigma": [[0.4, 0.2], [0, 0.6]]}, ValueError, "sigma must be lower-triangular"),
+        ({"data": id_data().assign(nesting_ids=1), "rho": -0.1}, ValueError, "rho must not be negative, but is -0.1"),
         ({"pi": None}, ValueError, "pi must be given"),
         ({"formulas": (*FORMULAS[:2], None), "xi": ZEROS}, ValueError, "gamma must not be given, because X3 was not"),
         ({"formulas": (*FORMULAS[:2], None), "gamma": None}, ValueError, "xi must be given when X3 is not formulated"),
