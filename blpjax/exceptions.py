@@ -140,6 +140,11 @@ _SENTENCES = {
 }
 
 
+#: Where users say how solutions are found, or when they are good enough, success is not believed when residuals (of log
+#: shares, of profits) are larger than this. SciPy's tolerance is 6e-6 by default.
+CREDIBLE_RESIDUAL = 1e-5
+
+
 def succeeded(codes: Any) -> Any:
     """Whether each status code is a success. Works on NumPy and JAX integer arrays alike."""
     return codes <= Status.ROUNDING_FLOOR

@@ -68,14 +68,15 @@ class Iteration:
         One of ``'anderson'`` (the default of `Problem.solve`: Anderson acceleration of the contraction with Fukasawa's
         outside-share correction, and damped Newton steps in markets where it stalls), ``'newton'``, ``'squarem'``
         (Varadhan and Roland 2008), ``'simple'`` (the contraction of Berry, Levinsohn and Pakes 1995) and ``'return'``
-        (take the initial values as the solution). These run for all markets at once, inside compiled programs. Where
-        ``'anderson'`` or ``'newton'`` do not get there, solutions are followed while the agents' deviations from mean
-        utilities grow from zero to their full size.
+        (take the initial values as the solution; residuals say how far off they are). These run for all markets at
+        once, inside compiled programs. Where ``'anderson'`` or ``'newton'`` do not get there, solutions are followed
+        while the agents' deviations from mean utilities grow from zero to their full size.
 
         SciPy's ``'broyden1'``, ``'broyden2'``, ``'krylov'``, ``'diagbroyden'``, ``'df-sane'``, ``'hybr'`` and ``'lm'``,
         and functions ``method(initial, contraction, callback, **options) -> (final, converged)`` with
         ``contraction(x) -> (image, weights, jacobian)``, run on the host, market by market. They are slow, and are for
-        inversions of shares only.
+        inversions of shares only. Whatever they say, a market has converged only where log shares are off by at most
+        1e-5.
     method_options : mapping, optional
         None for ``'return'``. ``max_evaluations`` (5000) and ``atol`` (1e-13 for ``'anderson'`` and ``'newton'``,
         1e-14 otherwise); for all but ``'newton'`` also ``rtol`` (0) and ``norm`` (infinity norm; a function of an array

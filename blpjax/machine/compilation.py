@@ -21,6 +21,7 @@ from jax.extend.core import (  # type: ignore[attr-defined]
 
 from blpjax import options as global_options
 from blpjax.machine.caches import VARIABLE, cache_directory
+from blpjax.machine.host_routines import raising_errors
 from blpjax.machine.store import NotStorableError, Store, describe, restore
 
 #: The event that `jax.monitoring` reports, with seconds, when an executable is read from the store.
@@ -74,7 +75,9 @@ class Program:
             executable = self.executables[key]
             if executable is not None:
                 return executable(values)
-        return _with_options_known(lambda: self._jitted(bool(_EMITTERS))(*arguments, **options))
+        with raising_errors():
+            found = _with_options_known(lambda: self._jitted(bool(_EMITTERS))(*arguments, **options))
+            return jax.block_until_ready(found)
 
     def forget(self) -> None:
         """Forget all executables."""

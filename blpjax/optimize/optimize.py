@@ -67,7 +67,8 @@ class Optimization:
         A custom routine is a function ``method(initial, bounds, objective_function, iteration_callback, **options)``
         that returns ``(final, converged)``. It gets (P,) starting values, P pairs of bounds, a function of theta that
         returns ``(objective, gradient, progress)``, the gradient being None without analytic gradients, and a function
-        without arguments to call after each major iteration.
+        without arguments to call after each major iteration. Final values are believed to be an optimum only where they
+        are within bounds, and derivatives there promise no better ones nearby.
     method_options : mapping, optional
         Options of the routine, by SciPy's names for SciPy's routines, and ``keep_feasible`` (true) for those with
         bounds. ``'trust-region'`` has those of `blpjax.optimize.trust_region.TrustRegionOptions`: ``gtol`` (1e-7,
@@ -262,6 +263,8 @@ def _conclude(
         status, words = OptimizationStatus.NOT_OPTIMAL, "its final values cannot be evaluated"
     elif status.converged and not custom and final.objective > best.objective + 1e-6 * (1 + abs(best.objective)):
         status, words = OptimizationStatus.NOT_OPTIMAL, "its final values are worse than earlier ones"
+    elif status.converged and custom and not _is_inside(final.theta, recorder):
+        status, words = OptimizationStatus.NOT_OPTIMAL, "its final values are outside of the bounds"
     elif status is OptimizationStatus.CONVERGED and not optimization.routine.believed:
         squares, decrease = recorder.gauss_newton_decrease(final)
         relative, absolute = _CREDIBLE_DECREASE
@@ -290,6 +293,12 @@ def _conclude(
         evaluations=recorder.evaluations,
         failed_evaluations=recorder.failures,
     )
+
+
+def _is_inside(theta: np.ndarray, bounds: Box) -> bool:
+    """Whether theta (P,) is within bounds, but for rounding."""
+    slack = 1e-12 * (1 + np.abs(theta))
+    return bool(((theta >= bounds.lower - slack) & (theta <= bounds.upper + slack)).all())
 
 
 def _default_progress(theta: np.ndarray, evaluation: Any) -> ObjectiveProgress:
