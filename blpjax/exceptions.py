@@ -94,6 +94,10 @@ class StudyError(BLPError, RuntimeError):
     """A study cannot go on because workers were lost. The message says what is kept."""
 
 
+class SizeError(BLPError, MemoryError):
+    """Something would need more memory than there is. The message says what needs how much, and what to do."""
+
+
 class DescriptionError(BLPError, ValueError):
     """A file does not describe a study. The message names it, the table and the key."""
 

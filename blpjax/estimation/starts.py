@@ -19,6 +19,7 @@ from blpjax.estimation.lanes import estimate_batch
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.step import StepContext, solve_step
 from blpjax.exceptions import ConvergenceWarning, Status, succeeded
+from blpjax.machine.memory import require_memory
 from blpjax.model.parameters import BLOCKS, Bounds, Parameters, compress
 from blpjax.objective import programs
 from blpjax.optimize.bounds import is_held, project_gradient
@@ -231,6 +232,8 @@ def _draw_points(starts: Starts, parameters: Parameters, bounds: Bounds) -> np.n
             f"The box of Starts must be finite, but it is [{lower[p]:g}, {upper[p]:g}] for "
             f"'{parameters.theta_labels[p]}'."
         )
+    # points, and where they lead, twice: in arrays and in the table
+    require_memory(8 * starts.number * (4 * P + 8), f"starts: {starts.number:,} starts", "Use fewer starts.")
     from scipy.stats import qmc  # a slow import that only these points need
 
     points = qmc.Halton(P, rng=np.random.default_rng(starts.seed)).random(starts.number - 1)

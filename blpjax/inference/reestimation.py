@@ -185,7 +185,7 @@ def run_draws(
             more += problem.N * (equation.X.shape[1] + 2 * equation.Z.shape[1] + 1) + ids.max() ** 2
     P, supply = study.options.specification.layout.P, study.lane.data.supply is not None
     largest = largest_batch(problem.economy, P, supply, bytes_, int(more))
-    return run_study(study, count, Sizes(given, largest), None if path is None else Path(path), executor)
+    return run_study(study, count, Sizes(given, largest, 8 * int(more)), None if path is None else Path(path), executor)
 
 
 def build_study(

@@ -20,8 +20,10 @@ from jax.extend.core import (  # type: ignore[attr-defined]
 )
 
 from blpjax import options as global_options
+from blpjax.exceptions import SizeError
 from blpjax.machine.caches import VARIABLE, cache_directory
 from blpjax.machine.host_routines import raising_errors
+from blpjax.machine.memory import require_memory
 from blpjax.machine.store import NotStorableError, Store, describe, restore
 
 #: The event that `jax.monitoring` reports, with seconds, when an executable is read from the store.
@@ -32,6 +34,9 @@ _SMALL = 2**15
 
 #: The option that has XLA use its older emitters on CPUs; nothing where this version of XLA does not know it.
 _EMITTERS = {"xla_cpu_use_fusion_emitters": False}
+
+#: What to do where programs need more memory than there is.
+_SMALLER = "Use fewer agents, smaller markets or smaller batches, or a machine with more memory."
 
 #: Compilation of a program is announced when it takes longer than so many seconds.
 ANNOUNCED_AFTER = 2.0
@@ -71,11 +76,15 @@ class Program:
             types = tuple(map(type, statics))
             key = (tree, (statics, types), tuple(_kind(value) for value in values), settings())
             if key not in self.executables:
-                self.executables[key] = self._build(key)
+                built = self._build(key)
+                if built is not None:
+                    self._check_memory(built, values)
+                self.executables[key] = built
             executable = self.executables[key]
             if executable is not None:
-                return executable(values)
-        with raising_errors():
+                with _short_of_memory(self.function.__name__):
+                    return executable(values)
+        with raising_errors(), _short_of_memory(self.function.__name__):
             found = _with_options_known(lambda: self._jitted(bool(_EMITTERS))(*arguments, **options))
             return jax.block_until_ready(found)
 
@@ -179,6 +188,18 @@ class Program:
                 store.write(path, executable.save())
         return executable
 
+    def _check_memory(self, executable: "_Executable", values: Sequence[Any]) -> None:
+        """Raise `SizeError` before a program is run for the first time if there is no memory for what it will hold."""
+        needed = executable.memory()
+        device = jax.devices()[0]
+        free = None
+        if device.platform != "cpu":
+            known = device.memory_stats() or {}
+            free = known.get("bytes_limit", float("inf")) - known.get("bytes_in_use", 0)
+        longest = max((value.size for value in values), default=0)
+        what = f"The program {self.function.__name__.strip('_')}, for arrays of up to {longest:,} numbers,"
+        require_memory(needed, what, _SMALLER, free)
+
     def _identity(self) -> str:
         module, name = self.function.__module__, self.function.__qualname__
         if module.partition(".")[0] != "blpjax" or "<" in name:
@@ -200,6 +221,14 @@ class _Executable:
             rest = iter(arrays)
             arrays = [next(rest) if static is _HOLE else static for static in self._statics]
         return jax.tree.unflatten(self._structure, arrays)
+
+    def memory(self) -> int:
+        """Bytes that the program will hold beside its arguments, zero where XLA does not tell."""
+        try:
+            found = self.compiled.memory_analysis()
+            return int(found.temp_size_in_bytes + found.output_size_in_bytes)
+        except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
+            return 0
 
     def save(self) -> bytes:
         content, inputs, outputs = serialize_executable.serialize(self.compiled)
@@ -285,6 +314,17 @@ def _with_options_known(compile_or_run: Callable[[], Any]) -> Any:
             raise
         _EMITTERS.clear()
         return compile_or_run()
+
+
+@contextlib.contextmanager
+def _short_of_memory(name: str) -> Iterator[None]:
+    """Where a program runs: `SizeError` where XLA finds no memory for it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise SizeError(f"There was no memory left for the program {name.strip('_')}. {_SMALLER}") from error
 
 
 def forget_programs() -> None:

@@ -142,7 +142,9 @@ def test_routines_on_the_host_can_display_their_progress(ours: Any, monkeypatch:
 
 def test_an_iteration_that_returns_its_start_has_not_converged(ours: Any) -> None:
     with pytest.warns(ConvergenceWarning, match="inversion of market shares made no further progress .* in 8 of 8"):
-        found = evaluate(ours, blpjax, iteration=blpjax.Iteration(lambda initial, contraction, callback: (initial, True)))
+        found = evaluate(
+            ours, blpjax, iteration=blpjax.Iteration(lambda initial, contraction, callback: (initial, True))
+        )
     assert not found.converged and not found.fp_converged.any() and (found.fp_residuals > 0.01).all()
 
 

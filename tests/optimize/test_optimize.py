@@ -351,7 +351,9 @@ def test_a_custom_routine_cannot_claim_success_outside_of_bounds(best: np.ndarra
     outcome = minimize(Optimization(lambda *_: (best, True)), Objective(), START, bounds)
     assert not outcome.converged and "its final values are outside of the bounds" in outcome.message
     held = minimize(Optimization("trust-region"), Objective(), START, bounds)
-    assert held.converged and minimize(Optimization(lambda *_: (held.theta, True)), Objective(), START, bounds).converged
+    assert (
+        held.converged and minimize(Optimization(lambda *_: (held.theta, True)), Objective(), START, bounds).converged
+    )
 
 
 @pytest.mark.parametrize(
