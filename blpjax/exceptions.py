@@ -98,6 +98,10 @@ class SizeError(BLPError, MemoryError):
     """Something would need more memory than there is. The message says what needs how much, and what to do."""
 
 
+class ForkError(BLPError, RuntimeError):
+    """Nothing can be computed in a process that was forked from one that had used JAX. The message says what to do."""
+
+
 class DescriptionError(BLPError, ValueError):
     """A file does not describe a study. The message names it, the table and the key."""
 

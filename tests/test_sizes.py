@@ -66,9 +66,7 @@ def test_agents_times_products(given: str) -> None:
     J, size = 2_000, 100_000
     agents = {"market_ids": np.full(size, "A"), "weights": np.full(size, 1 / size), "nodes": np.zeros(size)}
     chosen: Any = {"agent_data": agents} if given == "agents" else {"integration": blpjax.Integration("halton", size)}
-    with pytest.raises(
-        SizeError, match="Market 'A', with 2,000 products times 100,000 agents, would need at least 5.96"
-    ):
+    with pytest.raises(SizeError, match="Market 'A', with 2,000 products times 100,000 agents, would need at least 5"):
         blpjax.Problem((blpjax.Formulation("1 + prices"), blpjax.Formulation("1")), large_market(J), **chosen)
 
 

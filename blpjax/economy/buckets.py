@@ -23,6 +23,7 @@ from blpjax.inputs.integration import Integration
 from blpjax.inputs.table_format import plain_value
 from blpjax.inputs.tables import AgentTable, read_agents
 from blpjax.kernels.arrays import AnyArray, namespace
+from blpjax.machine.forks import check_process
 from blpjax.machine.memory import require_memory
 from blpjax.machine.placement import Placement
 
@@ -259,6 +260,7 @@ def build_economy(
     availability : (I, max J) agents' availability of the products of their market, or None where all can be chosen.
     nests : (N,) codes of products' groups, or None.
     """
+    check_process()
     sizes = np.array([(p.size, a.size) for p, a in zip(products.rows, agents.rows, strict=True)])
     groups = bucket_markets(sizes)
     buckets, positions, at = [], np.zeros(shares.size, int), 0

@@ -28,6 +28,7 @@ from blpjax.inputs.arguments import check_choice, read_costs_bounds, read_draws
 from blpjax.machine.batch_files import fingerprint_of
 from blpjax.machine.batches import Sizes, StudyOutcome, run_study
 from blpjax.machine.compilation import filtered_program
+from blpjax.machine.forks import check_process
 from blpjax.machine.spread import each_lane
 from blpjax.objective import programs
 from blpjax.objective.absorption import Projection, build_projection
@@ -204,6 +205,7 @@ def build_study(
     ValueError, NotImplementedError
         See `ProblemResults.reestimate`.
     """
+    check_process()
     _refuse(results, step_options, costs_bounds)
     problem = results.problem.data
     drawn = _read_unit(problem, step_options, unit)

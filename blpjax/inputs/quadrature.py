@@ -118,10 +118,8 @@ def sparse_grid(rule: UnivariateRule, level: int, dimensions: int) -> NodesAndWe
     # With S_k,1 = U_k and Delta_l = U_l - U_l-1, S_k,d = sum over l = 1, ..., k of Delta_l x S_k-l+1,d-1.
     grids = univariate
     for columns in range(2, dimensions + 1):
-        rows = [
-            sum(differences[m].weights.size * grids[k - m].weights.size for m in range(k + 1)) for k in range(level)
-        ]
-        check_node_memory(sum(rows), columns)
+        pairs = ((differences[m], grids[k - m]) for k in range(level) for m in range(k + 1))
+        check_node_memory(sum(one.weights.size * other.weights.size for one, other in pairs), columns)
         grids = [_merge([_outer(differences[m], grids[k - m]) for m in range(k + 1)]) for k in range(level)]
     return grids[-1]
 

@@ -70,9 +70,9 @@ def iterate(
 
     `method.name` is ``'simple'``, ``'squarem'`` (Varadhan and Roland 2008), ``'anderson'`` (Anderson 1965, type II) or
     ``'return'``. A loop that stops short of its tolerance says so in `FixedPoint.status`; its value is then the best
-    one that was seen. One that makes no more progress below `floor` is a success. What a user's norm takes for a success
-    is none where changes are larger than `CREDIBLE_RESIDUAL` and the tolerance. Anderson acceleration sets in after
-    that many `plain` steps, and gives way to plain steps again where `accelerated` steps did not get there.
+    one that was seen. One that makes no more progress below `floor` is a success. What a user's norm takes for
+    a success is none where changes are larger than `CREDIBLE_RESIDUAL` and the tolerance. Anderson acceleration sets in
+    after that many `plain` steps, and gives way to plain steps again where `accelerated` steps did not get there.
     """
     if method.name == "return":
         zero = jnp.zeros((), int)

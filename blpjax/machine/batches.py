@@ -20,6 +20,7 @@ import tqdm
 from blpjax import options
 from blpjax.exceptions import StudyError
 from blpjax.machine.batch_files import Batch, StudyFiles, open_study
+from blpjax.machine.forks import check_process
 from blpjax.machine.memory import peak_memory, require_memory
 
 #: How often a batch whose worker was lost is given to another one.
@@ -114,6 +115,7 @@ def run_study(
         When there is no memory for all rows of the table, or for a batch.
     """
     began = time.perf_counter()
+    check_process()
     _check_executor(executor)
     files, size = None, _choose_size(count, sizes, executor is not None)
     row = 8 * len(study.columns)

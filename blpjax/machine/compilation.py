@@ -22,6 +22,7 @@ from jax.extend.core import (  # type: ignore[attr-defined]
 from blpjax import options as global_options
 from blpjax.exceptions import SizeError
 from blpjax.machine.caches import VARIABLE, cache_directory
+from blpjax.machine.forks import check_process
 from blpjax.machine.host_routines import raising_errors
 from blpjax.machine.memory import require_memory
 from blpjax.machine.store import NotStorableError, Store, describe, restore
@@ -66,6 +67,7 @@ class Program:
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Run the program."""
+        check_process()
         if self.filtered and is_traced((arguments, options)):
             return self._nested(*arguments, **options)
         leaves, tree = jax.tree.flatten((self._split(arguments), options))

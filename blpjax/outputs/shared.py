@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, TypeVar, cast
 
+from blpjax.machine.forks import check_process
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -44,6 +46,7 @@ def compute_method(method: Method) -> Method:
         except TypeError as error:
             raise TypeError(f"{method.__qualname__}() {error}") from None
         bound.apply_defaults()
+        check_process()
         return method(**bound.arguments)
 
     call.__signature__ = signature  # type: ignore[attr-defined]
