@@ -23,6 +23,7 @@ from blpjax.machine.memory import require_memory
 from blpjax.model.parameters import BLOCKS, Bounds, Parameters, compress
 from blpjax.objective import programs
 from blpjax.optimize.bounds import is_held, project_gradient
+from blpjax.optimize.optimize import OptimizationStatus
 
 #: Two starts reached the same optimum when objectives differ by less than this, and so does, at one of them, the
 #: quadratic model of the objective between them. Both are relative to one plus the objective, which is scaled by N: a
@@ -328,6 +329,8 @@ def _run_in_turn(points: np.ndarray, options: StepOptions, context: StepContext,
     for s, point in enumerate(points):
         settings.output(f"Start {s} ...")
         results.append(solve_step(1, chosen, context, point, delta))
+        if results[-1].outcome.status is OptimizationStatus.INTERRUPTED:
+            raise KeyboardInterrupt("Starts were interrupted.")
     gradients = [project_gradient(found.theta, found.gradient, options.parameters.bounds) for found in results]
     return _Ends(
         theta=np.stack([found.theta for found in results]),

@@ -24,6 +24,7 @@ from blpjax.exceptions import SizeError
 from blpjax.machine.caches import VARIABLE, cache_directory
 from blpjax.machine.forks import check_process
 from blpjax.machine.host_routines import raising_errors
+from blpjax.machine.interrupts import WaitingInterrupts
 from blpjax.machine.memory import require_memory
 from blpjax.machine.store import NotStorableError, Store, describe, restore
 
@@ -66,10 +67,14 @@ class Program:
         return self if instance is None else functools.partial(self, instance)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Run the program."""
+        """Run the program, which is compiled first where it is new. Interrupts wait until it has ended."""
         check_process()
         if self.filtered and is_traced((arguments, options)):
             return self._nested(*arguments, **options)
+        with WaitingInterrupts(self._say_what_is_kept):
+            return self._run(arguments, options)
+
+    def _run(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         leaves, tree = jax.tree.flatten((self._split(arguments), options))
         values, statics = self._sort(leaves)
         key: Any = None
@@ -89,6 +94,10 @@ class Program:
         with raising_errors(), _short_of_memory(self.function.__name__):
             found = _with_options_known(lambda: self._jitted(bool(_EMITTERS))(*arguments, **options))
             return jax.block_until_ready(found)
+
+    def _say_what_is_kept(self) -> None:
+        kept = "in this process" if program_store() is None else "for later calls and processes"
+        global_options.output(f"Interrupted. Programs that were compiled until now are kept {kept}.")
 
     def forget(self) -> None:
         """Forget all executables."""

@@ -199,7 +199,8 @@ def minimize(
     Raises
     ------
     KeyboardInterrupt
-        Only if nothing has been evaluated yet: later interruptions end the optimisation with a usable outcome.
+        Only if no more than the start has been evaluated yet: later interruptions end the optimisation with a usable
+        outcome.
     TypeError, ValueError
         If a custom routine returns something else than P final values and a flag.
     """
@@ -218,7 +219,7 @@ def minimize(
     try:
         end, reductions = _run(optimization, recorder, theta, progress_factory or _default_progress, hessian)
     except KeyboardInterrupt:
-        if recorder.last is None:
+        if recorder.last is None or recorder.evaluations < 2:
             raise
         end, reductions = RoutineEnd(recorder.last.theta, OptimizationStatus.INTERRUPTED, ""), 0
     return _conclude(optimization, recorder, end, reductions, hessian)
