@@ -110,8 +110,12 @@ class Iteration:
         universal_display: bool = False,
     ) -> None:
         _check_method(method, compute_jacobian, universal_display)
+        if method_options is not None and not isinstance(method_options, Mapping):
+            raise TypeError(f"The method_options of Iteration must be a mapping or None, not {method_options!r}.")
         options = dict(method_options or {})
         if callable(method) or method in SCIPY_METHODS:
+            if not callable(method):
+                _refuse_texts(method, options)
             routine = HostRoutine(
                 method, tuple(options.items()), bool(compute_jacobian), bool(universal_display), False
             )
@@ -210,6 +214,13 @@ def _check_method(method: object, compute_jacobian: bool, universal_display: boo
             "Counters and residuals of every market are attributes of the results. Methods that run on the host, such "
             "as Iteration('lm'), can display their progress."
         )
+
+
+def _refuse_texts(method: str, options: Mapping[str, Any]) -> None:
+    """Options are numbers, functions or tables of these; SciPy has one that is a text."""
+    for name, value in options.items():
+        if isinstance(value, str | bytes) and name != "line_search":
+            raise TypeError(f"The option {name} of Iteration('{method}') must be a number, not {value!r}.")
 
 
 def _number(options: Mapping[str, Any], name: str, default: float, minimum: float = -math.inf) -> float:

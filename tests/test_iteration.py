@@ -127,3 +127,15 @@ def test_a_jacobian_on_the_host_needs_a_method_that_uses_it() -> None:
 def test_a_display_is_refused() -> None:
     with pytest.raises(NotImplementedError, match="universal_display is not supported for Iteration"):
         Iteration("simple", universal_display=True)
+
+
+def test_texts_are_no_options_of_scipy() -> None:
+    with pytest.raises(TypeError, match=r"option maxiter of Iteration\('lm'\) must be a number, not 'abc'"):
+        Iteration("lm", {"maxiter": "abc"})
+    assert Iteration("broyden1", {"line_search": "wolfe"}).method_options == {"line_search": "wolfe"}
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_options_are_a_mapping() -> None:
+    with pytest.raises(TypeError, match="method_options of Iteration must be a mapping or None, not 5"):
+        Iteration("simple", 5)  # type: ignore[arg-type]

@@ -116,7 +116,14 @@ def _norm(method: FixedPointMethod, x: Array) -> Array:
     if method.norm is None:
         # XLA may leave NaN out of maxima on CPUs
         return jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x)).max(initial=0.0)
-    return jnp.linalg.norm(x) if method.norm is np.linalg.norm else method.norm(x)
+    if method.norm is np.linalg.norm:
+        return jnp.linalg.norm(x)
+    try:
+        return method.norm(x)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise TypeError(
+            "The option norm of Iteration must consist of operations of JAX: use jax.numpy in place of numpy."
+        ) from error
 
 
 def _apply(contraction: Map, x: Array) -> Image:

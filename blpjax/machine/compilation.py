@@ -359,16 +359,20 @@ def calls_back(jaxpr: Any) -> bool:
     )
 
 
+#: What to use in functions of the model.
+_USE = "methods of the model and jax.numpy in place of numpy and of methods of results"
+
+
 @contextlib.contextmanager
-def operations_of_jax() -> Iterator[None]:
-    """Where a user's function of the model is traced: `TypeError` when it needs the values of what it is given."""
+def operations_of_jax(what: str = "function", use: str = _USE) -> Iterator[None]:
+    """Where a user's function is traced: `TypeError` when it needs the values of what it is given.
+
+    The message says what it is, and what to `use`.
+    """
     try:
         yield
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-        raise TypeError(
-            "function must consist of operations of JAX: use methods of the model and jax.numpy in place of numpy and "
-            "of methods of results, and no conditions on values."
-        ) from error
+        raise TypeError(f"{what} must consist of operations of JAX: use {use}, and no conditions on values.") from error
 
 
 def is_traced(values: Any) -> bool:

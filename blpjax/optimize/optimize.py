@@ -315,6 +315,13 @@ def _check_method(method: object) -> None:
         raise ValueError(f"Optimization method must be one of {list(ROUTINES)} or a callable, not {method!r}.")
 
 
+#: Options of SciPy's routines that are flags, texts or arrays. Others are numbers, or None.
+_NO_NUMBERS = (
+    *("disp", "adaptive", "keep_feasible", "factorization_method"),
+    *("finite_diff_rel_step", "hess_inv0", "initial_simplex", "direc", "scale", "offset"),
+)
+
+
 def _check_options(method: str, options: Mapping[str, Any]) -> None:
     routine = ROUTINES[method]
     if routine.check is not None:
@@ -325,10 +332,14 @@ def _check_options(method: str, options: Mapping[str, Any]) -> None:
     if unknown := sorted(map(str, set(options) - set(known))):
         has = f"It has {known}." if known else "It has none."
         raise ValueError(f"Optimization('{method}') does not have the options {unknown}. {has}")
-    if routine.stepwise is not None:
-        for name, value in options.items():
-            if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-                raise TypeError(f"The option {name} of Optimization('{method}') must be a number, not {value!r}.")
+    for name, value in options.items():
+        if routine.stepwise is None and (value is None or name in _NO_NUMBERS):
+            continue
+        if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+            raise TypeError(f"The option {name} of Optimization('{method}') must be a number, not {value!r}.")
+        if np.isnan(value):
+            raise ValueError(f"The option {name} of Optimization('{method}') must be a number, not {value!r}.")
+        if routine.stepwise is not None:
             if not value > 0:
                 raise ValueError(f"The option {name} of Optimization('{method}') must be positive, not {value!r}.")
 

@@ -154,6 +154,11 @@ def test_a_norm_that_is_always_zero_ends_no_loop_successfully(ours: Any) -> None
     assert not found.converged and not found.fp_converged.any()
 
 
+def test_a_norm_by_numpy_is_refused_in_words(ours: Any) -> None:
+    with pytest.raises(TypeError, match="norm of Iteration must consist of operations of JAX: use jax.numpy"):
+        evaluate(ours, blpjax, iteration=blpjax.Iteration("simple", {"norm": lambda x: float(np.max(np.array(x)))}))
+
+
 def test_values_that_are_returned_have_the_residuals_of_their_shares(ours: Any, solution: np.ndarray) -> None:
     for delta, close in ((solution, True), (solution + 0.1, False)):
         found = evaluate(ours, blpjax, delta=delta, iteration=blpjax.Iteration("return"))
