@@ -94,6 +94,14 @@ class StudyError(BLPError, RuntimeError):
     """A study cannot go on because workers were lost. The message says what is kept."""
 
 
+class SizeError(BLPError, MemoryError):
+    """Something would need more memory than there is. The message says what needs how much, and what to do."""
+
+
+class ForkError(BLPError, RuntimeError):
+    """Nothing can be computed in a process that was forked from one that had used JAX. The message says what to do."""
+
+
 class DescriptionError(BLPError, ValueError):
     """A file does not describe a study. The message names it, the table and the key."""
 
@@ -150,6 +158,11 @@ _SENTENCES = {
     Status.STALLED: "made no further progress before reaching its tolerance",
     Status.UPWARD_SLOPING: "met demand that does not slope down (prices have no equilibrium)",
 }
+
+
+#: Where users say how solutions are found, or when they are good enough, success is not believed when residuals (of log
+#: shares, of profits) are larger than this. SciPy's tolerance is 6e-6 by default.
+CREDIBLE_RESIDUAL = 1e-5
 
 
 def succeeded(codes: Any) -> Any:

@@ -70,14 +70,15 @@ class Iteration:
         One of ``'anderson'`` (the default of `Problem.solve`: Anderson acceleration of the contraction with Fukasawa's
         outside-share correction, and damped Newton steps in markets where it stalls), ``'newton'``, ``'squarem'``
         (Varadhan and Roland 2008), ``'simple'`` (the contraction of Berry, Levinsohn and Pakes 1995) and ``'return'``
-        (take the initial values as the solution). These run for all markets at once, inside compiled programs. Where
-        ``'anderson'`` or ``'newton'`` do not get there, solutions are followed while the agents' deviations from mean
-        utilities grow from zero to their full size.
+        (take the initial values as the solution; residuals say how far off they are). These run for all markets at
+        once, inside compiled programs. Where ``'anderson'`` or ``'newton'`` do not get there, solutions are followed
+        while the agents' deviations from mean utilities grow from zero to their full size.
 
         SciPy's ``'broyden1'``, ``'broyden2'``, ``'krylov'``, ``'diagbroyden'``, ``'df-sane'``, ``'hybr'`` and ``'lm'``,
         and functions ``method(initial, contraction, callback, **options) -> (final, converged)`` with
         ``contraction(x) -> (image, weights, jacobian)``, run on the host, market by market. They are slow, and are for
-        inversions of shares only.
+        inversions of shares only. Whatever they say, a market has converged only where log shares are off by at most
+        1e-5.
     method_options : mapping, optional
         None for ``'return'``. ``max_evaluations`` (5000) and ``atol`` (1e-13 for ``'anderson'`` and ``'newton'``,
         1e-14 otherwise); for all but ``'newton'`` also ``rtol`` (0) and ``norm`` (infinity norm; a function of an array
@@ -111,8 +112,12 @@ class Iteration:
         compute_jacobian = read_flag("compute_jacobian of Iteration", compute_jacobian)
         universal_display = read_flag("universal_display of Iteration", universal_display)
         _check_method(method, compute_jacobian, universal_display)
+        if method_options is not None and not isinstance(method_options, Mapping):
+            raise TypeError(f"The method_options of Iteration must be a mapping or None, not {method_options!r}.")
         options = dict(method_options or {})
         if callable(method) or method in SCIPY_METHODS:
+            if not callable(method):
+                _refuse_texts(method, options)
             routine = HostRoutine(method, tuple(options.items()), compute_jacobian, universal_display, False)
             object.__setattr__(self, "method", method)
             object.__setattr__(self, "fixed_point", FixedPointMethod("host", host=routine))
@@ -211,6 +216,13 @@ def _check_method(method: object, compute_jacobian: bool, universal_display: boo
             "attributes of the results. Methods that run on the host, such as Iteration('lm'), display their progress.",
             stacklevel=4,
         )
+
+
+def _refuse_texts(method: str, options: Mapping[str, Any]) -> None:
+    """Options are numbers, functions or tables of these; SciPy has one that is a text."""
+    for name, value in options.items():
+        if isinstance(value, str | bytes) and name != "line_search":
+            raise TypeError(f"The option {name} of Iteration('{method}') must be a number, not {value!r}.")
 
 
 def _number(options: Mapping[str, Any], name: str, default: float, minimum: float = -math.inf) -> float:

@@ -138,3 +138,15 @@ def test_flags_are_flags() -> None:
         Iteration("lm", universal_display="no")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="compute_jacobian of Iteration must be True or False, not 1"):
         Iteration("lm", compute_jacobian=1)  # type: ignore[arg-type]
+
+
+def test_texts_are_no_options_of_scipy() -> None:
+    with pytest.raises(TypeError, match=r"option maxiter of Iteration\('lm'\) must be a number, not 'abc'"):
+        Iteration("lm", {"maxiter": "abc"})
+    assert Iteration("broyden1", {"line_search": "wolfe"}).method_options == {"line_search": "wolfe"}
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_options_are_a_mapping() -> None:
+    with pytest.raises(TypeError, match="method_options of Iteration must be a mapping or None, not 5"):
+        Iteration("simple", 5)  # type: ignore[arg-type]

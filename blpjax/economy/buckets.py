@@ -21,11 +21,17 @@ from blpjax.inputs.demographics import build_demographics
 from blpjax.inputs.design import Column
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
+from blpjax.inputs.table_format import plain_value
 from blpjax.inputs.tables import AgentTable, read_agents
 from blpjax.kernels.arrays import AnyArray, namespace
+from blpjax.machine.forks import check_process
+from blpjax.machine.memory import require_memory
 from blpjax.machine.placement import Placement
 
 MAX_BUCKETS = 4
+
+#: How many arrays of a market's products and agents an evaluation of the objective holds at least: four were measured.
+_ARRAYS_OF_PAIRS = 4
 
 #: Another bucket, and so another part in every compiled program, has to save this share of the padded work,
 _WORTHWHILE = 0.1
@@ -260,6 +266,7 @@ def build_economy(
     availability : (I, max J) agents' availability of the products of their market, or None where all can be chosen.
     nests : (N,) codes of products' groups, or None.
     """
+    check_process()
     sizes = np.array([(p.size, a.size) for p, a in zip(products.rows, agents.rows, strict=True)])
     groups = bucket_markets(sizes)
     buckets, positions, at = [], np.zeros(shares.size, int), 0
@@ -313,7 +320,11 @@ def build_agents(
     ------
     DataError, ValueError, TypeError
         When agents cannot be used; see `read_agents`.
+    SizeError
+        When there is no memory for the products and agents of the largest market.
     """
+    if isinstance(integration, Integration) and data is None:
+        _check_pairs(products, np.full(len(products.rows), integration.size))  # at least so many
     names = None if formulation is None else formulation.names
     agents = read_agents(data, integration, X2.shape[1], products.long_ids, names, weights_tol)
     columns: tuple[Column, ...] = ()
@@ -322,6 +333,7 @@ def build_agents(
         values, columns = build_demographics(formulation, agents.data, products.long_ids)
         demographics = values if agents.rows is None else values[agents.rows]
     index = index_markets(agents.market_ids)
+    _check_pairs(products, np.array([rows.size for rows in index.rows]))
     economy = build_economy(
         products,
         index,
@@ -334,6 +346,18 @@ def build_agents(
         nests=None if nesting_ids is None else np.unique(nesting_ids, return_inverse=True)[1].reshape(-1),
     )
     return AgentsInEconomy(agents, demographics, columns, economy, tuple(rows.size for rows in index.rows))
+
+
+def _check_pairs(products: MarketIndex, agents: np.ndarray) -> None:
+    """Raise `SizeError` when there is no memory for pairs of products and agents (T,), of which programs have four."""
+    sizes = np.array([rows.size for rows in products.rows])
+    t = int(np.argmax(sizes * agents))
+    J, width = int(sizes[t]), int(agents[t])
+    require_memory(
+        8 * _ARRAYS_OF_PAIRS * J * width,
+        f"Market {plain_value(products.ids[t])!r}, with {J:,} products times {width:,} agents,",
+        "Use fewer agents, or smaller markets.",
+    )
 
 
 def bucket_markets(sizes: np.ndarray, most: int = MAX_BUCKETS) -> list[np.ndarray]:

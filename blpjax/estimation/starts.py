@@ -19,10 +19,12 @@ from blpjax.estimation.lanes import estimate_batch
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.step import StepContext, solve_step
 from blpjax.exceptions import ConvergenceWarning, Status, succeeded
+from blpjax.machine.memory import require_memory
 from blpjax.machine.placement import on_device
 from blpjax.model.parameters import BLOCKS, Bounds, Parameters, compress
 from blpjax.objective import programs
 from blpjax.optimize.bounds import is_held, project_gradient
+from blpjax.optimize.optimize import OptimizationStatus
 
 #: Two starts reached the same optimum when objectives differ by less than this, and so does, at one of them, the
 #: quadratic model of the objective between them. Both are relative to one plus the objective, which is scaled by N: a
@@ -232,6 +234,8 @@ def _draw_points(starts: Starts, parameters: Parameters, bounds: Bounds) -> np.n
             f"The box of Starts must be finite, but it is [{lower[p]:g}, {upper[p]:g}] for "
             f"'{parameters.theta_labels[p]}'."
         )
+    # points, and where they lead, twice: in arrays and in the table
+    require_memory(8 * starts.number * (4 * P + 8), f"starts: {starts.number:,} starts", "Use fewer starts.")
     from scipy.stats import qmc  # a slow import that only these points need
 
     points = qmc.Halton(P, rng=np.random.default_rng(starts.seed)).random(starts.number - 1)
@@ -326,6 +330,8 @@ def _run_in_turn(points: np.ndarray, options: StepOptions, context: StepContext,
     for s, point in enumerate(points):
         settings.output(f"Start {s} ...")
         results.append(solve_step(1, chosen, context, point, delta))
+        if results[-1].outcome.status is OptimizationStatus.INTERRUPTED:
+            raise KeyboardInterrupt("Starts were interrupted.")
     gradients = [project_gradient(found.theta, found.gradient, options.parameters.bounds) for found in results]
     return _Ends(
         theta=np.stack([found.theta for found in results]),

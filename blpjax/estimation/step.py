@@ -265,7 +265,8 @@ def solve_step(
         options.types,
         step=max(step, 1),  # an initial update's formulas are those of a first step
         cluster_ids=context.cluster_ids,
-        curvature=options.check_optimality == "both",
+        # who has interrupted does not wait for more programs than it takes
+        curvature=options.check_optimality == "both" and outcome.status is not OptimizationStatus.INTERRUPTED,
         progress=settings.verbose,
         simulate=context.simulate,
     )

@@ -18,6 +18,7 @@ from blpjax.exceptions import raise_for_status, succeeded
 from blpjax.inputs.arguments import read_draws
 from blpjax.inputs.integration import Integration
 from blpjax.iteration import Iteration
+from blpjax.machine.memory import require_memory
 from blpjax.machine.pickling import Picklable
 from blpjax.model.elsewhere import (
     Draw,
@@ -167,7 +168,10 @@ def bootstrap_results(
     constant_costs: bool = True,
 ) -> BootstrappedResults:
     """Draw parameters, and evaluate the model at each draw; see `ProblemResults.bootstrap`."""
-    return results_at(results, draw_coefficients(results, read_draws(draws), seed), "xi", iteration, constant_costs)
+    count, (N, Q) = read_draws(draws), (len(results.delta), len(results.parameters))
+    # parameters twice, and prices, shares and mean utilities
+    require_memory(8 * count * (2 * Q + 3 * N), f"bootstrap: {count:,} draws of {N:,} products", "Ask for fewer draws.")
+    return results_at(results, draw_coefficients(results, count, seed), "xi", iteration, constant_costs)
 
 
 def results_at(

@@ -19,6 +19,7 @@ from blpjax.inputs.arguments import read_draws, read_vector
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.table_format import plain_value, read_table
 from blpjax.machine.compilation import filtered_program
+from blpjax.machine.forks import check_process
 from blpjax.machine.pickling import Picklable
 from blpjax.model.demand import MarketDemand, over_markets
 from blpjax.model.model import Model
@@ -110,6 +111,7 @@ def importance_sampling(
 ) -> ImportanceSamplingResults:
     """Agents drawn by importance sampling; `ProblemResults.importance_sampling` documents the arguments."""
     began = time.perf_counter()
+    check_process()
     data = results.problem.data
     options.output("Importance sampling ...")
     count, seed = read_draws(draws), read_seed("seed", seed)

@@ -24,6 +24,7 @@ from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.table_format import read_table
 from blpjax.inputs.terms import INTERCEPT, Term
 from blpjax.iteration import Iteration
+from blpjax.machine.forks import check_process
 from blpjax.machine.pickling import Picklable
 from blpjax.model.expectations import Averages, Setting, average_realizations
 from blpjax.model.parameters import ParameterLayout
@@ -192,6 +193,7 @@ def compute_optimal_instruments(
 ) -> OptimalInstrumentResults:
     """Optimal instruments for theta; `ProblemResults.compute_optimal_instruments` documents the arguments."""
     began = time.perf_counter()
+    check_process()
     options.output("Computing optimal instruments for theta ...")
     check_choice("method", method, ("approximate", "normal", "empirical"))
     count, seed = read_draws(draws), read_seed("seed", seed)

@@ -28,6 +28,7 @@ from blpjax.inputs.arguments import check_choice, read_costs_bounds, read_draws
 from blpjax.machine.batch_files import fingerprint_of
 from blpjax.machine.batches import Sizes, StudyOutcome, run_study
 from blpjax.machine.compilation import filtered_program
+from blpjax.machine.forks import check_process
 from blpjax.machine.spread import each_lane
 from blpjax.objective import programs
 from blpjax.objective.absorption import Projection, build_projection
@@ -186,7 +187,7 @@ def run_draws(
             more += problem.N * (equation.X.shape[1] + 2 * equation.Z.shape[1] + 1) + ids.max() ** 2
     P, supply = study.options.specification.layout.P, study.lane.data.supply is not None
     largest = largest_batch(problem.economy, P, supply, bytes_, int(more))
-    return run_study(study, count, Sizes(given, largest), None if path is None else Path(path), executor)
+    return run_study(study, count, Sizes(given, largest, 8 * int(more)), None if path is None else Path(path), executor)
 
 
 def build_study(
@@ -205,6 +206,7 @@ def build_study(
     ValueError, NotImplementedError
         See `ProblemResults.reestimate`.
     """
+    check_process()
     _refuse(results, step_options, costs_bounds)
     problem = results.problem.data
     drawn = _read_unit(problem, step_options, unit)

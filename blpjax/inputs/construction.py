@@ -9,6 +9,7 @@ import numpy as np
 from blpjax.inputs.columns import read_market_ids, read_required_ids
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.table_format import read_table
+from blpjax.machine.memory import require_memory
 from blpjax.values import check_integer, read_flag
 
 
@@ -37,10 +38,16 @@ def build_id_data(T: int, J: int, F: int) -> np.recarray:
         An argument is not an integer.
     ValueError
         T, J or F is not positive, or J is smaller than F.
+    SizeError
+        There is not enough memory for so many rows.
     """
     T, J, F = (check_integer(name, value, minimum=1) for name, value in (("T", T), ("J", J), ("F", F)))
     if J < F:
         raise ValueError(f"J must be at least F, so that each firm has a product, but J is {J} and F is {F}.")
+    # in each row two references, the numbers that they are made of, and one or two objects
+    require_memory(
+        64 * T * J, f"build_id_data: {T * J:,} rows (T = {T:,} times J = {J:,})", "Use fewer markets or products."
+    )
     firm_sizes = J // F + (np.arange(F) < J % F)
     data = np.recarray(T * J, dtype=[("market_ids", object, (1,)), ("firm_ids", object, (1,))])
     data["market_ids"][:, 0] = np.repeat(np.arange(T), J)
@@ -96,6 +103,12 @@ def build_ownership(
     market_ids = read_market_ids(columns, table, user)
     market_codes = np.unique(market_ids, return_inverse=True)[1].ravel()
     sizes = np.bincount(market_codes)
+    require_memory(
+        8 * market_ids.size * int(sizes.max()),
+        f"build_ownership: matrices of {market_ids.size:,} rows and {sizes.max():,} columns, as many as the largest "
+        "market has products,",
+        "Leave ownership out, for that of firm_ids needs none of this, or define smaller markets.",
+    )
     ownership = np.full((market_ids.size, sizes.max()), np.nan)
     if kappa_specification == "monopoly":
         firm_codes = np.zeros(market_ids.size, int)

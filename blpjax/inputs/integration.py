@@ -11,6 +11,7 @@ from blpjax.inputs.quadrature import (
     Array,
     NodesAndWeights,
     check_level,
+    check_node_memory,
     gauss_hermite,
     nested_gauss_hermite,
     product_rule,
@@ -147,6 +148,8 @@ class Integration:
             `dimensions` is not positive.
         TypeError
             `dimensions` is not an integer.
+        SizeError
+            There is not enough memory for so many nodes.
         """
         dimensions = check_integer("dimensions", dimensions, minimum=1)
         return self._build(dimensions, markets=1)
@@ -174,6 +177,8 @@ class Integration:
             `dimensions` is not positive, or the IDs are not a one-dimensional collection of distinct IDs.
         TypeError
             `dimensions` is not an integer.
+        SizeError
+            There is not enough memory for so many nodes.
         """
         dimensions = check_integer("dimensions", dimensions, minimum=1)
         market_ids = np.asarray(ids)
@@ -186,7 +191,9 @@ class Integration:
         if self.specification in _QUADRATURE:
             combine, rule = _QUADRATURE[self.specification]
             built = combine(rule, self.size, dimensions)
+            check_node_memory(markets * built.weights.size, dimensions)
             return NodesAndWeights(np.tile(built.nodes, (markets, 1)), np.tile(built.weights, markets))
+        check_node_memory(markets * self.size, dimensions)
         if self.specification == "halton":
             nodes = self._draw_halton(markets, dimensions)
         else:

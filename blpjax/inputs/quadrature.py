@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from blpjax.machine.memory import require_memory
+
 Array = npt.NDArray[np.float64]
 
 # Level of the largest univariate rule: the nested extensions below end there, and PyBLP's rules do, too.
@@ -97,6 +99,7 @@ def product_rule(rule: UnivariateRule, level: int, dimensions: int) -> NodesAndW
     """Tensor product of a univariate rule with itself. Nodes are in lexicographic order."""
     univariate = rule(level)
     product = univariate
+    check_node_memory(univariate.weights.size**dimensions, dimensions)
     for _ in range(dimensions - 1):
         product = _outer(univariate, product)
     return product
@@ -114,7 +117,9 @@ def sparse_grid(rule: UnivariateRule, level: int, dimensions: int) -> NodesAndWe
 
     # With S_k,1 = U_k and Delta_l = U_l - U_l-1, S_k,d = sum over l = 1, ..., k of Delta_l x S_k-l+1,d-1.
     grids = univariate
-    for _ in range(dimensions - 1):
+    for columns in range(2, dimensions + 1):
+        pairs = ((differences[m], grids[k - m]) for k in range(level) for m in range(k + 1))
+        check_node_memory(sum(one.weights.size * other.weights.size for one, other in pairs), columns)
         grids = [_merge([_outer(differences[m], grids[k - m]) for m in range(k + 1)]) for k in range(level)]
     return grids[-1]
 
@@ -123,6 +128,15 @@ def check_level(level: int) -> None:
     """Raise a `ValueError` that names the maximum when a level is not available."""
     if not 1 <= level <= MAXIMUM_LEVEL:
         raise ValueError(f"Quadrature rules have levels from 1 to {MAXIMUM_LEVEL}, not {level}.")
+
+
+def check_node_memory(rows: int, dimensions: int) -> None:
+    """Raise `SizeError` when there is no memory for this many rows of nodes, their weights, and a copy of them."""
+    require_memory(
+        16 * rows * (dimensions + 1),
+        f"Integration: {rows:,} nodes of {dimensions} dimensions",
+        "Use a smaller size, another rule, or fewer markets and dimensions.",
+    )
 
 
 def _interpolatory_weights(nodes: Array) -> Array:

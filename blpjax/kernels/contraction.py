@@ -114,6 +114,10 @@ def _solve(method: FixedPointMethod, observed: ObservedMarket, start: Array, lim
     )
     if method.host is not None:
         return _on_host(method.host, market, start)
+    if method.name == "return":
+        gap = market.log_gap(market.choices(start).inside @ market.weights)
+        returned = iterate(method, partial(_contraction, market), start, limits)
+        return eqx.tree_at(lambda f: f.residual, returned, jnp.abs(gap).max(initial=0.0))
     floor = _rounding_floor(market)
     if method.name == "newton":
         return _newton(market, start, limits, floor)

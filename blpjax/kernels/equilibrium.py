@@ -71,8 +71,8 @@ def solve_prices(
     start : (J,) initial prices; padding keeps them.
     arguments : pytree of arrays.
     method : ``'simple'`` (``p <- c + zeta(p)``), ``'squarem'``, ``'anderson'`` and ``'newton'`` (damped, on
-        ``p - c - zeta(p)``), which begin with a few plain steps, or ``'return'``, which returns `start` without any
-        check. Newton takes over where Anderson fails, if ``method.safeguard``.
+        ``p - c - zeta(p)``), which begin with a few plain steps, or ``'return'``, which returns `start`, whatever its
+        residual. Newton takes over where Anderson fails, if ``method.safeguard``.
     limits : the loop ends when the norm of the profit gradient is at most ``atol + rtol |p|`` and prices change by at
         most 100 times that, relative to the largest price.
 
@@ -80,10 +80,12 @@ def solve_prices(
     -------
     FixedPoint whose residual is the norm of the profit gradient at the returned prices.
     """
-    if method.name == "return":
-        return iterate(method, lambda prices: prices, start, limits)
     # a float matrix in place of integer codes of firms, which have no derivatives
     game = _Game(ownership_matrix(owned), arguments, demand_at, costs_at)
+    if method.name == "return":
+        returned = iterate(method, lambda prices: prices, start, limits)
+        gap = jax.lax.stop_gradient(jnp.abs(_residual(start, game, start, limits)).max(initial=0.0))
+        return eqx.tree_at(lambda f: f.residual, returned, gap)
     return implicit(partial(_solve, method), _residual, _solve_jacobian, game, start, limits)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from blpjax.exceptions import Status, succeeded
+from blpjax.exceptions import CREDIBLE_RESIDUAL, Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 
 
@@ -70,16 +70,29 @@ def iterate(
 
     `method.name` is ``'simple'``, ``'squarem'`` (Varadhan and Roland 2008), ``'anderson'`` (Anderson 1965, type II) or
     ``'return'``. A loop that stops short of its tolerance says so in `FixedPoint.status`; its value is then the best
-    one that was seen. One that makes no more progress below `floor` is a success. Anderson acceleration sets in after
-    that many `plain` steps, and gives way to plain steps again where `accelerated` steps did not get there.
+    one that was seen. One that makes no more progress below `floor` is a success. What a user's norm takes for
+    a success is none where changes are larger than `CREDIBLE_RESIDUAL` and the tolerance. Anderson acceleration sets in
+    after that many `plain` steps, and gives way to plain steps again where `accelerated` steps did not get there.
     """
     if method.name == "return":
         zero = jnp.zeros((), int)
         return FixedPoint(start, zero + Status.CONVERGED, zero, zero, jnp.zeros(()))
     if method.name == "anderson":
-        return _anderson(method, contraction, start, limits, plain, accelerated, floor)
-    body = {"simple": _simple, "squarem": _squarem}[method.name]
-    return body(method, contraction, start, limits, floor)
+        found = _anderson(method, contraction, start, limits, plain, accelerated, floor)
+    else:
+        body = {"simple": _simple, "squarem": _squarem}[method.name]
+        found = body(method, contraction, start, limits, floor)
+    if method.norm is None or method.norm is np.linalg.norm:
+        return found
+    return _doubted(found, contraction, limits)
+
+
+def _doubted(found: FixedPoint, contraction: Map, limits: FixedPointLimits) -> FixedPoint:
+    """The outcome of a loop that a user's norm has ended: no success where changes are large."""
+    change = _norm(FixedPointMethod(), _apply(contraction, found.value).gap)
+    tolerance = limits.atol + limits.rtol * _norm(FixedPointMethod(), found.value)
+    large = succeeded(found.status) & ~(change <= jnp.maximum(tolerance, CREDIBLE_RESIDUAL))
+    return eqx.tree_at(lambda f: f.status, found, jnp.where(large, int(Status.STALLED), found.status))
 
 
 class _Progress(NamedTuple):
@@ -103,7 +116,14 @@ def _norm(method: FixedPointMethod, x: Array) -> Array:
     if method.norm is None:
         # XLA may leave NaN out of maxima on CPUs
         return jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x)).max(initial=0.0)
-    return jnp.linalg.norm(x) if method.norm is np.linalg.norm else method.norm(x)
+    if method.norm is np.linalg.norm:
+        return jnp.linalg.norm(x)
+    try:
+        return method.norm(x)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise TypeError(
+            "The option norm of Iteration must consist of operations of JAX: use jax.numpy in place of numpy."
+        ) from error
 
 
 def _apply(contraction: Map, x: Array) -> Image:

@@ -20,7 +20,8 @@ import tqdm
 from blpjax import options
 from blpjax.exceptions import StudyError
 from blpjax.machine.batch_files import Batch, StudyFiles, open_study
-from blpjax.machine.memory import peak_memory
+from blpjax.machine.forks import check_process
+from blpjax.machine.memory import peak_memory, require_memory
 
 #: How often a batch whose worker was lost is given to another one.
 RETRIES = 3
@@ -54,10 +55,14 @@ class Study(Protocol):
 
 
 class Sizes(NamedTuple):
-    """How many units a batch has: as many as were asked for, or else at most as many as memory holds."""
+    """How many units a batch has: as many as were asked for, or else at most as many as memory holds.
+
+    A unit takes `unit_bytes` at least.
+    """
 
     given: int | None
     largest: int
+    unit_bytes: int = 0
 
 
 class StudyOutcome(NamedTuple):
@@ -106,10 +111,17 @@ def run_study(
         When workers of the executor were lost again and again, or it is broken. Finished batches are kept.
     ValueError
         For an executor with processes that are forked from this one: JAX may hang in them.
+    SizeError
+        When there is no memory for all rows of the table, or for a batch.
     """
     began = time.perf_counter()
+    check_process()
     _check_executor(executor)
     files, size = None, _choose_size(count, sizes, executor is not None)
+    row = 8 * len(study.columns)
+    require_memory(count * row, f"The table of {count:,} {study.unit}", f"Run fewer {study.unit}.")
+    unit = max(row, sizes.unit_bytes)
+    require_memory(size * unit, f"A batch of {size:,} {study.unit}", "Use a smaller batch_size, or leave it out.")
     if path is not None:
         files = open_study(path, study.fingerprint, study.columns, size, sizes.given is not None, study.unit)
         size = files.batch_size

@@ -20,7 +20,12 @@ from jax.extend.core import (  # type: ignore[attr-defined]
 )
 
 from blpjax import options as global_options
+from blpjax.exceptions import SizeError
 from blpjax.machine.caches import VARIABLE, cache_directory
+from blpjax.machine.forks import check_process
+from blpjax.machine.host_routines import raising_errors
+from blpjax.machine.interrupts import WaitingInterrupts
+from blpjax.machine.memory import require_memory
 from blpjax.machine.store import NotStorableError, Store, describe, restore
 
 #: The event that `jax.monitoring` reports, with seconds, when an executable is read from the store.
@@ -31,6 +36,9 @@ _SMALL = 2**15
 
 #: The option that has XLA use its older emitters on CPUs; nothing where this version of XLA does not know it.
 _EMITTERS = {"xla_cpu_use_fusion_emitters": False}
+
+#: What to do where programs need more memory than there is.
+_SMALLER = "Use fewer agents, smaller markets or smaller batches, or a machine with more memory."
 
 #: Compilation of a program is announced when it takes longer than so many seconds.
 ANNOUNCED_AFTER = 2.0
@@ -59,9 +67,14 @@ class Program:
         return self if instance is None else functools.partial(self, instance)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Run the program."""
+        """Run the program, which is compiled first where it is new. Interrupts wait until it has ended."""
+        check_process()
         if self.filtered and is_traced((arguments, options)):
             return self._nested(*arguments, **options)
+        with WaitingInterrupts(self._say_what_is_kept):
+            return self._run(arguments, options)
+
+    def _run(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         leaves, tree = jax.tree.flatten((self._split(arguments), options))
         values, statics = self._sort(leaves)
         key: Any = None
@@ -70,11 +83,21 @@ class Program:
             types = tuple(map(type, statics))
             key = (tree, (statics, types), tuple(_kind(value) for value in values), settings())
             if key not in self.executables:
-                self.executables[key] = self._build(key)
+                built = self._build(key)
+                if built is not None:
+                    self._check_memory(built, values)
+                self.executables[key] = built
             executable = self.executables[key]
             if executable is not None:
-                return executable(values)
-        return _with_options_known(lambda: self._jitted(bool(_EMITTERS))(*arguments, **options))
+                with _short_of_memory(self.function.__name__):
+                    return executable(values)
+        with raising_errors(), _short_of_memory(self.function.__name__):
+            found = _with_options_known(lambda: self._jitted(bool(_EMITTERS))(*arguments, **options))
+            return jax.block_until_ready(found)
+
+    def _say_what_is_kept(self) -> None:
+        kept = "in this process" if program_store() is None else "for later calls and processes"
+        global_options.output(f"Interrupted. Programs that were compiled until now are kept {kept}.")
 
     def forget(self) -> None:
         """Forget all executables."""
@@ -176,6 +199,18 @@ class Program:
                 store.write(path, executable.save())
         return executable
 
+    def _check_memory(self, executable: "_Executable", values: Sequence[Any]) -> None:
+        """Raise `SizeError` before a program is run for the first time if there is no memory for what it will hold."""
+        needed = executable.memory()
+        device = jax.devices()[0]
+        free = None
+        if device.platform != "cpu":
+            known = device.memory_stats() or {}
+            free = known.get("bytes_limit", float("inf")) - known.get("bytes_in_use", 0)
+        longest = max((value.size for value in values), default=0)
+        what = f"The program {self.function.__name__.strip('_')}, for arrays of up to {longest:,} numbers,"
+        require_memory(needed, what, _SMALLER, free)
+
     def _identity(self) -> str:
         module, name = self.function.__module__, self.function.__qualname__
         if module.partition(".")[0] != "blpjax" or "<" in name:
@@ -197,6 +232,14 @@ class _Executable:
             rest = iter(arrays)
             arrays = [next(rest) if static is _HOLE else static for static in self._statics]
         return jax.tree.unflatten(self._structure, arrays)
+
+    def memory(self) -> int:
+        """Bytes that the program will hold beside its arguments, zero where XLA does not tell."""
+        try:
+            found = self.compiled.memory_analysis()
+            return int(found.temp_size_in_bytes + found.output_size_in_bytes)
+        except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
+            return 0
 
     def save(self) -> bytes:
         content, inputs, outputs = serialize_executable.serialize(self.compiled)
@@ -284,6 +327,17 @@ def _with_options_known(compile_or_run: Callable[[], Any]) -> Any:
         return compile_or_run()
 
 
+@contextlib.contextmanager
+def _short_of_memory(name: str) -> Iterator[None]:
+    """Where a program runs: `SizeError` where XLA finds no memory for it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise SizeError(f"There was no memory left for the program {name.strip('_')}. {_SMALLER}") from error
+
+
 def forget_programs() -> None:
     """Forget all executables of this process, those of `jax.jit` too. They stay on disk."""
     for one in list(_programs):
@@ -305,16 +359,20 @@ def calls_back(jaxpr: Any) -> bool:
     )
 
 
+#: What to use in functions of the model.
+_USE = "methods of the model and jax.numpy in place of numpy and of methods of results"
+
+
 @contextlib.contextmanager
-def operations_of_jax() -> Iterator[None]:
-    """Where a user's function of the model is traced: `TypeError` when it needs the values of what it is given."""
+def operations_of_jax(what: str = "function", use: str = _USE) -> Iterator[None]:
+    """Where a user's function is traced: `TypeError` when it needs the values of what it is given.
+
+    The message says what it is, and what to `use`.
+    """
     try:
         yield
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-        raise TypeError(
-            "function must consist of operations of JAX: use methods of the model and jax.numpy in place of numpy and "
-            "of methods of results, and no conditions on values."
-        ) from error
+        raise TypeError(f"{what} must consist of operations of JAX: use {use}, and no conditions on values.") from error
 
 
 def is_traced(values: Any) -> bool:

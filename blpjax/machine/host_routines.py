@@ -1,16 +1,19 @@
 """Fixed-point routines that run on the host, market by market: SciPy's root finders and the user's own.
 
-Compiled programs call them through `jax.pure_callback`. They are slow: every market waits for Python.
+Compiled programs call them through `jax.pure_callback`. They are slow: every market waits for Python. What they raise
+is kept, and raised again by `raising_errors` where the program was called. What they claim is checked: a market has
+converged where simulated shares are the observed ones.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from blpjax import options as settings
-from blpjax.exceptions import Status
+from blpjax.exceptions import CREDIBLE_RESIDUAL, Status
 
 Array = np.ndarray
 
@@ -27,6 +30,21 @@ SCIPY_METHODS = {
 #: Those that can use a Jacobian. They have no norm to choose and no callback.
 MINPACK = ("hybr", "lm")
 _NO_TOL_NORM = (*MINPACK, "df-sane")
+
+_raised: list[BaseException] = []
+
+
+@contextlib.contextmanager
+def raising_errors() -> Iterator[None]:
+    """Where a program may call routines, and is waited for: what they raise is raised here, without JAX's frames."""
+    _raised.clear()
+    try:
+        yield
+    finally:
+        if _raised:
+            error = _raised[0]
+            _raised.clear()
+            raise error from None
 
 
 class HostMarket(NamedTuple):
@@ -73,6 +91,15 @@ class HostRoutine:
 
     def __call__(self, start: Any, *arrays: Any) -> tuple[Array, Array, Array, Array, Array]:
         """Value (J,), status, iterations, evaluations and residual of one market; padding keeps its start."""
+        if not _raised:
+            try:
+                return self._solve(start, *arrays)
+            except BaseException as error:  # interrupts, too: JAX would log it, and raise an error in words of its own
+                _raised.append(error)
+        failed, none = np.asarray(int(Status.NOT_FINITE)), np.asarray(0)
+        return np.full(np.shape(start), np.nan), failed, none, none, np.asarray(np.inf)
+
+    def _solve(self, start: Any, *arrays: Any) -> tuple[Array, Array, Array, Array, Array]:
         everything = HostMarket(*(np.asarray(array) for array in arrays))
         value = np.array(start, dtype=float)
         rows = everything.observed > 0
@@ -86,7 +113,7 @@ class HostRoutine:
         found, converged = loop.run(value[rows])
         finite = np.isfinite(found).all()
         residual = np.abs(loop.gap(found)).max(initial=0.0) if finite else np.inf
-        status = Status.CONVERGED if converged and np.isfinite(residual) else Status.STALLED
+        status = Status.CONVERGED if converged and residual <= CREDIBLE_RESIDUAL else Status.STALLED
         value[rows] = found
         return (
             value,
@@ -110,12 +137,12 @@ class _Loop:
         initial = np.exp(start) if self.routine.nonlinear else start
         with np.errstate(all="ignore"):
             if callable(self.routine.method):
-                final, converged = self.routine.method(
-                    initial, self.contraction, self.callback, **dict(self.routine.options)
+                returned = self.routine.method(
+                    initial.copy(), self.contraction, self.callback, **dict(self.routine.options)
                 )
+                final, converged = _read_returned(returned, initial.shape)
             else:
                 final, converged = self._find_root(initial)
-            final = np.asarray(final, dtype=float).reshape(initial.shape)
             return np.log(final) if self.routine.nonlinear else final, bool(converged)
 
     def _find_root(self, initial: Array) -> tuple[Array, bool]:
@@ -134,7 +161,7 @@ class _Loop:
         if method not in _NO_TOL_NORM:
             given.setdefault("tol_norm", lambda x: np.abs(x).max(initial=0.0))
         found = root(gap, initial, method=method, jac=with_jacobian or None, options=given, **more)
-        return found.x, bool(found.success)
+        return np.asarray(found.x, dtype=float).reshape(initial.shape), bool(found.success)
 
     def callback(self) -> None:
         """Count a major iteration."""
@@ -162,6 +189,24 @@ class _Loop:
         """``log S - log s`` at mean utilities."""
         with np.errstate(all="ignore"):
             return np.log(self.market.observed) - np.log(simulate_shares(self.market, delta, False).shares)
+
+
+def _read_returned(returned: Any, shape: tuple[int, ...]) -> tuple[Array, Any]:
+    """Final values and the flag that a user's function returns; `TypeError` or `ValueError` when they are not these."""
+    if not isinstance(returned, Sequence) or isinstance(returned, str) or len(returned) != 2:
+        raise TypeError(f"The function that Iteration was given must return (final, converged), not {returned!r}.")
+    try:
+        final = np.array(returned[0], dtype=float)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"The function that Iteration was given must return an array of numbers and a flag, not {returned!r}."
+        ) from None
+    if final.size != shape[0]:
+        raise ValueError(
+            f"The function that Iteration was given must return {shape[0]} final values, as many as it is given, not "
+            f"{final.size}."
+        )
+    return final.reshape(shape), returned[1]
 
 
 def simulate_shares(market: HostMarket, delta: Array, with_jacobian: bool) -> Simulated:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from blpjax.exceptions import DataError
+from blpjax.machine.forks import check_process
 
 #: Name of the axis of devices.
 AXIS = "markets"
@@ -163,4 +164,7 @@ def _no_placement() -> None:
 
 def on_device(values: jax.Array | np.ndarray) -> jax.Array:
     """An array of JAX: wherever it is if it is one already, and nothing is compiled for it."""
-    return values if isinstance(values, jax.Array) else jax.device_put(values)
+    if isinstance(values, jax.Array):
+        return values
+    check_process()
+    return jax.device_put(values)

@@ -25,6 +25,8 @@ import jaxlib
 import numpy as np
 from jax.tree_util import PyTreeDef, default_registry
 
+from blpjax.machine.caches import say_not_kept
+
 #: Files that were not used for longest are removed when there are more bytes than this.
 CAPACITY = 2**30
 
@@ -141,7 +143,7 @@ class Store:
         return content
 
     def write(self, path: Path, content: bytes) -> None:
-        """Keep a program. Nothing happens where that is impossible: no space, or a directory that is not the user's."""
+        """Keep a program. Where that is impossible (no space, a directory that is not the user's) this is said once."""
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._usable():
@@ -154,7 +156,8 @@ class Store:
             except OSError:
                 os.unlink(name)
                 raise
-        except OSError:
+        except OSError as error:
+            say_not_kept(self.directory, error.strerror or error)
             return
         if self._written % _BETWEEN_LOOKS == 0:
             self._shrink()

@@ -17,6 +17,7 @@ from blpjax.economy.loops import Loops
 from blpjax.economy.mapping import CHUNK_ELEMENTS
 from blpjax.iteration import Iteration
 from blpjax.machine.compilation import filtered_program
+from blpjax.machine.forks import check_process
 from blpjax.model.model import Model
 from blpjax.model.parameters import Coefficients, all_coefficients
 
@@ -58,7 +59,10 @@ def covariances_of_estimates(parameter_covariances: np.ndarray, N: int) -> np.nd
     ------
     ValueError
         When they are unknown.
+    ForkError
+        When this process was forked from one that had used JAX.
     """
+    check_process()
     if not np.isfinite(parameter_covariances).all():
         raise ValueError(
             "parameter_covariances of these results are unknown. Use results of the last GMM step, whose standard "

@@ -15,6 +15,7 @@ from blpjax.economy.loops import Loops, no_loops
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import Iteration
 from blpjax.machine.compilation import filtered_program
+from blpjax.machine.memory import require_memory
 from blpjax.model import elsewhere
 from blpjax.model.model import Model
 
@@ -58,6 +59,9 @@ def average_realizations(setting: Setting, draws: Iterator[np.ndarray], total: i
     draws : `total` arrays: mean utilities at observed prices (N, 1), or these and transformed costs (N, 2).
     """
     model = setting.model
+    # how the search for prices ended in each market at each draw
+    needed = 8 * 4 * total * model.economy.market_positions.size
+    require_memory(needed, f"Averages over {total:,} draws of structural errors", "Ask for fewer draws.")
     size = min(total, elsewhere.lanes(model.economy, (model.layout.P + 2) * 2 * model.delta.size))
     sums: Any = None
     outcomes = []

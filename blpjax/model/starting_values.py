@@ -10,6 +10,7 @@ import numpy as np
 
 from blpjax.inputs.design import DesignMatrix
 from blpjax.inputs.tables import assign_node_columns
+from blpjax.machine.compilation import operations_of_jax
 from blpjax.model.parameters import (
     BLOCKS,
     BlockBounds,
@@ -244,6 +245,23 @@ def _one_bound(name: str, bound: Any, shape: tuple[int, ...], missing: float) ->
     return np.where(np.isnan(array), missing, array)
 
 
+def _check_transformation(kind: Transformation, name: str) -> None:
+    """Raise `TypeError` or `ValueError` unless JAX can differentiate a user's type of random coefficients."""
+    index, own = jax.ShapeDtypeStruct((2, 3), float), [jax.ShapeDtypeStruct((), float)] * len(kind.parameters)
+    try:
+        with operations_of_jax(name, "jax.numpy in place of numpy"):
+            found, _ = jax.eval_shape(lambda *given: jax.jvp(kind.function, given, given), index, *own)
+    except TypeError as error:
+        if str(error).startswith(name):
+            raise
+        raise TypeError(
+            f"{name} must be a function of JAX arrays with {1 + len(own)} argument{'s' * bool(own)}, the index"
+            f"{''.join(f', {parameter}' for parameter in kind.parameters)}, that JAX can differentiate: {error}"
+        ) from error
+    if getattr(found, "shape", None) != index.shape:
+        raise ValueError(f"{name} must return an array of the shape that it is given, not {found}.")
+
+
 #: Types of random coefficients by PyBLP's names. None is for those that enter as they are.
 _RC_TYPES = {
     "linear": None,
@@ -278,6 +296,9 @@ def read_utility_form(rc_types: Any, epsilon_scale: Any, K2: int) -> UtilityForm
         kind if isinstance(kind, Transformation) else Transformation(kind) if callable(kind) else _RC_TYPES[kind]
         for kind in rc_types
     )
+    for k, kind in enumerate(found):
+        if kind is not None and kind not in _RC_TYPES.values():
+            _check_transformation(kind, f"rc_types[{k}]")
     return UtilityForm(found if any(f is not None for f in found) else (), float(epsilon_scale))
 
 

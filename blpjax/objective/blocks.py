@@ -6,6 +6,7 @@ follow from that in one place, `blpjax.objective.data.ModelData`. A block of one
 or of `SampleMoments` where moments are no averages over products, given to `Problem.solve` as `moment_blocks`.
 """
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax.economy.buckets import Economy
+from blpjax.machine.compilation import operations_of_jax
 from blpjax.model.parameters import Coefficients
 from blpjax.objective import iv
 from blpjax.objective.equations import Equation, Supply
@@ -130,9 +132,14 @@ class MomentBlock(eqx.Module):
         """Residuals u (N,), a differentiable function of the point."""
         raise NotImplementedError
 
+    def _traced(self) -> AbstractContextManager[None]:
+        """Where what users define is traced."""
+        return operations_of_jax(f"moments of the block '{self.name}'", "jax.numpy in place of numpy")
+
     def averages(self, point: Point, weights: Float[Any, " N"] | None) -> Float[Any, " M"]:
         """Averaged moments (M,). `weights` (N,) say how often products count."""
-        return iv.average_moments([self.Z], [self.residuals(point)], weights)
+        with self._traced():
+            return iv.average_moments([self.Z], [self.residuals(point)], weights)
 
     def jacobian(self, point: Point, tangents: Moving, weights: Float[Any, " N"] | None) -> Float[Any, "M Q"]:
         """Derivatives of `averages` along Q directions."""
@@ -174,7 +181,8 @@ class SampleMoments(MomentBlock):
 
     def averages(self, point: Point, weights: Float[Any, " N"] | None) -> Float[Any, " M"]:
         """The moments (M,), whatever the weights of products."""
-        return self.values(point)
+        with self._traced():
+            return self.values(point)
 
     def initial_weights(self, weights: Float[Any, " N"] | None) -> Float[Any, "M M"]:
         """Zeros (M, M)."""

@@ -69,7 +69,8 @@ class Optimization:
         A custom routine is a function ``method(initial, bounds, objective_function, iteration_callback, **options)``
         that returns ``(final, converged)``. It gets (P,) starting values, P pairs of bounds, a function of theta that
         returns ``(objective, gradient, progress)``, the gradient being None without analytic gradients, and a function
-        without arguments to call after each major iteration.
+        without arguments to call after each major iteration. Final values are believed to be an optimum only where they
+        are within bounds, and derivatives there promise no better ones nearby.
     method_options : mapping, optional
         Options of the routine, by SciPy's names for SciPy's routines, and ``keep_feasible`` (true) for those with
         bounds. ``'trust-region'`` has those of `blpjax.optimize.trust_region.TrustRegionOptions`: ``gtol`` (1e-7,
@@ -199,7 +200,8 @@ def minimize(
     Raises
     ------
     KeyboardInterrupt
-        Only if nothing has been evaluated yet: later interruptions end the optimisation with a usable outcome.
+        Only if no more than the start has been evaluated yet: later interruptions end the optimisation with a usable
+        outcome.
     TypeError, ValueError
         If a custom routine returns something else than P final values and a flag.
     """
@@ -218,7 +220,7 @@ def minimize(
     try:
         end, reductions = _run(optimization, recorder, theta, progress_factory or _default_progress, hessian)
     except KeyboardInterrupt:
-        if recorder.last is None:
+        if recorder.last is None or recorder.evaluations < 2:
             raise
         end, reductions = RoutineEnd(recorder.last.theta, OptimizationStatus.INTERRUPTED, ""), 0
     return _conclude(optimization, recorder, end, reductions, hessian)
@@ -263,6 +265,8 @@ def _conclude(
         status, words = OptimizationStatus.NOT_OPTIMAL, "its final values cannot be evaluated"
     elif status.converged and not custom and final.objective > best.objective + 1e-6 * (1 + abs(best.objective)):
         status, words = OptimizationStatus.NOT_OPTIMAL, "its final values are worse than earlier ones"
+    elif status.converged and custom and not _is_inside(final.theta, recorder):
+        status, words = OptimizationStatus.NOT_OPTIMAL, "its final values are outside of the bounds"
     elif status is OptimizationStatus.CONVERGED and not optimization.routine.believed:
         squares, decrease = recorder.gauss_newton_decrease(final)
         relative, absolute = _CREDIBLE_DECREASE
@@ -291,6 +295,12 @@ def _conclude(
         evaluations=recorder.evaluations,
         failed_evaluations=recorder.failures,
     )
+
+
+def _is_inside(theta: np.ndarray, bounds: Box) -> bool:
+    """Whether theta (P,) is within bounds, but for rounding."""
+    slack = 1e-12 * (1 + np.abs(theta))
+    return bool(((theta >= bounds.lower - slack) & (theta <= bounds.upper + slack)).all())
 
 
 def _default_progress(theta: np.ndarray, evaluation: Any) -> ObjectiveProgress:
@@ -323,6 +333,13 @@ def _leave_out_silenced(method: object, options: dict[str, Any]) -> dict[str, An
     return options
 
 
+#: Options of SciPy's routines that are flags, texts or arrays. Others are numbers, or None.
+_NO_NUMBERS = (
+    *("disp", "adaptive", "keep_feasible", "factorization_method"),
+    *("finite_diff_rel_step", "hess_inv0", "initial_simplex", "direc", "scale", "offset"),
+)
+
+
 def _check_options(method: str, options: Mapping[str, Any]) -> None:
     routine = ROUTINES[method]
     if routine.check is not None:
@@ -333,10 +350,14 @@ def _check_options(method: str, options: Mapping[str, Any]) -> None:
     if unknown := sorted(map(str, set(options) - set(known))):
         has = f"It has {known}." if known else "It has none."
         raise ValueError(f"Optimization('{method}') does not have the options {unknown}. {has}")
-    if routine.stepwise is not None:
-        for name, value in options.items():
-            if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-                raise TypeError(f"The option {name} of Optimization('{method}') must be a number, not {value!r}.")
+    for name, value in options.items():
+        if routine.stepwise is None and (value is None or name in _NO_NUMBERS):
+            continue
+        if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+            raise TypeError(f"The option {name} of Optimization('{method}') must be a number, not {value!r}.")
+        if np.isnan(value):
+            raise ValueError(f"The option {name} of Optimization('{method}') must be a number, not {value!r}.")
+        if routine.stepwise is not None:
             if not value > 0:
                 raise ValueError(f"The option {name} of Optimization('{method}') must be positive, not {value!r}.")
             if name in _COUNTS and not float(value).is_integer():

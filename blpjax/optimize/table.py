@@ -80,7 +80,7 @@ class Routine:
 def find_routine(method: str | Callable[..., tuple[Any, bool]]) -> Routine:
     """The routine of this name, or that of a user's function."""
     if not isinstance(method, str):
-        return Routine("a custom routine", partial(run_custom, method=method), moves_start=False, believed=True)
+        return Routine("a custom routine", partial(run_custom, method=method), moves_start=False)
     return ROUTINES[method]
 
 

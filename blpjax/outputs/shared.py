@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, TypeVar, cast
 
+from blpjax.machine.forks import check_process
 from blpjax.values import read_flag
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -51,6 +52,7 @@ def compute_method(method: Method) -> Method:
         bound.apply_defaults()
         for name in flags:
             read_flag(name, bound.arguments[name])
+        check_process()
         return method(**bound.arguments)
 
     call.__signature__ = signature  # type: ignore[attr-defined]

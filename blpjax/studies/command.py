@@ -1,6 +1,7 @@
 """The command that runs a study which is described in a file, for batch queues."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from blpjax.machine.batch_files import has_parts
 from blpjax.machine.pickling import replace_file
 from blpjax.studies.description import StudyDescription, read_description
 from blpjax.studies.results import MonteCarloResults
+
+#: So many devices of a CPU may be asked for however few cores there are: for trying out what runs on several devices.
+_DEVICES = 16
 
 _EPILOG = """\
 Finished batches are kept as Parquet files in the directory of --path, else of `path` in the table [run], else in one
@@ -94,6 +98,13 @@ def _write(results: MonteCarloResults, path: Path) -> None:
 
 def _prepare_devices(count: int) -> None:
     """Make that many devices of a CPU, before JAX looks for devices, or check that there are as many others."""
+    cores = os.cpu_count() or 1
+    if count > max(_DEVICES, 2 * cores):
+        raise DescriptionError(
+            f"--devices {count}: this process has {cores} core{'s' * (cores > 1)}, of which at most "
+            f"{max(_DEVICES, 2 * cores)} devices are made. More than cores make nothing faster, and each takes memory: "
+            "leave --devices out to use all cores."
+        )
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:

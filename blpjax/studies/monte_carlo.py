@@ -208,6 +208,8 @@ class MonteCarlo:
             given for an executor, whose workers use those that they have.
         StorageError
             When `path` cannot be used, holds another study, or a file there cannot be read.
+        SizeError
+            When there is no memory for so many replications, or for such a batch.
         StudyError
             When the executor's workers were lost again and again. Finished batches are kept.
         """
@@ -219,7 +221,8 @@ class MonteCarlo:
                 raise ValueError("devices cannot be given for an executor: its workers use all devices that they have.")
             study = copy.copy(self)
             study._devices = read_devices(devices, jax.local_devices())
-        sizes = Sizes(given, self._lanes_within(bytes_))
+        # prices and shares, and structural errors, of all replications of a batch at once
+        sizes = Sizes(given, self._lanes_within(bytes_), 8 * 4 * self.problem.N)
         outcome = run_study(study, count, sizes, None if path is None else Path(path), executor)
         return MonteCarloResults(outcome.table, outcome.seconds, outcome.batches, outcome.peak_memory)
 

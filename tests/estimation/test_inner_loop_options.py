@@ -9,6 +9,7 @@ import pytest
 
 import blpjax
 from blpjax import options
+from blpjax.exceptions import ConvergenceWarning
 from tests.support.problems import PI, SIGMA, build, evaluate, small_tables
 from tests.support.silence import quiet
 from tests.tolerances import DELTA, ROUNDING, Tolerance
@@ -52,6 +53,10 @@ def test_acceleration_is_of_what_the_type_says(ours: Any, solution: np.ndarray) 
     DELTA.check(evaluate(ours, blpjax, fp_type="nonlinear", iteration=None).delta, solution)  # squarem by default
 
 
+#: A few steps do not converge, whatever the routine says.
+not_converged = pytest.mark.filterwarnings("ignore:GMM step 1 did not:blpjax.exceptions.ConvergenceWarning")
+
+
 def five_steps(initial: Any, contraction: Callable[[Any], Any], callback: Callable[[], None], steps: int) -> Any:
     for _ in range(steps):
         initial = contraction(initial)[0]
@@ -59,6 +64,7 @@ def five_steps(initial: Any, contraction: Callable[[Any], Any], callback: Callab
     return initial, True
 
 
+@not_converged
 @pytest.mark.parametrize("bounds", [(0.05, None), (0.02, 0.2)], ids=str)
 def test_shares_are_clipped_in_contractions_as_by_pyblp(ours: Any, theirs: Any, bounds: Any) -> None:
     """With bounds between observed shares no solution is known, but what some steps lead to is."""
@@ -71,7 +77,7 @@ def test_shares_are_clipped_in_contractions_as_by_pyblp(ours: Any, theirs: Any, 
     shares = found[0].compute_shares(delta=found[0].delta)
     lower, upper = (0.0 if bounds[0] is None else bounds[0]), (1.0 if bounds[1] is None else bounds[1])
     np.testing.assert_array_equal(found[0].clipped_shares, (shares < lower) | (shares > upper))
-    assert found[0].clipped_shares.any()
+    assert found[0].clipped_shares.any() and not found[0].fp_converged.all()
 
 
 def test_bounds_that_bind_on_the_way_change_the_way_as_in_pyblp(ours: Any, theirs: Any, solution: np.ndarray) -> None:
@@ -114,6 +120,7 @@ def test_minpack_takes_the_steps_of_pyblp(ours: Any, theirs: Any, method: str, c
         np.testing.assert_allclose(found[0].contraction_evaluations, found[1].contraction_evaluations, atol=2)
 
 
+@not_converged
 def test_routines_on_the_host_can_display_their_progress(ours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
     iteration = blpjax.Iteration(five_steps, {"steps": 5}, universal_display=True)
@@ -131,3 +138,53 @@ def test_routines_on_the_host_can_display_their_progress(ours: Any, monkeypatch:
     lines = [text.split() for text in texts]
     # evaluation, iteration and the norm of the change, for each of five steps
     assert sum(len(line) == 3 and line[0] == "5" for line in lines) == ours.T
+
+
+def test_an_iteration_that_returns_its_start_has_not_converged(ours: Any) -> None:
+    with pytest.warns(ConvergenceWarning, match="inversion of market shares made no further progress .* in 8 of 8"):
+        found = evaluate(
+            ours, blpjax, iteration=blpjax.Iteration(lambda initial, contraction, callback: (initial, True))
+        )
+    assert not found.converged and not found.fp_converged.any() and (found.fp_residuals > 0.01).all()
+
+
+def test_a_norm_that_is_always_zero_ends_no_loop_successfully(ours: Any) -> None:
+    with pytest.warns(ConvergenceWarning, match="inversion of market shares made no further progress"):
+        found = evaluate(ours, blpjax, iteration=blpjax.Iteration("simple", {"norm": lambda x: 0.0 * x.sum()}))
+    assert not found.converged and not found.fp_converged.any()
+
+
+def test_a_norm_by_numpy_is_refused_in_words(ours: Any) -> None:
+    with pytest.raises(TypeError, match="norm of Iteration must consist of operations of JAX: use jax.numpy"):
+        evaluate(ours, blpjax, iteration=blpjax.Iteration("simple", {"norm": lambda x: float(np.max(np.array(x)))}))
+
+
+def test_values_that_are_returned_have_the_residuals_of_their_shares(ours: Any, solution: np.ndarray) -> None:
+    for delta, close in ((solution, True), (solution + 0.1, False)):
+        found = evaluate(ours, blpjax, delta=delta, iteration=blpjax.Iteration("return"))
+        assert ((found.fp_residuals < 1e-9) == close).all()
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (None, TypeError, r"must return \(final, converged\), not None"),
+        (([0.5], True), ValueError, "must return 3 final values, as many as it is given, not 1"),
+        (("text", True), TypeError, "must return an array of numbers and a flag"),
+    ],
+)
+def test_what_a_custom_iteration_returns_is_checked(
+    ours: Any, capfd: pytest.CaptureFixture[str], returned: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        evaluate(ours, blpjax, iteration=blpjax.Iteration(lambda initial, contraction, callback: returned))
+    assert raised.value.__cause__ is None and raised.value.__suppress_context__
+    assert "pure_callback" not in capfd.readouterr().err
+
+
+def test_errors_of_a_custom_iteration_are_raised_as_they_are(ours: Any) -> None:
+    def interrupted(initial: Any, contraction: Any, callback: Any) -> Any:
+        raise KeyboardInterrupt("by the user")
+
+    with pytest.raises(KeyboardInterrupt, match="by the user"):
+        evaluate(ours, blpjax, iteration=blpjax.Iteration(interrupted))

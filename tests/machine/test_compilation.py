@@ -87,3 +87,55 @@ def test_kinds_of_processors_and_versions_have_directories_of_their_own(
     assert cache_directory(tmp_path) != here
     monkeypatch.setattr("jaxlib.version.__version__", "0.0")
     assert cache_directory(tmp_path).name.startswith("jaxlib-0.0-")
+
+
+#: Has JAX itself keep a program, and says whether it was found and what was said.
+PROGRAM = """
+import json, sys, warnings
+import jax
+hits = []
+jax.monitoring.register_event_listener(lambda event, **more: hits.append(event) if event.endswith("/cache_hits") else 0)
+import blpjax, jax.numpy as jnp
+if sys.argv[1:]:
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+    import pathlib
+    pathlib.Path.write_bytes = full
+texts = []
+blpjax.options.verbose_output = texts.append
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", append=True)
+    for n in (2, 3):
+        jax.jit(lambda x: jnp.sin(x) + 1)(jnp.ones(n)).block_until_ready()
+print(json.dumps([len(hits), texts, [str(one.message) for one in caught]]))
+"""
+
+
+def run_program(directory: Path, *arguments: str) -> tuple[int, list[str], list[str]]:
+    known = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    known |= {"BLPJAX_COMPILATION_CACHE": str(directory), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    known["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    done = subprocess.run(command, env=known, capture_output=True, text=True, check=True)
+    assert not done.stderr
+    hits, texts, caught = json.loads(done.stdout.splitlines()[-1])
+    return hits, texts, caught
+
+
+def test_damaged_entries_of_jaxs_own_cache_are_replaced_in_silence(tmp_path: Path) -> None:
+    assert run_program(tmp_path) == (0, [], [])
+    intact, _, _ = run_program(tmp_path)
+    assert intact >= 2
+    entries = [entry for entry in cache_directory(tmp_path).glob("*-cache") if "lambda" in entry.name]
+    assert len(entries) == 2
+    entries[0].write_bytes(entries[0].read_bytes()[:100])
+    entries[1].write_bytes(b"garbage")
+    hits, *said = run_program(tmp_path)
+    assert hits < intact and said == [[], []]
+    assert run_program(tmp_path) == (intact, [], [])
+
+
+def test_no_space_for_jaxs_own_cache_is_said_once(tmp_path: Path) -> None:
+    hits, texts, caught = run_program(tmp_path, "full")
+    assert hits == 0 and caught == []
+    assert len(texts) == 1 and "cannot be kept" in texts[0] and "No space left on device" in texts[0]

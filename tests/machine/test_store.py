@@ -16,7 +16,7 @@ import pytest
 
 from blpjax.iteration import FixedPointMethod
 from blpjax.kernels.fixed_point import FixedPoint
-from blpjax.machine import compilation, store
+from blpjax.machine import caches, compilation, store
 from blpjax.machine.compilation import Program, calls_back
 from blpjax.machine.store import NotStorableError, Store, describe, restore
 
@@ -265,11 +265,27 @@ def test_a_link_is_no_directory_of_the_users(tmp_path: Path) -> None:
     assert not list((tmp_path / "real").iterdir())
 
 
-def test_nothing_is_lost_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_nothing_is_lost_where_nothing_can_be_written_and_that_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(caches, "_said", [])
+    monkeypatch.setattr("blpjax.options.verbose", True)
+    monkeypatch.setattr("blpjax.options.verbose_output", texts.append)
     (tmp_path / "file").write_text("")
     kept = Store(tmp_path / "file" / "programs")
-    kept.write(kept.directory / "a-1", b"content")
-    assert kept.read(kept.directory / "a-1") is None
+    for name in ("a-1", "a-2"):
+        kept.write(kept.directory / name, b"content")
+        assert kept.read(kept.directory / name) is None
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    whole = Store(tmp_path / "programs")
+    monkeypatch.setattr("blpjax.machine.store.os.replace", full)
+    whole.write(whole.directory / "a-1", b"content")
+    assert not list(whole.directory.iterdir())
+    assert len(texts) == 1 and texts[0].startswith(f"Compiled programs cannot be kept in {kept.directory}: ")
 
 
 def test_zero_turns_the_store_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

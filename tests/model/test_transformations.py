@@ -96,3 +96,26 @@ def test_wrong_types_and_parameters_are_refused() -> None:
         blpjax.Transformation("exp")
     with pytest.raises(TypeError, match="parameters must be names"):
         blpjax.Transformation(jax.nn.relu, parameters=(1,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        (np.exp, TypeError, r"rc_types\[1\] must consist of operations of JAX: use jax.numpy in place of numpy"),
+        (
+            lambda x: x if x[0, 0] > 0 else -x,
+            TypeError,
+            r"rc_types\[1\] must consist of .* and no conditions on values",
+        ),
+        (lambda: 1.0, TypeError, r"rc_types\[1\] must be a function of JAX arrays with 1 argument, the index, that"),
+        (
+            blpjax.Transformation(jnp.exp, ("a",)),
+            TypeError,
+            r"rc_types\[1\] must .* with 2 arguments, the index, a, that",
+        ),
+        (lambda x: x.sum(), ValueError, r"rc_types\[1\] must return an array of the shape that it is given"),
+    ],
+)
+def test_functions_that_jax_cannot_trace_are_refused(kind: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        simulation(["linear", kind])

@@ -187,3 +187,18 @@ def test_costs_of_a_point_need_a_supply_side() -> None:
     block = MeanMarkup(jnp.ones((demand.N, 1)), jnp.asarray(0.4))
     with pytest.raises(ValueError, match="with a supply side only"):
         demand.solve(sigma=START["sigma"], pi=START["pi"], moment_blocks=[block])
+
+
+class ByNumpy(MeanMarkup):
+    """A block that NumPy computes."""
+
+    name: ClassVar[str] = "by NumPy"
+
+    def residuals(self, point: blpjax.Point) -> Array:
+        return jnp.asarray(np.array(point.costs)) - self.value
+
+
+def test_blocks_that_numpy_computes_are_refused_in_words() -> None:
+    block = ByNumpy(jnp.ones((problem().N, 1)), jnp.asarray(0.5))
+    with pytest.raises(TypeError, match="moments of the block 'by NumPy' must consist of operations of JAX"):
+        problem().solve(**START, method="1s", moment_blocks=[block])

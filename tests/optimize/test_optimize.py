@@ -299,7 +299,9 @@ def test_a_custom_grid_search_runs_as_documented() -> None:
     bounds = Box(np.array([1.0, 0.0, 0.0]), np.array([3.0, 1.0, 2.0]))
     outcome = minimize(Optimization(grid, {"points": 3}, compute_gradient=False), Objective(), START, bounds)
     np.testing.assert_array_equal(outcome.theta, OPTIMUM)
-    assert (outcome.converged, outcome.iterations, outcome.evaluations) == (True, 1, 27)
+    # the best point of a grid is no optimum
+    assert (outcome.converged, outcome.iterations, outcome.evaluations) == (False, 1, 27)
+    assert outcome.status is OptimizationStatus.NOT_OPTIMAL
 
 
 def test_a_custom_routine_sees_gradients_progress_and_finite_values_where_evaluations_fail() -> None:
@@ -332,6 +334,26 @@ def test_a_custom_routine_cannot_claim_success_where_the_objective_fails() -> No
     assert (outcome.converged, outcome.status) == (False, OptimizationStatus.NOT_OPTIMAL)
     assert "cannot be evaluated" in outcome.message
     np.testing.assert_array_equal(outcome.theta, START)
+
+
+@pytest.mark.parametrize("compute_gradient", [True, False])
+def test_a_custom_routine_is_believed_only_at_an_optimum(best: np.ndarray, compute_gradient: bool) -> None:
+    for theta, optimal in ((START, False), (OPTIMUM, False), (best, True)):
+        custom = Optimization(lambda *_, theta=theta: (theta, True), compute_gradient=compute_gradient)
+        outcome = minimize(custom, Objective(), START, FREE)
+        np.testing.assert_array_equal(outcome.theta, theta)
+        assert outcome.converged is optimal, theta
+        assert optimal or "a full step promises a decrease of the objective" in outcome.message
+
+
+def test_a_custom_routine_cannot_claim_success_outside_of_bounds(best: np.ndarray) -> None:
+    bounds = Box(best + [0.5, -1, -1], best + 2)
+    outcome = minimize(Optimization(lambda *_: (best, True)), Objective(), START, bounds)
+    assert not outcome.converged and "its final values are outside of the bounds" in outcome.message
+    held = minimize(Optimization("trust-region"), Objective(), START, bounds)
+    assert (
+        held.converged and minimize(Optimization(lambda *_: (held.theta, True)), Objective(), START, bounds).converged
+    )
 
 
 @pytest.mark.parametrize(
@@ -395,6 +417,9 @@ def test_gradients_are_required_and_refused_as_in_pyblp(method: str, compute_gra
             "option gtol of Optimization\\('trust-region'\\) must be positive",
         ),
         (("trust-region", {"gtol": "small"}), TypeError, "option gtol .* must be a number, not 'small'"),
+        (("l-bfgs-b", {"maxiter": "abc"}), TypeError, "option maxiter of .*'l-bfgs-b'\\) must be a number, not 'abc'"),
+        (("bfgs", {"gtol": np.nan}), ValueError, "option gtol of Optimization\\('bfgs'\\) must be a number, not nan"),
+        (("tnc", {"maxfun": True}), TypeError, "option maxfun of Optimization\\('tnc'\\) must be a number, not True"),
         (("bfgs", [1]), TypeError, "method_options of Optimization must be a mapping"),
         (("trust-region", {"max_evaluations": 1.5}), ValueError, "max_evaluations .* must be an integer, not 1.5"),
         (("optax-l-bfgs", {"memory_size": 2.5}), ValueError, "memory_size .* must be an integer, not 2.5"),
