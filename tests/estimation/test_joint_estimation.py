@@ -11,7 +11,7 @@ import pyblp
 import pytest
 
 import blpjax
-from blpjax.exceptions import ConvergenceError, ConvergenceWarning, IdentificationWarning
+from blpjax.exceptions import ConvergenceError, ConvergenceWarning, DataError, IdentificationWarning
 from tests.support import joint
 from tests.support.joint import Model
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, ESTIMATES, FIXED_PARAMETERS
@@ -430,12 +430,11 @@ def test_missing_ownership_is_no_ownership_of_zero() -> None:
         Case(change=hide).build(blpjax)
 
 
-def test_costs_of_products_that_nobody_owns_are_not_reported() -> None:
+def test_products_that_nobody_owns_are_refused() -> None:
     """A matrix of zeros is singular. PyBLP replaces what it cannot compute and reports convergence."""
     nobody = Case(change=lambda products: products.assign(**{f"ownership{j}": 0.0 for j in range(8)}))
-    with pytest.warns(ConvergenceWarning):
-        results = nobody.solve(blpjax)
-    assert not results.converged and np.isnan(results.objective)
+    with pytest.raises(DataError, match="'ownership' has zeros only in 71 rows.*reveals no costs"):
+        nobody.build(blpjax)
 
 
 NEGATIVE = [None, -0.4, None, None]
@@ -482,9 +481,7 @@ def test_costs_are_linear_or_logarithmic() -> None:
 DEMAND = Case(Model(X3=None))
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"gamma": [1.0]}, {"costs_bounds": (0.0, None)}, {"covariance_moments_mean": 0.1}], ids=str
-)
+@pytest.mark.parametrize("arguments", [{"gamma": [1.0]}, {"covariance_moments_mean": 0.1}], ids=str)
 def test_what_belongs_to_the_supply_side_needs_one(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         DEMAND.solve(blpjax, **arguments)

@@ -15,7 +15,8 @@ from tests.support.economies import loop_shares
 from tests.support.silence import quiet
 from tests.tolerances import ESTIMATES
 
-pytestmark = pytest.mark.usefixtures("quiet")
+# prices are exogenous here
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.filterwarnings("ignore:The excluded instrument")]
 
 BETA = (0.5, -1.5, 1.0)
 IDENTITY, CORRELATED = ((1.0, 0.0), (0.0, 1.0)), ((1.0, 0.0), (0.5, 0.8))

@@ -10,6 +10,9 @@ from blpjax.estimation.start_rho import estimate_rho
 from blpjax.exceptions import IdentificationError
 from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING
 
+# prices are exogenous here
+pytestmark = pytest.mark.filterwarnings("ignore:The excluded instrument")
+
 
 def nested_logit(seed: int, epsilon_scale: float = 1.0) -> Problem:
     """Data of a plain logit whose groups are irrelevant, so that estimates of rho are about zero."""
