@@ -43,6 +43,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.model.parameters import Transformation
     from blpjax.objective.blocks import MomentBlock, Point, SampleMoments
     from blpjax.objective.functions import ModelFunctions
+    from blpjax.objective.structured import Agents, Products
     from blpjax.optimize.optimize import Optimization
     from blpjax.problem.load import load
     from blpjax.problem.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem
@@ -57,6 +58,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
 __version__ = "0.1.0"
 
 __all__ = [
+    "Agents",
     "BootstrappedResults",
     "DeltaMethodResults",
     "FixedEffectProjection",
@@ -78,6 +80,7 @@ __all__ = [
     "Point",
     "Problem",
     "ProblemResults",
+    "Products",
     "ReestimationResults",
     "SampleMoments",
     "Simulation",
@@ -127,6 +130,7 @@ _HOMES = {
     "blpjax.model.parameters": ("Transformation",),
     "blpjax.objective.blocks": ("MomentBlock", "Point", "SampleMoments"),
     "blpjax.objective.functions": ("ModelFunctions",),
+    "blpjax.objective.structured": ("Agents", "Products"),
     "blpjax.optimize.optimize": ("Optimization",),
     "blpjax.problem.load": ("load",),
     "blpjax.problem.problem": ("ImportanceSamplingProblem", "OptimalInstrumentProblem", "Problem"),

@@ -37,7 +37,10 @@ finite_differences_epsilon : float
 pseudo_inverses : bool
     Whether singular matrices (of instruments, of covariances of moments, of their derivatives in the parameters) get
     pseudo-inverses. If false, `Problem.solve` raises `IdentificationError` for them.
-stable_atol, stable_rtol, detect_micro_collinearity, micro_computation_chunks, drop_product_fields
+stable_atol, stable_rtol : float
+    By how much the largest eigenvalue of `phi` may exceed one in absolute value in `Simulation`. `numpy.inf` disables
+    the check.
+detect_micro_collinearity, micro_computation_chunks, drop_product_fields
     Known from PyBLP. They have no effect, which setting them to other than their defaults warns of.
 """
 
@@ -163,12 +166,12 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "collinear_rtol": _check_tolerance,
     "psd_atol": _check_tolerance,
     "psd_rtol": _check_tolerance,
+    "stable_atol": _check_tolerance,
+    "stable_rtol": _check_tolerance,
 }
 
 # Options without effect: the default, and what a user who wants something else should know.
 _UNUSED: dict[str, tuple[object, str]] = {
-    "stable_atol": (stable_atol, "Autoregressive unobservables are not implemented."),
-    "stable_rtol": (stable_rtol, "Autoregressive unobservables are not implemented."),
     "detect_micro_collinearity": (detect_micro_collinearity, "Micro moments are not implemented."),
     "micro_computation_chunks": (micro_computation_chunks, "Micro moments are not implemented."),
     "drop_product_fields": (drop_product_fields, "Only the fields that a computation needs are ever sent to it."),

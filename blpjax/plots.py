@@ -444,14 +444,17 @@ def _functions(results: ProblemResults) -> ModelFunctions:
     """The model with the estimates as starting values, free where results have free elements."""
     assert isinstance(results.problem, Problem)
     blocks: dict[str, Any] = {}
-    for name in ("sigma", "pi", "rho", "tau"):
+    for name in ("sigma", "pi", "rho", "tau", "phi"):
         values = np.array(getattr(results, name))
         lower, upper = getattr(results, f"{name}_bounds")
         # a start of zero would fix an element that ended there at its bound
         blocks[name] = np.where((values == 0) & (lower < upper), 1e-6, values) if values.size else None
     beta, gamma = _concentrated(results)
+    demand, supply = results.moment_types
     return results.problem.functions(
         **blocks,
+        demand_moment_types=demand or "levels",
+        supply_moment_types=supply or "levels",
         beta=np.where(beta, np.nan, results.beta[:, 0]),
         gamma=np.where(gamma, np.nan, results.gamma[:, 0]) if gamma.size else None,
         W=results.W,

@@ -68,7 +68,7 @@ def warn_of_singularity(
             IdentificationWarning,
             stacklevel=3,
         )
-    lacking = lacks_influence(result.outcome.evaluation, result.theta)
+    lacking = lacks_influence(result.outcome.evaluation, result.theta, context.objective.model.layout)
     if lacking.any():
         vanishing = ", ".join(repr(label) for label, lacks in zip(theta_labels, lacking, strict=True) if lacks)
         warnings.warn(

@@ -15,9 +15,10 @@ from blpjax.estimation.step import StepResult
 from blpjax.exceptions import succeeded
 from blpjax.inputs.tables import assign_node_columns
 from blpjax.model.model import Model
-from blpjax.model.parameters import Coefficients, ParameterLayout
+from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout
 from blpjax.objective import iv
 from blpjax.objective.blocks import Point
+from blpjax.objective.dynamics import MomentTypes
 from blpjax.objective.problem_data import ProblemData
 from blpjax.optimize.bounds import is_at_bound, mask, project_gradient
 from blpjax.reporting import frames, report
@@ -81,12 +82,14 @@ class Estimates:
         self.pi = np.asarray(coefficients.pi)
         self.rho = np.asarray(coefficients.rho)[:, None]
         self.tau = np.asarray(coefficients.tau)[:, None]
+        self.phi = np.asarray(coefficients.phi)
         self.beta = result.beta[:, None]
         self.gamma = result.gamma[:, None]
         self.sigma_labels = list(parameters.labels.X2)
         self.pi_labels = list(parameters.labels.demographics)
         self.rho_labels = list(parameters.labels.nests)
         self.tau_labels = parameters.tau_labels
+        self.phi_labels = list(parameters.labels.errors)
         self.beta_labels = list(parameters.labels.X1)
         self.gamma_labels = list(parameters.labels.X3)
         self.theta_labels = parameters.theta_labels
@@ -95,6 +98,7 @@ class Estimates:
         self.sigma_bounds, self.pi_bounds = tuple(limits.sigma), tuple(limits.pi)
         self.rho_bounds = tuple(bound[:, None] for bound in limits.rho)
         self.tau_bounds = tuple(bound[:, None] for bound in limits.tau)
+        self.phi_bounds = tuple(limits.phi)
         self.beta_bounds = tuple(bound[:, None] for bound in limits.beta)
         self.gamma_bounds = tuple(bound[:, None] for bound in limits.gamma)
         self.delta = result.delta[:, None]
@@ -126,6 +130,7 @@ class Estimates:
         self.pi_se = _fill(self.pi.shape, layout.pi, theta[layout.part("pi")])
         self.rho_se = _fill(self.rho.shape[:1], layout.rho, theta[layout.part("rho")])[:, None]
         self.tau_se = _fill(self.tau.shape[:1], layout.tau, theta[layout.part("tau")])[:, None]
+        self.phi_se = _fill(self.phi.shape, layout.phi, theta[layout.part("phi")])
         beta = np.concatenate([theta[layout.part("beta")], errors[layout.P : first]])
         gamma = np.concatenate([theta[layout.part("gamma")], errors[first:]])
         self.beta_se = _fill_vector(len(self.beta), layout.beta, layout.concentrated_beta, beta)
@@ -150,12 +155,9 @@ class Estimates:
             self.omega_fe = self.tilde_costs - self.problem.data.X3 @ self.gamma - self.omega
 
     def _set_absent(self) -> None:
-        """Attributes of PyBLP's results for what is not there: dynamic and micro moments."""
+        """Attributes of PyBLP's results for what is not there: micro moments."""
         P, M = len(self.theta), len(self.W)
         self.micro = self.micro_values = np.zeros((0, 1))
-        self.phi = self.phi_se = np.zeros((1, 0))
-        self.phi_bounds = (np.zeros((1, 0)), np.zeros((1, 0)))
-        self.phi_labels = ["Xi"]
         self.micro_covariances, self.micro_by_theta_jacobian = np.zeros((0, 0)), np.zeros((0, P))
         simulation = self._result.summary.simulation_covariances
         self.simulation_covariances = np.zeros((M, M)) if simulation is None else np.asarray(simulation)
@@ -179,6 +181,11 @@ class Estimates:
     def layout(self) -> ParameterLayout:
         """Which elements of the parameters are estimated, and in which order."""
         return self._options.parameters.layout
+
+    @property
+    def moment_types(self) -> MomentTypes:
+        """Types of demand-side and supply-side moments; none where all are levels."""
+        return self._options.moment_types
 
     @property
     def se_type(self) -> str:
@@ -346,8 +353,9 @@ class Estimates:
 
     @property
     def _coefficients_in_model(self) -> Coefficients:
-        blocks = (self.sigma, self.pi, *(getattr(self, name)[:, 0] for name in ("rho", "tau", "beta", "gamma")))
-        return Coefficients(*map(jax.device_put, blocks))
+        blocks = {name: getattr(self, name) for name in BLOCKS}
+        columns = {name: blocks[name][:, 0] for name in ("rho", "tau", "beta", "gamma")}
+        return Coefficients(**jax.device_put(blocks | columns))
 
     def model_in(self, economy: Economy) -> Model:
         """The model at the estimates in an economy with other agents."""
@@ -413,6 +421,7 @@ class Estimates:
                 self.sigma_labels, self.sigma_labels, self.sigma_squared, self.sigma_squared_se
             ),
             pi=_coefficients(self.sigma_labels, self.pi_labels, self.pi, self.pi_se, layout.pi),
+            phi=_coefficients(self.phi_labels, self.phi_labels, self.phi, self.phi_se, layout.phi),
             linear={
                 "Rho": report.Coefficients(self._options.parameters.rho_labels, self.rho, self.rho_se),
                 "Tau": report.Coefficients(self.tau_labels, self.tau, self.tau_se),

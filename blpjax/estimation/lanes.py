@@ -306,7 +306,7 @@ def _finish(
         return _Finished(
             found.parameters,
             found.inference.standard_errors,
-            jnp.concatenate([~lacks_influence(evaluation, theta), concentrated]),
+            jnp.concatenate([~lacks_influence(evaluation, theta, options.specification.layout), concentrated]),
             evaluation.objective,
             found.updated_W,
             evaluation.ok,

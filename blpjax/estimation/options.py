@@ -14,6 +14,7 @@ from blpjax.model.parameters import Parameters
 from blpjax.objective import iv
 from blpjax.objective.blocks import MomentBlock, SampleMoments
 from blpjax.objective.data import ModelData
+from blpjax.objective.dynamics import MomentTypes
 from blpjax.objective.inference import CovarianceTypes
 from blpjax.objective.structure import Specification
 from blpjax.optimize.optimize import Optimization
@@ -28,7 +29,7 @@ class StepOptions:
     """Options of `Problem.solve` that every GMM step needs.
 
     `parameters` have infinite bounds where the optimisation routine ignores bounds. `differences` is the step of finite
-    differences, or None for exact derivatives.
+    differences, or None for exact derivatives. `moment_types` are levels unless they say something else.
     """
 
     parameters: Parameters
@@ -42,6 +43,7 @@ class StepOptions:
     scale_objective: bool
     error_punishment: float = 1.0
     differences: float | None = None
+    moment_types: MomentTypes = MomentTypes()
 
     @property
     def specification(self) -> Specification:
@@ -57,10 +59,6 @@ class StepOptions:
 
 
 _UNSUPPORTED: dict[str, tuple[object, str]] = {
-    "phi": (None, "dynamic moments are not implemented"),
-    "phi_bounds": (None, "dynamic moments are not implemented"),
-    "demand_moment_types": ("levels", "only moments in levels are implemented"),
-    "supply_moment_types": ("levels", "only moments in levels are implemented"),
     "micro_moments": ((), "micro moments are not implemented yet"),
     "micro_sample_covariances": (None, "micro moments are not implemented yet"),
 }
@@ -90,6 +88,7 @@ def read_step_options(
     se_type: str,
     center_moments: bool,
     n_clusters: int | None,
+    moment_types: MomentTypes,
 ) -> StepOptions:
     """Options of `Problem.solve` as all GMM steps use them.
 
@@ -129,6 +128,7 @@ def read_step_options(
         delta_behavior=delta_behavior,
         scale_objective=scale_objective,
         differences=options.finite_differences_epsilon if finite_differences else None,
+        moment_types=moment_types,
     )
 
 

@@ -41,9 +41,10 @@ class OptimizationProgress:
         Jacobian, NaN with ``compute_gradient=False``: what Gauss-Newton steps need.
     fp_converged, fp_iterations, contraction_evaluations : (T,) how inversions went, by sorted market ID.
     sigma, sigma_squared, pi : (K2, K2), (K2, K2) and (K2, D) matrices at theta.
+    phi : (1, 1) or (2, 2), without columns where there are no lags.
     rho, beta, gamma : (H, 1), (K1, 1) and (K3, 1), with concentrated elements at their estimates given theta.
-    sigma_bounds, pi_bounds, rho_bounds, beta_bounds, gamma_bounds : pairs of arrays shaped like these.
-    sigma_labels, pi_labels, rho_labels, beta_labels, gamma_labels, theta_labels : names of their elements.
+    sigma_bounds, pi_bounds, rho_bounds, phi_bounds, beta_bounds, gamma_bounds : pairs of arrays shaped like these.
+    sigma_labels, pi_labels, rho_labels, phi_labels, beta_labels, gamma_labels, theta_labels : names of their elements.
     delta, xi : (N, 1) mean utilities, and demand-side errors without absorbed fixed effects.
     tilde_costs, omega : (N, 1) marginal costs or their logarithms, and supply-side errors; (N, 0) without a supply
         side.
@@ -72,11 +73,9 @@ class OptimizationProgress:
         self._structural_errors = structural
         self._set_values(evaluation)
         self._set_parameters(parameters)
-        # what PyBLP's progress says of micro and dynamic moments where there are none
+        # what PyBLP's progress says of micro moments where there are none
         self.micro = self.micro_values = np.zeros((0, 1))
         self.micro_by_theta_jacobian = np.zeros((0, self.theta.size))
-        self.phi, self.phi_labels = np.zeros((1, 0)), ["Xi"]
-        self.phi_bounds = np.zeros((1, 0)), np.zeros((1, 0))
 
     def _set_values(self, evaluation: Evaluation) -> None:
         N = evaluation.inversion.delta.size
@@ -104,14 +103,16 @@ class OptimizationProgress:
         self.sigma_squared = self.sigma @ self.sigma.T
         self.rho = np.asarray(coefficients.rho)[:, None]
         self.tau = np.asarray(coefficients.tau)[:, None]
+        self.phi = np.asarray(coefficients.phi)
         self.sigma_bounds, self.pi_bounds = tuple(limits.sigma), tuple(limits.pi)
         self.rho_bounds = tuple(bound[:, None] for bound in limits.rho)
         self.tau_bounds = tuple(bound[:, None] for bound in limits.tau)
+        self.phi_bounds = tuple(limits.phi)
         self.beta_bounds = tuple(bound[:, None] for bound in limits.beta)
         self.gamma_bounds = tuple(bound[:, None] for bound in limits.gamma)
         self.sigma_labels, self.pi_labels = list(labels.X2), list(labels.demographics)
         self.rho_labels = parameters.rho_labels
-        self.tau_labels = parameters.tau_labels
+        self.tau_labels, self.phi_labels = parameters.tau_labels, list(labels.errors)
         self.beta_labels, self.gamma_labels = list(labels.X1), list(labels.X3)
         self.theta_labels = parameters.theta_labels
 

@@ -50,7 +50,8 @@ class BootstrappedResults(Outputs, Picklable):
     ----------
     problem_results : results that parameters were drawn around.
     bootstrapped_sigma (draws, K2, K2), bootstrapped_pi (draws, K2, D), bootstrapped_rho (draws, 0, 1),
-    bootstrapped_phi (draws, 1, 0), bootstrapped_beta (draws, K1, 1), bootstrapped_gamma (draws, K3, 1) : parameters.
+    bootstrapped_phi (draws, 1, 1) or (draws, 2, 2), or without columns where there are no lags,
+    bootstrapped_beta (draws, K1, 1), bootstrapped_gamma (draws, K3, 1) : parameters.
     bootstrapped_prices (draws, N, 1) : equilibrium prices with a supply side, observed ones without.
     bootstrapped_shares, bootstrapped_delta (draws, N, 1) : market shares and mean utilities.
     computation_time : seconds it took.
@@ -71,7 +72,7 @@ class BootstrappedResults(Outputs, Picklable):
         self.bootstrapped_pi = coefficients.pi
         self.bootstrapped_rho = coefficients.rho[:, :, None]
         self.bootstrapped_tau = coefficients.tau[:, :, None]
-        self.bootstrapped_phi = np.zeros((self.draws, *problem_results.phi.shape))
+        self.bootstrapped_phi = coefficients.phi
         self.bootstrapped_beta = coefficients.beta[:, :, None]
         self.bootstrapped_gamma = coefficients.gamma[:, :, None]
         self.bootstrapped_prices = drawn.prices[:, :, None]

@@ -198,6 +198,11 @@ def compute_optimal_instruments(
     check_choice("method", method, ("approximate", "normal", "empirical"))
     count, seed = read_draws(draws), read_seed("seed", seed)
     constant_costs = read_flag("constant_costs", constant_costs)
+    if results.moment_types:
+        raise NotImplementedError(
+            "Optimal instruments are those of moments in levels: they would not identify phi, nor be optimal for "
+            "innovations. Compute them from results with levels alone and phi fixed, or use lags of variables instead."
+        )
     data, errors = results.problem.data, _read_errors(results)
     _warn_of_covariance_moments(data)
     prices, chosen = _read_prices(results, expected_prices, iteration)

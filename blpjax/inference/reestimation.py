@@ -33,6 +33,7 @@ from blpjax.machine.spread import each_lane
 from blpjax.objective import programs
 from blpjax.objective.absorption import Projection, build_projection
 from blpjax.objective.data import ModelData
+from blpjax.objective.dynamics import MovingStep
 from blpjax.objective.equations import Equation
 from blpjax.objective.moments import weigh
 from blpjax.objective.problem_data import ProblemData
@@ -211,11 +212,14 @@ def build_study(
     problem = results.problem.data
     drawn = _read_unit(problem, step_options, unit)
     units = problem.clusters[0] if drawn == "clusters" else problem.market_index.codes
+    if step_options.moment_types:
+        _check_lags(units, problem.product_table.lag_indices)
     bounds = read_costs_bounds(costs_bounds, problem.model_data.supply is not None)
     absorbed = (problem.demand_ids, problem.supply_ids)[: len(problem.model_data.equations)]
     offset = jnp.asarray(results.moments[:, 0]) if recentre else None
-    data = _weighted(problem.model_data, bounds, absorbed, offset)
-    same = np.asarray(programs.initial_weights(problem.model_data))
+    known = problem.moments_of(step_options.moment_types)
+    data = _weighted(known, bounds, absorbed, offset)
+    same = np.asarray(programs.initial_weights(known))
     given = None if np.allclose(begin.W, same, rtol=1e-9, atol=0) else begin.W
     model = step_options.parameters, step_options.iteration, problem.economy, data
     lane = build_lane(*model, begin.theta, results.delta[:, 0], problem.clusters[0], given)
@@ -249,6 +253,8 @@ def _is_identified(options: BatchOptions, varying: Lane, shared: Lane) -> Bool[A
     def one(part: Lane) -> Array:
         lane = eqx.combine(part, shared)
         step = weigh(options.specification, lane.data, lane.data.initial_weights()).step
+        if isinstance(step, MovingStep):
+            return step.identifies(lane.model(options.specification).expand(lane.theta).phi)
         return step.rank == step.coefficient_map.shape[0]
 
     return each_lane(one, varying)
@@ -299,6 +305,15 @@ def _read_unit(problem: ProblemData, step_options: StepOptions, unit: str | None
                 "covariances are clustered. Use unit='clusters'."
             )
     return chosen
+
+
+def _check_lags(units: np.ndarray, lags: np.ndarray | None) -> None:
+    """Raise `NotImplementedError` where units that are drawn lack the lags of their products."""
+    if lags is not None and (units[lags] != units).any():
+        raise NotImplementedError(
+            "Moments other than levels depend on lags, which samples of units would lack that do not have all periods "
+            "of their products. Use unit='clusters' with clustering_ids of products, or bootstrap()."
+        )
 
 
 def _refuse(results: Estimates, step_options: StepOptions, costs_bounds: Any) -> None:

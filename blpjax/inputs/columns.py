@@ -137,6 +137,49 @@ def read_ownership(columns: Mapping[str, np.ndarray], table: str, market_ids: np
     return ownership
 
 
+def read_lag_indices(columns: Mapping[str, np.ndarray], table: str, market_ids: np.ndarray) -> np.ndarray | None:
+    """Optional rows (N,) of lags, counted from zero: an initial period's lag is the row itself. None without any.
+
+    Raises
+    ------
+    DataError
+        An element is no row of the table, no row or every row is an initial period, two rows have the same lag, or
+        lags lead in a circle. The message names markets and rows.
+    """
+    name, N = "lag_indices", market_ids.size
+    if name not in columns or columns[name].size == 0:
+        return None
+    values = columns[name]
+    if values.ndim > 1 and values.shape[1] > 1:
+        raise DataError(f"{table}: column '{name}' must be one-dimensional, but has {values.shape[1]} columns.")
+    given = _numeric(values.reshape(-1), name, table, market_ids)
+
+    def refuse(bad: np.ndarray, must: str) -> None:
+        if bad.any():
+            raise DataError(f"{table}: column '{name}' {must} {list_rows(np.flatnonzero(bad), market_ids, given)}.")
+
+    refuse(
+        (given != np.floor(given)) | (given < 0) | (given > N - 1),
+        f"must hold rows of the table, integers from 0 to {N - 1}, but does not in",
+    )
+    lags, rows = given.astype(np.int64), np.arange(N)
+    initial = lags == rows
+    if not initial.any():
+        raise DataError(
+            f"{table}: column '{name}' must hold a row's own number for initial periods, which have no lag, but no row "
+            "is one. Rows are counted from 0."
+        )
+    if initial.all():
+        raise DataError(f"{table}: column '{name}' holds every row's own number, so no row has a lag. Leave it out.")
+    counts = np.bincount(lags[~initial], minlength=N)
+    refuse(~initial & (counts[lags] > 1), "must hold each row only once, as a lag of one other row, but does not in")
+    reached = lags
+    for _ in range(N.bit_length()):  # each time lags of twice as many periods
+        reached = reached[reached]
+    refuse(~initial[reached], "must lead to an initial period, a row that is its own lag, but leads in a circle from")
+    return lags
+
+
 def find_unowned(ownership: np.ndarray) -> np.ndarray:
     """Rows of ownership matrices (..., N, J), padded with NaN or zeros, in which nobody owns anything.
 

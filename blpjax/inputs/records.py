@@ -36,7 +36,7 @@ def product_records(
     ``products.dtype.fields["X1"][2]``.
     """
     N = table.shares.size
-    none, no_ids = np.zeros((N, 0)), np.zeros((N, 0), object)
+    none, no_ids, no_lags = np.zeros((N, 0)), np.zeros((N, 0), object), np.zeros((N, 0), np.int64)
     fields = {
         "market_ids": table.market_ids,
         "firm_ids": table.firm_ids,
@@ -45,6 +45,7 @@ def product_records(
         "nesting_ids": no_ids if table.nesting_ids is None else table.nesting_ids,
         "product_ids": table.product_ids,
         "clustering_ids": table.clustering_ids,
+        "lag_indices": no_lags if table.lag_indices is None else table.lag_indices,
         "ownership": none if table.ownership is None else table.ownership,
         "shares": table.shares,
         "ZD": matrices.ZD,
@@ -103,7 +104,8 @@ def structure(
         matrix = (
             np.zeros((rows, 0), object) if values is None else values.reshape(rows, -1) if values.ndim == 1 else values
         )
-        matrices[name] = as_objects(matrix) if name.endswith("_ids") or matrix.dtype.kind != "f" else matrix
+        numbers = matrix.dtype.kind == "f" or name == "lag_indices"
+        matrices[name] = as_objects(matrix) if name.endswith("_ids") or not numbers else matrix
     named = {name: (title, name) for name, title in (titles or {}).items()}
     dtype: list[Any] = [(named.get(name, name), m.dtype, m.shape[1:]) for name, m in matrices.items()]
     records = np.recarray(rows, dtype=dtype)

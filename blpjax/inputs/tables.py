@@ -20,6 +20,7 @@ from blpjax.inputs.columns import (
     list_rows,
     read_id_columns,
     read_ids,
+    read_lag_indices,
     read_market_ids,
     read_matrix,
     read_ownership,
@@ -42,6 +43,7 @@ class ProductTable:
     nesting_ids : (N,) group of each product, or None.
     product_ids : (N,) or (N, n) names of products, or None.
     clustering_ids : (N,) clusters for clustered weighting matrices and standard errors, or None.
+    lag_indices : (N,) row of each product's lag, its own row in an initial period, or None.
     shares : (N,) shares of market size, each in (0, 1), summing to less than one in every market.
     prices : (N,) prices in data units.
     ownership : (N, max J) ownership matrices stacked by market, padded on the right with NaN, or None.
@@ -58,6 +60,7 @@ class ProductTable:
     nesting_ids: np.ndarray | None
     product_ids: np.ndarray | None
     clustering_ids: np.ndarray | None
+    lag_indices: np.ndarray | None
     shares: np.ndarray
     prices: np.ndarray
     ownership: np.ndarray | None
@@ -159,6 +162,7 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
         ownership=ownership,
         product_ids=product_ids,
         clustering_ids=clustering_ids,
+        lag_indices=read_lag_indices(columns, table, market_ids),
         shares=shares,
         prices=prices,
         **matrices,

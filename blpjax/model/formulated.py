@@ -95,10 +95,11 @@ class Formulated:
 
     @property
     def labels(self) -> Labels:
-        """Names of characteristics, demographics and nests."""
+        """Names of characteristics, demographics and nests, and whether there are lags."""
         X1, X2, X3 = (() if design is None else design.labels for design in self.designs)
         nests = tuple(map(str, self.unique_nesting_ids))
-        return Labels(X1=X1, X2=X2, X3=X3, demographics=self.agents_in_economy.demographic_labels, nests=nests)
+        demographics = self.agents_in_economy.demographic_labels
+        return Labels(X1, X2, X3, demographics, nests, lagged=self.product_table.lag_indices is not None)
 
     @cached_property
     def characteristics(self) -> Characteristics:

@@ -1,9 +1,8 @@
 """Which parameters are free, fixed or concentrated out, their bounds and labels, and theta <-> matrices.
 
-Theta stacks the free elements of Sigma (lower triangle by rows), Pi (by rows), rho, tau, beta and gamma.
-Zeros are fixed at zero,
-equal bounds fix an element at its value, and missing elements of beta and gamma are concentrated out: estimated by
-linear IV-GMM at every theta.
+Theta stacks the free elements of Sigma (lower triangle by rows), Pi (by rows), rho, tau, phi (by rows), beta and
+gamma. Zeros are fixed at zero, equal bounds fix an element at its value, and missing elements of beta and gamma are
+concentrated out: estimated by linear IV-GMM at every theta.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ Index = tuple[tuple[int, ...], ...]
 
 
 #: Blocks of parameters in the order in which theta stacks them.
-BLOCKS = ("sigma", "pi", "rho", "tau", "beta", "gamma")
+BLOCKS = ("sigma", "pi", "rho", "tau", "phi", "beta", "gamma")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +66,7 @@ class UtilityForm(NamedTuple):
 class ParameterLayout(NamedTuple):
     """Where the elements of theta belong (static: it decides which program is compiled).
 
-    `sigma`, `pi`, `rho`, `tau`, `beta` and `gamma` are indices of free elements, `concentrated_beta` and
+    `sigma`, `pi`, `rho`, `tau`, `phi`, `beta` and `gamma` are indices of free elements, `concentrated_beta` and
     `concentrated_gamma` those of elements that are concentrated out. `sigma_columns` are the columns of Sigma that are
     not all zero, `node_columns` the columns of nodes that go with them.
     """
@@ -76,6 +75,7 @@ class ParameterLayout(NamedTuple):
     pi: Index
     rho: Index
     tau: Index
+    phi: Index
     beta: Index
     gamma: Index
     concentrated_beta: tuple[int, ...]
@@ -96,7 +96,10 @@ class ParameterLayout(NamedTuple):
 
 
 class Coefficients(eqx.Module):
-    """Parameter matrices: `sigma` (K2, K2), `pi` (K2, D), `rho` (1,) or (H,), `tau`, `beta` (K1,) and `gamma` (K3,).
+    """Parameters: `sigma` (K2, K2), `pi` (K2, D), `rho` (1,) or (H,), `tau`, `phi`, `beta` (K1,) and `gamma` (K3,).
+
+    `phi` has a row for each structural error, xi and perhaps omega, and a column for the lag of each; no columns where
+    product data have no lags.
 
     Concentrated elements of `beta` and `gamma` are zero until they are filled in.
     """
@@ -105,6 +108,7 @@ class Coefficients(eqx.Module):
     pi: Float[AnyArray, "K2 D"]
     rho: Float[AnyArray, " R"]
     tau: Float[AnyArray, " S"]
+    phi: Float[AnyArray, "errors lags"]
     beta: Float[AnyArray, " K1"]
     gamma: Float[AnyArray, " K3"]
 
@@ -123,18 +127,28 @@ class BlockBounds(NamedTuple):
     pi: Bounds
     rho: Bounds
     tau: Bounds
+    phi: Bounds
     beta: Bounds
     gamma: Bounds
 
 
 class Labels(NamedTuple):
-    """Names of characteristics in X1 (beta), X2 (sigma, rows of pi) and X3 (gamma), of demographics and of nests."""
+    """Names of characteristics in X1 (beta), X2 (sigma, rows of pi) and X3 (gamma), of demographics and of nests.
+
+    `lagged` says whether product data have lags, which phi is about.
+    """
 
     X1: tuple[str, ...]
     X2: tuple[str, ...]
     X3: tuple[str, ...]
     demographics: tuple[str, ...]
     nests: tuple[str, ...] = ()
+    lagged: bool = False
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Names of structural errors, the rows and columns of phi."""
+        return ("Xi", "Omega") if self.X3 else ("Xi",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +197,7 @@ class Parameters:
         rows += [f"{X2[k]} x {self.labels.demographics[d]}" for k, d in layout.pi]
         rows += [self.rho_labels[h] for (h,) in layout.rho]
         rows += [self.tau_labels[s] for (s,) in layout.tau]
+        rows += [f"{self.labels.errors[k]} on {self.labels.errors[m]}" for k, m in layout.phi]
         rows += [self.labels.X1[k] for (k,) in layout.beta]
         return rows + [self.labels.X3[k] for (k,) in layout.gamma]
 

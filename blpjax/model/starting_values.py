@@ -34,6 +34,7 @@ def build_parameters(
     pi: Any,
     rho: Any = None,
     tau: Any = None,
+    phi: Any = None,
     beta: Any,
     gamma: Any,
     bounds: Mapping[str, Any],
@@ -62,6 +63,7 @@ def build_parameters(
         "tau": _read(
             "tau", tau, (len(form.tau),), labels, "no type in rc_types has parameters", required=bool(form.tau)
         ),
+        "phi": _read_phi(phi, labels),
         "beta": _read_linear("beta", beta, len(labels.X1), labels, "X1 has no columns"),
         "gamma": _read_linear("gamma", gamma, len(labels.X3), labels, "X3 was not formulated"),
     }
@@ -116,6 +118,19 @@ def _check_rho(values: np.ndarray) -> None:
             f"rho must not be negative, but is {values.min():g}: products of a group would be worse substitutes than "
             "others. Where that is meant, give Problem.solve rho_bounds that allow it."
         )
+
+
+def _read_phi(phi: Any, labels: Labels) -> np.ndarray:
+    """How structural errors follow from their lags, a row for each of them; no columns without lags."""
+    size = len(labels.errors)
+    if labels.lagged and phi is None:
+        shape = "a number" if size == 1 else "a matrix (2, 2)"
+        raise ValueError(
+            f"phi must be given, because product_data has lag_indices: {shape}, with zeros where elements are fixed at "
+            "zero. Leave lag_indices out where structural errors are not to follow from their lags."
+        )
+    absent = "product_data has no lag_indices (phi is the fourth positional argument of Problem.solve, beta the fifth)"
+    return _read("phi", phi, (size, size * labels.lagged), labels, absent, required=False)
 
 
 def _read_linear(name: str, values: Any, size: int, labels: Labels, absent: str) -> np.ndarray:

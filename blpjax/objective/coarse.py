@@ -62,7 +62,7 @@ _known: dict[int, tuple[GMM, Coarse | None]] = {}
 
 
 def coarsened(objective: GMM) -> Coarse | None:
-    """The objective with coarse sizes; None where it is large, spread over devices, or has other blocks of moments."""
+    """The objective with coarse sizes; None where it is large, spread over devices, or not of levels alone."""
     sized = (objective.model.economy, objective.weighting.instruments)
     if sum(np.size(leaf) for leaf in jax.tree.leaves(sized)) > SMALL:
         return None
@@ -78,7 +78,7 @@ def coarsened(objective: GMM) -> Coarse | None:
 def _coarsen(objective: GMM) -> Coarse | None:
     data, economy = objective.data, objective.model.economy
     known = objective.model.specification.method.host is None
-    if data.more or data.offset is not None or economy.placement is not None or not known:
+    if data.more or data.dynamics is not None or data.offset is not None or economy.placement is not None or not known:
         return None
     host: GMM = jax.tree.map(np.asarray, objective)
     N, T, M = economy.positions.size, economy.market_positions.size, objective.weighting.W.shape[0]
@@ -142,6 +142,7 @@ def _coarse_owned(owned: Any, size: BucketSizes) -> Any:
 def _coarse_weighting(weighting: Weighting, rows: int, moments: int) -> Weighting:
     square = (moments, moments)
     step = weighting.step
+    assert isinstance(step, LinearStep)
     return Weighting(
         W=np.zeros((0, 0)),
         factor=np.zeros((0, 0)),
@@ -160,4 +161,4 @@ def _without_concentrated(layout: ParameterLayout, kept: Sequence[Sequence[int]]
 
 def _fixed(fixed: Coefficients, kept: Sequence[Sequence[int]]) -> Coefficients:
     beta, gamma = fixed.beta[kept[0]], fixed.gamma[kept[1]]
-    return Coefficients(fixed.sigma, fixed.pi, fixed.rho, fixed.tau, beta, gamma)
+    return Coefficients(fixed.sigma, fixed.pi, fixed.rho, fixed.tau, fixed.phi, beta, gamma)

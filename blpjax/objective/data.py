@@ -21,6 +21,7 @@ from blpjax.objective.blocks import (
     Point,
     SampleMoments,
 )
+from blpjax.objective.dynamics import Dynamics
 from blpjax.objective.equations import Equation, Supply
 
 
@@ -40,7 +41,8 @@ class ModelData(eqx.Module):
 
     `more` are blocks beyond those of the two equations, `SampleMoments` last. With `weights` (N,) products count so
     many times in all moments and their covariances, as in a bootstrap sample. `offset` (M,) is subtracted from averaged
-    moments: what they are in the population that a sample is drawn from.
+    moments: what they are in the population that a sample is drawn from. `dynamics` say which moments are of
+    innovations instead of structural errors; None where all are levels.
     """
 
     demand: Equation
@@ -48,6 +50,7 @@ class ModelData(eqx.Module):
     more: tuple[MomentBlock, ...] = ()
     weights: Float[Any, " N"] | None = None
     offset: Float[Any, " M"] | None = None
+    dynamics: Dynamics | None = None
 
     @property
     def count(self) -> ArrayLike:
@@ -62,6 +65,8 @@ class ModelData(eqx.Module):
     @property
     def blocks(self) -> list[MomentBlock]:
         """All blocks in the order of moments: those of demand, of supply, and `more`."""
+        if self.dynamics is not None:
+            return [*self.dynamics.blocks(self.equations), *self.more]
         sides = [LinearMoments(equation, supply=side > 0) for side, equation in enumerate(self.equations)]
         return [*sides, *self.more]
 

@@ -15,10 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.kernels.arrays import namespace
 from blpjax.model.inversion import Inversion
-from blpjax.model.parameters import Coefficients, all_coefficients, fill_concentrated
+from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout, all_coefficients, fill_concentrated
 from blpjax.objective import iv
 from blpjax.objective.blocks import Moving, Point
 from blpjax.objective.data import ModelData, Uncertainty
+from blpjax.objective.dynamics import MovingStep, moving_instruments, moving_moments
 from blpjax.objective.inference import CovarianceTypes, StepSummary
 from blpjax.objective.iv import LinearStep, average_moments, cross_moments, linear_step
 from blpjax.objective.slopes import Values, has_tastes, market_hessian, solve_along
@@ -40,7 +41,8 @@ class Weighting(eqx.Module):
 
     `instruments` are Z L (N, M) for each equation, with ``W = L L'`` for all moments, `step` the linear IV-GMM step
     with these instruments, and `factor` L. With more blocks than those of the equations instruments are Z, and the step
-    is that of the equations alone.
+    is that of the equations alone. Where moments depend on lags `lagged` are instruments for these, see
+    `blpjax.objective.dynamics.moving_instruments`.
 
     Moments of Z that W then multiplies would lose digits in proportion to the condition number of Z, as optimal
     instruments may have a large one: the objective would be too noisy to be minimised.
@@ -49,7 +51,8 @@ class Weighting(eqx.Module):
     W: Float[Any, "M M"]
     factor: Float[Any, "M M"]
     instruments: list[Float[Any, "N _"]]
-    step: LinearStep
+    step: LinearStep | MovingStep
+    lagged: list[Float[Any, "N _"] | None] = eqx.field(default_factory=list)
 
 
 class Evaluation(eqx.Module):
@@ -232,8 +235,8 @@ class GMM(eqx.Module):
 
     def concentrate(self, found: Structure) -> Concentrated:
         """Weighted moments with linear parameters concentrated out."""
-        data, step = self.data, self.weighting.step
-        b = self._linear_moments(found.dependent)
+        data, step = self.data, self._step_at(found.coefficients)
+        b = self._linear_moments(found.dependent, found.coefficients)
         estimates = step.coefficients(b)
         if not data.more:
             return Concentrated(step.moments(b), estimates, found.dependent)
@@ -267,8 +270,8 @@ class GMM(eqx.Module):
     ) -> Coefficients:
         """All parameters: those of theta, and beta and gamma with concentrated elements at given delta and costs."""
         coefficients = self.model.expand(theta)
-        b = self._linear_moments(self.model.dependent(coefficients, delta, tilde_costs))
-        return self._fill(coefficients, self.weighting.step.coefficients(b))
+        b = self._linear_moments(self.model.dependent(coefficients, delta, tilde_costs), coefficients)
+        return self._fill(coefficients, self._step_at(coefficients).coefficients(b))
 
     def finish(self, ending: Ending, types: CovarianceTypes, step: int, cluster_ids: Int[Array, " N"]) -> StepSummary:
         """Moments, their Jacobian and covariances, and inference about all parameters at the end of a GMM step."""
@@ -318,15 +321,25 @@ class GMM(eqx.Module):
         r = found.valid * self.concentrate(found).weighted
         return self.scale * self.data.count * (r @ r)
 
-    def _linear_moments(self, dependent: list[Float[Any, " N"]]) -> Float[Any, " m"]:
+    def _step_at(self, coefficients: Coefficients) -> LinearStep:
+        """The linear step, which depends on phi where moments depend on lags."""
+        step = self.weighting.step
+        return step.at(coefficients.phi) if isinstance(step, MovingStep) else step
+
+    def _linear_moments(self, dependent: list[Float[Any, " N"]], coefficients: Coefficients) -> Float[Any, " m"]:
         """Moments of the equations with what concentrated parameters have to explain in place of errors."""
         data, weighting = self.data, self.weighting
-        if data.more:
-            b = average_moments(weighting.instruments, dependent, data.weights)
-            return b if data.offset is None else b - data.offset[: b.size]
-        parts = [average_moments([z], [y], data.weights) for z, y in zip(weighting.instruments, dependent, strict=True)]
-        b = sum(parts[1:], parts[0])
-        return b if data.offset is None else b - weighting.factor.T @ data.offset
+        Z = weighting.instruments
+        if data.dynamics is not None:
+            b = moving_moments(Z, weighting.lagged, coefficients.phi, dependent, data.count)
+        elif data.more:
+            b = average_moments(Z, dependent, data.weights)
+        else:
+            parts = [average_moments([z], [y], data.weights) for z, y in zip(Z, dependent, strict=True)]
+            b = sum(parts[1:], parts[0])
+        if data.offset is None:
+            return b
+        return b - (data.offset[: b.size] if data.more else weighting.factor.T @ data.offset)
 
     def _fill(self, coefficients: Coefficients, estimates: Float[Any, " K"]) -> Coefficients:
         return fill_concentrated(self.model.layout, coefficients, estimates)
@@ -382,6 +395,12 @@ def weigh(specification: Specification, data: ModelData, W: Float[Any, "M M"]) -
     """
     Z, X = [equation.Z for equation in data.equations], concentrated_columns(specification.layout, data)
     L = iv.weight_factor(W)
+    if data.dynamics is not None:
+        M = sum(z.shape[1] for z in Z)
+        identity = namespace(*Z, *X).eye(M)
+        scaled, root = (identity, iv.weight_factor(W[:M, :M])) if data.more else (L, identity)
+        found = moving_instruments(data.dynamics, data.equations, X, scaled, root, data.weights)
+        return Weighting(W, L, found.instruments, found.step, found.lagged)
     if data.more:
         A = cross_moments(Z, X, data.weights)
         return Weighting(W, L, Z, linear_step(A, W[: A.shape[0], : A.shape[0]]))
@@ -392,13 +411,16 @@ def weigh(specification: Specification, data: ModelData, W: Float[Any, "M M"]) -
     return Weighting(W, L, Z, linear_step(A, xp.eye(A.shape[0])))
 
 
-def lacks_influence(evaluation: Evaluation, theta: Any) -> Any:
+def lacks_influence(evaluation: Evaluation, theta: Any, layout: ParameterLayout) -> Any:
     """(P,) whether structural errors hardly depend on an element of theta, whose standard error then means nothing.
 
-    Works on NumPy and JAX arrays alike.
+    It is moments that depend on phi. Works on NumPy and JAX arrays alike.
     """
     size = abs(theta).clip(1.0)
     lacking = abs(evaluation.xi_by_theta).max(axis=0, initial=0.0) * size < NEGLIGIBLE
     if evaluation.omega_by_theta is not None:
         lacking = lacking & (abs(evaluation.omega_by_theta).max(axis=0, initial=0.0) * size < NEGLIGIBLE)
-    return lacking
+    if not layout.phi:
+        return lacking
+    explaining = np.array([block == "phi" for block in BLOCKS for _ in getattr(layout, block)])
+    return lacking & ~(explaining & (abs(evaluation.residual_jacobian).max(axis=0, initial=0.0) * size >= NEGLIGIBLE))

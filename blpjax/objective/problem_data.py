@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from blpjax.economy.buckets import AgentsInEconomy
@@ -27,6 +28,7 @@ from blpjax.model.formulated import Formulated, build_matrices, check_costs_type
 from blpjax.model.parameters import ParameterLayout
 from blpjax.objective.build import Designs, Equations, build_equations
 from blpjax.objective.data import ModelData, place_data
+from blpjax.objective.dynamics import MomentTypes, build_dynamics, read_moment_types
 from blpjax.reporting import report
 from blpjax.values import read_flag
 
@@ -100,6 +102,38 @@ class ProblemData(Formulated):
             residuals = effects[name](values) if absorbed.get(name) else values
             unabsorbed = values if absorbed.get(name) else None
             check_rank(residuals, [labels[k] for k in chosen], name, unabsorbed, *tolerances)
+
+    def read_moment_types(self, demand: Any, supply: Any) -> MomentTypes:
+        """Types of moments; see `blpjax.objective.dynamics.read_moment_types`.
+
+        Raises
+        ------
+        NotImplementedError
+            With covariance instruments or absorbed fixed effects, unless all moments are levels.
+        """
+        types = read_moment_types(demand, supply, (self.MD, self.MS), self.product_table.lag_indices)
+        for side, given, absorbed in (("demand", types.demand, self.ED), ("supply", types.supply, self.ES)):
+            if given and self.MC:
+                raise NotImplementedError(
+                    f"{side}_moment_types other than levels are not supported with covariance instruments. Leave one "
+                    "of them out."
+                )
+            if given and absorbed:
+                raise NotImplementedError(
+                    f"{side}_moment_types other than levels are not supported with absorbed fixed effects. Put "
+                    "indicators, C(...), into formulas instead."
+                )
+        return types
+
+    def moments_of(self, types: MomentTypes) -> ModelData:
+        """Data of moments of these types."""
+        lags = self.product_table.lag_indices
+        if not types or lags is None:
+            return self.model_data
+        dynamics = build_dynamics(lags, types, (self.MD, self.MS)[: len(self.model_data.equations)])
+        if self.placement is not None:
+            dynamics = jax.tree.map(self.placement.repeat, jax.tree.map(np.asarray, dynamics))
+        return dataclasses.replace(self.model_data, dynamics=dynamics)
 
     def build_agents(self, agent_data: Any, integration: Integration | None, weights_tol: float) -> AgentsInEconomy:
         """The economy with these agents, for evaluating the same model with other nodes, weights or demographics."""

@@ -133,13 +133,14 @@ def _by_formulas(model: StructuralModel, theta: Array, start: Array) -> tuple[So
     demographics = [d for _, d in layout.pi]
     characteristics = tuple(k for k, _ in (*layout.sigma, *layout.pi))
     betas = [k for (k,) in layout.beta]
+    first = len(layout.phi)  # of which neither mean utilities nor markups are functions
 
     def kernel(local: _Local, delta: Array) -> Slopes:
         market = local.market
         B = jnp.concatenate([market.nodes[:, nodes], market.demographics[:, demographics]], axis=1)
-        linear = jnp.zeros((delta.size, len(betas) + len(layout.gamma)))
+        linear = jnp.zeros((delta.size, first + len(betas) + len(layout.gamma)))
         if local.X1_slope is not None:
-            linear = linear.at[:, : len(betas)].set(local.X1_slope[:, betas] / scale)
+            linear = linear.at[:, first : first + len(betas)].set(local.X1_slope[:, betas] / scale)
         point = local.point(model, coefficients, delta)
         found = market_slopes(point, Moves(B, linear, characteristics), local.owned)
         return found._replace(delta=scale * found.delta)

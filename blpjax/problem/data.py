@@ -156,6 +156,8 @@ class DataHolder:
         bounds: Mapping[str, Any],
         bounded: bool = True,
         tau: Any = None,
+        *,
+        phi: Any = None,
     ) -> Parameters:
         """Starting values, bounds (by block) and layout of the parameters from arguments of `solve`.
 
@@ -166,6 +168,7 @@ class DataHolder:
             pi=pi,
             rho=rho,
             tau=tau,
+            phi=phi,
             beta=beta,
             gamma=gamma,
             bounds=bounds,

@@ -1,4 +1,7 @@
-"""Problem: data and formulations in, results out. Orchestration only."""
+"""Problem: data and formulations in, results out. Orchestration only.
+
+It has more than 500 lines because methods document all that can be given to them.
+"""
 
 import dataclasses
 import time
@@ -25,13 +28,15 @@ from blpjax.objective import programs
 from blpjax.objective.absorption import build_projection
 from blpjax.objective.blocks import MomentBlock
 from blpjax.objective.data import ModelData
+from blpjax.objective.dynamics import MomentTypes, MovingStep, check_phi, check_step, instrument_rank
 from blpjax.objective.functions import ModelFunctions
 from blpjax.objective.moments import GMM
 from blpjax.objective.simulation_error import AgentSamples, simulation_covariances
-from blpjax.objective.structure import Specification, StructuralModel
+from blpjax.objective.structure import Specification, StructuralModel, concentrated_columns
 from blpjax.optimize.optimize import Optimization, OptimizationStatus
 from blpjax.problem.data import DataHolder
 from blpjax.problem.results import ProblemResults
+from blpjax.reporting import report
 from blpjax.values import read_flag
 
 
@@ -49,7 +54,8 @@ class Problem(DataHolder, Picklable):
         With X3 also `firm_ids`, or `ownership` matrices stacked by market (`build_ownership`), which come first.
         Optional: `demand_instruments0`, `demand_instruments1`, ... or a matrix `demand_instruments`, and likewise
         `supply_instruments` and `covariance_instruments` for X3, `product_ids`, `clustering_ids`, `nesting_ids` for
-        the nested logit and RCNL, and whatever the formulas name.
+        the nested logit and RCNL, `lag_indices`, the row of each product's lag (counted from zero in the order of the
+        table; the row itself for an initial period), and whatever the formulas name.
     agent_formulation : Formulation, optional
         Demographics d.
     agent_data : DataFrame, dict of arrays, or structured array, optional
@@ -101,11 +107,13 @@ class Problem(DataHolder, Picklable):
         sigma: Any = None,
         pi: Any = None,
         rho: Any = None,
+        phi: Any = None,
         beta: Any = None,
         gamma: Any = None,
         sigma_bounds: Any = None,
         pi_bounds: Any = None,
         rho_bounds: Any = None,
+        phi_bounds: Any = None,
         beta_bounds: Any = None,
         gamma_bounds: Any = None,
         delta: Any = None,
@@ -126,14 +134,12 @@ class Problem(DataHolder, Picklable):
         center_moments: bool = True,
         W_type: str = "robust",
         se_type: str = "robust",
+        demand_moment_types: str | Sequence[tuple[str, int]] = "levels",
+        supply_moment_types: str | Sequence[tuple[str, int]] = "levels",
         covariance_moments_mean: float = 0,
         micro_moments: Sequence[Any] = (),
         micro_sample_covariances: Any = None,
         resample_agent_data: Callable[[int], Any] | None = None,
-        phi: Any = None,
-        phi_bounds: Any = None,
-        demand_moment_types: str = "levels",
-        supply_moment_types: str = "levels",
         tau: Any = None,
         tau_bounds: Any = None,
         starts: Any = None,
@@ -154,6 +160,11 @@ class Problem(DataHolder, Picklable):
             `unique_nesting_ids`. Zeros stay zero. Required with `nesting_ids`. ``'auto'``, or H times that, starts at
             linear instrumental variables estimates, where rho is the coefficient on the logarithm of shares within
             groups (Berry 1994). Without random coefficients and supply, these are the estimates of the first step.
+        phi : float or (2, 2) array
+            Starting values of how structural errors follow from their lags, which `lag_indices` of the product data
+            say: the number for xi, or with X3 ``[[xi on xi, xi on omega], [omega on xi, omega on omega]]``. Zeros stay
+            zero. Required with `lag_indices`. Only `demand_moment_types` and `supply_moment_types` other than levels
+            depend on it.
         beta : (K1,) array, optional
             NaN or None concentrates an element out (the default for all); zeros stay zero; others become part of theta.
             With a supply side elements on prices cannot be concentrated out, because costs depend on them.
@@ -161,7 +172,7 @@ class Problem(DataHolder, Picklable):
             The same for the parameters of marginal costs.
         tau : array, optional
             Starting values of the parameters of `Transformation` in `rc_types`, one after the other. Zeros stay zero.
-        sigma_bounds, pi_bounds, rho_bounds, tau_bounds, beta_bounds, gamma_bounds : pairs of arrays, optional
+        sigma_bounds, pi_bounds, rho_bounds, tau_bounds, phi_bounds, beta_bounds, gamma_bounds : pairs, optional
             Lower and upper bounds. Equal bounds fix an element, None and NaN are none. By default rho is between zero
             and 0.99, and the diagonal of sigma at least zero, or at most zero where it starts below that.
         delta : (N,) array, optional
@@ -215,7 +226,13 @@ class Problem(DataHolder, Picklable):
         center_moments, W_type, se_type
             Whether moments are centred, and the type of W and of standard errors: ``'robust'``, ``'clustered'`` or
             ``'unadjusted'``.
-        micro_moments, micro_sample_covariances, phi, phi_bounds, demand_moment_types, supply_moment_types
+        demand_moment_types, supply_moment_types : str or list of pairs, optional
+            What instruments are orthogonal to: ``'levels'`` of xi or omega, ``'innovations'``, which are what their
+            lags do not explain by `phi`, or ``'differenced_innovations'``, innovations less their lags (Arellano and
+            Bond 1991). Rows without the lags that they need count as zeros. In a list such as ``[('levels', 2),
+            ('innovations', 3)]`` each type has so many of the columns of `products.ZD` or `products.ZS`, in their
+            order. W is by default that of 2SLS for each type.
+        micro_moments, micro_sample_covariances
             Only their defaults are supported.
         starts : int, Starts, list of mappings or (S, P) array, optional
             Tries many starting values of theta, and begins at the best local minimum of the first step's objective that
@@ -240,23 +257,19 @@ class Problem(DataHolder, Picklable):
             For arguments of the wrong shape or value.
         IdentificationError
             When columns with estimated coefficients are collinear, there are fewer moments than parameters (a warning
-            with ``Optimization('return')``), or something is singular and `options.pseudo_inverses` is off.
+            with ``Optimization('return')``), or something is singular and `options.pseudo_inverses` is off. When no
+            moments depend on phi, or their types leave nothing of a column of X1 or X3, as differences of a constant.
         ConvergenceError
             Only with ``error_behavior='raise'``.
         NotImplementedError
             For arguments that are not supported; the message names them.
         """
         estimation_options.refuse_unsupported(
-            phi=phi,
-            phi_bounds=phi_bounds,
-            micro_moments=micro_moments,
-            micro_sample_covariances=micro_sample_covariances,
-            demand_moment_types=demand_moment_types,
-            supply_moment_types=supply_moment_types,
+            micro_moments=micro_moments, micro_sample_covariances=micro_sample_covariances
         )
         arguments.check_choice("method", method, ("1s", "2s"))
         bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "rho": rho_bounds, "tau": tau_bounds}
-        bounds |= {"beta": beta_bounds, "gamma": gamma_bounds}
+        bounds |= {"phi": phi_bounds, "beta": beta_bounds, "gamma": gamma_bounds}
         supports_bounds = getattr(optimization, "supports_bounds", True)
         simulate = None
         if resample_agent_data is not None:
@@ -265,9 +278,10 @@ class Problem(DataHolder, Picklable):
         sigma, pi = start_frac.fill_starts(self.data, sigma, pi, bounds)
         rho = fill_rho(self.data, rho, rho_bounds)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
-        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean, moment_blocks)
+        moment_types = self.data.read_moment_types(demand_moment_types, supply_moment_types)
+        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean, moment_blocks, moment_types)
         step_options = estimation_options.read_step_options(
-            parameters=self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds, tau),
+            parameters=self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds, tau, phi=phi),
             costs_bounded=bool(np.isfinite(bounds_on_costs).any()),
             optimization=optimization,
             iteration=arguments.read_inversion(iteration, fp_type, shares_bounds),
@@ -281,15 +295,18 @@ class Problem(DataHolder, Picklable):
             se_type=se_type,
             center_moments=center_moments,
             n_clusters=None if self.product_table.clustering_ids is None else self.clusters[1],
+            moment_types=moment_types,
         )
         names, returned = step_options.parameters.parameter_labels, not step_options.optimization.routine.optimizes
         added = sum(block.size for block in moment_blocks)
-        check_order_condition(self.instrument_rank + added, len(names), names, warn=returned)
+        rank = instrument_rank(data.blocks[: -len(data.more) or None]) if moment_types else self.instrument_rank
+        check_order_condition(rank + added, len(names), names, warn=returned)
         initial_update = estimation_options.read_initial_update(initial_update, W is None and data.needs_update)
         steps = [(0, "return")] if initial_update else []
         steps += [(1, "")] + ([(2, "")] if method == "2s" else [])
         start_delta = self._read_delta(delta, step_options.parameters)
         context = self._step_context(step_options, data, self._read_weights(W, data), simulate)
+        self._check_dynamics(step_options, context)
         theta = step_options.parameters.theta
         table = None
         if starts is not None:
@@ -375,6 +392,9 @@ class Problem(DataHolder, Picklable):
         costs_bounds: Any = None,
         covariance_moments_mean: float = 0,
         tau: Any = None,
+        phi: Any = None,
+        demand_moment_types: str | Sequence[tuple[str, int]] = "levels",
+        supply_moment_types: str | Sequence[tuple[str, int]] = "levels",
         moment_blocks: Sequence[MomentBlock] = (),
     ) -> ModelFunctions:
         """The model as compiled, differentiable functions of theta, for other optimisers and samplers.
@@ -382,9 +402,10 @@ class Problem(DataHolder, Picklable):
         Parameters are those of `solve`: zeros fix elements of the parameters, W (M, M) is the weighting matrix (by
         default that of 2SLS) and `delta` (N,) is where inversions start (by default the logit solution).
         """
-        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False, tau=tau)
+        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False, tau=tau, phi=phi)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
-        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean, moment_blocks)
+        moment_types = self.data.read_moment_types(demand_moment_types, supply_moment_types)
+        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean, moment_blocks, moment_types)
         chosen = Iteration() if iteration is None else iteration
         specification = Specification(parameters.layout, chosen.fixed_point)
         weights = self._read_weights(W, data)
@@ -434,15 +455,34 @@ class Problem(DataHolder, Picklable):
         return ImportanceSamplingProblem._derive(lambda tolerances: self.data.replace_agents(agent_data, tolerances))
 
     def _data_of_moments(
-        self, costs_bounds: np.ndarray, covariance_moments_mean: Any, moment_blocks: Sequence[MomentBlock] = ()
+        self,
+        costs_bounds: np.ndarray,
+        covariance_moments_mean: Any,
+        moment_blocks: Sequence[MomentBlock],
+        moment_types: MomentTypes,
     ) -> ModelData:
         """Data of all moments with bounds on costs (2,), the mean of covariance moments, and more blocks in place."""
-        data = self.model_data
+        data = self.data.moments_of(moment_types)
         mean = arguments.read_covariance_mean(covariance_moments_mean, data.covariance is not None)
         blocks = estimation_options.read_moment_blocks(moment_blocks, data)
         changed = data.at(costs_bounds=costs_bounds, covariance_mean=mean)
         absorbed = (self.demand_ids, self.supply_ids)
         return changed.add(blocks, [build_projection(ids) for ids in absorbed[: len(data.equations)]] if blocks else ())
+
+    def _check_dynamics(self, step_options: StepOptions, context: StepContext) -> None:
+        """Refuse types of moments that do not identify parameters, and say which there are."""
+        parameters, types = step_options.parameters, step_options.moment_types
+        layout, data, step = parameters.layout, context.objective.data, context.objective.weighting.step
+        check_phi(layout, parameters.theta_labels[layout.part("phi")], types)
+        if data.dynamics is not None and isinstance(step, MovingStep):
+            arrays = programs.on_host((data.dynamics, step, concentrated_columns(layout, data)))
+            check_step(*arrays, np.asarray(parameters.start.phi), parameters.parameter_labels[layout.P :])
+        for side, counts in types._asdict().items():
+            if counts:
+                options.output("")
+                title = f"{side.capitalize()} Moment Counts"
+                rows = [kind for kind, _ in counts], [str(count) for _, count in counts]
+                options.output(report.table([rows[0]], [rows[1]], title))
 
     def _moment_labels(self, data: ModelData) -> list[str]:
         known = self.MD + self.MS + self.MC

@@ -254,7 +254,7 @@ class ProblemResults(Estimates, Outputs, MicroMethods, Picklable):
         from blpjax.inference.reestimation import FirstStep, reestimate  # it needs what runs many lanes
 
         first = next(step for step in self._steps if step.step > 0 or step is self)
-        lacking = lacks_influence(self._result.outcome.evaluation, self.theta)
+        lacking = lacks_influence(self._result.outcome.evaluation, self.theta, self.layout)
         return reestimate(
             self,
             self._options,

@@ -25,6 +25,7 @@ from blpjax.machine import storage
 from blpjax.model.inversion import Inversion
 from blpjax.model.parameters import BlockBounds, Bounds, Coefficients, Labels, ParameterLayout, Parameters, UtilityForm
 from blpjax.objective import iv
+from blpjax.objective.dynamics import MomentTypes
 from blpjax.objective.inference import CovarianceTypes, StepSummary
 from blpjax.objective.moments import Evaluation
 from blpjax.objective.problem_data import ProblemData, Tolerances, build_problem_data
@@ -42,6 +43,7 @@ _PRODUCT_FIELDS = (
     "ownership",
     "product_ids",
     "clustering_ids",
+    "lag_indices",
     "shares",
     "prices",
     "demand_instruments",
@@ -181,6 +183,7 @@ def read_step(state: State, form: UtilityForm) -> Step:
                 "optimization": optimization,
                 "iteration": _read_iteration(options["iteration"]),
                 "types": CovarianceTypes(**options["types"]),
+                "moment_types": MomentTypes(**_tuple_fields(options.get("moment_types", {}))),
             }
         ),
         estimated=state["estimated"],
@@ -225,6 +228,13 @@ def _read_result(state: State) -> StepResult:
 
 
 def _read_parameters(state: State, form: UtilityForm) -> Parameters:
+    if "phi" not in state["start"]:  # files from before there were lags
+        none, labels = np.zeros((1 + bool(state["labels"]["X3"]), 0)), {"lagged": False, **state["labels"]}
+        state = {**state, "labels": labels, "start": {**state["start"], "phi": none}}
+        state["layout"], state["limits"] = (
+            {**state["layout"], "phi": []},
+            {**state["limits"], "phi": {"lower": none, "upper": none}},
+        )
     coefficients = {name: jnp.asarray(values) for name, values in state["start"].items()}
     return Parameters(
         **{

@@ -73,6 +73,7 @@ class ResultsSummary:
     sigma : (K2, K2), or None. Its upper triangle is not shown.
     sigma_squared : (K2, K2), or None. Shown when sigma has free or nonzero elements below its diagonal.
     pi : (K2, D), or None.
+    phi : (1, 1) or (2, 2), or None.
     linear : vectors in the order in which they are shown by their names, for example {"Rho": ..., "Beta": ...}.
     at_bound : labels of the parameters that are at one of their bounds.
     failed_markets : a sentence on what failed in which markets; empty if nothing did.
@@ -98,6 +99,7 @@ class ResultsSummary:
     sigma: Coefficients | None = None
     sigma_squared: Coefficients | None = None
     pi: Coefficients | None = None
+    phi: Coefficients | None = None
     linear: Mapping[str, Coefficients] | None = None
     at_bound: Sequence[str] = ()
     failed_markets: str = ""
@@ -347,6 +349,9 @@ def summarise_results(summary: ResultsSummary) -> str:
         errors += f" Adjusted for {summary.clusters} Clusters"
     if summary.sigma is not None or summary.pi is not None:
         parts.append(_describe_nonlinear(summary, f"Nonlinear Coefficient Estimates ({errors} in Parentheses)"))
+    if summary.phi is not None:
+        lines = _matrix_block("Phi:", summary.phi)
+        parts.append(table(lines[:1], lines[1:], f"Phi Estimates ({errors} in Parentheses)"))
     for name, coefficients in (summary.linear or {}).items():
         if len(coefficients.labels):
             estimates, standard_errors = (cells[0] for cells in _coefficient_cells(coefficients, as_row=True))

@@ -28,7 +28,7 @@ from blpjax.model.starting_values import build_parameters
 Columns = dict[str, np.ndarray]
 
 #: Fields that are never drawn. Those of IDs and ownership may have several columns.
-_PRODUCT_IDS = ("market_ids", "firm_ids", "nesting_ids", "product_ids", "clustering_ids", "ownership")
+_PRODUCT_IDS = ("market_ids", "firm_ids", "nesting_ids", "product_ids", "clustering_ids", "lag_indices", "ownership")
 _PRODUCT_FIELDS = (*_PRODUCT_IDS, "shares", "prices")
 _AGENT_FIELDS = ("market_ids", "agent_ids", "nodes", "weights", "availability")
 
@@ -65,7 +65,7 @@ class Primitives(Formulated):
         """Which node columns go with which columns of sigma. Theta has no elements: all parameters are known."""
         nonzero = (np.asarray(self.coefficients.sigma) != 0).any(axis=0)
         nodes = assign_node_columns(economy.buckets[0].nodes.shape[2], nonzero)
-        return ParameterLayout(*((),) * 8, tuple(np.flatnonzero(nonzero).tolist()), tuple(nodes.tolist()), self.form)
+        return ParameterLayout(*((),) * 9, tuple(np.flatnonzero(nonzero).tolist()), tuple(nodes.tolist()), self.form)
 
     def model(self, delta: np.ndarray) -> Model:
         """The model at the simulated variables with mean utilities (N,)."""
@@ -119,6 +119,8 @@ class Primitives(Formulated):
         """Product data as a structured array of N rows, with some variables replaced."""
         table = self.product_table
         fields = {name: getattr(table, name) for name in _PRODUCT_FIELDS}
+        if table.lag_indices is None:
+            fields["lag_indices"] = np.zeros((table.shares.size, 0), np.int64)
         if table.ownership is None:
             fields["ownership"] = np.zeros((table.shares.size, 0))
         ids = {column for name in _PRODUCT_IDS for column in _columns_of(table.data, name, "product_data")}
@@ -266,6 +268,13 @@ class Errors(NamedTuple):
     omega: np.ndarray | None
 
 
+class Lagged(NamedTuple):
+    """Rows (N,) of lags, None without any, and phi (S, S), how structural errors follow from their lags."""
+
+    indices: np.ndarray | None
+    phi: np.ndarray
+
+
 def read_errors(
     xi: Any,
     omega: Any,
@@ -273,10 +282,11 @@ def read_errors(
     N: int,
     supply: bool,
     generator: np.random.RandomState,
+    lagged: Lagged,
 ) -> Errors:
     """Structural errors as given, or drawn from a bivariate normal distribution with mean zero.
 
-    `moments` are `xi_variance`, `omega_variance` and `correlation`.
+    `moments` are `xi_variance`, `omega_variance` and `correlation`, with lags those of innovations.
 
     Raises
     ------
@@ -305,7 +315,45 @@ def read_errors(
     covariance = correlation * np.sqrt(variances.prod())
     matrix = np.array([[variances[0], covariance], [covariance, variances[1]]])
     draws = generator.multivariate_normal([0, 0], matrix, N, check_valid="ignore")
+    if lagged.indices is not None:
+        draws = _accumulate(draws, matrix, lagged.indices, lagged.phi)
     return Errors(draws[:, 0], draws[:, 1])
+
+
+def _accumulate(innovations: np.ndarray, covariances: np.ndarray, lags: np.ndarray, phi: np.ndarray) -> np.ndarray:
+    """Errors (N, 2) that follow from lags and innovations, in initial periods with the stationary distribution.
+
+    Raises
+    ------
+    ValueError
+        When there is no such distribution, or innovations are collinear.
+    """
+    from scipy import linalg  # a slow import that only lags need
+
+    radius = np.abs(np.linalg.eigvals(phi)).max()
+    if radius > 1 + max(options.stable_atol, options.stable_rtol * radius):
+        raise ValueError(
+            f"phi must be stable, with eigenvalues below one in absolute value, but the largest is {radius:g}: errors "
+            "of initial periods would have no distribution."
+        )
+    stationary = linalg.solve_discrete_lyapunov(phi, covariances)
+    try:
+        roots = [linalg.cholesky(matrix, lower=True) for matrix in (stationary, covariances)]
+    except linalg.LinAlgError as error:
+        raise ValueError(
+            "With phi, variances must be positive and correlation between -1 and 1, exclusive, and phi must not have "
+            "an eigenvalue of one, so that errors of initial periods can be drawn."
+        ) from error
+    errors, rows = innovations.copy(), np.arange(len(lags))
+    initial = lags == rows
+    errors[initial] = errors[initial] @ (roots[0] @ linalg.solve_triangular(roots[1], np.eye(2), lower=True)).T
+    followers = np.full(len(lags), -1)
+    followers[lags[~initial]] = rows[~initial]
+    now = followers[initial]
+    while (now := now[now >= 0]).size:  # one period of all products after the other
+        errors[now] += errors[lags[now]] @ phi.T
+        now = followers[now]
+    return errors
 
 
 _MOMENTS = {"xi_variance": 1, "omega_variance": 1, "correlation": 0.9}

@@ -21,6 +21,9 @@ def describe_true_values(coefficients: Coefficients, labels: Labels, form: Utili
     if blocks:
         lines = [[cell for block in line for cell in ["|", *block]][1:] for line in zip(*blocks, strict=True)]
         parts.append(table(lines[:1], lines[1:], "Nonlinear Coefficient True Values"))
+    if np.size(coefficients.phi):
+        lines = _block("Phi:", labels.errors, labels.errors, np.asarray(coefficients.phi))
+        parts.append(table(lines[:1], lines[1:], "Phi True Values"))
     nests = ["All Groups"] if np.size(coefficients.rho) == 1 else labels.nests
     linear = (("Beta", labels.X1, coefficients.beta), ("Gamma", labels.X3, coefficients.gamma))
     tau = [f"{labels.X2[k]}: {name}" for k, name in form.tau]

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options
-from blpjax.estimation import options as estimation_options
 from blpjax.exceptions import (
     ConvergenceError,
     NonpositiveSyntheticCostsError,
@@ -32,7 +31,7 @@ from blpjax.model.parameters import Transformation
 from blpjax.outputs.query import read_iteration
 from blpjax.reporting import report
 from blpjax.simulation import data as simulation_data
-from blpjax.simulation.data import Primitives
+from blpjax.simulation.data import Lagged, Primitives
 from blpjax.simulation.profit_conditions import FirmConditions
 from blpjax.simulation.report import describe_true_values
 from blpjax.simulation.results import SimulationResults, Solution
@@ -70,10 +69,12 @@ class Simulation(Picklable):
         Moments of that distribution.
     rho : float or (H,) array, optional
         Nesting parameters, of all groups or each. Required with `nesting_ids` in the product data.
+    phi : float or (2, 2) array, optional
+        How structural errors follow from their lags, see `Problem.solve`. Required with `lag_indices` in the product
+        data. What is drawn for xi and omega are then innovations, and errors of initial periods have the stationary
+        distribution. Without effect where errors are given.
     rc_types, epsilon_scale
         As in `Problem`.
-    phi
-        Only None is supported: there are no dynamics.
     costs_type : {'linear', 'log'}
         Whether X3 explains marginal costs or their logarithms.
     seed : int, optional
@@ -85,7 +86,7 @@ class Simulation(Picklable):
     product_data, agent_data : structured arrays of the data, drawn variables included. No `agent_data` without X2.
     products, agents : structured arrays of the data with matrices such as `X1`, `X2`, `X3` and `demographics`.
     drawn_variables : names of the columns of product data that were drawn.
-    beta, gamma (K1, 1), (K3, 1), sigma (K2, K2), pi (K2, D), rho : true parameters.
+    beta, gamma (K1, 1), (K3, 1), sigma (K2, K2), pi (K2, D), rho, phi : true parameters.
     xi, omega : (N, 1) structural errors; `omega` is None without X3.
     T, N, F, I : numbers of markets, products in all markets, firms and agents.
     K1, K2, K3, D : numbers of columns of X1, X2, X3 and demographics.
@@ -114,6 +115,7 @@ class Simulation(Picklable):
         pi: Any = None,
         gamma: Any = None,
         rho: Any = None,
+        phi: Any = None,
         agent_formulation: Formulation | None = None,
         agent_data: Any = None,
         integration: Integration | None = None,
@@ -126,14 +128,12 @@ class Simulation(Picklable):
         epsilon_scale: float = 1.0,
         costs_type: str = "linear",
         seed: int | None = None,
-        phi: Any = None,
         tau: Any = None,
     ) -> None:
         began = time.perf_counter()
         options.output("Initializing the simulation ...")
         self.product_formulations = arguments.read_formulations(product_formulations, agent_formulation)
         _refuse_absorption(self.product_formulations)
-        estimation_options.refuse_unsupported(phi=phi)
         check_costs_type(costs_type, supply=self.product_formulations[2] is not None)
         self.agent_formulation = agent_formulation
         self.integration = integration
@@ -142,7 +142,7 @@ class Simulation(Picklable):
         self.primitives = self._build(
             product_data,
             agent_data,
-            {"sigma": sigma, "pi": pi, "rho": rho, "tau": tau, "beta": beta, "gamma": gamma},
+            {"sigma": sigma, "pi": pi, "rho": rho, "tau": tau, "phi": phi, "beta": beta, "gamma": gamma},
             (rc_types, epsilon_scale),
             (xi, omega),
             moments,
@@ -185,7 +185,8 @@ class Simulation(Picklable):
             costs_type=self.costs_type,
         )
         coefficients = simulation_data.read_coefficients(parameters, known)
-        xi, omega = simulation_data.read_errors(*errors, moments, known.N, supply, generator)
+        lagged = Lagged(products.lag_indices, np.asarray(coefficients.phi))
+        xi, omega = simulation_data.read_errors(*errors, moments, known.N, supply, generator, lagged)
         return Primitives(**known.fields, agent_columns=columns, coefficients=coefficients, xi=xi, omega=omega)
 
     def _set_attributes(self) -> None:
@@ -195,7 +196,7 @@ class Simulation(Picklable):
         self.beta = np.asarray(known.coefficients.beta)[:, None]
         self.gamma = np.asarray(known.coefficients.gamma)[:, None]
         self.tau = np.asarray(known.coefficients.tau)[:, None]
-        self.rho, self.phi = np.asarray(known.coefficients.rho)[:, None], np.zeros((1, 0))
+        self.rho, self.phi = np.asarray(known.coefficients.rho)[:, None], np.asarray(known.coefficients.phi)
         self.xi = known.xi[:, None]
         self.omega = None if known.omega is None else known.omega[:, None]
         self.T, self.N, self.F, self.I = known.T, known.N, known.F, known.I

@@ -355,6 +355,11 @@ def _check_problem(simulation: Simulation, problem: Problem) -> None:
             "The markets of the problem are spread over devices, which studies spread replications over. Use the "
             "problem without shard()."
         )
+    if problem.product_table.lag_indices is not None or simulation.phi.size:
+        raise NotImplementedError(
+            "Studies draw structural errors that do not follow from their lags. Leave lag_indices out of the product "
+            "data, or solve one Simulation(..., phi=..., seed=...) after the other."
+        )
     for block in problem.model_data.more:
         if not block.resampled:
             name = block.name.capitalize()

@@ -540,3 +540,47 @@ def test_text_that_is_the_same_for_all_agents_is_no_demographic() -> None:
 
 def test_one_cluster_matters_only_where_covariances_are_clustered() -> None:
     assert read_products(make_products(clustering_ids=[7] * 5)).clustering_ids is not None
+
+
+# rows of lags
+
+
+@pytest.mark.parametrize("lags", [[0, 1, 1, 3, 2], [0.0, 1.0, 1.0, 3.0, 2.0], [[0], [1], [1], [3], [2]]])
+def test_lags_are_rows_in_the_order_of_the_table(lags: list[Any]) -> None:
+    data = {name: column.to_numpy() for name, column in make_products().items()} | {"lag_indices": np.array(lags)}
+    found = read_products(data).lag_indices
+    assert found is not None and found.dtype == np.int64 and found.tolist() == [0, 1, 1, 3, 2]
+
+
+def test_there_may_be_no_lags() -> None:
+    assert read_products(make_products()).lag_indices is None
+    data = {name: column.to_numpy() for name, column in make_products().items()}
+    assert read_products({**data, "lag_indices": np.zeros((5, 0), np.int64)}).lag_indices is None
+
+
+@pytest.mark.parametrize(
+    ("lags", "message"),
+    [
+        ([0, 1, 1, 3, 5], r"integers from 0 to 4, but does not in 1 row, counted from 0: market 'b', row 4 \(5.0\)"),
+        ([0, 1, -1, 3, 2], r"integers from 0 to 4, but does not in 1 row, .*market 'b', row 2 \(-1.0\)"),
+        ([0, 1, 0.5, 3, 2], r"integers from 0 to 4, but does not in 1 row, .*row 2 \(0.5\)"),
+        ([0, 1, np.nan, 3, 2], "'lag_indices' has missing values in 1 row, .*market 'b', row 2"),
+        (["0", "1", "1", "3", "2"], "'lag_indices' must hold numbers"),
+        ([1, 2, 3, 4, 0], "must hold a row's own number for initial periods, .* but no row is one"),
+        ([0, 1, 2, 3, 4], "holds every row's own number, so no row has a lag. Leave it out"),
+        (
+            [0, 1, 1, 1, 4],
+            r"only once, as a lag of one other row, but does not in 2 rows.*row 2 \(1.0\); .*row 3 \(1.0\)",
+        ),
+        ([0, 2, 3, 1, 0], r"leads in a circle from 3 rows, .*row 1 \(2.0\); .*row 2 \(3.0\); .*row 3 \(1.0\)"),
+    ],
+)
+def test_lags_that_are_no_rows_are_named(lags: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"^product_data: column .*{message}"):
+        read_products(make_products(lag_indices=lags))
+
+
+def test_lags_have_one_column() -> None:
+    data = {name: column.to_numpy() for name, column in make_products().items()}
+    with pytest.raises(DataError, match="column 'lag_indices' must be one-dimensional, but has 2 columns"):
+        read_products({**data, "lag_indices": np.zeros((5, 2), int)})

@@ -119,6 +119,13 @@ def test_defaults_are_those_of_pyblp() -> None:
         assert different == others.get(name, set()), name
 
 
+def test_positional_arguments_have_the_places_of_pyblps() -> None:
+    """So that scripts may pass them by position. What blpjax adds comes afterwards."""
+    for kind, method in [*((kind, "__init__") for kind in CONFIGURED), ("Problem", "solve")]:
+        theirs, ours = (arguments(getattr(getattr(library, kind), method)) for library in (pyblp, blpjax))
+        assert ours[: len(theirs)] == theirs, (kind, method)
+
+
 # what is absent
 
 
@@ -126,7 +133,7 @@ def test_defaults_are_those_of_pyblp() -> None:
 def test_absent_names_say_so(name: str) -> None:
     with pytest.raises(AttributeError, match=f"blpjax.{name} is not supported: .*Use aggregate moments, or PyBLP"):
         getattr(blpjax, name)
-    assert not hasattr(blpjax, name) and not hasattr(blpjax, "Products") and not hasattr(blpjax, "Agents")
+    assert not hasattr(blpjax, name)
 
 
 @pytest.mark.parametrize("kind", ["ProblemResults", "SimulationResults"])

@@ -65,7 +65,7 @@ def both(data: Any = None, formulas: tuple[str | None, ...] = FORMULAS, **option
 
 
 def check_records(actual: np.recarray, expected: np.recarray) -> None:
-    assert [name for name in expected.dtype.names if name != "lag_indices"] == list(actual.dtype.names)
+    assert expected.dtype.names == actual.dtype.names
     for name in actual.dtype.names:
         a, e = actual[name], expected[name]
         assert a.shape == e.shape, name
@@ -513,6 +513,89 @@ def test_problems_have_the_instruments_of_pyblp(
     assert (problem.MD, problem.MS, problem.K3, problem.D) == (theirs.MD, theirs.MS, theirs.K3, theirs.D)
 
 
+def lagged_data() -> pd.DataFrame:
+    """IDs with lags: the product of the same number in the market before, where there is one."""
+    data = id_data()
+    numbers = data.groupby("market_ids").cumcount()
+    rows = {key: row for row, key in enumerate(zip(data.market_ids, numbers, strict=True))}
+    keys = ((f"m{int(market[1:]) - 1}", number) for market, number in zip(data.market_ids, numbers, strict=True))
+    return data.assign(lag_indices=[rows.get(key, row) for row, key in enumerate(keys)])
+
+
+PHI = [[0.5, 0.1], [-0.2, 0.7]]
+MOMENTS = {"xi_variance": 0.2, "omega_variance": 0.3, "correlation": 0.4}
+
+
+def test_errors_that_follow_from_lags_are_those_of_pyblp() -> None:
+    data = lagged_data()
+    ours, theirs = both(data, phi=PHI, **MOMENTS)
+    np.testing.assert_array_equal(ours.xi, theirs.xi)
+    np.testing.assert_array_equal(ours.omega, theirs.omega)
+    np.testing.assert_array_equal(ours.phi, theirs.phi)
+    lags = data.lag_indices.to_numpy()
+    later = lags != np.arange(lags.size)
+    assert 0 < later.sum() < lags.size and (later & later[lags]).any()
+    # what is left are the draws without lags
+    plain = simulate(blpjax, data.drop(columns="lag_indices"), **MOMENTS)
+    errors, drawn = (np.hstack([one.xi, one.omega]) for one in (ours, plain))
+    ROUNDING.check((errors - errors[lags] @ np.array(PHI).T)[later], drawn[later])
+    check_records(ours.product_data, theirs.product_data)
+    check_records(ours.products, theirs.products)
+    assert "Phi True Values" in str(ours) and "+7.000000E-01" in str(ours)
+    results = solve(ours)
+    np.testing.assert_array_equal(results.product_data.lag_indices, theirs.product_data.lag_indices)
+    with quiet():
+        assert results.to_problem().products.lag_indices.shape == (lags.size, 1)
+
+
+def test_errors_in_initial_periods_are_stationary() -> None:
+    """Their covariances solve ``V = phi V phi' + innovations``, by a long sum here."""
+    T = 40_000
+    data = {"market_ids": np.arange(T), "firm_ids": np.zeros(T), "lag_indices": np.r_[np.arange(T - 1), T - 1]}
+    data["lag_indices"] = np.where(np.arange(T) % 2 == 0, np.arange(T), np.arange(T) - 1)
+    found = simulate(
+        blpjax,
+        data,
+        ("1 + prices", None, "1"),
+        beta=[1, -1],
+        gamma=[1],
+        sigma=None,
+        pi=None,
+        phi=PHI,
+        agent_formulation=None,
+        integration=None,
+        **MOMENTS,
+    )
+    V = np.array([[0.2, 0.4 * np.sqrt(0.06)], [0.4 * np.sqrt(0.06), 0.3]])
+    total, power = np.zeros((2, 2)), np.eye(2)
+    for _ in range(200):
+        total, power = total + power @ V @ power.T, np.array(PHI) @ power
+    errors = np.hstack([found.xi, found.omega])
+    for rows in (errors[::2], errors[1::2]):
+        np.testing.assert_allclose(np.cov(rows, rowvar=False), total, rtol=0.05)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_phi_of_simulations_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = lagged_data()
+    for phi, message in (
+        (None, "phi must be given, because product_data has lag_indices"),
+        (0.5, r"phi must have the shape \(2, 2\)"),
+        (np.diag([0.5, 1.2]), "phi must be stable, with eigenvalues below one .* the largest is 1.2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            simulate(blpjax, data, phi=phi)
+    with pytest.raises(ValueError, match="With phi, variances must be positive and correlation between"):
+        simulate(blpjax, data, phi=PHI, correlation=1)
+    monkeypatch.setattr(blpjax.options, "stable_atol", np.inf)
+    with pytest.raises(ValueError, match="With phi, .* must not have an eigenvalue"):
+        simulate(blpjax, data, phi=np.diag([0.5, 1.2]))
+    # errors that are given are errors
+    xi = np.ones(len(data))
+    given = simulate(blpjax, data, phi=np.diag([0.5, 1.2]), xi=xi, omega=xi)
+    np.testing.assert_array_equal(given.xi[:, 0], xi)
+
+
 def test_arguments_of_problems() -> None:
     results = solve(simulate(blpjax, costs_type="log"))
     with quiet():
@@ -606,7 +689,7 @@ ZEROS = np.zeros(24)
         ),
         ({"formulas": ("1 + x", *FORMULAS[1:])}, ValueError, "Neither X1 nor X2 depends on 'prices'"),
         ({"rho": 0.5}, ValueError, "rho must not be given, because there are no nesting_ids"),
-        ({"phi": 0.5}, NotImplementedError, "phi is not supported: dynamic"),
+        ({"phi": 0.5}, ValueError, "phi must not be given, because product_data has no lag_indices"),
         ({"rc_types": ["log"]}, ValueError, "rc_types must be a list with a type for each of the 2 columns of X2"),
         ({"epsilon_scale": -1.0}, ValueError, "epsilon_scale must be a positive number, not -1.0"),
         ({"costs_type": "square", "gamma": [1, 1, 1]}, ValueError, "costs_type must be one of"),
