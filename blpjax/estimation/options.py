@@ -18,6 +18,7 @@ from blpjax.objective.inference import CovarianceTypes
 from blpjax.objective.structure import Specification
 from blpjax.optimize.optimize import Optimization
 from blpjax.optimize.recorder import FailurePolicy
+from blpjax.reporting.micro import MicroLine
 from blpjax.values import read_flag
 
 DeltaBehavior = Literal["predicted", "first", "logit", "last"]
@@ -28,7 +29,7 @@ class StepOptions:
     """Options of `Problem.solve` that every GMM step needs.
 
     `parameters` have infinite bounds where the optimisation routine ignores bounds. `differences` is the step of finite
-    differences, or None for exact derivatives.
+    differences, or None for exact derivatives. `micro` are lines of tables of micro moments.
     """
 
     parameters: Parameters
@@ -42,6 +43,7 @@ class StepOptions:
     scale_objective: bool
     error_punishment: float = 1.0
     differences: float | None = None
+    micro: tuple[MicroLine, ...] = ()
 
     @property
     def specification(self) -> Specification:
@@ -61,8 +63,6 @@ _UNSUPPORTED: dict[str, tuple[object, str]] = {
     "phi_bounds": (None, "dynamic moments are not implemented"),
     "demand_moment_types": ("levels", "only moments in levels are implemented"),
     "supply_moment_types": ("levels", "only moments in levels are implemented"),
-    "micro_moments": ((), "micro moments are not implemented yet"),
-    "micro_sample_covariances": (None, "micro moments are not implemented yet"),
 }
 
 
@@ -90,6 +90,7 @@ def read_step_options(
     se_type: str,
     center_moments: bool,
     n_clusters: int | None,
+    micro: tuple[MicroLine, ...] = (),
 ) -> StepOptions:
     """Options of `Problem.solve` as all GMM steps use them.
 
@@ -129,6 +130,7 @@ def read_step_options(
         delta_behavior=delta_behavior,
         scale_objective=scale_objective,
         differences=options.finite_differences_epsilon if finite_differences else None,
+        micro=micro,
     )
 
 

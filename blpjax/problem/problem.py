@@ -1,4 +1,7 @@
-"""Problem: data and formulations in, results out. Orchestration only."""
+"""Problem: data and formulations in, results out. Orchestration only.
+
+It has more than 500 lines because `Problem.solve` documents as many arguments as PyBLP's has, and more.
+"""
 
 import dataclasses
 import time
@@ -31,6 +34,7 @@ from blpjax.objective.simulation_error import AgentSamples, simulation_covarianc
 from blpjax.objective.structure import Specification, StructuralModel
 from blpjax.optimize.optimize import Optimization, OptimizationStatus
 from blpjax.problem.data import DataHolder
+from blpjax.problem.micro import read_micro, refuse_old_names
 from blpjax.problem.results import ProblemResults
 from blpjax.values import read_flag
 
@@ -96,6 +100,7 @@ class Problem(DataHolder, Picklable):
         When columns of X1, X2 or X3 are collinear, so that `solve` cannot estimate the coefficients of all of them.
     """
 
+    @refuse_old_names
     def solve(
         self,
         sigma: Any = None,
@@ -169,7 +174,7 @@ class Problem(DataHolder, Picklable):
         method : {'2s', '1s'}
         initial_update : bool, optional
             Whether to update W and delta at the starting values first. By default this is done only where it has to be:
-            with `SampleMoments` among `moment_blocks` and without W.
+            with micro moments, or `SampleMoments` among `moment_blocks`, and without W.
         optimization : Optimization, optional
             By default ``Optimization('trust-region')``: bounded Gauss-Newton steps with learned curvature.
         scale_objective : bool
@@ -202,7 +207,7 @@ class Problem(DataHolder, Picklable):
             Bounds at which marginal costs are clipped, by default none. Log costs that may be negative need a positive
             lower bound.
         W : (M, M) array, optional
-            Initial weighting matrix, by default that of 2SLS, for M = MD + MS + MC moments.
+            Initial weighting matrix, by default that of 2SLS, for M = MD + MS + MC moments and micro moments.
         covariance_moments_mean : float
             Mean m of ``(xi omega - m) Z`` in the moments of covariance instruments.
         resample_agent_data : callable, optional
@@ -215,7 +220,14 @@ class Problem(DataHolder, Picklable):
         center_moments, W_type, se_type
             Whether moments are centred, and the type of W and of standard errors: ``'robust'``, ``'clustered'`` or
             ``'unadjusted'``.
-        micro_moments, micro_sample_covariances, phi, phi_bounds, demand_moment_types, supply_moment_types
+        micro_moments : sequence of MicroMoment, optional
+            MM micro moments, which stand last among moments. Their weights are zero until W is updated. Linear
+            parameters that are concentrated out are estimated by the other moments. Functions of datasets and parts are
+            called once for each market, before anything is estimated.
+        micro_sample_covariances : (MM, MM) array, optional
+            Sample covariances of observed values, in place of those that the model has for samples of as many
+            respondents as datasets have observations.
+        phi, phi_bounds, demand_moment_types, supply_moment_types
             Only their defaults are supported.
         starts : int, Starts, list of mappings or (S, P) array, optional
             Tries many starting values of theta, and begins at the best local minimum of the first step's objective that
@@ -249,8 +261,6 @@ class Problem(DataHolder, Picklable):
         estimation_options.refuse_unsupported(
             phi=phi,
             phi_bounds=phi_bounds,
-            micro_moments=micro_moments,
-            micro_sample_covariances=micro_sample_covariances,
             demand_moment_types=demand_moment_types,
             supply_moment_types=supply_moment_types,
         )
@@ -258,16 +268,19 @@ class Problem(DataHolder, Picklable):
         bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "rho": rho_bounds, "tau": tau_bounds}
         bounds |= {"beta": beta_bounds, "gamma": gamma_bounds}
         supports_bounds = getattr(optimization, "supports_bounds", True)
-        simulate = None
-        if resample_agent_data is not None:
-            samples = AgentSamples(resample_agent_data, self.data, options.weights_tol)
-            simulate = partial(simulation_covariances, samples, self.market_index.ids)
         sigma, pi = start_frac.fill_starts(self.data, sigma, pi, bounds)
         rho = fill_rho(self.data, rho, rho_bounds)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
-        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean, moment_blocks)
+        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds, tau)
+        micro = read_micro(self.data, micro_moments, micro_sample_covariances, parameters)
+        simulate = None
+        if resample_agent_data is not None:
+            samples = AgentSamples(resample_agent_data, self.data, options.weights_tol, micro.with_agents)
+            simulate = partial(simulation_covariances, samples, self.market_index.ids)
+        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean, moment_blocks, micro.blocks)
         step_options = estimation_options.read_step_options(
-            parameters=self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds, tau),
+            parameters=parameters,
+            micro=micro.lines,
             costs_bounded=bool(np.isfinite(bounds_on_costs).any()),
             optimization=optimization,
             iteration=arguments.read_inversion(iteration, fp_type, shares_bounds),
@@ -283,7 +296,7 @@ class Problem(DataHolder, Picklable):
             n_clusters=None if self.product_table.clustering_ids is None else self.clusters[1],
         )
         names, returned = step_options.parameters.parameter_labels, not step_options.optimization.routine.optimizes
-        added = sum(block.size for block in moment_blocks)
+        added = sum(block.size for block in moment_blocks) + micro.size
         check_order_condition(self.instrument_rank + added, len(names), names, warn=returned)
         initial_update = estimation_options.read_initial_update(initial_update, W is None and data.needs_update)
         steps = [(0, "return")] if initial_update else []
@@ -312,6 +325,7 @@ class Problem(DataHolder, Picklable):
             interrupted = outcome.outcome.status is OptimizationStatus.INTERRUPTED
             last = interrupted or step == steps[-1][0]
             report_outcome(outcome, time.perf_counter() - began)
+            micro.check_variances(np.asarray(outcome.summary.moments_covariances), self.N)
             warn_of_singularity(outcome, current.types, context, current.parameters.theta_labels)
             results = ProblemResults(self, results, outcome, current, estimated=last)
             results.starts = table
@@ -434,12 +448,16 @@ class Problem(DataHolder, Picklable):
         return ImportanceSamplingProblem._derive(lambda tolerances: self.data.replace_agents(agent_data, tolerances))
 
     def _data_of_moments(
-        self, costs_bounds: np.ndarray, covariance_moments_mean: Any, moment_blocks: Sequence[MomentBlock] = ()
+        self,
+        costs_bounds: np.ndarray,
+        covariance_moments_mean: Any,
+        moment_blocks: Sequence[MomentBlock] = (),
+        micro: Sequence[MomentBlock] = (),
     ) -> ModelData:
         """Data of all moments with bounds on costs (2,), the mean of covariance moments, and more blocks in place."""
         data = self.model_data
         mean = arguments.read_covariance_mean(covariance_moments_mean, data.covariance is not None)
-        blocks = estimation_options.read_moment_blocks(moment_blocks, data)
+        blocks = (*estimation_options.read_moment_blocks(moment_blocks, data), *micro)
         changed = data.at(costs_bounds=costs_bounds, covariance_mean=mean)
         absorbed = (self.demand_ids, self.supply_ids)
         return changed.add(blocks, [build_projection(ids) for ids in absorbed[: len(data.equations)]] if blocks else ())

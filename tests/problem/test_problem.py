@@ -413,8 +413,6 @@ UNSUPPORTED = {
     "phi_bounds": ([0.0], [1.0]),
     "demand_moment_types": [("levels", 0)],
     "supply_moment_types": "innovations",
-    "micro_moments": ["moment"],
-    "micro_sample_covariances": np.eye(1),
 }
 
 
