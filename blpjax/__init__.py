@@ -37,6 +37,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.inputs.instruments import build_blp_instruments, build_differentiation_instruments
     from blpjax.inputs.integration import Integration
     from blpjax.inputs.matrices import build_matrix
+    from blpjax.inputs.micro import MicroDataset, MicroMoment, MicroPart
     from blpjax.iteration import Iteration
     from blpjax.machine.parallel import parallel
     from blpjax.machine.pickling import read_pickle, save_pickle
@@ -68,6 +69,9 @@ __all__ = [
     "ImportanceSamplingResults",
     "Integration",
     "Iteration",
+    "MicroDataset",
+    "MicroMoment",
+    "MicroPart",
     "ModelFunctions",
     "MomentBlock",
     "MonteCarlo",
@@ -124,6 +128,7 @@ _HOMES = {
     "blpjax.inputs.instruments": ("build_blp_instruments", "build_differentiation_instruments"),
     "blpjax.inputs.integration": ("Integration",),
     "blpjax.inputs.matrices": ("build_matrix",),
+    "blpjax.inputs.micro": ("MicroDataset", "MicroMoment", "MicroPart"),
     "blpjax.iteration": ("Iteration",),
     "blpjax.machine.parallel": ("parallel",),
     "blpjax.machine.pickling": ("read_pickle", "save_pickle"),
@@ -154,11 +159,6 @@ if not _TYPE_CHECKING:  # where checkers would take it for a promise of any attr
             value = getattr(_importlib.import_module(_MODULES[name]), name)
             globals()[name] = value
             return value
-
-        from blpjax.outputs import micro
-
-        if name in micro.ABSENT_CLASSES:
-            raise AttributeError(micro.explain_absence(f"blpjax.{name}"))
         raise AttributeError(f"module 'blpjax' has no attribute {name!r}")
 
 

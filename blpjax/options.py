@@ -40,7 +40,12 @@ pseudo_inverses : bool
 stable_atol, stable_rtol : float
     By how much the largest eigenvalue of `phi` may exceed one in absolute value in `Simulation`. `numpy.inf` disables
     the check.
-detect_micro_collinearity, micro_computation_chunks, drop_product_fields
+micro_computation_chunks : int or mapping
+    In how many chunks of agents functions of micro datasets and parts are called, in all markets or by market ID. They
+    bound the memory of what these functions return, and change no results.
+detect_micro_collinearity : bool
+    Whether `Problem.solve` warns of micro parts whose values are linear combinations of those of others.
+drop_product_fields
     Known from PyBLP. They have no effect, which setting them to other than their defaults warns of.
 """
 
@@ -131,6 +136,12 @@ def _filter_tracebacks(wanted: bool) -> None:
 _FILTERING: dict[str, Any] = {}
 
 
+def _check_chunks(name: str, value: Any) -> int | Mapping[object, int]:
+    if isinstance(value, Mapping):
+        return {t: check_integer(f"options.{name}[{t!r}]", chunks, minimum=1) for t, chunks in value.items()}
+    return check_integer(f"options.{name}", value, minimum=1)
+
+
 def _check_callable(name: str, value: Any) -> Callable[[str], object]:
     if not callable(value):
         raise TypeError(f"options.{name} must be a function of one string, not {value!r}.")
@@ -168,12 +179,12 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "psd_rtol": _check_tolerance,
     "stable_atol": _check_tolerance,
     "stable_rtol": _check_tolerance,
+    "detect_micro_collinearity": _check_bool,
+    "micro_computation_chunks": _check_chunks,
 }
 
 # Options without effect: the default, and what a user who wants something else should know.
 _UNUSED: dict[str, tuple[object, str]] = {
-    "detect_micro_collinearity": (detect_micro_collinearity, "Micro moments are not implemented."),
-    "micro_computation_chunks": (micro_computation_chunks, "Micro moments are not implemented."),
     "drop_product_fields": (drop_product_fields, "Only the fields that a computation needs are ever sent to it."),
 }
 

@@ -22,6 +22,7 @@ from blpjax.objective.dynamics import MomentTypes
 from blpjax.objective.problem_data import ProblemData
 from blpjax.optimize.bounds import is_at_bound, mask, project_gradient
 from blpjax.reporting import frames, report
+from blpjax.reporting.micro import micro_table
 
 Array = np.ndarray
 
@@ -121,6 +122,7 @@ class Estimates:
         self.parameter_sensitivity = np.asarray(summary.inference.sensitivity)
         self._set_standard_errors()
         self._set_absent()
+        self._set_micro()
 
     def _set_standard_errors(self) -> None:
         layout = self._options.parameters.layout
@@ -155,12 +157,20 @@ class Estimates:
             self.omega_fe = self.tilde_costs - self.problem.data.X3 @ self.gamma - self.omega
 
     def _set_absent(self) -> None:
-        """Attributes of PyBLP's results for what is not there: micro moments."""
-        P, M = len(self.theta), len(self.W)
-        self.micro = self.micro_values = np.zeros((0, 1))
-        self.micro_covariances, self.micro_by_theta_jacobian = np.zeros((0, 0)), np.zeros((0, P))
+        """Attributes of PyBLP's results for what is not there: perhaps simulation error."""
+        M = len(self.W)
         simulation = self._result.summary.simulation_covariances
         self.simulation_covariances = np.zeros((M, M)) if simulation is None else np.asarray(simulation)
+
+    def _set_micro(self) -> None:
+        """What there is to say of micro moments, which are the last ones."""
+        observed = np.array([line.observed for line in self._options.micro if line.first])
+        last = slice(len(self.W) - observed.size, None)
+        self.micro = self.moments[last]
+        self.micro_values = observed[:, None] - self.micro
+        sampling = self.moments_covariances - self.simulation_covariances
+        self.micro_covariances = sampling[last, last] / self.problem.data.N
+        self.micro_by_theta_jacobian = self.moments_jacobian[last, : len(self.theta)]
 
     def _sigma_squared_errors(self, size: int) -> Array:
         """Standard errors of sigma sigma' by the delta method."""
@@ -391,7 +401,8 @@ class Estimates:
         return layout._replace(node_columns=tuple(columns.tolist()))
 
     def __str__(self) -> str:
-        return report.summarise_results(self._summary())
+        text, lines = report.summarise_results(self._summary()), self._options.micro
+        return f"{text}\n\n{micro_table(lines, self.micro_values[:, 0])}" if lines else text
 
     __repr__ = __str__
 

@@ -19,6 +19,7 @@ from blpjax.objective.inference import CovarianceTypes
 from blpjax.objective.structure import Specification
 from blpjax.optimize.optimize import Optimization
 from blpjax.optimize.recorder import FailurePolicy
+from blpjax.reporting.micro import MicroLine
 from blpjax.values import read_flag
 
 DeltaBehavior = Literal["predicted", "first", "logit", "last"]
@@ -29,7 +30,8 @@ class StepOptions:
     """Options of `Problem.solve` that every GMM step needs.
 
     `parameters` have infinite bounds where the optimisation routine ignores bounds. `differences` is the step of finite
-    differences, or None for exact derivatives. `moment_types` are levels unless they say something else.
+    differences, or None for exact derivatives. `moment_types` are levels unless they say something else. `micro` are
+    lines of tables of micro moments.
     """
 
     parameters: Parameters
@@ -44,6 +46,7 @@ class StepOptions:
     error_punishment: float = 1.0
     differences: float | None = None
     moment_types: MomentTypes = MomentTypes()
+    micro: tuple[MicroLine, ...] = ()
 
     @property
     def specification(self) -> Specification:
@@ -56,20 +59,6 @@ class StepOptions:
         if self.error_behavior is None or self.error_behavior == "raise":
             return None
         return FailurePolicy(self.error_behavior, self.error_punishment)
-
-
-_UNSUPPORTED: dict[str, tuple[object, str]] = {
-    "micro_moments": ((), "micro moments are not implemented yet"),
-    "micro_sample_covariances": (None, "micro moments are not implemented yet"),
-}
-
-
-def refuse_unsupported(**given: Any) -> None:
-    """Raise `NotImplementedError` for arguments of `Problem.solve` and of results that are not the defaults."""
-    for name, value in given.items():
-        default, reason = _UNSUPPORTED[name]
-        if not _same(value, default):
-            raise NotImplementedError(f"{name} is not supported: {reason}. Leave it out.")
 
 
 def read_step_options(
@@ -89,6 +78,7 @@ def read_step_options(
     center_moments: bool,
     n_clusters: int | None,
     moment_types: MomentTypes,
+    micro: tuple[MicroLine, ...] = (),
 ) -> StepOptions:
     """Options of `Problem.solve` as all GMM steps use them.
 
@@ -129,6 +119,7 @@ def read_step_options(
         scale_objective=scale_objective,
         differences=options.finite_differences_epsilon if finite_differences else None,
         moment_types=moment_types,
+        micro=micro,
     )
 
 
@@ -239,12 +230,3 @@ def refuse_pseudo_inverse(weights: np.ndarray, instrument_labels: Sequence[str])
         f"The {M} instruments {', '.join(map(repr, instrument_labels))} have rank {rank}, so the initial weighting "
         "matrix has to be a pseudo-inverse. Remove collinear instruments, or set options.pseudo_inverses = True."
     )
-
-
-def _same(value: Any, default: object) -> bool:
-    """Whether an argument has its default value, an empty list being as good as an empty tuple."""
-    if value is default:
-        return True
-    if isinstance(default, tuple):
-        return isinstance(value, Sequence) and not isinstance(value, str) and tuple(value) == default
-    return isinstance(value, str | bool | int | float) and value == default

@@ -25,6 +25,14 @@ class Structural(NamedTuple):
     omega: np.ndarray | jax.Array | None
 
 
+class MicroState(NamedTuple):
+    """Micro moments at some theta: observed values less those of the model (MM,), these, and derivatives (MM, P)."""
+
+    micro: np.ndarray
+    values: np.ndarray
+    by_theta: np.ndarray
+
+
 class OptimizationProgress:
     """One evaluation of the objective, as custom routines of `Optimization` get it.
 
@@ -52,9 +60,11 @@ class OptimizationProgress:
     clipped_costs : (N, 1) whether costs were clipped at their bounds.
     xi_by_theta_jacobian, omega_by_theta_jacobian : (N, P), NaN with ``compute_gradient=False``, the second also
         without a supply side.
+    micro, micro_values : (MM, 1) micro moments, observed values less those of the model, and these.
+    micro_by_theta_jacobian : (MM, P) derivatives of `micro`, NaN with ``compute_gradient=False``.
     W : (M, M) weighting matrix.
 
-    Linear parameters and structural errors are computed when they are asked for.
+    Linear parameters, structural errors and micro moments are computed when they are asked for.
     """
 
     def __init__(
@@ -65,17 +75,15 @@ class OptimizationProgress:
         theta: np.ndarray,
         evaluation: Evaluation,
         structural: Callable[[], Structural],
+        micro: Callable[[], MicroState],
     ) -> None:
         self.problem = problem
         self.W = W
         self.theta = np.array(theta, dtype=float)
         self._parameters = parameters
-        self._structural_errors = structural
+        self._structural_errors, self._micro_moments = structural, micro
         self._set_values(evaluation)
         self._set_parameters(parameters)
-        # what PyBLP's progress says of micro moments where there are none
-        self.micro = self.micro_values = np.zeros((0, 1))
-        self.micro_by_theta_jacobian = np.zeros((0, self.theta.size))
 
     def _set_values(self, evaluation: Evaluation) -> None:
         N = evaluation.inversion.delta.size
@@ -119,6 +127,25 @@ class OptimizationProgress:
     @cached_property
     def _structural(self) -> Structural:
         return self._structural_errors()
+
+    @cached_property
+    def _micro(self) -> MicroState:
+        return self._micro_moments()
+
+    @property
+    def micro(self) -> np.ndarray:
+        """(MM, 1) observed values less those of the model."""
+        return self._micro.micro[:, None]
+
+    @property
+    def micro_values(self) -> np.ndarray:
+        """(MM, 1) values of the model."""
+        return self._micro.values[:, None]
+
+    @property
+    def micro_by_theta_jacobian(self) -> np.ndarray:
+        """(MM, P) derivatives of `micro`."""
+        return self._micro.by_theta
 
     @property
     def beta(self) -> np.ndarray:

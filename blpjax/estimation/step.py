@@ -11,7 +11,7 @@ import numpy as np
 from blpjax import options as settings
 from blpjax.economy.loops import Loops
 from blpjax.estimation.options import StepOptions
-from blpjax.estimation.progress import OptimizationProgress, Structural
+from blpjax.estimation.progress import MicroState, OptimizationProgress, Structural
 from blpjax.exceptions import (
     DeltaConvergenceError,
     GenericNumericalError,
@@ -24,6 +24,7 @@ from blpjax.machine.placement import on_device
 from blpjax.objective import differences, programs
 from blpjax.objective.blocks import Point
 from blpjax.objective.inference import StepSummary
+from blpjax.objective.micro import MicroMoments
 from blpjax.objective.moments import GMM, Evaluation
 from blpjax.optimize.bounds import project_gradient
 from blpjax.optimize.optimize import OptimizationOutcome, OptimizationStatus, minimize
@@ -164,6 +165,7 @@ class Evaluator:
             theta,
             evaluation,
             lambda: jax.device_get(structural_errors(self.context, on_device(theta), evaluation)),
+            lambda: micro_state(self.context, self.options, on_device(theta), evaluation),
         )
 
     def _start_at(self, theta: np.ndarray) -> Any:
@@ -187,7 +189,7 @@ class Evaluator:
         return jax.tree.map(lambda *columns: np.stack([np.asarray(c) for c in columns], axis=1), *self._records)
 
     def _print_progress(self, theta: np.ndarray, evaluation: Evaluation) -> None:
-        failed = "" if bool(evaluation.ok) else describe_failures(evaluation, self.context.market_ids)
+        failed = "" if bool(evaluation.ok) else describe_failures(evaluation, self.context, theta)
         if not self.options.optimization.universal_display:
             if failed:
                 settings.output(failed)
@@ -218,15 +220,38 @@ class Evaluator:
         settings.output(report.progress_row(shown, projected))
 
 
-def describe_failures(evaluation: Evaluation, market_ids: Sequence[object] | np.ndarray) -> str:
-    """Sentences that name the markets in which shares were not inverted or costs not recovered; empty without any."""
-    inversion, costs = evaluation.inversion, evaluation.costs
+def describe_failures(evaluation: Evaluation, context: StepContext, theta: np.ndarray) -> str:
+    """Sentences that name the markets in which shares were not inverted or costs not recovered; empty without any.
+
+    Where nothing else failed at theta (P,), they name the micro moments that are not finite.
+    """
+    inversion, costs, market_ids = evaluation.inversion, evaluation.costs, context.market_ids
     parts = []
     if failed := describe_status(np.asarray(inversion.status), market_ids, np.asarray(inversion.residuals)):
         parts.append(f"The inversion of market shares {failed}.")
     if costs is not None and (failed := describe_status(np.asarray(costs.status), market_ids)):
         parts.append(f"{COSTS} {failed}.")
+    micro = [block for block in context.objective.data.more if isinstance(block, MicroMoments)]
+    if micro and not parts and not bool(evaluation.ok):
+        arguments = (context.objective, on_device(np.asarray(theta, float)), evaluation, context.residualize)
+        found = programs.sensitivity_at(*arguments)
+        P = np.size(theta)
+        for block in micro:
+            finite = np.isfinite(found.moments) & np.isfinite(found.jacobian[:, :P]).all(axis=1)
+            names = [name for name, fine in zip(block.names, finite[-block.size :], strict=True) if not fine]
+            if names:
+                parts.append(f"The micro moments {', '.join(map(repr, names))} are not finite.")
     return " ".join(parts)
+
+
+def micro_state(context: StepContext, options: StepOptions, theta: jax.Array, evaluation: Evaluation) -> MicroState:
+    """Micro moments at an evaluation, of which there may be none."""
+    observed = np.array([line.observed for line in options.micro if line.first])
+    if not observed.size:
+        return MicroState(observed, observed, np.zeros((0, theta.size)))
+    found = programs.sensitivity_at(context.objective, theta, evaluation, context.residualize)
+    micro = found.moments[-observed.size :]
+    return MicroState(micro, observed - micro, found.jacobian[-observed.size :, : theta.size])
 
 
 def structural_errors(context: StepContext, theta: jax.Array, evaluation: Evaluation) -> Structural:
@@ -289,7 +314,7 @@ def solve_step(
         summary=summary,
         outcome=outcome,
         inner=evaluator.inner_loops(),
-        failed_markets=describe_failures(evaluation, context.market_ids),
+        failed_markets=describe_failures(evaluation, context, outcome.theta),
         optimization_time=optimised - began,
         total_time=time.perf_counter() - began,
     )

@@ -325,7 +325,10 @@ def _refuse(results: Estimates, step_options: StepOptions, costs_bounds: Any) ->
             "problem without shard()."
         )
     if results.moments.size != results.problem.data.model_data.size:
-        raise NotImplementedError("Results with moment_blocks cannot be estimated again. Solve without them.")
+        raise NotImplementedError(
+            "Results with micro_moments or moment_blocks cannot be estimated again, because samples of products are no "
+            "samples for them. Solve without them, or use bootstrap, which draws parameters."
+        )
     for block in results.problem.data.model_data.more:
         if not block.resampled:
             raise NotImplementedError(f"{block.name.capitalize()} are not supported in re-estimation. Leave them out.")

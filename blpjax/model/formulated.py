@@ -11,14 +11,16 @@ from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, build_
 from blpjax.economy.characteristics import Characteristics, build_characteristics
 from blpjax.economy.logit import closed_form_delta
 from blpjax.economy.ownership import Ownership, table_ownership
+from blpjax.economy.surveys import Markets
 from blpjax.inputs import records
 from blpjax.inputs.arguments import check_choice
 from blpjax.inputs.design import Column, DesignMatrix
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.identification import check_endogenous
 from blpjax.inputs.integration import Integration
+from blpjax.inputs.surveys import spread_nodes
 from blpjax.inputs.tables import AgentTable, ProductTable
-from blpjax.model.parameters import Labels, UtilityForm
+from blpjax.model.parameters import Labels, ParameterLayout, UtilityForm
 from blpjax.model.starting_values import read_utility_form
 
 #: Formulations of X1, X2 and X3, None where there is no such matrix.
@@ -62,6 +64,19 @@ class Formulated:
         table = self.product_table
         given = self.agent_formulation, agent_data, integration
         return build_agents(*given, self.market_index, table.shares, self.X2, weights_tol, table.nesting_ids)
+
+    def survey_markets(self, products: np.recarray, agents: AgentsInEconomy, layout: ParameterLayout) -> Markets:
+        """Products (N rows) and agents as functions of micro data get them.
+
+        Nodes are spread over columns of X2 where sigma has columns of zeros.
+        """
+        table, columns = agents.table, np.array(layout.sigma_columns, int)
+        spread = dataclasses.replace(table, nodes=spread_nodes(table.nodes, columns, self.K2))
+        known = records.agent_records(spread, agents.demographics, agents.demographic_columns)
+        rows = index_markets(table.market_ids).rows
+        return Markets(
+            products, known, self.market_index, rows, self.product_table.product_ids, self.product_table.nesting_ids
+        )
 
     @property
     def economy(self) -> Economy:

@@ -215,6 +215,15 @@ def end_at(
     return Point(model.economy, model.data.supply, *here)
 
 
+def sensitivity_at(
+    objective: GMM, theta: Float[Array, " P"], evaluation: Evaluation, residualize: Sequence[Residualize]
+) -> Sensitivity:
+    """Averaged moments and their derivatives at an evaluation, in NumPy's arrays."""
+    point = end_at(objective, theta, evaluation, residualize)
+    found: Sensitivity = jax.device_get(_sensitivity(objective, Ending(theta, evaluation, point)))
+    return found
+
+
 @program(effort=0)
 def _sensitivity(objective: GMM, ending: Ending) -> Sensitivity:
     return objective.sensitivity(ending)

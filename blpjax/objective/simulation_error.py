@@ -12,6 +12,8 @@ from blpjax.economy.ownership import pack_firms
 from blpjax.exceptions import DataError, raise_for_status
 from blpjax.inputs.tables import assign_node_columns
 from blpjax.machine.compilation import program
+from blpjax.model.parameters import ParameterLayout
+from blpjax.objective.micro import MicroMoments
 from blpjax.objective.moments import GMM
 from blpjax.objective.problem_data import ProblemData
 
@@ -42,6 +44,7 @@ class AgentSamples:
     resample : maps an index to agent data as in `Problem`, with nodes and weights, or to None when there are no more.
     data : those of the problem whose agents are drawn again.
     weights_tol : by how much weights may differ from summing to one without a warning.
+    micro : the block of micro moments with some agents, in a list, given data, agents and layout of the parameters.
 
     Raises
     ------
@@ -53,13 +56,19 @@ class AgentSamples:
         When a set of agents cannot be used.
     """
 
-    def __init__(self, resample: Callable[[int], Any], data: ProblemData, weights_tol: float) -> None:
+    def __init__(
+        self,
+        resample: Callable[[int], Any],
+        data: ProblemData,
+        weights_tol: float,
+        micro: Callable[[ProblemData, AgentsInEconomy, ParameterLayout], list[MicroMoments]],
+    ) -> None:
         if not callable(resample):
             raise TypeError(f"{_NAME} must be a function of an index or None, not {type(resample).__name__}.")
         if data.K2 == 0:
             raise ValueError(f"{_NAME} needs random coefficients: a second formulation, X2.")
         self._resample = resample
-        self._data, self._weights_tol = data, weights_tol
+        self._data, self._weights_tol, self._micro = data, weights_tol, micro
         self._known: list[AgentsInEconomy] = []
         for index in range(_LEAST):
             agents = self._draw(index)
@@ -84,12 +93,15 @@ class AgentSamples:
         layout, data = model.layout, model.data
         nonzero = np.isin(np.arange(self._data.K2), layout.sigma_columns)
         columns = assign_node_columns(agents.table.nodes.shape[1], nonzero)
-        specification = model.specification._replace(layout=layout._replace(node_columns=tuple(columns.tolist())))
+        layout = layout._replace(node_columns=tuple(columns.tolist()))
+        specification = model.specification._replace(layout=layout)
         if data.supply is not None:
             ownership = self._data.ownership_in(economy)
             assert ownership is not None
             supply = dataclasses.replace(data.supply, ownership=pack_firms(ownership))
             data = dataclasses.replace(data, supply=supply)
+        others = [block for block in data.more if not isinstance(block, MicroMoments)]
+        data = dataclasses.replace(data, more=(*others, *self._micro(self._data, agents, layout)))
         changed = dataclasses.replace(model, specification=specification, economy=economy, data=data)
         return dataclasses.replace(objective, model=changed)
 

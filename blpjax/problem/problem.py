@@ -35,6 +35,7 @@ from blpjax.objective.simulation_error import AgentSamples, simulation_covarianc
 from blpjax.objective.structure import Specification, StructuralModel, concentrated_columns
 from blpjax.optimize.optimize import Optimization, OptimizationStatus
 from blpjax.problem.data import DataHolder
+from blpjax.problem.micro import read_micro, refuse_old_names
 from blpjax.problem.results import ProblemResults
 from blpjax.reporting import report
 from blpjax.values import read_flag
@@ -102,6 +103,7 @@ class Problem(DataHolder, Picklable):
         When columns of X1, X2 or X3 are collinear, so that `solve` cannot estimate the coefficients of all of them.
     """
 
+    @refuse_old_names
     def solve(
         self,
         sigma: Any = None,
@@ -180,7 +182,7 @@ class Problem(DataHolder, Picklable):
         method : {'2s', '1s'}
         initial_update : bool, optional
             Whether to update W and delta at the starting values first. By default this is done only where it has to be:
-            with `SampleMoments` among `moment_blocks` and without W.
+            with micro moments, or `SampleMoments` among `moment_blocks`, and without W.
         optimization : Optimization, optional
             By default ``Optimization('trust-region')``: bounded Gauss-Newton steps with learned curvature.
         scale_objective : bool
@@ -213,7 +215,7 @@ class Problem(DataHolder, Picklable):
             Bounds at which marginal costs are clipped, by default none. Log costs that may be negative need a positive
             lower bound.
         W : (M, M) array, optional
-            Initial weighting matrix, by default that of 2SLS, for M = MD + MS + MC moments.
+            Initial weighting matrix, by default that of 2SLS, for M = MD + MS + MC moments and micro moments.
         covariance_moments_mean : float
             Mean m of ``(xi omega - m) Z`` in the moments of covariance instruments.
         resample_agent_data : callable, optional
@@ -232,7 +234,13 @@ class Problem(DataHolder, Picklable):
             Bond 1991). Rows without the lags that they need count as zeros. In a list such as ``[('levels', 2),
             ('innovations', 3)]`` each type has so many of the columns of `products.ZD` or `products.ZS`, in their
             order. W is by default that of 2SLS for each type.
-        micro_moments, micro_sample_covariances
+        micro_moments : sequence of MicroMoment, optional
+            MM micro moments, which stand last among moments. Their weights are zero until W is updated. Linear
+            parameters that are concentrated out are estimated by the other moments. Functions of datasets and parts are
+            called once for each market, before anything is estimated.
+        micro_sample_covariances : (MM, MM) array, optional
+            Sample covariances of observed values, in place of those that the model has for samples of as many
+            respondents as datasets have observations.
             Only their defaults are supported.
         starts : int, Starts, list of mappings or (S, P) array, optional
             Tries many starting values of theta, and begins at the best local minimum of the first step's objective that
@@ -261,27 +269,27 @@ class Problem(DataHolder, Picklable):
             moments depend on phi, or their types leave nothing of a column of X1 or X3, as differences of a constant.
         ConvergenceError
             Only with ``error_behavior='raise'``.
-        NotImplementedError
-            For arguments that are not supported; the message names them.
         """
-        estimation_options.refuse_unsupported(
-            micro_moments=micro_moments, micro_sample_covariances=micro_sample_covariances
-        )
         arguments.check_choice("method", method, ("1s", "2s"))
         bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "rho": rho_bounds, "tau": tau_bounds}
         bounds |= {"phi": phi_bounds, "beta": beta_bounds, "gamma": gamma_bounds}
         supports_bounds = getattr(optimization, "supports_bounds", True)
-        simulate = None
-        if resample_agent_data is not None:
-            samples = AgentSamples(resample_agent_data, self.data, options.weights_tol)
-            simulate = partial(simulation_covariances, samples, self.market_index.ids)
         sigma, pi = start_frac.fill_starts(self.data, sigma, pi, bounds)
         rho = fill_rho(self.data, rho, rho_bounds)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
         moment_types = self.data.read_moment_types(demand_moment_types, supply_moment_types)
-        data = self._data_of_moments(bounds_on_costs, covariance_moments_mean, moment_blocks, moment_types)
+        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds, tau, phi=phi)
+        micro = read_micro(self.data, micro_moments, micro_sample_covariances, parameters)
+        simulate = None
+        if resample_agent_data is not None:
+            samples = AgentSamples(resample_agent_data, self.data, options.weights_tol, micro.with_agents)
+            simulate = partial(simulation_covariances, samples, self.market_index.ids)
+        data = self._data_of_moments(
+            bounds_on_costs, covariance_moments_mean, moment_blocks, moment_types, micro.blocks
+        )
         step_options = estimation_options.read_step_options(
-            parameters=self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds, tau, phi=phi),
+            parameters=parameters,
+            micro=micro.lines,
             costs_bounded=bool(np.isfinite(bounds_on_costs).any()),
             optimization=optimization,
             iteration=arguments.read_inversion(iteration, fp_type, shares_bounds),
@@ -298,7 +306,7 @@ class Problem(DataHolder, Picklable):
             moment_types=moment_types,
         )
         names, returned = step_options.parameters.parameter_labels, not step_options.optimization.routine.optimizes
-        added = sum(block.size for block in moment_blocks)
+        added = sum(block.size for block in moment_blocks) + micro.size
         rank = instrument_rank(data.blocks[: -len(data.more) or None]) if moment_types else self.instrument_rank
         check_order_condition(rank + added, len(names), names, warn=returned)
         initial_update = estimation_options.read_initial_update(initial_update, W is None and data.needs_update)
@@ -329,6 +337,7 @@ class Problem(DataHolder, Picklable):
             interrupted = outcome.outcome.status is OptimizationStatus.INTERRUPTED
             last = interrupted or step == steps[-1][0]
             report_outcome(outcome, time.perf_counter() - began)
+            micro.check_variances(np.asarray(outcome.summary.moments_covariances), self.N)
             warn_of_singularity(outcome, current.types, context, current.parameters.theta_labels)
             results = ProblemResults(self, results, outcome, current, estimated=last)
             results.starts = table
@@ -460,11 +469,12 @@ class Problem(DataHolder, Picklable):
         covariance_moments_mean: Any,
         moment_blocks: Sequence[MomentBlock],
         moment_types: MomentTypes,
+        micro: Sequence[MomentBlock] = (),
     ) -> ModelData:
         """Data of all moments with bounds on costs (2,), the mean of covariance moments, and more blocks in place."""
         data = self.data.moments_of(moment_types)
         mean = arguments.read_covariance_mean(covariance_moments_mean, data.covariance is not None)
-        blocks = estimation_options.read_moment_blocks(moment_blocks, data)
+        blocks = (*estimation_options.read_moment_blocks(moment_blocks, data), *micro)
         changed = data.at(costs_bounds=costs_bounds, covariance_mean=mean)
         absorbed = (self.demand_ids, self.supply_ids)
         return changed.add(blocks, [build_projection(ids) for ids in absorbed[: len(data.equations)]] if blocks else ())

@@ -24,7 +24,7 @@ from blpjax.machine.pickling import Picklable
 from blpjax.model.model import Model
 from blpjax.objective.moments import lacks_influence
 from blpjax.outputs.labels import OutputTables
-from blpjax.outputs.micro import MicroMethods
+from blpjax.outputs.micro import MicroMethods, SurveySource
 from blpjax.outputs.outputs import Outputs
 from blpjax.problem.state import Step, read_step, step_state
 
@@ -403,12 +403,14 @@ class ProblemResults(Estimates, Outputs, MicroMethods, Picklable):
             When characteristics are collinear or more than fixed effects, or V is singular, which happens when products
             are within clusters.
         NotImplementedError
-            With fixed effects in several dimensions, and for results with `moment_blocks`.
+            With fixed effects in several dimensions, and for results with `micro_moments` or `moment_blocks`.
         """
         evaluation, layout = self._result.outcome.evaluation, self._options.parameters.layout
         data = self.problem.data.model_data
         if self.moments.size != data.size:
-            raise NotImplementedError("Fixed effects cannot be projected from results with moment_blocks.")
+            raise NotImplementedError(
+                "Fixed effects cannot be projected from results with micro_moments or moment_blocks."
+            )
         estimates = StepEstimates(
             data=self.problem.data,
             layout=layout,
@@ -432,6 +434,11 @@ class ProblemResults(Estimates, Outputs, MicroMethods, Picklable):
         return f"{text}\n\n{describe_starts(self.starts)}"
 
     __repr__ = __str__
+
+    def survey_source(self) -> SurveySource:
+        """What methods for micro data need."""
+        known = self.problem.data
+        return SurveySource(known, known.products, self.model, self._options.parameters.layout)
 
     @property
     def output_tables(self) -> OutputTables:

@@ -31,6 +31,7 @@ from blpjax.objective.moments import Evaluation
 from blpjax.objective.problem_data import ProblemData, Tolerances, build_problem_data
 from blpjax.objective.structure import Costs
 from blpjax.optimize.optimize import Optimization, OptimizationOutcome, OptimizationStatus
+from blpjax.reporting.micro import MicroLine
 
 State = dict[str, Any]
 Module = TypeVar("Module", Coefficients, Costs, Evaluation, Inversion, StepSummary, iv.Inference)
@@ -184,6 +185,7 @@ def read_step(state: State, form: UtilityForm) -> Step:
                 "iteration": _read_iteration(options["iteration"]),
                 "types": CovarianceTypes(**options["types"]),
                 "moment_types": MomentTypes(**_tuple_fields(options.get("moment_types", {}))),
+                "micro": tuple(MicroLine(**line) for line in options.get("micro", ())),
             }
         ),
         estimated=state["estimated"],

@@ -10,14 +10,14 @@ import numpy as np
 from blpjax import options
 from blpjax.economy.buckets import AgentsInEconomy, Economy
 from blpjax.exceptions import succeeded
-from blpjax.inputs import arguments
+from blpjax.inputs import arguments, records
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.machine.pickling import Picklable
 from blpjax.model.model import Model
 from blpjax.model.parameters import Transformation
 from blpjax.outputs.labels import OutputTables
-from blpjax.outputs.micro import MicroMethods
+from blpjax.outputs.micro import MicroMethods, SurveySource
 from blpjax.outputs.outputs import Outputs
 from blpjax.problem.problem import Problem
 from blpjax.simulation.data import Primitives, basic_instruments
@@ -95,6 +95,16 @@ class SimulationResults(Outputs, MicroMethods, Picklable):
             data={**table.data, **changes},
         )
         return OutputTables(products, known.market_index, known.agents_in_economy)
+
+    def survey_source(self) -> SurveySource:
+        """What methods for micro data need: with simulated prices and shares."""
+        known = self.simulation.primitives
+        formulas = self.model.characteristics
+        X1, X2, X3 = map(np.asarray, (*formulas.evaluate({}), formulas.evaluate_X3({})))
+        none, table = np.zeros((known.N, 0)), self.output_tables.products
+        matrices = records.ProductMatrices(X1, X2, X3, none, none, none, none, none)
+        products = records.product_records(table, matrices, known.designs)
+        return SurveySource(known, products, self.model, known.layout_in(known.economy))
 
     def build_agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
         """The simulation's economy with other agents."""

@@ -178,7 +178,7 @@ def test_blocks_that_need_a_first_update_get_it_or_say_so() -> None:
 def test_what_cannot_account_for_blocks_refuses_their_results() -> None:
     options = {"method": "1s", "optimization": blpjax.Optimization("return"), "check_optimality": "gradient"}
     found = problem().solve(**START, **options, moment_blocks=[mean_markup(0.4)])
-    with pytest.raises(NotImplementedError, match="Results with moment_blocks cannot be estimated again"):
+    with pytest.raises(NotImplementedError, match="Results with micro_moments or moment_blocks cannot be"):
         found.reestimate(2)
 
 

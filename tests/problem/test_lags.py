@@ -14,6 +14,7 @@ import pytest
 
 import blpjax
 from blpjax import plots
+from blpjax.exceptions import ConvergenceWarning
 from blpjax.inference import reestimation
 from blpjax.objective.moments import GMM
 from tests.support import lags
@@ -191,7 +192,8 @@ def test_custom_routines_see_phi() -> None:
         return initial, True
 
     optimization = blpjax.Optimization(keep)
-    problem(True).solve(**lags.arguments(blpjax, "stacked", True, False, optimization=optimization))
+    with pytest.warns(ConvergenceWarning, match="not an optimum"):
+        problem(True).solve(**lags.arguments(blpjax, "stacked", True, False, optimization=optimization))
     progress = seen[0] if not isinstance(seen[0], tuple) else seen[0][-1]
     np.testing.assert_array_equal(progress.phi, lags.PHI)
     assert progress.phi_labels == ["Xi", "Omega"] and progress.phi_bounds[0].shape == (2, 2)

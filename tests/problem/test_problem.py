@@ -408,18 +408,6 @@ def test_duplicated_products_and_odd_weights_warn() -> None:
 
 # what solve refuses
 
-UNSUPPORTED = {
-    "micro_moments": ["moment"],
-    "micro_sample_covariances": np.eye(1),
-}
-
-
-@pytest.mark.usefixtures("unchecked_types")
-@pytest.mark.parametrize("name", UNSUPPORTED)
-def test_unsupported_arguments_are_named(problem: Problem, name: str) -> None:
-    with pytest.raises(NotImplementedError, match=f"^{name} is not supported: .*Leave it out"):
-        problem.solve(SIGMA, PI, **{name: UNSUPPORTED[name]})
-
 
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
@@ -439,7 +427,7 @@ def test_options_of_what_is_not_in_the_model_are_refused(
 
 
 @pytest.mark.usefixtures("unchecked_types")
-def test_defaults_of_unsupported_arguments_may_be_given(problem: Problem) -> None:
+def test_defaults_may_be_given(problem: Problem) -> None:
     """What PyBLP's scripts say explicitly."""
     plain = evaluate(problem, blpjax)
     spelled = evaluate(
@@ -464,7 +452,6 @@ def test_every_argument_of_pyblp_is_accepted_or_refused_by_name() -> None:
 
     theirs = set(inspect.signature(pyblp.Problem.solve).parameters)
     assert set(inspect.signature(Problem.solve).parameters) == theirs | {"tau", "tau_bounds", "starts", "moment_blocks"}
-    assert set(UNSUPPORTED) < theirs
     assert set(inspect.signature(Problem.__init__).parameters) == set(
         inspect.signature(pyblp.Problem.__init__).parameters
     )
