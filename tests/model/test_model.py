@@ -12,6 +12,7 @@ import pytest
 import blpjax
 from blpjax.economy.ownership import firm_codes
 from blpjax.exceptions import Status, succeeded
+from blpjax.machine.compilation import forget_programs
 from blpjax.model.model import Model, find_market
 from tests.support import joint
 from tests.support.programs import compilations
@@ -308,6 +309,7 @@ def test_derivatives_do_not_leak_from_padding() -> None:
 
 
 def test_markets_of_one_bucket_share_their_programs() -> None:
+    forget_programs()
     m, index = model(), results("linear").problem.market_index
     places = [find_market(m.economy, position, rows) for position, rows in enumerate(index.rows)]
     m.in_market(places[0]).compute_diversion_ratios().block_until_ready()

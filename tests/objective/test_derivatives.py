@@ -11,6 +11,7 @@ import pytest
 
 import blpjax
 from blpjax.exceptions import succeeded
+from blpjax.machine.compilation import forget_programs
 from blpjax.objective.functions import ModelFunctions
 from blpjax.objective.moments import GMM
 from tests.support.economies import tables
@@ -245,6 +246,7 @@ def test_a_second_problem_of_equal_shape_compiles_nothing() -> None:
         np.testing.assert_allclose(float(results.objective), float(value), rtol=1e-9)
         return float(value)
 
+    forget_programs()
     with compilations() as seen:
         first = work(5)
     assert seen
