@@ -113,6 +113,8 @@ class OptimalInstrumentResults(Picklable):
             When shifters cannot be built; the message names column, market and row.
         ConvergenceError
             When instruments are not finite; the message names markets.
+        NotImplementedError
+            For results with moments of innovations.
 
         Warns
         -----
@@ -120,6 +122,12 @@ class OptimalInstrumentResults(Picklable):
             When instruments are collinear, for example because shifters are combinations of X1.
         """
         problem = self.problem_results.problem
+        if self.problem_results.moment_types:
+            raise NotImplementedError(
+                "Problems with optimal instruments have moments in levels, which do not identify phi. Compute the "
+                "instruments from results with levels alone and phi fixed, or add lags of variables to "
+                "demand_instruments and supply_instruments of a problem yourself."
+            )
         shifters = read_shifters(
             (supply_shifter_formulation, demand_shifter_formulation),
             (self.supply_shifter_formulation, self.demand_shifter_formulation),
@@ -198,13 +206,14 @@ def compute_optimal_instruments(
     check_choice("method", method, ("approximate", "normal", "empirical"))
     count, seed = read_draws(draws), read_seed("seed", seed)
     constant_costs = read_flag("constant_costs", constant_costs)
-    if results.moment_types:
-        raise NotImplementedError(
-            "Optimal instruments are those of moments in levels: they would not identify phi, nor be optimal for "
-            "innovations. Compute them from results with levels alone and phi fixed, or use lags of variables instead."
-        )
     data, errors = results.problem.data, _read_errors(results)
     _warn_of_covariance_moments(data)
+    if results.moment_types:
+        warnings.warn(
+            "Optimal instruments are those of moments in levels: zero for phi, and not optimal for innovations.",
+            IdentificationWarning,
+            stacklevel=3,
+        )
     prices, chosen = _read_prices(results, expected_prices, iteration)
     total = 1 if method == "approximate" else count
     bases = np.hstack([results.delta, results.tilde_costs]) - errors

@@ -43,6 +43,7 @@ class ProblemResults(Estimates, Outputs, MicroMethods, Picklable):
     theta (P,), parameters (Q, 1) : estimates; `theta_labels`, `parameter_labels` name them.
     sigma (K2, K2), pi (K2, D), beta (K1, 1) : estimates as matrices, and `sigma_squared` = sigma sigma'.
     sigma_se, sigma_squared_se, pi_se, beta_se : standard errors, NaN for fixed elements and before the last step.
+    phi, phi_se (1, 1) or (2, 2) : how xi, and omega, follow from their lags; without columns where there are none.
     parameter_covariances (Q, Q) : covariances of sqrt(N) times the estimation error.
     parameter_sensitivity (Q, MD) : sensitivity to moments (Andrews, Gentzkow and Shapiro 2017).
     delta, xi, xi_fe (N, 1) : mean utilities, structural errors, and fixed effects (with any that are absorbed).
@@ -247,7 +248,8 @@ class ProblemResults(Estimates, Outputs, MicroMethods, Picklable):
             although covariances are clustered by what is in several markets; for results of an initial update; and
             when costs were bounded and `costs_bounds` is missing.
         NotImplementedError
-            With covariance instruments, simulation error, or shares that were inverted by a method on the host.
+            With covariance instruments, simulation error, or shares that were inverted by a method on the host. With
+            moments of innovations, unless clusters have all periods of their products.
         StorageError, StudyError
             See `MonteCarlo.run`.
         """
@@ -322,7 +324,7 @@ class ProblemResults(Estimates, Outputs, MicroMethods, Picklable):
             When equilibrium prices were not found in some market for some draw, which the market's averages leave out.
             (PyBLP averages whatever prices its loop has reached.)
         IdentificationWarning
-            When there are covariance instruments, which are not optimised.
+            When there are covariance instruments, which are not optimised, or moments of innovations.
         """
         return compute_optimal_instruments(self, method, draws, seed, expected_prices, iteration, constant_costs)
 

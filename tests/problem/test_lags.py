@@ -14,7 +14,7 @@ import pytest
 
 import blpjax
 from blpjax import plots
-from blpjax.exceptions import ConvergenceWarning
+from blpjax.exceptions import ConvergenceWarning, IdentificationWarning
 from blpjax.inference import reestimation
 from blpjax.objective.moments import GMM
 from tests.support import lags
@@ -162,9 +162,12 @@ def test_samples_that_lack_lags_are_refused() -> None:
 
 
 def test_optimal_instruments_and_studies_are_refused() -> None:
-    with pytest.raises(NotImplementedError, match="would not identify phi, nor be optimal for innovations"):
-        estimated().compute_optimal_instruments()
     with quiet():
+        with pytest.warns(IdentificationWarning, match="in levels: zero for phi, and not optimal for innovations"):
+            found = estimated().compute_optimal_instruments()
+        assert found.demand_instruments.shape == (problem().N, 1) and not found.demand_instruments.any()
+        with pytest.raises(NotImplementedError, match="moments in levels, which do not identify phi. Compute"):
+            found.to_problem()
         levels = problem().solve(phi=0, method="1s", optimization=blpjax.Optimization("return"))
         assert levels.compute_optimal_instruments().to_problem().product_table.lag_indices is not None
     data = {"market_ids": [0, 0, 1, 1], "firm_ids": [0, 1, 0, 1], "lag_indices": [0, 1, 0, 1]}
