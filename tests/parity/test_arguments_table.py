@@ -128,15 +128,6 @@ def test_absent_names_say_so() -> None:
     assert not hasattr(blpjax, "Agents")
 
 
-@pytest.mark.parametrize("kind", ["ProblemResults", "SimulationResults"])
-@pytest.mark.parametrize("name", ["compute_micro_scores", "compute_agent_scores", "simulate_micro_data"])
-def test_methods_for_micro_data_say_that_they_are_absent(kind: str, name: str) -> None:
-    method = getattr(getattr(blpjax, kind), name)
-    given = [None] * (len(arguments(method)) + 1)
-    with pytest.raises(NotImplementedError, match=f"{name} is not supported yet. Use PyBLP"):
-        method(*given)
-
-
 # arguments and methods that no other test exercises
 
 
