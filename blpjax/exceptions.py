@@ -19,7 +19,8 @@ PyBLP's other names are absent, because they could never be raised:
 - ``...ReversionError``: what is reverted or punished is reported with the evaluation of the objective.
 - ``...InversionError``, ``...EigenvaluesError``, ``Invalid...CovariancesError``: singular matrices have pseudo-inverses
   with an `IdentificationWarning`, or results of NaN.
-- ``MicroMoments...``, ``MicroScores...``, ``SyntheticMicro...``: there are no micro moments.
+- ``MicroMoments...``, ``MicroScores...``, ``SyntheticMicro...``: an evaluation with micro moments that are not finite
+  fails, and says which these are; scores of choices without probability are NaN.
 """
 
 import enum

@@ -102,7 +102,7 @@ def survey_products(point: DemandPoint, survey: Survey, means: Float[Array, " pa
             assert survey.agents is not None and survey.choices is not None
             D = jnp.tensordot(survey.agents[:, :, i], survey.choices, 1)
         D = D.reshape(D.shape[0], -1)
-        s = cells(point, found, diversion, i).reshape(-1)
+        s = cells(*_one_agent(found, diversion, i), point.nests).reshape(-1)
         inside = jnp.abs(D[0]) > _NEGLIGIBLE * jnp.abs(D[0]).max()
         known = jnp.where(inside, D[0], 1.0)
         deviation = D[1:] - means[:, None] * D[:1]
@@ -113,18 +113,48 @@ def survey_products(point: DemandPoint, survey: Survey, means: Float[Array, " pa
     return found_products
 
 
-def cells(point: DemandPoint, found: Choices, diversion: Diversion | None, i: Array) -> Float[Array, " C"] | Array:
-    """Probabilities (C,) of one agent's choices, or (C, C) of first and second choices where there is a `diversion`."""
-    inside, outside = found.inside[:, i], found.outside[i]
+def cells(
+    found: Choices, diversion: Diversion | None, nests: Nests | None
+) -> Float[AnyArray, "*T I C"] | Float[AnyArray, "*T I C C"]:
+    """Probabilities of agents' choices, or of pairs of first and second choices where there is a `diversion`.
+
+    Those of pairs are meant where the second choice is neither the first one nor of its group.
+    """
+    xp = namespace(found.inside)
+    inside, outside = found.inside.swapaxes(-1, -2), found.outside[..., None]
+    alone = xp.concatenate([outside, inside], axis=-1)
     if diversion is None:
-        return jnp.concatenate([outside[None], inside])
-    alpha = diversion.alpha[:, i]
-    pairs = alpha[:, None] * inside[None]
-    if diversion.beta is not None:
-        assert point.nests is not None
-        pairs += diversion.beta[:, i, None] * _same_nest(point.nests) * inside[None]
-    first = jnp.concatenate([jnp.zeros(1), diversion.first[i] * inside])
-    return jnp.concatenate([first[None], jnp.concatenate([(outside * alpha)[:, None], pairs], axis=1)])
+        return alone
+    alpha = diversion.alpha.swapaxes(-1, -2)
+    pairs = xp.concatenate([diversion.first[..., None], alpha], axis=-1)[..., :, None] * alone[..., None, :]
+    if diversion.beta is None:
+        return pairs
+    assert nests is not None
+    within = diversion.beta.swapaxes(-1, -2)[..., :, None] * _same_nest(nests)[..., None, :, :] * inside[..., None, :]
+    top, left = xp.zeros_like(within[..., :1, :]), xp.zeros_like(pairs[..., :1])
+    return pairs + xp.concatenate([left, xp.concatenate([top, within], axis=-2)], axis=-1)
+
+
+def chosen(
+    found: Choices,
+    diversion: Diversion | None,
+    nests: Nests | None,
+    first: Int[Array, " I"],
+    second: Int[Array, " I"] | None,
+) -> Float[Array, " I"]:
+    """Probabilities of one choice of each agent, or of one pair, by places of which the outside good has the first."""
+    agents = jnp.arange(first.size)
+    alone = jnp.concatenate([found.outside[None], found.inside])
+    if diversion is None or second is None:
+        return alone[first, agents]
+    p = jnp.concatenate([diversion.first[None], diversion.alpha])[first, agents] * alone[second, agents]
+    if diversion.beta is None:
+        return p
+    assert nests is not None
+    both = (first > 0) & (second > 0)
+    j, k = jnp.maximum(first - 1, 0), jnp.maximum(second - 1, 0)
+    within = diversion.beta[j, agents] * _same_nest(nests)[j, k] * found.inside[k, agents]
+    return p + jnp.where(both, within, 0.0)
 
 
 def diversions(point: DemandPoint, found: Choices, groups: Int[AnyArray, "*T J"] | None) -> Diversion:
@@ -152,6 +182,15 @@ def diversions(point: DemandPoint, found: Choices, groups: Int[AnyArray, "*T J"]
     lost = xp.where(kept, -nest * xp.expm1((1.0 - rho) * logarithm), group)
     scale = part * _reciprocal(rest)
     return Diversion(scale * lost, xp.where(kept, scale * xp.expm1(-rho * logarithm), 0.0), first)
+
+
+def _one_agent(found: Choices, diversion: Diversion | None, i: Array) -> tuple[Choices, Diversion | None]:
+    inside, outside = found.inside[:, i, None], found.outside[i, None]
+    alone = Choices(inside, outside, None, outside)
+    if diversion is None:
+        return alone, None
+    beta = None if diversion.beta is None else diversion.beta[:, i, None]
+    return alone, Diversion(diversion.alpha[:, i, None], beta, diversion.first[i, None])
 
 
 def _reciprocal(values: AnyArray) -> AnyArray:

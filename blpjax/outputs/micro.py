@@ -1,28 +1,23 @@
-"""Micro data at the parameters of results: values of micro moments."""
+"""Micro data at the parameters of results: values of micro moments, scores, and simulated surveys."""
 
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import numpy as np
 
 from blpjax.economy.surveys import build_surveys
-from blpjax.inputs.micro import distinct_parts, read_micro_moments
+from blpjax.inputs.integration import Integration
+from blpjax.inputs.micro import MicroDataset, distinct_parts, read_micro_moments
+from blpjax.inputs.table_format import plain_value
 from blpjax.machine.compilation import filtered_program
-from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
-from blpjax.model.parameters import ParameterLayout
 from blpjax.model.surveys import Parts, part_values, survey_sums
 from blpjax.model.tastes import market_tastes
 from blpjax.objective.micro import host_values
 from blpjax.objective.programs import on_host
-
-
-class SurveySource(NamedTuple):
-    """What methods for micro data need of results: tables with formulas, products, the model, and its parameters."""
-
-    data: Formulated
-    products: np.recarray
-    model: Model
-    layout: ParameterLayout
+from blpjax.outputs import scores
+from blpjax.outputs.scores import SurveySource
+from blpjax.outputs.synthetic_surveys import simulate_survey
+from blpjax.values import read_seed
 
 
 class MicroMethods:
@@ -59,21 +54,121 @@ class MicroMethods:
             values = np.asarray(_compiled_values(model, surveys, Parts.of(parts)))
         return host_values(moments, values)
 
-    def compute_micro_scores(self, dataset: Any, micro_data: Any, integration: Any = None) -> NoReturn:
-        """Raise `NotImplementedError`."""
-        raise NotImplementedError(_explain_absence("compute_micro_scores"))
+    def compute_micro_scores(
+        self, dataset: MicroDataset, micro_data: Any, integration: Integration | None = None
+    ) -> list[np.ndarray]:
+        r"""Scores of respondents: derivatives of log probabilities of their choices in theta.
 
-    def compute_agent_scores(self, dataset: Any, micro_data: Any = None, integration: Any = None) -> NoReturn:
-        """Raise `NotImplementedError`."""
-        raise NotImplementedError(_explain_absence("compute_agent_scores"))
+        Mean utilities follow theta such that shares stay as they are. The probability of respondent n is
 
-    def simulate_micro_data(self, dataset: Any, seed: int | None = None) -> NoReturn:
-        """Raise `NotImplementedError`."""
-        raise NotImplementedError(_explain_absence("simulate_micro_data"))
+        .. math:: P_n = \frac{\sum_{i \in I_n} w_i w_{dij_n} s_{ij_n}}{\sum_t \sum_i \sum_j w_i w_{dij} s_{ij}},
 
+        in which the denominator sums over agents of the markets that occur in `micro_data`, as in PyBLP.
 
-def _explain_absence(name: str) -> str:
-    return f"{name} is not supported yet. Use PyBLP."
+        Parameters
+        ----------
+        dataset : the survey. Its `compute_weights` is called for the problem's agents and for all rows of a market.
+        micro_data : table with `market_ids`, `choice_indices`, which count columns of the dataset's weights (with the
+            outside good among these, it is zero), `second_choice_indices` for second choices, and what the agent
+            formulation and availability need. Without an `integration` also `micro_ids`, and `weights` and `nodes` of
+            perhaps several rows for each respondent.
+        integration : builds nodes and weights for each row, which is a respondent then.
+
+        Returns
+        -------
+        P arrays (n,), by respondent in the order in which they first appear. NaN where a choice has no probability.
+
+        Raises
+        ------
+        KeyError
+            When `micro_data` lack a column.
+        DataError, ValueError, TypeError
+            When something cannot be used.
+        NotImplementedError
+            When markets are spread over devices.
+        """
+        source = self._source_of_scores(dataset)
+        own = scores.markets_of(dataset, source.data, micro_data)
+        surveys = scores.survey_of(source, own)
+        rows = scores.read_rows(source, micro_data, integration, scores.choices_of(surveys, own))
+        found = []
+        for who, what in scores.scores(source, own, surveys, rows):
+            array = np.full(rows.respondents, np.nan)
+            array[np.concatenate(who)] = np.concatenate(what)
+            found.append(array)
+        return found
+
+    def compute_agent_scores(
+        self, dataset: MicroDataset, micro_data: Any = None, integration: Integration | None = None
+    ) -> list[dict[Any, np.ndarray]]:
+        """Scores of all choices of agents, see `compute_micro_scores`: values of optimal micro moments.
+
+        Parameters
+        ----------
+        dataset : the survey.
+        micro_data : respondents as in `compute_micro_scores`, without choices. By default the problem's agents in the
+            dataset's markets, with own nodes.
+        integration : builds nodes and weights that are integrated over, for each agent or row.
+
+        Returns
+        -------
+        P dictionaries from market IDs to arrays of the shape of the dataset's weights, in which respondents are in the
+        order in which they first appear. NaN where a choice has no probability, which `numpy.nan_to_num` makes zero.
+
+        Raises
+        ------
+        KeyError, DataError, ValueError, TypeError, NotImplementedError
+            See `compute_micro_scores`.
+        """
+        source = self._source_of_scores(dataset)
+        own = dataset if micro_data is None else scores.markets_of(dataset, source.data, micro_data)
+        surveys = scores.survey_of(source, own)
+        if micro_data is None:
+            rows = scores.own_agents(source, own, integration)
+        else:
+            rows = scores.read_rows(source, micro_data, integration, 0)
+            scores.choices_of(surveys, own)
+        ids = [plain_value(value) for value in np.unique(rows.table.market_ids)]
+        return [dict(zip(ids, what, strict=True)) for _, what in scores.scores(source, own, surveys, rows)]
+
+    def simulate_micro_data(self, dataset: MicroDataset, seed: int | None = None) -> np.recarray:
+        """Draw respondents of a survey, and their choices, from the model. Draws are those of PyBLP with the same seed.
+
+        (With `market_ids` PyBLP's are in another order in each process.)
+
+        Parameters
+        ----------
+        dataset : the survey, with as many respondents as it has observations.
+        seed : of `numpy.random.RandomState`.
+
+        Returns
+        -------
+        Structured array with fields (n, 1): `micro_ids`, `market_ids`, `agent_indices`, which count the agents of a
+        market, `choice_indices` and, for second choices, `second_choice_indices`, which count columns of the dataset's
+        weights.
+
+        Raises
+        ------
+        TypeError, ValueError, DataError, RuntimeError
+            When the dataset cannot be used, or probabilities of choices are negative.
+        NotImplementedError
+            When markets are spread over devices.
+        """
+        source = self._source_of_scores(dataset, tastes=False)
+        return simulate_survey(source, dataset, read_seed("seed", seed))
+
+    def _source_of_scores(self, dataset: MicroDataset, tastes: bool = True) -> SurveySource:
+        if not isinstance(dataset, MicroDataset):
+            raise TypeError(f"dataset must be a MicroDataset, not {type(dataset).__name__}.")
+        source = self.survey_source()
+        if tastes and source.data.K2 == 0:
+            raise ValueError("Scores need random coefficients, but X2 is not formulated.")
+        if source.model.economy.placement is not None:
+            raise NotImplementedError(
+                "Scores and simulated micro data are not supported where markets are spread over devices. Use results "
+                "of the problem without shard()."
+            )
+        return source
 
 
 def _values(model: Model, surveys: Any, parts: Parts) -> Any:

@@ -24,8 +24,9 @@ from blpjax.machine.pickling import Picklable
 from blpjax.model.model import Model
 from blpjax.objective.moments import lacks_influence
 from blpjax.outputs.labels import OutputTables
-from blpjax.outputs.micro import MicroMethods, SurveySource
+from blpjax.outputs.micro import MicroMethods
 from blpjax.outputs.outputs import Outputs
+from blpjax.outputs.scores import SurveySource
 from blpjax.problem.state import Step, read_step, step_state
 
 

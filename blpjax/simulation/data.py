@@ -22,7 +22,7 @@ from blpjax.inputs.tables import assign_node_columns, read_agents
 from blpjax.machine.placement import on_device
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
-from blpjax.model.parameters import Coefficients, ParameterLayout
+from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout
 from blpjax.model.starting_values import build_parameters
 
 Columns = dict[str, np.ndarray]
@@ -66,6 +66,12 @@ class Primitives(Formulated):
         nonzero = (np.asarray(self.coefficients.sigma) != 0).any(axis=0)
         nodes = assign_node_columns(economy.buckets[0].nodes.shape[2], nonzero)
         return ParameterLayout(*((),) * 9, tuple(np.flatnonzero(nonzero).tolist()), tuple(nodes.tolist()), self.form)
+
+    def layout_of_all(self) -> ParameterLayout:
+        """The same where all parameters that are not zero are elements of theta."""
+        blocks = {name: np.array(getattr(self.coefficients, name)) for name in BLOCKS}
+        found: Any = {name: tuple(map(tuple, np.argwhere(values).tolist())) for name, values in blocks.items()}
+        return self.layout_in(self.economy)._replace(**found)
 
     def model(self, delta: np.ndarray) -> Model:
         """The model at the simulated variables with mean utilities (N,)."""

@@ -17,8 +17,9 @@ from blpjax.machine.pickling import Picklable
 from blpjax.model.model import Model
 from blpjax.model.parameters import Transformation
 from blpjax.outputs.labels import OutputTables
-from blpjax.outputs.micro import MicroMethods, SurveySource
+from blpjax.outputs.micro import MicroMethods
 from blpjax.outputs.outputs import Outputs
+from blpjax.outputs.scores import SurveySource
 from blpjax.problem.problem import Problem
 from blpjax.simulation.data import Primitives, basic_instruments
 from blpjax.simulation.profit_conditions import FirmConditions
@@ -104,7 +105,7 @@ class SimulationResults(Outputs, MicroMethods, Picklable):
         none, table = np.zeros((known.N, 0)), self.output_tables.products
         matrices = records.ProductMatrices(X1, X2, X3, none, none, none, none, none)
         products = records.product_records(table, matrices, known.designs)
-        return SurveySource(known, products, self.model, known.layout_in(known.economy))
+        return SurveySource(known, products, self.model, known.layout_of_all())
 
     def build_agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
         """The simulation's economy with other agents."""

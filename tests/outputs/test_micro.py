@@ -9,7 +9,8 @@ import pyblp
 import pytest
 
 import blpjax
-from tests.support.problems import build, evaluate
+from blpjax.exceptions import DataError
+from tests.support.problems import build, evaluate, small_tables
 from tests.tolerances import FIXED_PARAMETERS
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -70,3 +71,195 @@ def test_large_models_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     on_host = estimated().compute_micro_values(moments(blpjax))
     monkeypatch.setattr("blpjax.model.model.HOST_PAIRS", 0)
     FIXED_PARAMETERS.check(estimated().compute_micro_values(moments(blpjax)), on_host)
+
+
+# scores and simulated surveys
+
+
+def survey(library: Any, second: bool = False, **kwargs: Any) -> Any:
+    if second:
+        return library.MicroDataset("s", 60, lambda t, p, a: np.ones((a.size, p.size, 1 + p.size)), **kwargs)
+
+    def weights(t: Any, products: Any, agents: Any) -> np.ndarray:
+        return np.outer(1 + agents.demographics[:, 0] ** 2, np.r_[0.3, np.ones(products.size)])
+
+    return library.MicroDataset("w", 60, weights, **kwargs)
+
+
+def answers(results: Any, second: bool = False) -> pd.DataFrame:
+    """People in some markets with their choices."""
+    source = results.simulation if hasattr(results, "simulation") else results.problem
+    markets = np.repeat(np.asarray(source.unique_market_ids)[[0, 2, 3]], [3, 2, 4])
+    rng = np.random.default_rng(5)
+    people = pd.DataFrame({"market_ids": markets, "income": rng.normal(size=9)})
+    people["choice_indices"] = np.arange(9) % 3 - (1 if second else 0)
+    people["choice_indices"] = people.choice_indices.clip(0)
+    people["second_choice_indices"] = (people.choice_indices + 2) % 3
+    people.loc[4, "second_choice_indices"] = 0
+    return people if second else people.drop(columns="second_choice_indices")
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("results", [estimated, simulated])
+def test_scores_are_those_of_pyblp(results: Any, second: bool) -> None:
+    found = []
+    for library in (blpjax, pyblp):
+        own, data = results(library), answers(results(library), second)
+        dataset, rule = survey(library, second), library.Integration("product", 2)
+        found.append((own.compute_micro_scores(dataset, data, rule), own.compute_agent_scores(dataset)))
+    (ours, all_ours), (theirs, all_theirs) = found
+    assert len(ours) == len(theirs) and len(all_ours) == len(all_theirs)
+    FIXED_PARAMETERS.check(np.array(ours), np.array(theirs))
+    for one, other in zip(all_ours, all_theirs, strict=True):
+        assert list(one) == sorted(other)
+        for t in one:
+            FIXED_PARAMETERS.check(one[t], other[t])
+
+
+def test_scores_are_derivatives_of_log_probabilities() -> None:
+    """Of the model's own micro values: the share of a dataset that is one choice of one agent."""
+    own = estimated()
+    t = own.problem.unique_market_ids[1]
+    dataset = blpjax.MicroDataset("d", 1, lambda t, p, a: np.ones((a.size, 1 + p.size)), market_ids=[t])
+
+    def one(t: Any, products: Any, agents: Any) -> np.ndarray:
+        return np.outer(np.arange(agents.size) == 1, np.arange(1 + products.size) == 2)
+
+    moment = blpjax.MicroMoment("m", 0, blpjax.MicroPart("p", dataset, one))
+    found = evaluate(own.problem, blpjax, micro_moments=[moment])
+    expected = -found.micro_by_theta_jacobian[0] / found.micro_values[0]
+    FIXED_PARAMETERS.check([score[t][1, 2] for score in own.compute_agent_scores(dataset)], expected)
+
+
+def test_scores_of_agents_have_mean_zero() -> None:
+    own = estimated()
+    dataset = survey(blpjax)
+    parts = [
+        blpjax.MicroPart(f"p{k}", dataset, lambda t, p, a, v=v: np.nan_to_num(v[t]))
+        for k, v in enumerate(own.compute_agent_scores(dataset))
+    ]
+    means = own.compute_micro_values([blpjax.MicroMoment(part.name, 0, part) for part in parts])
+    assert np.abs(means).max() < 1e-10
+
+
+def test_given_nodes_are_grouped_by_respondent_in_their_order() -> None:
+    """PyBLP sorts respondents, so that scores may belong to others than one thinks."""
+    own, data = estimated(), answers(estimated())
+    rng = np.random.default_rng(0)
+    rows = data.loc[data.index.repeat(3)].reset_index(drop=True)
+    names = np.array(["c", "a", "b", "i", "h", "d", "e", "g", "f"])
+    rows = rows.assign(micro_ids=names.repeat(3), weights=1 / 3, **{f"nodes{k}": rng.normal(size=27) for k in range(3)})
+    ours = np.array(own.compute_micro_scores(survey(blpjax), rows))
+    theirs = np.array(estimated(pyblp).compute_micro_scores(survey(pyblp), rows))
+    FIXED_PARAMETERS.check(ours[:, np.argsort(names)], theirs)
+    shuffled = np.array(own.compute_micro_scores(survey(blpjax), rows.iloc[::-1]))
+    FIXED_PARAMETERS.check(shuffled[:, ::-1], ours)
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("results", [estimated, simulated])
+def test_simulated_surveys_are_those_of_pyblp(results: Any, second: bool) -> None:
+    ours, theirs = (
+        results(library).simulate_micro_data(survey(library, second), seed=3) for library in (blpjax, pyblp)
+    )
+    assert ours.dtype.names == theirs.dtype.names and ours.shape == theirs.shape
+    for name in ours.dtype.names:
+        assert ours[name].dtype == theirs[name].dtype and (ours[name] == theirs[name]).all(), name
+
+
+def test_simulated_surveys_of_some_markets_are_in_sorted_order() -> None:
+    """In PyBLP they are in the order of a set, which differs between processes."""
+    ids = estimated().problem.unique_market_ids
+    some = [estimated().simulate_micro_data(survey(blpjax, market_ids=own), 0) for own in (ids[[4, 1]], ids[[1, 4]])]
+    assert (some[0] == some[1]).all() and set(some[0].market_ids[:, 0]) == set(ids[[1, 4]])
+
+
+def wrong(**changes: Any) -> pd.DataFrame:
+    data = answers(estimated())
+    for name, values in changes.items():
+        data = data.drop(columns=name) if values is None else data.assign(**{name: values})
+    return data
+
+
+RULE = blpjax.Integration("product", 2)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("data", "rule", "error", "message"),
+    [
+        (lambda: wrong(market_ids=None), RULE, KeyError, "micro_data must have market_ids"),
+        (lambda: wrong(choice_indices=None), RULE, KeyError, "micro_data must have choice_indices"),
+        (wrong, None, KeyError, "micro_data must have micro_ids without an integration"),
+        (lambda: wrong(micro_ids=range(9)), None, KeyError, "micro_data must have weights without an integration"),
+        (lambda: wrong(micro_ids=range(9), weights=1), None, KeyError, "must have nodes without an integration"),
+        (
+            lambda: wrong(micro_ids=range(9), weights=1.0, nodes0=0.5),
+            None,
+            DataError,
+            "node",
+        ),
+        (
+            lambda: wrong(micro_ids=[0, 0, 1, 2, 3, 4, 5, 6, 7], weights=1.0, nodes0=0.0, nodes1=0.0, nodes2=0.0),
+            None,
+            DataError,
+            "micro_data: choice_indices differ between the rows of the micro ID 0",
+        ),
+        (
+            lambda: wrong(micro_ids=[0, 1, 2, 0, 3, 4, 5, 6, 7], weights=1.0, nodes0=0.0, nodes1=0.0, nodes2=0.0),
+            None,
+            DataError,
+            "micro_data: market_ids differ between the rows of the micro ID 0",
+        ),
+        (lambda: wrong(market_ids="nowhere"), RULE, ValueError, "not among the markets of the micro dataset 'w': 'now"),
+        (
+            lambda: wrong(choice_indices=-1),
+            RULE,
+            DataError,
+            "micro_data: choice_indices in market .* must be from 0 to",
+        ),
+        (lambda: wrong(choice_indices=99), RULE, DataError, "which are the choices of the dataset's weights, not 99"),
+        (lambda: wrong(choice_indices=1.5), RULE, DataError, "micro_data: choice_indices must be integers"),
+        (lambda: wrong(choice_indices="a"), RULE, DataError, "micro_data: choice_indices must be integers"),
+        (lambda: wrong(income=np.nan), RULE, DataError, "micro_data cannot be used as agents: agent_data: column 'inc"),
+        (lambda: wrong(second_choice_indices=1), RULE, DataError, "the dataset is about first choices alone"),
+        (wrong, "product", TypeError, "integration must be None or an Integration, not str"),
+    ],
+)
+def test_micro_data_that_cannot_be_used_are_named(data: Any, rule: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        estimated().compute_micro_scores(survey(blpjax), data(), rule)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_has_no_scores_says_so() -> None:
+    with pytest.raises(TypeError, match="dataset must be a MicroDataset, not str"):
+        estimated().compute_agent_scores("d")
+    logit = blpjax.Problem(blpjax.Formulation("1 + prices"), small_tables()[0])
+    found = logit.solve(method="1s")
+    with pytest.raises(ValueError, match="Scores need random coefficients, but X2 is not formulated"):
+        found.compute_agent_scores(survey(blpjax))
+    names = {t: k for k, t in enumerate(estimated().problem.unique_market_ids)}
+    mixed = blpjax.MicroDataset(
+        "m", 1, lambda t, p, a: np.ones((a.size, p.size) if names[t] % 2 else (a.size, p.size, p.size))
+    )
+    with pytest.raises(NotImplementedError, match="Scores of the micro dataset 'm' are not supported, because it has"):
+        estimated().compute_agent_scores(mixed)
+    with pytest.raises(DataError, match="The weights for micro dataset 'z' in market .* are all zero"):
+        estimated().simulate_micro_data(blpjax.MicroDataset("z", 1, lambda t, p, a: np.zeros((a.size, p.size))))
+
+
+def test_micro_data_need_no_random_coefficients() -> None:
+    """The outside good and products are chosen by a single agent."""
+    logit = [
+        library.Problem(library.Formulation("1 + prices"), small_tables()[0]).solve(method="1s")
+        for library in (blpjax, pyblp)
+    ]
+    moments, data = [], []
+    for library, found in zip((blpjax, pyblp), logit, strict=True):
+        dataset = library.MicroDataset("d", 40, lambda t, p, a: np.ones((a.size, 1 + p.size, p.size)))
+        part = library.MicroPart("p", dataset, lambda t, p, a: np.tile(p.prices[:, 0], (a.size, 1 + p.size, 1)))
+        moments.append(found.compute_micro_values([library.MicroMoment("m", 0, part)]))
+        data.append(found.simulate_micro_data(dataset, 0).second_choice_indices)
+    FIXED_PARAMETERS.check(*moments)
+    assert (data[0] == data[1]).all()

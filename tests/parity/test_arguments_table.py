@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyblp
-import pytest
 
 import blpjax
 from tests.support import joint
@@ -124,18 +123,6 @@ def test_positional_arguments_have_the_places_of_pyblps() -> None:
     for kind, method in [*((kind, "__init__") for kind in CONFIGURED), ("Problem", "solve")]:
         theirs, ours = (arguments(getattr(getattr(library, kind), method)) for library in (pyblp, blpjax))
         assert ours[: len(theirs)] == theirs, (kind, method)
-
-
-# what is absent
-
-
-@pytest.mark.parametrize("kind", ["ProblemResults", "SimulationResults"])
-@pytest.mark.parametrize("name", ["compute_micro_scores", "compute_agent_scores", "simulate_micro_data"])
-def test_methods_for_micro_data_say_that_they_are_absent(kind: str, name: str) -> None:
-    method = getattr(getattr(blpjax, kind), name)
-    given = [None] * (len(arguments(method)) + 1)
-    with pytest.raises(NotImplementedError, match=f"{name} is not supported yet. Use PyBLP"):
-        method(*given)
 
 
 # arguments and methods that no other test exercises
