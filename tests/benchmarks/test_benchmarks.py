@@ -124,6 +124,7 @@ def test_outputs_are_compared_relative_to_their_largest_element() -> None:
 # --- cases ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nevo_rows_reach_the_optimum() -> None:
     verbose = blpjax.options.verbose
     rows = list(estimation.nevo_rows(TINY))

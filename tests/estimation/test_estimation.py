@@ -149,6 +149,7 @@ def gauss_newton(
     return theta, False
 
 
+@pytest.mark.slow
 def test_a_custom_grid_search_reaches_the_same_optimum(problem: blpjax.Problem, results: blpjax.ProblemResults) -> None:
     searched = problem.solve(
         SIGMA, PI, method="1s", optimization=blpjax.Optimization(search_grid, {"zooms": 24}, compute_gradient=False)

@@ -361,6 +361,7 @@ def _only_prices(beta: np.ndarray, given: list[float | None]) -> list[float | No
     return [None if before is None else after for before, after in zip(given, beta[:, 0], strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("costs_type", ["linear", "log"])
 def test_true_parameters_are_within_sampling_error(costs_type: str) -> None:
     products, agents = joint.tables(5, costs_type, markets=120)

@@ -167,6 +167,7 @@ def test_estimates_do_not_depend_on_how_derivatives_are_computed(
         np.testing.assert_allclose(getattr(found, name), getattr(results, name), rtol=3e-5, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_default_optimiser_lives_with_errors_of_differences() -> None:
     other = problems.build(blpjax)
     with quiet():

@@ -48,6 +48,7 @@ def test_starts_lead_where_solve_does(problem: Any, results: Any) -> None:
     assert (table["start: sigma x x x"] == POINTS[:, 0]).all() and list(table["start"]) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_l_bfgs_runs_in_lanes_too(problem: Any, results: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multistart, "_run_in_turn", None)
     chosen = blpjax.Optimization("optax-l-bfgs", {"gtol": 1e-8})

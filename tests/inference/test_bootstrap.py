@@ -172,6 +172,7 @@ def test_chunks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     FIXED_PARAMETERS.check(parts.compute_costs(), costs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["linear costs", "demand alone"])
 def test_standard_deviations_are_those_of_the_delta_method_with_xi_held(case: str) -> None:
     """With precise parameters: their errors of a thousandth leave outputs linear, and the rest is sampling error."""

@@ -112,6 +112,7 @@ def test_as_many_characteristics_as_effects_explain_them() -> None:
     assert found.r_squared == pytest.approx(1) and np.isnan(float(found.test.p_value))
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_spread_of_estimates() -> None:
     """Tastes for characteristics in 300 simulated logit economies without unobserved quality."""
     rng = np.random.default_rng(0)

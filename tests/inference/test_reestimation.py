@@ -107,6 +107,7 @@ def found(results: Any) -> Any:
     return results.reestimate(draws=6, batch_size=6)
 
 
+@pytest.mark.slow
 def test_recentred_moments_hold_in_the_full_sample(results: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sample with every market once gives the estimates back, at moments of zero, in both steps."""
     monkeypatch.setattr(reestimation, "draw_weights", lambda key, draws, units, n: jnp.ones((draws.size, units.size)))

@@ -258,6 +258,7 @@ def test_derivatives_of_prices_are_those_of_resolved_equilibria(demand: Any, cos
         CENTRAL_DIFFERENCE.check(second(values, direction), difference, "second")
 
 
+@pytest.mark.slow
 def test_reverse_mode_agrees_with_forward_mode_in_both_orders() -> None:
     f = arrays(firms(11))
     solve = solver(in_logarithms, returns_to_scale)

@@ -147,6 +147,7 @@ def test_orders_of_rows_and_names_of_ids_change_nothing(seed: int, size: float, 
     np.testing.assert_allclose(means[1], means[0][[1, 2, 0]], rtol=1e-8)
 
 
+@pytest.mark.slow
 @few
 @given(seeds, sizes, nesting, st.floats(0.1, 0.9))
 def test_splitting_agents_changes_nothing(seed: int, size: float, rho: float, part: float) -> None:

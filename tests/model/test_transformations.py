@@ -53,6 +53,7 @@ def test_shares_are_those_of_transformed_coefficients(simulated: Any) -> None:
     ROUNDING.check(simulated.compute_shares()[one, 0], (e / (1 + e.sum(axis=0))) @ agents.weights[people, 0])
 
 
+@pytest.mark.slow
 def test_estimation_knows_the_parameters_of_transformations(simulated: Any) -> None:
     problem = simulated.to_problem()
     assert problem.rc_types == [KIND, "linear"]

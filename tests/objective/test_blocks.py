@@ -137,6 +137,7 @@ def test_moments_of_another_sample_are_weighted_by_its_variance() -> None:
     assert abs(markup(found) - value) < abs(markup(without()) - value) / 2
 
 
+@pytest.mark.slow
 def test_starts_and_differences_see_blocks() -> None:
     block = mean_markup(markup(without()) + 0.01)
     options = {"method": "1s", "check_optimality": "gradient", "moment_blocks": [block]}

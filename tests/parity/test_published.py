@@ -188,6 +188,7 @@ def test_tutorial_with_demographics_as_printed(unbounded: blpjax.ProblemResults)
     )
 
 
+@pytest.mark.slow
 def test_restricting_a_parameter_as_printed(nevo: blpjax.Problem) -> None:
     restricted = PI.copy()
     restricted[1, 1] = 0
@@ -457,6 +458,7 @@ def test_unrestricted_covariances_as_printed(monte_carlo: blpjax.Problem) -> Non
     check_same_optimum(results, reference("tutorial_mc"))
 
 
+@pytest.mark.slow
 def test_unrestricted_covariances_with_default_bounds(monte_carlo: blpjax.Problem) -> None:
     """PyBLP's polished optimum without bounds has a positive diagonal."""
     results = monte_carlo.solve(sigma=np.ones((4, 4)))

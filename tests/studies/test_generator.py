@@ -89,6 +89,7 @@ def table() -> Any:
     return study().run(4, batch_size=4).table
 
 
+@pytest.mark.slow
 def test_replications_are_those_of_problems_with_their_data() -> None:
     """Default instruments are built from what was drawn."""
     made, known = study(), simulation().primitives

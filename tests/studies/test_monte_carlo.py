@@ -52,6 +52,7 @@ def test_replications_are_estimated_as_by_solve(case: Any) -> None:
         np.testing.assert_allclose(mine["standard_error"], errors, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_both_optimisers_give_the_same_table(case: Any) -> None:
     made, results = case
     starts = {"beta": None} if made.problem.K3 == 0 else {}
