@@ -159,6 +159,18 @@ def test_derivatives_are_those_of_differences(supply: bool, random: bool) -> Non
         CENTRAL_DIFFERENCE.check((gradient(up) - gradient(down)) / (2 * step), results.hessian[p])
 
 
+def test_functions_can_be_mapped() -> None:
+    """As lanes are on GPUs: linear steps at many phis at a time."""
+    given = {k: v for k, v in lags.arguments(blpjax, "all", FIRMS, LOGIT).items() if k in ("phi", "beta")}
+    types = dict(zip(("demand_moment_types", "supply_moment_types"), lags.TYPES["all"], strict=True))
+    functions = problem().functions(**given, **types)
+    points = functions.theta[None, :] + np.linspace(-0.2, 0.2, 3)[:, None]
+    both = jax.vmap(jax.value_and_grad(functions.objective))(points)
+    for k, point in enumerate(points):
+        ROUNDING.check(both[0][k], functions.objective(point))
+        LINEAR_ALGEBRA.check(both[1][k], jax.grad(functions.objective)(point))
+
+
 def test_finite_differences_and_the_initial_update_know_types() -> None:
     exact, rough = solve("stacked"), solve("stacked", finite_differences=True)
     np.testing.assert_allclose(rough.gradient, exact.gradient, rtol=1e-4, atol=1e-4 * np.abs(exact.gradient).max())
