@@ -71,7 +71,11 @@ def solve(formula: str = FORMULA, *, data: Any = None, nests: bool = True, **opt
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"costs_type": "log", "nests": False, "costs_bounds": (0.1, 3.0)}])
+@pytest.mark.parametrize(
+    "options",
+    [{"costs_type": "log", "nests": False, "costs_bounds": (0.1, 3.0)}, pytest.param({}, marks=pytest.mark.slow)],
+    ids=["log costs", "nests"],
+)
 def test_coarse_objectives_have_the_same_numbers(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     found = solve(**options)
     monkeypatch.setattr(coarse, "SMALL", 0)
