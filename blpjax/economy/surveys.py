@@ -183,6 +183,7 @@ def _ask(markets: Markets, dataset: MicroDataset, parts: Sequence[MicroPart], t:
             if values is not None:
                 numbers = weigh_values(parts[r - 1], market_id, numbers, values[some])
             factors.add(r, some, numbers if keep is None else numbers * keep)
+        del values  # before the next ones are computed
     return factors.expand(J, offsets, groups)
 
 
@@ -204,7 +205,8 @@ class _Factors:
             self.dense[r, some] = flat
             return
         self.scale[r] = max(self.scale[r], np.abs(flat).max(initial=0.0))
-        rest = flat - (flat @ self.b.T) @ self.b
+        a = flat @ self.b.T
+        rest = flat - a @ self.b
         while True:
             sizes = np.abs(rest).max(axis=1, initial=0.0)
             if sizes.max(initial=0.0) <= _PRECISION * self.scale[r]:
@@ -219,7 +221,7 @@ class _Factors:
             self.b = np.concatenate([self.b, new[None]])
             rest = rest - (rest @ new)[:, None] * new
         self._widen()
-        self.a[r, some] = flat @ self.b.T
+        self.a[r, some] = a if a.shape[1] == len(self.b) else flat @ self.b.T
 
     def _widen(self) -> None:
         missing = len(self.b) - self.a.shape[2]

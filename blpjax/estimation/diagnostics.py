@@ -11,8 +11,9 @@ from blpjax.estimation.step import StepContext, StepResult
 from blpjax.exceptions import ConvergenceWarning, IdentificationError, IdentificationWarning
 from blpjax.inputs.identification import find_collinearity
 from blpjax.objective import iv
+from blpjax.objective.blocks import SampleMoments
 from blpjax.objective.inference import CovarianceTypes
-from blpjax.objective.moments import lacks_influence
+from blpjax.objective.moments import NEGLIGIBLE, lacks_influence
 from blpjax.reporting import report
 
 
@@ -68,7 +69,8 @@ def warn_of_singularity(
             IdentificationWarning,
             stacklevel=3,
         )
-    lacking = lacks_influence(result.outcome.evaluation, result.theta, context.objective.model.layout)
+    evaluation, layout = result.outcome.evaluation, context.objective.model.layout
+    lacking = lacks_influence(evaluation, result.theta, layout) & ~_moves_samples(result, context)
     if lacking.any():
         vanishing = ", ".join(repr(label) for label, lacks in zip(theta_labels, lacking, strict=True) if lacks)
         warnings.warn(
@@ -85,6 +87,14 @@ def warn_of_singularity(
             IdentificationWarning,
             stacklevel=3,
         )
+
+
+def _moves_samples(result: StepResult, context: StepContext) -> np.ndarray:
+    """(P,) whether moments of other samples than that of products depend on an element of theta."""
+    size = sum(block.size for block in context.objective.data.more if isinstance(block, SampleMoments))
+    rows = np.asarray(result.summary.moments_jacobian)[len(context.moment_labels) - size :, : result.theta.size]
+    moved: np.ndarray = (np.abs(rows) * np.maximum(np.abs(result.theta), 1.0)).max(axis=0, initial=0.0) >= NEGLIGIBLE
+    return moved
 
 
 def _refuse_pseudo_inverses(result: StepResult, moments: int) -> None:

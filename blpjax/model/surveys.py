@@ -16,6 +16,7 @@ from blpjax.kernels import micro
 from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.micro import Survey
+from blpjax.machine.compilation import filtered_program
 from blpjax.model.tastes import MarketTastes, demand_point
 
 
@@ -59,6 +60,23 @@ def part_values(sums: Sequence[Float[AnyArray, " _"]], parts: Parts) -> Float[An
     """Means of parts, from the sums of their datasets."""
     xp = namespace(*sums)
     return xp.concatenate([rows[1:] / rows[0] for rows in sums])[np.array(parts.places)]
+
+
+def compute_part_values(
+    surveys: Surveys, parts: Parts, economy: Economy, tastes: MarketTastes, delta: Float[AnyArray, " N"]
+) -> Float[AnyArray, " PM"]:
+    """Means of parts: by a program, or with NumPy where all arrays are on the host."""
+    if not economy.on_host:
+        return _compiled_values(surveys, parts, economy, tastes, delta)
+    with np.errstate(all="ignore"):
+        return part_values(survey_sums(surveys, parts, economy, tastes, delta), parts)
+
+
+@filtered_program(effort=1)
+def _compiled_values(
+    surveys: Surveys, parts: Parts, economy: Economy, tastes: MarketTastes, delta: Float[AnyArray, " N"]
+) -> Float[Array, " PM"]:
+    return part_values(survey_sums(surveys, parts, economy, tastes, delta), parts)
 
 
 def part_covariances(

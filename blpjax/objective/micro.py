@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from blpjax.economy.buckets import Economy
 from blpjax.economy.surveys import Surveys
 from blpjax.inputs.micro import MicroMoment, distinct_datasets, distinct_parts
+from blpjax.machine.placement import Placement
 from blpjax.model.parameters import ParameterLayout
 from blpjax.model.surveys import Parts, part_covariances, part_values, survey_sums
 from blpjax.model.tastes import MarketTastes, market_tastes
@@ -94,13 +95,18 @@ class MicroMoments(SampleMoments):
 
 
 def build_micro_moments(
-    moments: Sequence[MicroMoment], surveys: Surveys, layout: ParameterLayout, sample: np.ndarray | None
+    moments: Sequence[MicroMoment],
+    surveys: Surveys,
+    layout: ParameterLayout,
+    sample: np.ndarray | None,
+    placement: Placement | None,
 ) -> MicroMoments:
     """The block of some moments, whose parts the surveys are about.
 
     Parameters
     ----------
     sample : (MM, MM) checked covariances in place of those of the model, or None.
+    placement : devices that markets are spread over, or None.
 
     Raises
     ------
@@ -109,11 +115,12 @@ def build_micro_moments(
     """
     parts = distinct_parts(moments)
     observations = [float(dataset.observations) for dataset in distinct_datasets(parts)]
+    put = jax.device_put if placement is None else placement.repeat
     return MicroMoments(
         surveys=surveys,
-        observed=jax.device_put(np.array([moment.value for moment in moments])),
-        observations=jax.device_put(np.array(observations)),
-        sample=None if sample is None else jax.device_put(sample),
+        observed=put(np.array([moment.value for moment in moments])),
+        observations=put(np.array(observations)),
+        sample=None if sample is None else put(sample),
         functions=moment_functions(moments),
         parts=Parts.of(parts),
         layout=layout,

@@ -8,9 +8,7 @@ from blpjax.economy.surveys import build_surveys
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.micro import MicroDataset, distinct_parts, read_micro_moments
 from blpjax.inputs.table_format import plain_value
-from blpjax.machine.compilation import filtered_program
-from blpjax.model.model import Model
-from blpjax.model.surveys import Parts, part_values, survey_sums
+from blpjax.model.surveys import Parts, compute_part_values
 from blpjax.model.tastes import market_tastes
 from blpjax.objective.micro import host_values
 from blpjax.objective.programs import on_host
@@ -47,12 +45,13 @@ class MicroMethods:
         markets = source.data.survey_markets(source.products, source.data.agents_in_economy, source.layout)
         surveys = build_surveys(markets, source.model.economy, parts)
         model = source.model.on_host()
-        if model.economy.on_host:
-            with np.errstate(all="ignore"):
-                values = _values(model, on_host(surveys), Parts.of(parts))
-        else:
-            values = np.asarray(_compiled_values(model, surveys, Parts.of(parts)))
-        return host_values(moments, values)
+        # the economy of a simulation has characteristics at the prices that were there before
+        economy = model.economy.with_products(model.shares, model.characteristics.evaluate({})[1])
+        surveys = on_host(surveys) if economy.on_host else surveys
+        tastes = market_tastes(model.coefficients, model.layout)
+        return host_values(
+            moments, np.asarray(compute_part_values(surveys, Parts.of(parts), economy, tastes, model.delta))
+        )
 
     def compute_micro_scores(
         self, dataset: MicroDataset, micro_data: Any, integration: Integration | None = None
@@ -169,13 +168,3 @@ class MicroMethods:
                 "of the problem without shard()."
             )
         return source
-
-
-def _values(model: Model, surveys: Any, parts: Parts) -> Any:
-    # the economy of a simulation has characteristics at the prices that were there before
-    economy = model.economy.with_products(model.shares, model.characteristics.evaluate({})[1])
-    tastes = market_tastes(model.coefficients, model.layout)
-    return part_values(survey_sums(surveys, parts, economy, tastes, model.delta), parts)
-
-
-_compiled_values = filtered_program(effort=1)(_values)

@@ -14,7 +14,7 @@ from blpjax.exceptions import IdentificationError, IdentificationWarning
 from blpjax.inputs.arguments import read_numbers
 from blpjax.inputs.micro import MicroMoment, MicroPart, distinct_datasets, distinct_parts, read_micro_moments
 from blpjax.model.parameters import ParameterLayout, Parameters
-from blpjax.model.surveys import part_values, survey_sums
+from blpjax.model.surveys import compute_part_values
 from blpjax.model.tastes import market_tastes
 from blpjax.objective import iv
 from blpjax.objective.micro import MicroMoments, build_micro_moments, check_gradients
@@ -96,15 +96,12 @@ def read_micro(data: ProblemData, micro_moments: Any, sample_covariances: Any, p
     surveys = build_surveys(markets, data.economy, parts)
     if options.detect_micro_collinearity:
         _warn_of_collinearity(surveys, parts)
-    block = build_micro_moments(moments, surveys, layout, sample)
-    if data.placement is None:
-        coefficients = parameters.at(parameters.theta)
-        delta = data.closed_form_delta(np.asarray(coefficients.rho))
-        economy, here = on_host((data.economy, surveys))
-        tastes = market_tastes(coefficients, layout)
-        with np.errstate(all="ignore"):
-            values = part_values(survey_sums(here, block.parts, economy, tastes, delta), block.parts)
-        check_gradients(moments, values)
+    block = build_micro_moments(moments, surveys, layout, sample, data.placement)
+    coefficients = parameters.at(parameters.theta)
+    delta, tastes = data.closed_form_delta(np.asarray(coefficients.rho)), market_tastes(coefficients, layout)
+    here = (surveys, data.economy) if data.placement is not None else on_host((surveys, data.economy))
+    values = compute_part_values(here[0], block.parts, here[1], tastes, delta)
+    check_gradients(moments, np.asarray(values))
     found = MicroSetup((block,), micro_lines(moments), tuple(moments))
     if options.verbose:
         options.output(f"\n{micro_table(found.lines)}")

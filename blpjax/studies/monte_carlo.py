@@ -391,6 +391,11 @@ def _read_parameters(
     simulation: Simulation, problem: Problem, given: dict[str, Any], bounds: dict[str, Any]
 ) -> Parameters:
     """Starting values, which are the true ones where none are given and both models have the same parameters."""
+    if "micro_moments" in given:
+        raise NotImplementedError(
+            "micro_moments are not supported in Monte Carlo studies. Simulate and estimate one replication after the "
+            "other: Simulation(..., seed=...).replace_endogenous().to_problem().solve(micro_moments=...)."
+        )
     if unknown := sorted({*given, *bounds} - set(BLOCKS)):
         raise ValueError(f"{', '.join(unknown)} are no parameters. There are {', '.join(BLOCKS)}.")
     true = simulation.primitives.coefficients

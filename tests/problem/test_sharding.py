@@ -21,12 +21,12 @@ from blpjax.economy.sharding import shard_economy
 from blpjax.machine.placement import Placement, build_placement
 from blpjax.studies.monte_carlo import MonteCarlo
 from tests.support import joint
-from tests.support.sharded_problem import ATTRIBUTES
+from tests.support.sharded_problem import ATTRIBUTES, MICRO
 from tests.support.study_design import MOMENTS, F, design
 from tests.tolerances import SHARDED
 
 PROGRAM = Path(__file__).parents[1] / "support" / "sharded_problem.py"
-OUTPUTS = (*ATTRIBUTES, "elasticities", "elasticities_of_one_market", "prices", "surpluses")
+OUTPUTS = (*ATTRIBUTES, *MICRO, "micro_again", "elasticities", "elasticities_of_one_market", "prices", "surpluses")
 DEMAND = joint.Model(X3=None, demographics=None)
 
 

@@ -36,6 +36,9 @@ ATTRIBUTES = (
 )
 
 
+#: Those of micro moments.
+MICRO = ("micro", "micro_covariances", "micro_by_theta_jacobian", "gradient")
+
 STARTS: dict[str, Any] = {"sigma": np.diag([0.4, 0.6]), "pi": [[0.3], [0.0]], "beta": [None, -2.0, None, None]}
 
 
@@ -58,6 +61,17 @@ def solve(problem: Any, products: Any) -> tuple[Any, dict[str, np.ndarray]]:
         "prices": results.compute_prices(merged),
         "surpluses": results.compute_consumer_surpluses(),
     }
+    some = blpjax.MicroDataset("some", 100, lambda t, p, a: np.ones((a.size, p.size, 1 + p.size)), market_ids=["m002"])
+    parts = [
+        blpjax.MicroPart("x", some, lambda t, p, a: np.tile(p.X2[:, :1], (a.size, 1, 1 + p.size))),
+        blpjax.MicroPart(
+            "same", some, lambda t, p, a: np.tile(p.firm_ids == np.c_[p.firm_ids.T, [[-1]]], (a.size, 1, 1))
+        ),
+    ]
+    moments = [blpjax.MicroMoment("m", 0.2, parts, lambda v: v[0] * v[1], lambda v: v[::-1])]
+    options = {"optimization": blpjax.Optimization("return"), "check_optimality": "gradient", "micro_moments": moments}
+    micro = problem.solve(**STARTS, method="1s", **options)
+    found |= {name: getattr(micro, name) for name in MICRO} | {"micro_again": micro.compute_micro_values(moments)}
     return results, found
 
 
