@@ -158,14 +158,14 @@ class Estimates:
 
     def _set_absent(self) -> None:
         """Attributes of PyBLP's results for what is not there: perhaps simulation error."""
-        M = len(self.W)
+        M = len(self.moments)
         simulation = self._result.summary.simulation_covariances
         self.simulation_covariances = np.zeros((M, M)) if simulation is None else np.asarray(simulation)
 
     def _set_micro(self) -> None:
         """What there is to say of micro moments, which are the last ones."""
         observed = np.array([line.observed for line in self._options.micro if line.first])
-        last = slice(len(self.W) - observed.size, None)
+        last = slice(len(self.moments) - observed.size, None)
         self.micro = self.moments[last]
         self.micro_values = observed[:, None] - self.micro
         sampling = self.moments_covariances - self.simulation_covariances
