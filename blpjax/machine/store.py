@@ -38,6 +38,9 @@ _MAGIC = b"blpjax program 1\n"
 #: Functions and classes of these packages are known by name: their code changes with versions that names of files have.
 _KNOWN = ("blpjax", "builtins", "collections", "equinox", "functools", "jax", "jaxlib", "numpy", "operator")
 
+#: What `jax.jit` returns.
+_JITTED = type(jax.jit(len))
+
 
 class NotStorableError(Exception):
     """Something that a program depends on has no description that means the same in another process."""
@@ -61,6 +64,10 @@ class _Describer(pickle.Pickler):
                 raise NotStorableError(f"{value.__module__}.{value.__qualname__}")
         elif isinstance(value, PyTreeDef):
             return _tree, _parts(value)
+        elif isinstance(value, _JITTED):
+            if str(value.__module__).partition(".")[0] not in _KNOWN:
+                raise NotStorableError(f"{value.__module__}.{value.__qualname__}")
+            return value.__qualname__  # by name, such as `jax.nn.sigmoid`
         elif isinstance(value, jax.Array):
             raise NotStorableError(type(value).__name__)
         elif getattr(sys.modules.get(type(value).__module__), "MISSING", None) is value:
