@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 #: Estimates with nothing compiled before. An interrupt that was lost, or came too late, leaves the process sleeping.
 SCRIPT = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import blpjax
 from tests.support.problems import FORMULAS, PI, SIGMA, small_tables
 products, agents = small_tables()
@@ -34,6 +36,14 @@ print("solved", results.converged, flush=True)
 if results.converged:
     time.sleep(300)
 """
+
+
+@pytest.fixture(autouse=True)
+def _interrupts_are_heard() -> Iterator[None]:
+    """Programs that shells start in the background ignore interrupts, and so does what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt(directory: Path, model: str, seconds: float) -> None:
