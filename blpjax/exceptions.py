@@ -24,6 +24,7 @@ PyBLP's other names are absent, because they could never be raised:
 """
 
 import enum
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -123,12 +124,21 @@ class UnusedOptionWarning(UserWarning):
     """An option of a valid script has no effect on this problem, or in this library."""
 
 
-def warn_unused(option: str, reason: str, *, stacklevel: int) -> None:
-    """Warn that an option has no effect, and why: nothing is accepted and ignored silently.
+#: Warnings point at the first line that is not in these packages: that of the user's program.
+_LIBRARIES = ("blpjax", "beartype", "contextlib", "equinox", "functools", "jax", "jaxtyping")
 
-    `stacklevel` is that of `warnings.warn`: one for this function, one more for each caller up to the user's.
-    """
-    warnings.warn(f"{option} has no effect: {reason}", UnusedOptionWarning, stacklevel=stacklevel)
+
+def warn_user(text: str, category: type[Warning]) -> None:
+    """Warn at the line of the user's program that called the library, however deep in it this is called."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in _LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, category, stacklevel=level)
+
+
+def warn_unused(option: str, reason: str) -> None:
+    """Warn that an option has no effect, and why: nothing is accepted and ignored silently."""
+    warn_user(f"{option} has no effect: {reason}", UnusedOptionWarning)
 
 
 class Status(enum.IntEnum):
@@ -210,18 +220,17 @@ def raise_for_status(
     kind: type[ConvergenceError] = ConvergenceError,
     *,
     note: str = "",
-    stacklevel: int = 3,
 ) -> None:
     """Turn failed status codes into one error of a `kind`, or one `ConvergenceWarning` when `warn` is true.
 
-    A `note` is a sentence that follows. `stacklevel` is that of `warnings.warn`.
+    A `note` is a sentence that follows.
     """
     message = describe_status(codes, market_ids, residuals)
     if not message:
         return
     text = f"{action} {message}." + (f" {note}" if note else "")
     if warn:
-        warnings.warn(text, ConvergenceWarning, stacklevel=stacklevel)
+        warn_user(text, ConvergenceWarning)
     else:
         raise kind(text)
 

@@ -214,7 +214,6 @@ def _check_method(method: object, compute_jacobian: bool, universal_display: boo
             f"universal_display of Iteration('{method}')",
             "its loops run inside compiled programs, which print nothing. Counters and residuals of every market are "
             "attributes of the results. Methods that run on the host, such as Iteration('lm'), display their progress.",
-            stacklevel=4,
         )
 
 

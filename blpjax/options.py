@@ -211,7 +211,7 @@ def _check_unused(name: str, value: object) -> None:
     if not of_kind or not isinstance(value, bool | np.bool_ | numbers.Real | Mapping):
         raise TypeError(f"options.{name} must be something like {default!r}, not {value!r}.")
     if isinstance(value, Mapping) or value != default:
-        warn_unused(f"options.{name}", reason, stacklevel=4)
+        warn_unused(f"options.{name}", reason)
 
 
 def _suggest(name: str) -> str:

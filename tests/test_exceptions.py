@@ -7,18 +7,22 @@ import numpy as np
 import pyblp
 import pytest
 
-from blpjax import exceptions
+from blpjax import Formulation, Iteration, Problem, exceptions
 from blpjax.exceptions import (
     BLPError,
     ConvergenceError,
     ConvergenceWarning,
     DataError,
+    DataWarning,
     IdentificationError,
     Status,
+    UnusedOptionWarning,
     describe_status,
     raise_for_status,
     succeeded,
 )
+from tests.support.problems import small_tables
+from tests.support.silence import silent
 
 IDS = [f"C{t:02d}" for t in range(12)]
 
@@ -102,3 +106,12 @@ def test_failures_raise_or_warn() -> None:
         raise_for_status(np.array([4]), IDS[:1], "Inverting shares", warn=True)
     with pytest.warns(ConvergenceWarning, match=r"of 1 markets: 'C00'\. Results are NaN there\.$"):
         raise_for_status(np.array([4]), IDS[:1], "Inverting shares", warn=True, note="Results are NaN there.")
+
+
+def test_warnings_point_at_the_users_line() -> None:
+    products = small_tables()[0].assign(demand_instrument0=0.5)
+    with silent(), pytest.warns(DataWarning, match="demand_instrument0") as caught:
+        Problem(Formulation("1 + prices"), products)
+    with pytest.warns(UnusedOptionWarning) as unused:
+        Iteration("simple", universal_display=True)
+    assert {warning.filename for warning in (*caught, *unused)} == {__file__}

@@ -1,6 +1,5 @@
 """What is said about a GMM step when it is done: whether it converged, and whether singular matrices spoil it."""
 
-import warnings
 from collections.abc import Sequence
 
 import jax
@@ -8,7 +7,7 @@ import numpy as np
 
 from blpjax import options
 from blpjax.estimation.step import StepContext, StepResult
-from blpjax.exceptions import ConvergenceWarning, IdentificationError, IdentificationWarning
+from blpjax.exceptions import ConvergenceWarning, IdentificationError, IdentificationWarning, warn_user
 from blpjax.inputs.identification import find_collinearity
 from blpjax.objective import iv
 from blpjax.objective.blocks import SampleMoments
@@ -29,7 +28,7 @@ def report_outcome(result: StepResult, seconds: float) -> None:
     if result.failed_markets:
         text += f" At the returned parameters: {result.failed_markets}"
     options.output(f"{text} ({took})")
-    warnings.warn(text, ConvergenceWarning, stacklevel=3)
+    warn_user(text, ConvergenceWarning)
 
 
 def warn_of_singularity(
@@ -62,30 +61,27 @@ def warn_of_singularity(
         named = ", ".join(repr(context.moment_labels[group[0]]) for group in found.groups)
         few = types.W_type == "clustered" and types.n_clusters is not None and types.n_clusters < M
         reason = f"there are only {types.n_clusters} clusters" if few else f"collinear moments: {named or 'none'}"
-        warnings.warn(
+        warn_user(
             f"The covariances of the {M} moments have rank {summary.covariances_rank} and condition number "
             f"{condition:.1e} ({reason}), so the updated weighting matrix is a pseudo-inverse or inaccurate. Consider "
             "fewer instruments.",
             IdentificationWarning,
-            stacklevel=3,
         )
     evaluation, layout = result.outcome.evaluation, context.objective.model.layout
     lacking = lacks_influence(evaluation, result.theta, layout) & ~_moves_samples(result, context)
     if lacking.any():
         vanishing = ", ".join(repr(label) for label, lacks in zip(theta_labels, lacking, strict=True) if lacks)
-        warnings.warn(
+        warn_user(
             f"Structural errors do not depend on {vanishing} near the estimates, so the standard errors of these "
             "parameters mean nothing. Standard deviations of zero do this when integration nodes are symmetric.",
             IdentificationWarning,
-            stacklevel=3,
         )
     elif summary.inference.rank < summary.parameters.size:
-        warnings.warn(
+        warn_user(
             f"The Jacobian of the moments has rank {summary.inference.rank} at the estimates, but there are "
             f"{summary.parameters.size} parameters, so not all of them are identified and standard errors mean "
             "nothing. Consider more instruments or fewer parameters.",
             IdentificationWarning,
-            stacklevel=3,
         )
 
 

@@ -157,7 +157,6 @@ def _read_punishment(punishment: Any, behavior: str | None, optimization: Optimi
             f"error_behavior='{behavior}'",
             "Optimization('trust-region'), the default, steps back from evaluations that fail. Routines that are led "
             "by values of the objective, such as Optimization('l-bfgs-b'), honour it.",
-            stacklevel=5,
         )
     return float(punishment)
 

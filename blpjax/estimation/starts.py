@@ -2,7 +2,6 @@
 
 import dataclasses
 import operator
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from blpjax.estimation.lane_optimizer import LaneOptimizer, read_optimizer
 from blpjax.estimation.lanes import estimate_batch
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.step import StepContext, solve_step
-from blpjax.exceptions import ConvergenceWarning, Status, succeeded
+from blpjax.exceptions import ConvergenceWarning, Status, succeeded, warn_user
 from blpjax.machine.memory import require_memory
 from blpjax.machine.placement import on_device
 from blpjax.model.parameters import BLOCKS, Bounds, Parameters, compress
@@ -155,11 +154,10 @@ def try_starts(given: Any, options: StepOptions, context: StepContext, delta: np
     table = _tabulate(points, ends, optima, reached, chosen, options)
     settings.output(describe_starts(table))
     if best is None:
-        warnings.warn(
+        warn_user(
             f"None of the {len(points)} starts ended at a local minimum; estimation starts at the given values. "
             "The starts of the results say how each of them ended.",
             ConvergenceWarning,
-            stacklevel=3,
         )
         return Trials(None, table)
     return Trials(optima[best].theta, table)

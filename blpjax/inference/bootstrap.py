@@ -252,5 +252,4 @@ def _warn_of_failures(loops: Loops, market_ids: np.ndarray, action: str) -> None
         worst.residuals,
         warn=True,
         note="Results are NaN there.",
-        stacklevel=6,
     )

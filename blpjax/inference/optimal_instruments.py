@@ -5,7 +5,6 @@ Chamberlain (1987), Amemiya (1977); Conlon and Gortmaker (2020), section 3.3.
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,14 @@ from blpjax import options
 from blpjax.economy.characteristics import Characteristics
 from blpjax.economy.loops import worst_loops
 from blpjax.estimation.estimates import Estimates
-from blpjax.exceptions import GenericNumericalError, IdentificationWarning, Status, raise_for_status, succeeded
+from blpjax.exceptions import (
+    GenericNumericalError,
+    IdentificationWarning,
+    Status,
+    raise_for_status,
+    succeeded,
+    warn_user,
+)
 from blpjax.inputs.arguments import check_choice, read_draws, read_vector
 from blpjax.inputs.expressions import variable_names
 from blpjax.inputs.formulation import Formulation
@@ -209,10 +215,9 @@ def compute_optimal_instruments(
     data, errors = results.problem.data, _read_errors(results)
     _warn_of_covariance_moments(data)
     if results.moment_types:
-        warnings.warn(
+        warn_user(
             "Optimal instruments are those of moments in levels: zero for phi, and not optimal for innovations.",
             IdentificationWarning,
-            stacklevel=3,
         )
     prices, chosen = _read_prices(results, expected_prices, iteration)
     total = 1 if method == "approximate" else count
@@ -400,11 +405,10 @@ def _fitted_prices(data: ProblemData) -> np.ndarray:
 
 def _warn_of_covariance_moments(data: ProblemData) -> None:
     if data.model_data.covariance is not None:
-        warnings.warn(
+        warn_user(
             "Optimal instruments are those for demand and supply moments alone: covariance_instruments stay what they "
             "are.",
             IdentificationWarning,
-            stacklevel=4,
         )
 
 

@@ -56,7 +56,7 @@ def read_costs_bounds(costs_bounds: Any, supply: bool) -> np.ndarray:
         return none
     bounds = read_bounds("costs_bounds", costs_bounds)
     if not supply and np.isfinite(bounds).any():
-        warn_unused("costs_bounds", "there is no supply side, a third formulation, X3.", stacklevel=4)
+        warn_unused("costs_bounds", "there is no supply side, a third formulation, X3.")
     return bounds if supply else none
 
 

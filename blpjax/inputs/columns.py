@@ -5,12 +5,11 @@ Every message names the table, the column and, where it is about values, market 
 
 import numbers
 import re
-import warnings
 from collections.abc import Mapping
 
 import numpy as np
 
-from blpjax.exceptions import DataError, DataWarning
+from blpjax.exceptions import DataError, DataWarning, warn_user
 from blpjax.inputs.table_format import check_magnitude, find_vector, is_missing, plain_value
 
 _SHOWN = 3  # offenders listed in a message
@@ -197,11 +196,10 @@ def find_columns(columns: Mapping[str, np.ndarray], name: str, table: str) -> li
     numbered = [column for column in columns if re.fullmatch(re.escape(name) + r"[0-9]+", column)]
     if name in columns:
         if numbered:
-            warnings.warn(
+            warn_user(
                 f"{table}: there is a column '{name}' and also {', '.join(map(repr, numbered))}. The former is used, "
                 "the numbered columns are not.",
                 DataWarning,
-                stacklevel=4,
             )
         return [name]
     expected = [f"{name}{k}" for k in range(len(numbered))]

@@ -7,13 +7,12 @@ values.
 """
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import scipy.linalg
 
-from blpjax.exceptions import IdentificationError, IdentificationWarning
+from blpjax.exceptions import IdentificationError, IdentificationWarning, warn_user
 from blpjax.inputs.design import DesignMatrix
 
 # A residualised column this small compared with the original is what rounding or an iterative method has left of it.
@@ -73,11 +72,10 @@ def check_endogenous(
         )
     if demographics:
         return
-    warnings.warn(
+    warn_user(
         "'prices' are in X2 but not in X1, so the mean price coefficient is zero. Add 'prices' to X1 "
         "unless this is intended.",
         IdentificationWarning,
-        stacklevel=3,
     )
 
 
@@ -120,11 +118,10 @@ def check_rank(
         f"{name} has {len(labels)} columns but rank {found.rank}: {_describe(found, labels, unabsorbed is not None)}. "
     )
     if warn:
-        warnings.warn(
+        warn_user(
             f"{text}Problem.solve cannot estimate the coefficients of all of them: remove columns from the formula of "
             f"{name}, or fix coefficients, for example at zero.",
             IdentificationWarning,
-            stacklevel=3,
         )
         return False
     raise IdentificationError(
@@ -157,13 +154,12 @@ def check_instruments(
     """
     found = find_collinearity(values, unabsorbed, atol, rtol)
     if found.rank < len(labels):
-        warnings.warn(
+        warn_user(
             f"{name} has {len(labels)} columns but rank {found.rank}: "
             f"{_describe(found, labels, unabsorbed is not None)}. These instruments add no information and make "
             "weighting matrices singular. Drop them. (To silence this warning, set "
             "options.collinear_atol = options.collinear_rtol = 0.)",
             IdentificationWarning,
-            stacklevel=3,
         )
     return found.rank
 
@@ -193,7 +189,7 @@ def check_order_condition(moments: int, parameters: int, names: Sequence[str], w
     )
     if not warn:
         raise IdentificationError(text)
-    warnings.warn(text, IdentificationWarning, stacklevel=3)
+    warn_user(text, IdentificationWarning)
 
 
 def check_excluded(values: np.ndarray, labels: Sequence[str], endogenous: dict[str, np.ndarray]) -> None:
@@ -215,11 +211,10 @@ def check_excluded(values: np.ndarray, labels: Sequence[str], endogenous: dict[s
             continue
         same = np.abs(moved @ centred) >= (1 - 1e-12) * length * lengths
         for k in np.flatnonzero(same & (lengths > 0)).tolist():
-            warnings.warn(
+            warn_user(
                 f"The excluded instrument '{labels[k]}' is a linear function of '{name}', which is as if {name} were "
                 f"exogenous. Leave it out unless they are.",
                 IdentificationWarning,
-                stacklevel=3,
             )
 
 

@@ -1,12 +1,11 @@
 """Columns that look like misspelt fields of a table: these would be ignored without a word."""
 
 import re
-import warnings
 from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from blpjax.exceptions import DataWarning
+from blpjax.exceptions import DataWarning, warn_user
 
 #: Optional fields by table, matrices and then IDs. What is required and missing is an error with a suggestion.
 _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -38,10 +37,9 @@ def warn_of_misspelt_fields(columns: Mapping[str, np.ndarray], used: Collection[
         close = [name for name in matrices if numeric and _differ_by_a_letter(stem, name)]
         close += [name for name in ids if name not in columns and _differ_by_a_letter(stem, name)]
         if close:
-            warnings.warn(
+            warn_user(
                 f"{table}: column '{column}' is not used. If it is meant to be '{close[0]}{number}', rename it.",
                 DataWarning,
-                stacklevel=5,
             )
 
 

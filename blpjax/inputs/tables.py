@@ -5,14 +5,13 @@ market and row. Rows are counted from zero in the order of the user's table, and
 """
 
 import dataclasses
-import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from blpjax.exceptions import DataError, DataWarning
+from blpjax.exceptions import DataError, DataWarning, warn_user
 from blpjax.inputs.columns import (
     find_columns,
     find_unowned,
@@ -325,12 +324,11 @@ def _check_weights(weights: np.ndarray, market_ids: np.ndarray, tolerance: float
         )
     bad = np.flatnonzero(np.abs(sums - 1) > tolerance)
     if bad.size:
-        warnings.warn(
+        warn_user(
             f"{table}: column 'weights' does not sum to one (by more than options.weights_tol = {tolerance:g}) in "
             f"{list_markets(markets[bad], sums[bad])}. This is expected of weights made by importance sampling, and is "
             "otherwise a sign of a problem with the data.",
             DataWarning,
-            stacklevel=3,
         )
 
 
@@ -341,11 +339,10 @@ def _warn_duplicated_products(product_ids: np.ndarray, market_ids: np.ndarray, t
     repeated = np.flatnonzero(first[inverse.ravel()] != np.arange(codes.shape[0]))
     if repeated.size:
         shown = product_ids if product_ids.ndim == 1 else None
-        warnings.warn(
+        warn_user(
             f"{table}: column 'product_ids' repeats an id of the same market in "
             f"{list_rows(repeated, market_ids, shown)}.",
             DataWarning,
-            stacklevel=3,
         )
 
 

@@ -14,7 +14,6 @@ import stat
 import sys
 import tempfile
 import types
-import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import jaxlib
 import numpy as np
 from jax.tree_util import PyTreeDef, default_registry
 
+from blpjax.exceptions import warn_user
 from blpjax.machine.caches import say_not_kept
 
 #: Files that were not used for longest are removed when there are more bytes than this.
@@ -65,9 +65,10 @@ class _Describer(pickle.Pickler):
         elif isinstance(value, PyTreeDef):
             return _tree, _parts(value)
         elif isinstance(value, _JITTED):
+            name = str(getattr(value, "__qualname__", None))
             if str(value.__module__).partition(".")[0] not in _KNOWN:
-                raise NotStorableError(f"{value.__module__}.{value.__qualname__}")
-            return value.__qualname__  # by name, such as `jax.nn.sigmoid`
+                raise NotStorableError(f"{value.__module__}.{name}")
+            return name  # by name, such as `jax.nn.sigmoid`
         elif isinstance(value, jax.Array):
             raise NotStorableError(type(value).__name__)
         elif getattr(sys.modules.get(type(value).__module__), "MISSING", None) is value:
@@ -188,10 +189,10 @@ class Store:
         mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
         if not mine:
             self._refused = True
-            warnings.warn(
+            warn_user(
                 f"Compiled programs are neither kept in nor read from {self.directory}, because it is not a directory "
                 "of yours that only you can write to. Remove it, or have BLPJAX_COMPILATION_CACHE name another one.",
-                stacklevel=2,
+                UserWarning,
             )
         return mine
 

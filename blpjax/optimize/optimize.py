@@ -1,7 +1,6 @@
 """Optimisation of the GMM objective: configuration, and one checked result for all routines."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from blpjax import options as settings
-from blpjax.exceptions import warn_unused
+from blpjax.exceptions import warn_unused, warn_user
 from blpjax.optimize.bounds import Box
 from blpjax.optimize.recorder import Evaluation, FailurePolicy, Recorder
 from blpjax.optimize.routines import OptimizationStatus, RoutineEnd, RoutineSettings, run_return
@@ -206,11 +205,10 @@ def minimize(
         If a custom routine returns something else than P final values and a flag.
     """
     if user_bounded and not optimization.supports_bounds:
-        warnings.warn(
+        warn_user(
             f"Optimization('{optimization.method}') ignores parameter bounds. Use Optimization('trust-region'), "
             "'l-bfgs-b', 'slsqp', 'trust-constr' or 'tnc' to respect them.",
             UserWarning,
-            stacklevel=2,
         )
     theta = np.array(start, dtype=float).ravel()
     lower, upper = (np.broadcast_to(np.asarray(bound, float), theta.shape) for bound in (bounds.lower, bounds.upper))
@@ -328,7 +326,6 @@ def _leave_out_silenced(method: object, options: dict[str, Any]) -> dict[str, An
             warn_unused(
                 f"The option {name} of Optimization('{method}')",
                 "SciPy's routine no longer prints anything. Progress is shown unless options.verbose is off.",
-                stacklevel=5,
             )
     return options
 

@@ -1,7 +1,6 @@
 """Micro moments of `Problem.solve`: arguments become a block of moments, with what tables say of it."""
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,7 +9,7 @@ import numpy as np
 from blpjax import options
 from blpjax.economy.buckets import AgentsInEconomy
 from blpjax.economy.surveys import Surveys, build_surveys, dependent_rows
-from blpjax.exceptions import IdentificationError, IdentificationWarning
+from blpjax.exceptions import IdentificationError, IdentificationWarning, warn_user
 from blpjax.inputs.arguments import read_numbers
 from blpjax.inputs.micro import MicroMoment, MicroPart, distinct_datasets, distinct_parts, read_micro_moments
 from blpjax.model.parameters import ParameterLayout, Parameters
@@ -127,11 +126,10 @@ def _warn_of_collinearity(surveys: Surveys, parts: Sequence[MicroPart]) -> None:
         own = [part.name for part in parts if part.dataset is dataset]
         dependent = [own[p] for p in dependent_rows(surveys, d, (options.collinear_atol, options.collinear_rtol))]
         if dependent:
-            warnings.warn(
+            warn_user(
                 f"In micro dataset '{dataset.name}', values of the micro parts {', '.join(map(repr, dependent))} are "
                 "linear combinations of those of parts before them. Moments may be collinear.",
                 IdentificationWarning,
-                stacklevel=6,
             )
 
 
@@ -153,7 +151,5 @@ def _read_covariances(given: Any, size: int) -> np.ndarray | None:
         raise ValueError(f"{name} must be positive semidefinite.")
     array = (array + array.T) / 2
     if int(iv.numerical_rank(array)) < size:
-        warnings.warn(
-            f"{name} are singular: their pseudo-inverse weights micro moments.", IdentificationWarning, stacklevel=4
-        )
+        warn_user(f"{name} are singular: their pseudo-inverse weights micro moments.", IdentificationWarning)
     return array

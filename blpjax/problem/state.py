@@ -16,7 +16,7 @@ import numpy as np
 from blpjax.economy.loops import Loops
 from blpjax.estimation.options import StepOptions, usable_parameters
 from blpjax.estimation.step import StepResult
-from blpjax.exceptions import DataError, DataWarning, IdentificationWarning
+from blpjax.exceptions import DataError, DataWarning, IdentificationWarning, warn_user
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import AgentNodes, Integration
 from blpjax.inputs.table_format import describe_rows
@@ -356,5 +356,5 @@ def _table_state(
         )
         if column in names or re.sub(r"[0-9]+$", "", column) in fields:
             raise DataError(f"{text} Convert it before building the problem, for example with .astype(str).")
-        warnings.warn(f"{text} The problem does not use the column, which is left out.", DataWarning, stacklevel=5)
+        warn_user(f"{text} The problem does not use the column, which is left out.", DataWarning)
     return stored
