@@ -13,6 +13,7 @@ import blpjax
 from blpjax import options
 from blpjax.exceptions import ConvergenceError, ConvergenceWarning, IdentificationWarning
 from tests.support import economies, nevo
+from tests.support.designs import mostly_slow
 from tests.support.nevo import array, reference
 from tests.support.programs import compilations
 from tests.tolerances import DELTA, ESTIMATES, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
@@ -329,7 +330,7 @@ def test_unbalanced_weights_without_demographics_are_those_of_pyblp(data: tuple[
     evaluate_both((products, weighted), {"sigma": np.diag([0.5, 0.9])}, demographics=None)
 
 
-@pytest.mark.parametrize("kind", ["robust", "clustered", "unadjusted"])
+@pytest.mark.parametrize("kind", mostly_slow(["robust", "clustered", "unadjusted"], ["clustered"]))
 def test_two_steps_with_two_fixed_effects_are_those_of_pyblp(kind: str) -> None:
     products, agents = economies.tables(3, (5, 9, 7, 10) * 6, (15, 30, 20, 25) * 6, 1.5)
     products = products.assign(clustering_ids=np.arange(len(products)) % 40)

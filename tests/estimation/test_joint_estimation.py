@@ -13,6 +13,7 @@ import pytest
 import blpjax
 from blpjax.exceptions import ConvergenceError, ConvergenceWarning, DataError, IdentificationWarning
 from tests.support import joint
+from tests.support.designs import mostly_slow
 from tests.support.joint import Model
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, ESTIMATES, FIXED_PARAMETERS
 
@@ -161,10 +162,27 @@ CASES = {
 }
 
 
+#: Designs that are compared each time; between them they have all that is different about others.
+QUICK = (
+    "clipped log costs",
+    "asymmetric partial ownership",
+    "squared shares in log costs",
+    "two-way fixed effects",
+    "tastes for prices",
+    "plain logit",
+    "covariance moments, clipped costs, fixed effects of costs",
+    "two steps",
+    "unadjusted, not centered",
+    "all gammas in theta",
+    "weights that do not sum to one",
+    "fixed price coefficient",
+)
+
+
 # --- both libraries at the same parameters --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_slow([*CASES], QUICK))
 def test_evaluation_is_that_of_pyblp(name: str) -> None:
     case = CASES[name]
     ours, theirs = case.solve(blpjax), case.solve(pyblp)
@@ -302,7 +320,7 @@ DIFFERENTIATED = (
 )
 
 
-@pytest.mark.parametrize("name", DIFFERENTIATED)
+@pytest.mark.parametrize("name", mostly_slow(DIFFERENTIATED, [name for name in DIFFERENTIATED if name in QUICK]))
 def test_gradient_and_hessian_are_exact(name: str) -> None:
     neighbours = Neighbours()
     with warnings.catch_warnings():

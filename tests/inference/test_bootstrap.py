@@ -16,6 +16,7 @@ from blpjax import BootstrappedResults, options
 from blpjax.exceptions import ConvergenceWarning
 from blpjax.model import elsewhere
 from tests.support import joint
+from tests.support.designs import mostly_slow
 from tests.support.estimated import CASES, merged, solved
 from tests.tolerances import FIXED_PARAMETERS, ROUNDING
 
@@ -41,7 +42,7 @@ def bootstrapped(case: str, library: Any = blpjax, constant_costs: bool = True) 
         return results.bootstrap(DRAWS, seed=3, iteration=iteration, constant_costs=constant_costs)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", mostly_slow([*CASES], ["linear costs", "logit"]))
 def test_draws_are_those_of_pyblp(case: str) -> None:
     ours, theirs = bootstrapped(case), bootstrapped(case, pyblp)
     assert isinstance(ours, BootstrappedResults) and ours.problem_results.problem is solved(case).problem

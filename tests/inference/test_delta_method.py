@@ -172,9 +172,13 @@ COMPARISONS = [
     ("demand alone", "xi"),
     ("logit", "shares"),
 ]
+QUICK = [("log costs of shares", "shares"), ("logit", "shares")]
 
 
-@pytest.mark.parametrize(("case", "hold"), COMPARISONS)
+@pytest.mark.parametrize(
+    ("case", "hold"),
+    [pytest.param(*comparison, marks=() if comparison in QUICK else pytest.mark.slow) for comparison in COMPARISONS],
+)
 def test_standard_errors_are_those_of_outputs_computed_again(case: str, hold: str) -> None:
     found = solved(case).delta_method(outputs(case), hold)
     value = by_hand(case, hold, solved(case).parameters[:, 0])

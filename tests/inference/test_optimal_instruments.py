@@ -24,6 +24,7 @@ from blpjax.exceptions import (
 )
 from blpjax.inference.optimal_instruments import ATTRIBUTES, compute_optimal_instruments
 from tests.support import joint
+from tests.support.designs import mostly_slow
 from tests.tolerances import DELTA, ESTIMATES, FIXED_PARAMETERS, ROUNDING
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -109,7 +110,7 @@ def check(ours: Any, theirs: Any, names: list[str] = NUMBERS) -> None:
 @pytest.mark.parametrize(
     "arguments", [{}, {"method": "normal", "draws": 3}, {"method": "empirical", "draws": 3}], ids=str
 )
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_slow([*CASES], ["log costs of shares", "prices in X2, demand alone", "logit"]))
 def test_instruments_are_those_of_pyblp(name: str, arguments: dict[str, Any]) -> None:
     ours, theirs = compute(name, seed=7, **arguments)
     check(ours, theirs)
@@ -186,6 +187,7 @@ def test_columns_of_X3_with_shares_are_no_instruments() -> None:
     assert not np.isclose(ZS, shares[:, None]).all(axis=0).any()
 
 
+@pytest.mark.slow
 def test_reestimation_finds_the_estimates_of_pyblp() -> None:
     products, agents = joint.tables(3)
     model = joint.Model(X2="0 + x", demographics=None)

@@ -63,7 +63,7 @@ CASES = {
         ABSORBING, {"sigma": joint.SIGMA, "pi": joint.PI, "beta": [-2.0, None, None]} | CLUSTERED
     ),
 }
-QUICK = ("robust", "clusters")
+QUICK = ("clusters",)
 
 
 def stacked(products: pd.DataFrame, agents: pd.DataFrame, drawn: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -119,6 +119,7 @@ def test_recentred_moments_hold_in_the_full_sample(results: Any, monkeypatch: py
     FIXED_PARAMETERS.check(plain.table["objective"][0], results.objective)
 
 
+@pytest.mark.slow
 def test_draws_depend_on_their_numbers_alone(results: Any, found: Any, tmp_path: Path) -> None:
     parts = results.reestimate(draws=3, batch_size=2, path=tmp_path / "study")
     assert parts.draws == 3 and len(parts.batches) == 2

@@ -18,6 +18,7 @@ from blpjax.kernels.equilibrium import first_order_conditions, profit_hessian, s
 from blpjax.kernels.equilibrium import passthrough as passthrough_matrix
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.markups import markups, ownership_matrix
+from tests.support.designs import mostly_slow
 from tests.support.firms import (
     DEMANDS,
     Firms,
@@ -40,6 +41,7 @@ METHODS = ("simple", "squarem", "anderson", "newton")
 #: Options of a loop that ends after its first step, with success.
 ONE_STEP = {"atol": 1e10, "max_evaluations": 1}
 every_demand = pytest.mark.parametrize("demand", DEMANDS.values(), ids=DEMANDS)
+one_demand = pytest.mark.parametrize("demand", mostly_slow(DEMANDS, ["logarithms of prices"]))
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -111,7 +113,7 @@ def test_the_gradient_is_that_of_profits() -> None:
     ROUNDING.check(gradient(in_logarithms, fixed_costs, f.firms, f, prices), expected)
 
 
-@every_demand
+@one_demand
 def test_a_plain_step_leads_to_costs_plus_zeta(demand: Any) -> None:
     f = arrays(firms(6))
     prices, H = f.costs * 1.3 + 0.2, ownership_matrix(f.firms)
@@ -127,7 +129,7 @@ def test_a_plain_step_leads_to_costs_plus_zeta(demand: Any) -> None:
     DELTA.check(step(f, H, found).value, found)
 
 
-@every_demand
+@one_demand
 def test_equilibria_from_twenty_starts_agree(demand: Any) -> None:
     f = arrays(firms(7))
     rng = np.random.default_rng(7)
@@ -229,8 +231,8 @@ def test_return_keeps_the_start_and_its_derivatives() -> None:
 CHANGES = ("costs", "base", "slope", "C", "price_tastes", "X2", "weights", "H")
 
 
-@pytest.mark.parametrize("costs", [fixed_costs, returns_to_scale])
-@pytest.mark.parametrize("demand", [in_X1, in_logarithms])
+@pytest.mark.parametrize("costs", [pytest.param(fixed_costs, marks=pytest.mark.slow), returns_to_scale])
+@pytest.mark.parametrize("demand", [pytest.param(in_X1, marks=pytest.mark.slow), in_logarithms])
 def test_derivatives_of_prices_are_those_of_resolved_equilibria(demand: Any, costs: Any) -> None:
     f, H, step = arrays(firms(10)), jnp.asarray(partial_ownership()), 1e-5
     solve = solver(demand, costs)
@@ -273,7 +275,7 @@ def test_reverse_mode_agrees_with_forward_mode_in_both_orders() -> None:
         LINEAR_ALGEBRA.check(one, other)
 
 
-@every_demand
+@one_demand
 def test_derivatives_in_costs_are_passthrough(demand: Any) -> None:
     f = arrays(firms(12))
     solve = solver(demand)
@@ -282,7 +284,7 @@ def test_derivatives_in_costs_are_passthrough(demand: Any) -> None:
     LINEAR_ALGEBRA.check(rates, passthrough_matrix(demand, f.firms, prices, f))
 
 
-@every_demand
+@one_demand
 def test_profit_hessian_is_the_second_derivative_of_profits(demand: Any) -> None:
     f = arrays(firms(13, J + 2))
     prices = f.costs * 1.3 + 0.2

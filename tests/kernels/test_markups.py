@@ -17,6 +17,7 @@ from blpjax.kernels.markups import (
     ownership_matrix,
     price_derivatives,
 )
+from tests.support.designs import mostly_slow
 from tests.support.firms import (
     DEMANDS,
     Firms,
@@ -31,6 +32,7 @@ from tests.support.firms import (
 from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING
 
 every_demand = pytest.mark.parametrize("demand", DEMANDS.values(), ids=DEMANDS)
+one_demand = pytest.mark.parametrize("demand", mostly_slow(DEMANDS, ["logarithms of prices"]))
 POINT_ARRAYS = ("delta", "X2", "C", "weights", "availability", "delta_slope", "X2_slope")
 
 
@@ -161,7 +163,7 @@ def test_padding_changes_no_markup_and_no_derivative() -> None:
     assert (np.asarray(rates)[J:] == np.eye(J + 3)[J:]).all()
 
 
-@pytest.mark.parametrize("which", [*POINT_ARRAYS, "H"])
+@pytest.mark.parametrize("which", mostly_slow([*POINT_ARRAYS, "H"], ["H"]))
 def test_derivatives_of_markups_are_those_of_a_dense_solve(which: str) -> None:
     f, H = arrays(firms(5)), jnp.asarray(partial_ownership())
     point = DEMANDS["prices in both"](fixed_prices(f), f)
@@ -213,7 +215,7 @@ def test_price_derivatives_are_those_of_the_definitions(demand: Any) -> None:
     ROUNDING.check(actual.lambda_diagonal, jax.jacfwd(lambda p: demand(p, f).lambda_diagonal())(prices))
 
 
-@every_demand
+@one_demand
 def test_demand_hessian_is_the_second_derivative_of_shares(demand: Any) -> None:
     f = arrays(firms(11, J + 1, I + 2))
     prices = fixed_prices(f)
@@ -222,7 +224,7 @@ def test_demand_hessian_is_the_second_derivative_of_shares(demand: Any) -> None:
     assert (np.asarray(actual)[J] == 0).all()
 
 
-@every_demand
+@one_demand
 def test_passthrough_is_the_total_derivative_of_the_first_order_conditions(demand: Any) -> None:
     f = arrays(firms(12))
     prices, step = fixed_prices(f), 1e-5

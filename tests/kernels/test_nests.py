@@ -23,6 +23,7 @@ from blpjax.kernels.markups import (
 )
 from blpjax.kernels.shares import Nests, choices, inclusive_values, nests_of, probabilities, share_jacobian, shares
 from blpjax.kernels.substitution import consumer_surpluses, diversion_ratios, long_run_diversion_ratios
+from tests.support.designs import mostly_slow
 from tests.support.economies import I, J, market
 from tests.support.firms import DEMANDS, Firms, arrays, firms, fixed_costs, partial_ownership
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, LINEAR_ALGEBRA, ROUNDING, SECOND_CENTRAL_DIFFERENCE
@@ -248,6 +249,7 @@ def test_padding_changes_nothing() -> None:
     assert np.isfinite(both[0]).all()
 
 
+@pytest.mark.slow
 def test_many_groups_are_the_same_as_few() -> None:
     """More than eight groups, for which maxima are found in another way."""
     n = nested(7)
@@ -419,7 +421,7 @@ def test_inversion_where_everybody_buys_and_correlation_is_near_one() -> None:
         np.testing.assert_allclose(shares(found.value, *n[1:]), observed, rtol=1e-11)
 
 
-@pytest.mark.parametrize("specific", [False, True])
+@pytest.mark.parametrize("specific", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_derivatives_of_the_inversion_are_those_of_the_implicit_function(specific: bool) -> None:
     """Against central differences of inversions, first and second, in rho, tastes and shares."""
     n = nested(18, specific=specific)
@@ -463,6 +465,7 @@ def grouped(demand: Any, rho: np.ndarray = RHO) -> Any:
 
 NESTED_DEMANDS = {name: grouped(demand) for name, demand in DEMANDS.items()}
 every_nested_demand = pytest.mark.parametrize("demand", NESTED_DEMANDS.values(), ids=NESTED_DEMANDS)
+one_nested_demand = pytest.mark.parametrize("demand", mostly_slow(NESTED_DEMANDS, ["logarithms of prices"]))
 
 
 def shares_at(demand: Any, f: Firms) -> Any:
@@ -509,7 +512,7 @@ def test_nested_logit_markups_of_single_products_have_a_closed_form() -> None:
     LINEAR_ALGEBRA.check(markups(point, jnp.arange(J)), expected)
 
 
-@every_nested_demand
+@one_nested_demand
 def test_price_derivatives_and_hessians_are_those_of_the_definitions(demand: Any) -> None:
     f, H = arrays(firms(22)), jnp.asarray(partial_ownership())
     prices, eta = prices_of(f), jnp.linspace(-1.0, 2.0, J)
@@ -601,7 +604,7 @@ def solver(demand: Any, method: str, **options: Any) -> Any:
     return solve
 
 
-@every_nested_demand
+@one_nested_demand
 def test_equilibrium_prices_and_passthrough(demand: Any) -> None:
     """Passthrough, and the implicit derivative of prices in costs, are differences of prices that are solved again."""
     f = arrays(firms(25))

@@ -134,6 +134,7 @@ def merger(m: Model) -> jax.Array:
     return jnp.concatenate(vectors)[:, 0]
 
 
+@pytest.mark.slow
 def test_outputs_are_differentiable_through_equilibria() -> None:
     """In a direction of all parameters and mean utilities at once: forward, in reverse, mapped, and by differences."""
     m, rng = model(), np.random.default_rng(2)

@@ -18,6 +18,7 @@ import pytest
 
 import blpjax
 from tests.support import joint
+from tests.support.designs import mostly_slow
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
 
 MARKETS = 4
@@ -104,14 +105,8 @@ CASES = {
         options={"rc_types": ["logit", "log"]},
     ),
 }
-#: What "everything" has, too, is compared alone in slow tests.
-SLOW = ("other random coefficients", "availability", "demographics of products")
-
-
-def cases(*slow: str) -> Any:
-    """All cases, of which these are slow."""
-    marked = [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in CASES]
-    return pytest.mark.parametrize("name", marked)
+#: Cases that are compared each time, "everything" beside them.
+SUPPLIED = ("nested logit", "nested logit by group with supply")
 
 
 @functools.cache
@@ -132,7 +127,7 @@ ATTRIBUTES = (
 ).split()
 
 
-@cases(*SLOW)
+@pytest.mark.parametrize("name", mostly_slow([*CASES], [*SUPPLIED, "everything"]))
 def test_results_are_those_of_pyblp(name: str) -> None:
     ours, theirs = solved(name), solved(name, pyblp)
     assert ours.fp_converged.all() and theirs.fp_converged.all()
@@ -170,7 +165,7 @@ DIFFERENT = {
 }
 
 
-@cases(*SLOW, "everything")
+@pytest.mark.parametrize("name", mostly_slow([*CASES], SUPPLIED))
 def test_outputs_are_those_of_pyblp(name: str) -> None:
     ours, theirs = solved(name), solved(name, pyblp)
     for output in OUTPUTS:
@@ -268,6 +263,7 @@ def test_optimal_instruments_of_rcnl_are_those_of_pyblp() -> None:
         CENTRAL_DIFFERENCE.check(getattr(ours, name), getattr(theirs, name), name)
 
 
+@pytest.mark.slow
 def test_simulated_equilibria_are_those_of_pyblp() -> None:
     products, agents = tables()
     case = CASES["everything"]
@@ -325,6 +321,7 @@ def test_random_coefficients_of_any_function() -> None:
     CENTRAL_DIFFERENCE.check(results.gradient[:5, 0], difference)
 
 
+@pytest.mark.slow
 def test_functions_of_random_coefficients_may_be_those_of_names() -> None:
     case = Case(COMMON, X2="1 + I(-prices)", X3=None)
     named, own = (

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import blpjax
+from tests.support.designs import mostly_slow
 from tests.support.joint import quiet
 from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA
 
@@ -91,7 +92,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "nests": {"nests": True},
     "nests and other types": {"nests": True, "rc_types": ["logit", "log"], "epsilon_scale": 0.7},
 }
-every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+every_model = pytest.mark.parametrize("model", mostly_slow(MODELS, ["nests and other types"]))
 
 
 @every_model
@@ -174,6 +175,7 @@ def test_splitting_agents_changes_nothing(seed: int, size: float, rho: float, pa
 
 @few
 @given(seeds, sizes, nesting)
+@pytest.mark.slow
 def test_groups_without_correlation_change_nothing(seed: int, size: float, rho: float) -> None:
     """Groups without correlation are none."""
     known = economy(seed, size, rho)

@@ -97,6 +97,7 @@ def test_moments_of_a_block_enter_two_steps_and_standard_errors() -> None:
     FIXED_PARAMETERS.check(found.estimates()["se"], errors)
 
 
+@pytest.mark.slow
 def test_derivatives_with_a_block_are_differences() -> None:
     functions = problem().functions(**START, moment_blocks=[mean_markup(0.4)])
     theta, step = functions.theta, 1e-5
@@ -111,6 +112,7 @@ def test_derivatives_with_a_block_are_differences() -> None:
     CENTRAL_DIFFERENCE.check(found.moments_jacobian, jax.jacfwd(moments.moments)(moments.theta))
 
 
+@pytest.mark.slow
 def test_covariance_moments_can_be_written_by_users() -> None:
     products, agents = joint.tables()
     Z = np.column_stack([np.ones(len(products)), products["x"]])
