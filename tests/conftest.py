@@ -1,5 +1,6 @@
 """Strict settings for every test: 64-bit, no silent rank promotion, shapes checked at run time."""
 
+import gc
 import hashlib
 import os
 import platform
@@ -53,6 +54,12 @@ compilation.ANNOUNCED_AFTER = 1e6
 # The first example pays for compilation, and a failure must be one that everybody gets.
 hypothesis.settings.register_profile("blpjax", deadline=None, derandomize=True, max_examples=25, database=None)
 hypothesis.settings.load_profile("blpjax")
+
+# Tracing makes many objects that live on: looking for garbage among them as often as Python does takes a tenth of
+# the time.
+gc.collect()
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
 
 #: How many memory maps a module may leave to the next one.
 MAPS = 15_000
