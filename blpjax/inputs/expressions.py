@@ -313,7 +313,9 @@ class _Parser(NamedTuple):
         found: list[Expression] = []
         for op, right in zip(ops, others, strict=True):
             if type(op) not in _COMPARISONS:
-                raise self._error(f"The expression '{ast.unparse(right)}' in '{self.text}' is compared in a way that is not supported.")
+                raise self._error(
+                    f"The expression '{ast.unparse(right)}' in '{self.text}' is compared in an unsupported way."
+                )
             sides = tuple(
                 Text(side.value)
                 if isinstance(side, ast.Constant) and isinstance(side.value, str)

@@ -13,6 +13,7 @@ from blpjax.economy.surveys import Surveys, build_surveys, dependent_rows
 from blpjax.exceptions import IdentificationError, IdentificationWarning
 from blpjax.inputs.arguments import read_numbers
 from blpjax.inputs.micro import MicroMoment, MicroPart, distinct_datasets, distinct_parts, read_micro_moments
+from blpjax.inputs.surveys import check_columns
 from blpjax.model.parameters import ParameterLayout, Parameters
 from blpjax.model.surveys import compute_part_values
 from blpjax.model.tastes import market_tastes
@@ -74,8 +75,12 @@ class MicroSetup(NamedTuple):
             )
 
 
-def read_micro(data: ProblemData, micro_moments: Any, sample_covariances: Any, parameters: Parameters) -> MicroSetup:
+def read_micro(
+    data: ProblemData, micro_moments: Any, sample_covariances: Any, parameters: Parameters, observed: bool = True
+) -> MicroSetup:
     """Read micro moments, call the users' functions, and check gradients at the starting values.
+
+    With `observed` values and numbers of respondents have to be known.
 
     Raises
     ------
@@ -87,12 +92,13 @@ def read_micro(data: ProblemData, micro_moments: Any, sample_covariances: Any, p
     IdentificationWarning
         When sample covariances are singular, or, with `options.detect_micro_collinearity`, values are collinear.
     """
-    moments = read_micro_moments(() if micro_moments is None else micro_moments)
+    moments = read_micro_moments(() if micro_moments is None else micro_moments, observed)
     sample = _read_covariances(sample_covariances, len(moments))
     if not moments:
         return MicroSetup()
     layout, parts = parameters.layout, distinct_parts(moments)
     markets = data.survey_markets(data.products, data.agents_in_economy, layout)
+    check_columns(moments, markets.tables)
     surveys = build_surveys(markets, data.economy, parts)
     if options.detect_micro_collinearity:
         _warn_of_collinearity(surveys, parts)
@@ -103,7 +109,7 @@ def read_micro(data: ProblemData, micro_moments: Any, sample_covariances: Any, p
     values = compute_part_values(here[0], block.parts, here[1], tastes, delta)
     check_gradients(moments, np.asarray(values))
     found = MicroSetup((block,), micro_lines(moments), tuple(moments))
-    if options.verbose:
+    if options.verbose and observed:
         options.output(f"\n{micro_table(found.lines)}")
     return found
 
@@ -124,7 +130,7 @@ def refuse_old_names(method: Method) -> Method:
 def _warn_of_collinearity(surveys: Surveys, parts: Sequence[MicroPart]) -> None:
     """Warn of parts whose values, where weights are not zero, are linear combinations of those of others."""
     for d, dataset in enumerate(distinct_datasets(parts)):
-        own = [part.name for part in parts if part.dataset is dataset]
+        own = [part.name for part in parts if part.dataset == dataset]
         dependent = [own[p] for p in dependent_rows(surveys, d, (options.collinear_atol, options.collinear_rtol))]
         if dependent:
             warnings.warn(
