@@ -69,8 +69,9 @@ def _dataset_state(dataset: MicroDataset) -> dict[str, Any]:
 
 
 def _read_dataset(state: dict[str, Any]) -> MicroDataset:
-    expressions = [_expression(state[name]) for name in ("agents", "products")]
-    weights = SurveyWeights(*state["choices"], *expressions, state["without"])
+    agents, products = _expression(state["agents"]), _expression(state["products"])
+    first, second = state["choices"]
+    weights = SurveyWeights(first, second, agents, products, state["without"])
     return MicroDataset(state["name"], state["observations"], weights, market_ids=state["market_ids"])
 
 

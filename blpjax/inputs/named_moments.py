@@ -48,7 +48,7 @@ class NamedDatasets:
     def everybody(
         cls: type[Dataset],
         name: str,
-        observations: int | None = None,
+        observations: Any = None,
         *,
         agent_weights: str | None = None,
         product_weights: str | None = None,
@@ -77,7 +77,7 @@ class NamedDatasets:
     def buyers(
         cls: type[Dataset],
         name: str,
-        observations: int | None = None,
+        observations: Any = None,
         *,
         agent_weights: str | None = None,
         product_weights: str | None = None,
@@ -90,7 +90,7 @@ class NamedDatasets:
     def second_choices(
         cls: type[Dataset],
         name: str,
-        observations: int | None = None,
+        observations: Any = None,
         *,
         first: str = "inside",
         second: str = "any",
@@ -135,11 +135,11 @@ class NamedDatasets:
         for argument, choice in zip(("first", "second"), choices, strict=True):
             if choice is not None and choice not in CHOICES:
                 raise ValueError(f"{argument} must be one of {', '.join(map(repr, CHOICES))}, not {choice!r}.")
-        expressions = [
+        of_agents, of_products = (
             None if text is None else read_expression(text, f"{argument} of micro dataset {name!r}")
             for argument, text in (("agent_weights", agents), ("product_weights", products))
-        ]
-        weights = SurveyWeights(*choices, *expressions, without)
+        )
+        weights = SurveyWeights(*choices, of_agents, of_products, without)
         return cls(name, observations, weights, market_ids=market_ids)  # type: ignore[call-arg]
 
 
@@ -188,7 +188,7 @@ class NamedMoments:
         dataset: Any,
         of: str,
         given: str | None = None,
-        value: float | None = None,
+        value: Any = None,
         name: str | None = None,
     ) -> Moment:
         """The mean of an expression, or its mean given an indicator: ``E[of * given] / E[given]``.
@@ -216,7 +216,7 @@ class NamedMoments:
         dataset: Any,
         of: str,
         given: str | None = None,
-        value: float | None = None,
+        value: Any = None,
         name: str | None = None,
     ) -> Moment:
         """The share of respondents for whom a comparison holds, such as ``income > 50``: a point of a distribution.
@@ -239,7 +239,7 @@ class NamedMoments:
         dataset: Any,
         of: str,
         given: str | None = None,
-        value: float | None = None,
+        value: Any = None,
         name: str | None = None,
     ) -> Moment:
         """The variance of an expression over respondents, perhaps given an indicator. See `mean`."""
@@ -253,7 +253,7 @@ class NamedMoments:
         x: str,
         y: str,
         given: str | None = None,
-        value: float | None = None,
+        value: Any = None,
         name: str | None = None,
     ) -> Moment:
         """The covariance of two expressions over respondents, perhaps given an indicator. See `mean`."""
@@ -268,7 +268,7 @@ class NamedMoments:
         x: str,
         y: str,
         given: str | None = None,
-        value: float | None = None,
+        value: Any = None,
         name: str | None = None,
     ) -> Moment:
         """The correlation of two expressions over respondents, perhaps given an indicator. See `mean`."""
@@ -278,14 +278,14 @@ class NamedMoments:
             (_times(left, left), condition),
             (_times(right, right), condition),
         ]
-        return cls._make(dataset, name, value, products, lambda p: Correlation(*p[:3], p[4], p[5], p[3]))
+        return cls._make(dataset, name, value, products, lambda p: Correlation(p[0], p[1], p[2], p[4], p[5], p[3]))
 
     @classmethod
     def regression(
         cls: type[Moment],
         dataset: Any,
         formula: str,
-        values: Mapping[str, float] | Sequence[str] | None = None,
+        values: Mapping[str, Any] | Sequence[str] | None = None,
         given: str | None = None,
     ) -> list[Moment]:
         """Coefficients of a least squares regression over respondents, each of them a moment.
@@ -396,7 +396,7 @@ class NamedMoments:
         cls: type[Moment],
         dataset: Any,
         name: str,
-        value: float | None,
+        value: Any,
         asked: Sequence[_Asked],
         function: Callable[[list[int]], Any],
     ) -> Moment:

@@ -182,9 +182,10 @@ class Cells:
         return 1.0 * ((self.first >= 0) & (self.second >= 0) & (column[self.first] == column[self.second]))
 
     def _specific(self, source: Source, choice: np.ndarray) -> np.ndarray:
-        numbered = []
+        numbered: list[np.ndarray] = []
         while f"{source.column}{len(numbered)}" in self.tables.agents:
-            numbered.append(np.asarray(self.tables.agents[f"{source.column}{len(numbered)}"], float))
+            column = np.asarray(self.tables.agents[f"{source.column}{len(numbered)}"])
+            numbered.append(column.astype(float))
         places = self.tables.positions[choice]
         known = places < len(numbered)
         matrix = np.column_stack(numbered)

@@ -97,8 +97,9 @@ def function_state(function: Any) -> dict[str, Any] | None:
 
 def read_function(state: dict[str, Any]) -> Any:
     """The function of a state."""
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in state.items()}
-    return FUNCTIONS[given.pop("kind")](**given)
+    given: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in state.items()}
+    kind: Any = FUNCTIONS[given.pop("kind")]
+    return kind(**given)
 
 
 def _conditional(v: Any, place: int, given: int) -> Any:

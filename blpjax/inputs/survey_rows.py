@@ -42,7 +42,8 @@ def read_survey_rows(
         wrong = np.flatnonzero([str(plain_value(value)) not in allowed for value in market_ids])
         if wrong.size:
             raise DataError(
-                f"{_TABLE}: the micro dataset '{dataset.name}' is not about the markets of {list_rows(wrong, market_ids)}."
+                f"{_TABLE}: the micro dataset '{dataset.name}' is not about the markets of "
+                f"{list_rows(wrong, market_ids)}."
             )
     names = ("product_ids", "second_product_ids")[: len(known.offsets)]
     chosen = [_find_products(columns, name, market_ids, products, outside) for name in names]

@@ -14,8 +14,8 @@ from blpjax.inputs.survey_rows import read_survey_rows, row_values
 from blpjax.objective.micro import moment_functions, moment_values
 
 _NOTATION = (
-    "'E[x]', 'E[x | g]', 'P[x > 1]', 'Var[x]', 'Cov[x, y]', 'Corr[x, y]', each perhaps given g, or a regression such as "
-    "'y ~ x + z'"
+    "'E[x]', 'E[x | g]', 'P[x > 1]', 'Var[x]', 'Cov[x, y]', 'Corr[x, y]', each perhaps given g, or a regression such "
+    "as 'y ~ x + z'"
 )
 
 
@@ -124,8 +124,8 @@ def _read(dataset: MicroDataset, moments: Any) -> list[MicroMoment]:
         for part in moment.parts:
             if part.dataset != dataset or not isinstance(part.compute_values, SurveyValues):
                 raise ValueError(
-                    f"The micro moment '{moment.name}' must be one by column of the micro dataset '{dataset.name}', but "
-                    f"its part '{part.name}' is not."
+                    f"The micro moment '{moment.name}' must be one by column of the micro dataset '{dataset.name}', "
+                    f"but its part '{part.name}' is not."
                 )
         found.append(moment)
     if not found:

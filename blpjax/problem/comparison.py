@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from blpjax.exceptions import DeltaConvergenceError, IdentificationWarning, raise_for_status
+from blpjax.machine.placement import on_device
 from blpjax.objective import programs
 from blpjax.objective.moments import GMM
 from blpjax.problem.micro import MicroSetup
@@ -38,7 +39,7 @@ def compare_moments(
     evaluation = programs.evaluate(objective, theta, start)
     status, residuals = np.asarray(evaluation.inversion.status), np.asarray(evaluation.inversion.residuals)
     raise_for_status(status, market_ids, "The inversion of market shares", residuals, kind=DeltaConvergenceError)
-    found = programs.sensitivity_at(objective, programs.on_device(theta), evaluation, residualize)
+    found = programs.sensitivity_at(objective, on_device(theta), evaluation, residualize)
     last = slice(len(found.moments) - micro.size, None)
     # an unknown value leaves the derivative, and what the model says
     observed = np.array([moment.value for moment in micro.moments])

@@ -17,7 +17,7 @@ PI = np.array([[0.3, 0.0], [0.0, 0.2]])
 def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Four markets, with columns that no formula uses, and unsorted rows."""
     rng = np.random.default_rng(2)
-    sizes = {f"t{t}": J for t, J in enumerate([3, 4, 5, 4])}
+    sizes = {f"t{t}": J for t, J in enumerate([5, 7, 6, 6])}
     products = pd.concat(
         [
             pd.DataFrame(
@@ -30,13 +30,13 @@ def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
                     "mi": np.arange(J) % 2,
                     "size": rng.uniform(1, 2, J),
                     "prices": rng.uniform(1, 3, J),
-                    "shares": rng.uniform(0.05, 0.2, J),
+                    "shares": rng.uniform(0.03, 0.13, J),
                 }
             )
             for t, J in sizes.items()
         ]
     )
-    for k in range(4):
+    for k in range(6):
         products[f"demand_instruments{k}"] = products.prices ** (k + 1) / 3**k + rng.normal(size=len(products)) / 5
     agents = pd.DataFrame({"market_ids": np.repeat(list(sizes), 6), "weights": 1 / 6})
     agents = agents.assign(income=rng.uniform(20, 80, 24), age=rng.uniform(18, 70, 24), kids=rng.integers(0, 3, 24))
@@ -45,7 +45,7 @@ def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     agents["log_income"] = np.log(agents.income) - 3.8
     for k in range(2):
         agents[f"nodes{k}"] = rng.normal(size=24)
-    for j in range(5):
+    for j in range(7):
         agents[f"distance{j}"] = rng.uniform(1, 9, 24)
     return (
         products.sample(frac=1, random_state=1, ignore_index=True),
