@@ -344,9 +344,11 @@ def read_expression(text: Any, user: str) -> Expression:
 
 
 def _comparable(column: np.ndarray) -> np.ndarray:
-    """Numbers as floats, and all else as objects that can be compared with text."""
+    """Numbers as floats, and all else as objects that can be compared with text, dates without a time as days."""
     if column.dtype.kind in "biuf":
         return column.astype(float)
+    if column.dtype.kind == "M" and (column.astype("M8[D]") == column).all():
+        column = column.astype("M8[D]")
     return column.astype(str).astype(object) if column.dtype.kind in "MU" else column.astype(object)
 
 

@@ -12,6 +12,7 @@ from blpjax.economy.buckets import AgentsInEconomy
 from blpjax.economy.surveys import Surveys, build_surveys, dependent_rows
 from blpjax.exceptions import IdentificationError, IdentificationWarning
 from blpjax.inputs.arguments import read_numbers
+from blpjax.inputs.identification import collinear_moments
 from blpjax.inputs.micro import MicroMoment, MicroPart, distinct_datasets, distinct_parts, read_micro_moments
 from blpjax.inputs.surveys import check_columns
 from blpjax.model.parameters import ParameterLayout, Parameters
@@ -93,7 +94,7 @@ def read_micro(
         When sample covariances are singular, or, with `options.detect_micro_collinearity`, values are collinear.
     """
     moments = read_micro_moments(() if micro_moments is None else micro_moments, observed)
-    sample = _read_covariances(sample_covariances, len(moments))
+    sample = _read_covariances(sample_covariances, [moment.name for moment in moments])
     if not moments:
         return MicroSetup()
     layout, parts = parameters.layout, distinct_parts(moments)
@@ -141,10 +142,10 @@ def _warn_of_collinearity(surveys: Surveys, parts: Sequence[MicroPart]) -> None:
             )
 
 
-def _read_covariances(given: Any, size: int) -> np.ndarray | None:
+def _read_covariances(given: Any, names: Sequence[str]) -> np.ndarray | None:
     if given is None:
         return None
-    name = "micro_sample_covariances"
+    name, size = "micro_sample_covariances", len(names)
     if not size:
         raise ValueError(f"{name} need micro_moments.")
     array = read_numbers(name, given)
@@ -159,7 +160,10 @@ def _read_covariances(given: Any, size: int) -> np.ndarray | None:
         raise ValueError(f"{name} must be positive semidefinite.")
     array = (array + array.T) / 2
     if int(iv.numerical_rank(array)) < size:
+        groups = [", ".join(repr(names[m]) for m in group) for group in collinear_moments(array)]
         warnings.warn(
-            f"{name} are singular: their pseudo-inverse weights micro moments.", IdentificationWarning, stacklevel=4
+            f"{name} are singular: their pseudo-inverse weights micro moments. Collinear are {'; '.join(groups)}.",
+            IdentificationWarning,
+            stacklevel=4,
         )
     return array

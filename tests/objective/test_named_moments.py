@@ -1,6 +1,7 @@
 """Micro moments by column, next to the same ones by functions of indices, and what is said of what is wrong."""
 
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -482,3 +483,98 @@ def test_scores_belong_to_agents() -> None:
     fewer = build(agents.groupby("market_ids").head(5).assign(weights=0.2))
     with pytest.raises(DataError, match="scores belong to the agents for which they were computed"):
         evaluate(ms, fewer)
+
+
+def test_collinear_moments_are_named() -> None:
+    """Buyers and others are all: one of these shares says what the other one says."""
+    d = Dataset.everybody("d", 500)
+    ms = [
+        Moment.mean(d, "kids * purchase", value=0.3),
+        Moment.mean(d, "income > 50 and purchase", value=0.3),
+        Moment.mean(d, "income <= 50 and purchase", value=0.1),
+        Moment.mean(d, "purchase * age", value=12),
+    ]
+    with pytest.warns(IdentificationWarning, match="") as seen:
+        evaluate([*ms, Moment.mean(d, "2 * kids * purchase", value=0.6)])
+    texts = [str(one.message) for one in seen]
+    assert any("covariances of the" in text and "kids * purchase]'" in text for text in texts)
+    moments, covariances = ms[:2], np.ones((2, 2))
+    with pytest.warns(IdentificationWarning, match=r"are singular: .* Collinear are 'E\[.*', 'E\["):
+        problem().compare_micro(moments, SIGMA, PI, micro_sample_covariances=covariances)
+
+
+def test_everybody_buys_as_shares_say(results: Any) -> None:
+    """The probability of a product in a survey of everybody in its market is its share."""
+    products, _ = tables()
+    moments = []
+    for row, product in products.iterrows():
+        dataset = Dataset.everybody(f"d{row}", market_ids=[product.market_ids])
+        moments.append(Moment.mean(dataset, f"product_ids == '{product.product_ids}'", name=f"m{row}"))
+    np.testing.assert_allclose(results.compute_micro_values(moments), products.shares, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "ids", [[7, 3, 11, 5], np.array(["2001-01-01", "2000-01-01", "2003-01-01", "2002-01-01"], "M8[D]")]
+)
+def test_market_ids_may_be_numbers_and_dates(ids: Any, results: Any) -> None:
+    """Whatever their order, which is that of rows here and not of IDs."""
+    known = dict(zip(["t0", "t1", "t2", "t3"], ids, strict=True))
+    moved = [table.assign(market_ids=table.market_ids.map(known)) for table in tables()]
+    found = evaluate([], build(moved[1], moved[0]))
+
+    def values(source: Any, markets: list[Any], word: str) -> np.ndarray:
+        d = Dataset.buyers("d", 5, market_ids=markets)
+        moments = [Moment.mean(d, "age * x"), Moment.mean(d, f"age * (market == {word})")]
+        return source.compute_micro_values(moments)
+
+    word = repr(str(known["t2"])) if isinstance(ids, np.ndarray) else str(known["t2"])
+    expected = values(results, ["t1", "t2"], "'t2'")
+    np.testing.assert_allclose(values(found, [known["t1"], known["t2"]], word), expected, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_derivatives_are_differences_with_everything() -> None:
+    """Nests with a free rho, availability, demographics of products, an agent without weight, and second choices."""
+    products, agents = tables()
+    sizes = agents.market_ids.map(products.groupby("market_ids").size()).to_numpy()
+    agents = agents.assign(weights=np.where(agents.index % 6 == 0, 0, agents.weights))
+    agents["weights"] = agents.weights / agents.groupby("market_ids").weights.transform("sum")
+    available = (np.random.default_rng(0).uniform(size=(len(agents), 7)) > 0.2) & (np.arange(7) < sizes[:, None])
+    available[:, 0] = True
+    agents = agents.assign(**{f"availability{j}": available[:, j] * 1.0 for j in range(7)})
+    own = blpjax.Problem(
+        (blpjax.Formulation("1 + prices + x"), blpjax.Formulation("1 + x")),
+        products.assign(nesting_ids=products.mi),
+        blpjax.Formulation("0 + log_income + I(distance / 9)"),
+        agents,
+    )
+    pairs, buyers = Dataset.second_choices("s", 50, first="any"), Dataset.buyers("b", 90, agent_weights="age")
+    ms = [
+        Moment.mean(buyers, "income * x", value=30),
+        Moment.mean(pairs, "mi * second.mi * age", given="purchase", value=0.3),
+        Moment.mean(pairs, "second.distance", given="second.purchase", value=4),
+        Moment.correlation(buyers, "income", "distance", value=0.1),
+    ]
+    at = np.array([0.6, 0.3, 0.3, -0.2, 0.2, 0.4])  # sigma, pi by rows, rho
+
+    def parameters(theta: np.ndarray) -> tuple[Any, Any, Any]:
+        return np.diag(theta[:2]), [[theta[2], theta[3]], [0, theta[4]]], [theta[5]]
+
+    options = {"method": "1s", "optimization": blpjax.Optimization("return"), "micro_moments": ms}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IdentificationWarning)
+        first = own.solve(*parameters(at), check_optimality="gradient", **options)
+        W = np.asarray(first.updated_W)
+        found = own.solve(*parameters(first.theta), W=W, **options)
+        step, sides = 1e-5, []
+        assert first.theta.tolist() == at.tolist()
+        for direction in step * np.eye(at.size):
+            moved = [
+                own.solve(*parameters(at + sign * direction), W=W, check_optimality="gradient", **options)
+                for sign in (1, -1)
+            ]
+            sides.append([(one.micro[:, 0], one.objective, one.gradient[:, 0]) for one in moved])
+    by_theta = np.array([(one[0][0] - one[1][0]) / (2 * step) for one in sides]).T
+    CENTRAL_DIFFERENCE.check(found.micro_by_theta_jacobian, by_theta)
+    CENTRAL_DIFFERENCE.check(found.gradient[:, 0], [float(one[0][1] - one[1][1]) / (2 * step) for one in sides])
+    CENTRAL_DIFFERENCE.check(found.hessian, [(one[0][2] - one[1][2]) / (2 * step) for one in sides])
