@@ -161,15 +161,13 @@ class Cells:
         if source.kind == "market":
             return _comparable(np.asarray(self.market)), np.zeros((), bool)
         if source.kind == "specific":
-            column, rows = self._specific(source, choice), inside
-            values, missing = column, is_missing(column)
+            values, rows = self._specific(source, choice), inside
+            missing = np.isnan(values)
         elif source.kind == "agent":
-            column = self.tables.agents[source.column]
-            values = _comparable(column)[self.agents]
+            values = _comparable(self.tables.agents[source.column][self.agents])
             return values, is_missing(values)
         else:
-            column = self.tables.products[source.column]
-            values, rows = _comparable(column)[choice], inside
+            values, rows = _comparable(self.tables.products[source.column][choice]), inside
             missing = is_missing(values)
         # identities of the outside good are no number that a product has
         nothing: Any = "" if values.dtype == object else np.nan if source.column.endswith("_ids") else 0.0
@@ -178,18 +176,18 @@ class Cells:
     def same(self, source: Source) -> np.ndarray:
         """Whether IDs of first and second choices are the same, false where one is the outside good."""
         assert self.second is not None
-        column = _comparable(self.tables.products[source.column])
-        return 1.0 * ((self.first >= 0) & (self.second >= 0) & (column[self.first] == column[self.second]))
+        first, second = (_comparable(self.tables.products[source.column][rows]) for rows in (self.first, self.second))
+        return 1.0 * ((self.first >= 0) & (self.second >= 0) & (first == second))
 
     def _specific(self, source: Source, choice: np.ndarray) -> np.ndarray:
         numbered: list[np.ndarray] = []
         while f"{source.column}{len(numbered)}" in self.tables.agents:
-            column = np.asarray(self.tables.agents[f"{source.column}{len(numbered)}"])
-            numbered.append(column.astype(float))
-        places = self.tables.positions[choice]
-        known = places < len(numbered)
-        matrix = np.column_stack(numbered)
-        return np.where(known, matrix[self.agents, np.where(known, places, 0)], np.nan)
+            numbered.append(np.asarray(self.tables.agents[f"{source.column}{len(numbered)}"]))
+        places = np.where(choice >= 0, self.tables.positions[choice], -1)
+        found = np.full(np.broadcast_shapes(self.agents.shape, choice.shape), np.nan)
+        for place in np.unique(places[(places >= 0) & (places < len(numbered))]):
+            found = np.where(places == place, numbered[place][self.agents], found)
+        return found
 
 
 class Asked(NamedTuple):

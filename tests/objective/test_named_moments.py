@@ -578,3 +578,45 @@ def test_derivatives_are_differences_with_everything() -> None:
     CENTRAL_DIFFERENCE.check(found.micro_by_theta_jacobian, by_theta)
     CENTRAL_DIFFERENCE.check(found.gradient[:, 0], [float(one[0][1] - one[1][1]) / (2 * step) for one in sides])
     CENTRAL_DIFFERENCE.check(found.hessian, [(one[0][2] - one[1][2]) / (2 * step) for one in sides])
+
+
+def test_simulations_and_sampled_agents_have_columns() -> None:
+    """Prices and shares are those of the simulation, and agents those that were drawn."""
+    found = evaluate([])
+    d = Dataset.buyers("d", 50)
+    drawn = found.importance_sampling(4, seed=0, agent_data=pd.concat([tables()[1]] * 10, ignore_index=True))
+    values = evaluate([], drawn.to_problem()).compute_micro_values([Moment.mean(d, "age * (region == 'north')")])
+    assert 0 < values[0] < 70
+    products, agents = tables()
+    simulation = blpjax.Simulation(
+        (blpjax.Formulation("1 + prices + x"), blpjax.Formulation("1 + x"), blpjax.Formulation("1 + x")),
+        products.drop(columns=["prices", "shares", "size"]).assign(firm_ids=products.firm_ids),
+        beta=[1, -2, 1],
+        sigma=SIGMA,
+        pi=PI,
+        gamma=[1, 0.1],
+        agent_formulation=blpjax.Formulation("0 + log_income + kids"),
+        agent_data=agents,
+        seed=0,
+    ).replace_endogenous()
+    named = Moment.mean(d, "age * prices")
+    compute = Part(
+        "p",
+        Dataset("e", 5, lambda t, p, a: np.ones((a.size, p.size))),
+        lambda t, p, a: np.tile(p.prices.T, (a.size, 1)),
+    )
+    price = simulation.compute_micro_values([Moment.mean(d, "prices"), Moment("m", 0, compute)])
+    ROUNDING.check(price[0], price[1])
+    assert np.isfinite(simulation.compute_micro_values([named])).all()
+
+
+def test_groups_must_go_with_nests() -> None:
+    products, _ = tables()
+    nested = products.assign(nesting_ids=products.mi)
+    own = build(products=nested)
+    with pytest.raises(
+        ValueError, match="'d' is invalid in market 't0': what is eliminated .* must lie within one nest"
+    ):
+        own.compare_micro([Moment.mean(Dataset.second_choices("d", without="firm_ids"), "x")], SIGMA, PI, 0.3)
+    found = own.compare_micro([Moment.mean(Dataset.second_choices("d", without="mi"), "second.x")], SIGMA, PI, 0.3)
+    assert np.isfinite(found["value"]).all() and found["d/d All Groups"].abs().max() > 0
