@@ -11,7 +11,7 @@ comparisons such as ``income > 50`` or ``firm_ids == 'F1'``, which are one or ze
 - ``same(firm_ids)``, one where both choices have the same ID;
 - ``market``, the ID of the market.
 
-A name that is in both tables is written ``agent.x`` or ``product.x``.
+A name that is in both tables is written ``agent.x`` or ``product.x``. Simulations have the columns of formulas alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence

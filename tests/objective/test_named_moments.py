@@ -599,7 +599,7 @@ def test_simulations_and_sampled_agents_have_columns() -> None:
         agent_data=agents,
         seed=0,
     ).replace_endogenous()
-    named = Moment.mean(d, "age * prices")
+    named = Moment.mean(d, "kids * prices")
     compute = Part(
         "p",
         Dataset("e", 5, lambda t, p, a: np.ones((a.size, p.size))),
@@ -617,6 +617,6 @@ def test_groups_must_go_with_nests() -> None:
     with pytest.raises(
         ValueError, match="'d' is invalid in market 't0': what is eliminated .* must lie within one nest"
     ):
-        own.compare_micro([Moment.mean(Dataset.second_choices("d", without="firm_ids"), "x")], SIGMA, PI, 0.3)
+        own.compare_micro([Moment.mean(Dataset.second_choices("d", without="brand_ids"), "second.x")], SIGMA, PI, 0.3)
     found = own.compare_micro([Moment.mean(Dataset.second_choices("d", without="mi"), "second.x")], SIGMA, PI, 0.3)
     assert np.isfinite(found["value"]).all() and found["d/d All Groups"].abs().max() > 0
