@@ -254,7 +254,7 @@ class _Factors:
             for row in b:
                 while True:
                     rest = row - (row @ self.b.T) @ self.b
-                    if np.abs(rest).max(initial=0.0) <= _PRECISION * np.abs(row).max(initial=0.0):
+                    if np.linalg.norm(rest) <= _PRECISION * np.linalg.norm(row):
                         break
                     if len(self.b) == min(MOST_FACTORS, self.size):
                         self._expand_all(r, slice(0, 0), np.zeros((0, self.size)))

@@ -192,7 +192,7 @@ def test_derivatives_are_differences() -> None:
 
 
 def test_a_second_problem_compiles_nothing() -> None:
-    """With other data, and moments that were made anew."""
+    """With other data, and moments that were made anew; and neither does solving after a look."""
 
     def make(value: float) -> list[Any]:
         dataset = Dataset.everybody("d", 500)
@@ -201,7 +201,10 @@ def test_a_second_problem_compiles_nothing() -> None:
             Moment.correlation(dataset, "income", "x", given="purchase", value=value),
         ]
 
-    evaluate(make(0.1))
+    problem().compare_micro(make(0.1), SIGMA, PI)
+    with compilations() as seen:
+        evaluate(make(0.1))
+    assert seen == []
     products, agents = tables()
     other = build(agents.assign(age=agents.age + 1), products.assign(x=products.x**2))
     with compilations() as seen:
