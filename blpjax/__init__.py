@@ -45,6 +45,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.objective.blocks import MomentBlock, Point, SampleMoments
     from blpjax.objective.functions import ModelFunctions
     from blpjax.objective.structured import Agents, Products
+    from blpjax.objective.survey_moments import SurveyMoments, micro_moments
     from blpjax.optimize.optimize import Optimization
     from blpjax.problem.load import load
     from blpjax.problem.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem
@@ -90,6 +91,7 @@ __all__ = [
     "Simulation",
     "SimulationResults",
     "Starts",
+    "SurveyMoments",
     "Transformation",
     "__version__",
     "build_agent_product_data",
@@ -104,6 +106,7 @@ __all__ = [
     "estimation_summary",
     "exceptions",
     "load",
+    "micro_moments",
     "options",
     "parallel",
     "problem_from_formula",
@@ -136,6 +139,7 @@ _HOMES = {
     "blpjax.objective.blocks": ("MomentBlock", "Point", "SampleMoments"),
     "blpjax.objective.functions": ("ModelFunctions",),
     "blpjax.objective.structured": ("Agents", "Products"),
+    "blpjax.objective.survey_moments": ("SurveyMoments", "micro_moments"),
     "blpjax.optimize.optimize": ("Optimization",),
     "blpjax.problem.load": ("load",),
     "blpjax.problem.problem": ("ImportanceSamplingProblem", "OptimalInstrumentProblem", "Problem"),

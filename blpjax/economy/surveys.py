@@ -11,12 +11,16 @@ from jaxtyping import Int
 
 from blpjax.economy.buckets import Economy, MarketIndex
 from blpjax.inputs.micro import MicroDataset, MicroPart, distinct_datasets
+from blpjax.inputs.named_surveys import Factors, SurveyMarket
+from blpjax.inputs.survey_expressions import SurveyTables
 from blpjax.inputs.surveys import (
     check_groups,
     compute_values,
     compute_weights,
     dataset_markets,
     eliminated_groups,
+    factorise_values,
+    factorise_weights,
     market_agents,
     weigh_values,
 )
@@ -39,6 +43,8 @@ class Markets:
 
     products, agents : structured arrays of N and I rows. index, agent_rows : rows of each market in both.
     product_ids, nesting_ids : (N,) or (N, n), and (N,), or None.
+    tables : all columns of both tables, for surveys by column. product_places, agent_places : rows of these for each
+        product and agent, None where they are the same.
     """
 
     products: np.recarray
@@ -47,16 +53,26 @@ class Markets:
     agent_rows: Sequence[np.ndarray]
     product_ids: np.ndarray | None
     nesting_ids: np.ndarray | None
+    tables: SurveyTables = dataclasses.field(default_factory=lambda: SurveyTables({}, {}))
+    product_places: np.ndarray | None = None
+    agent_places: np.ndarray | None = None
 
-    def at(self, t: int) -> tuple[Any, np.recarray, np.recarray]:
-        """ID, products and agents of the market at a position in the sorted order of IDs."""
-        rows = self.index.rows[t]
-        return self.index.ids[t], self.products[rows], market_agents(self.agents, self.agent_rows[t], rows.size)
+    def at(self, t: int) -> SurveyMarket:
+        """The market at a position in the sorted order of IDs."""
+        rows, people = self.index.rows[t], self.agent_rows[t]
+        return SurveyMarket(
+            market_id=self.index.ids[t],
+            products=self.products[rows],
+            agents=market_agents(self.agents, people, rows.size),
+            tables=self.tables,
+            product_rows=rows if self.product_places is None else self.product_places[rows],
+            agent_rows=people if self.agent_places is None else self.agent_places[people],
+        )
 
     def groups(self, dataset: MicroDataset, t: int) -> np.ndarray | None:
         """What is eliminated with each product of a market, see `eliminated_groups`, checked."""
         rows = self.index.rows[t]
-        groups = eliminated_groups(dataset, self.product_ids, rows)
+        groups = eliminated_groups(dataset, self.product_ids, rows, self.at(t))
         check_groups(dataset, self.index.ids[t], groups, None if self.nesting_ids is None else self.nesting_ids[rows])
         return groups
 
@@ -106,7 +122,7 @@ def build_surveys(
     datasets = distinct_datasets(parts) if datasets is None else datasets
     found: dict[tuple[int, int], _Found] = {}
     for d, dataset in enumerate(datasets):
-        own = [part for part in parts if part.dataset is dataset]
+        own = [part for part in parts if part.dataset == dataset]
         for t in dataset_markets(dataset, markets.index.ids):
             found[d, int(t)] = _ask(markets, dataset, own, int(t))
     places = np.asarray(economy.market_positions)[: len(markets.index.ids)]
@@ -162,27 +178,38 @@ def choice_offsets(shape: tuple[int, ...], J: int) -> tuple[int, ...]:
 
 def _ask(markets: Markets, dataset: MicroDataset, parts: Sequence[MicroPart], t: int) -> _Found:
     """What a dataset asks about in one market."""
-    market_id, products, agents = markets.at(t)
-    weights = compute_weights(dataset, market_id, products, agents)
-    groups = markets.groups(dataset, t)
-    J, offsets = len(products), choice_offsets(weights.shape, len(products))
-    keep = None
-    if weights.ndim == 3:
+    market = markets.at(t)
+    I, J = len(market.agents), len(market.products)  # noqa: E741
+    known = factorise_weights(dataset, market)
+    weights = compute_weights(dataset, market) if known is None else None
+    shape = (I, *known.choices.shape[1:]) if known is not None else weights.shape  # type: ignore[union-attr]
+    groups, offsets = markets.groups(dataset, t), choice_offsets(shape, J)
+    keep = np.ones(shape[1:])
+    if len(shape) == 3:
         codes = np.arange(J) if groups is None else groups
-        keep = np.ones((1 + J, 1 + J))
-        keep[1:, 1:] = codes[:, None] != codes
-        keep[0, 0] = 0.0
-        keep = keep[offsets[0] :, offsets[1] :]
-    factors = _Factors(1 + len(parts), weights.shape)
-    step = max(1, _TOGETHER // max(1, int(np.prod(weights.shape[1:]))))
+        both = np.ones((1 + J, 1 + J))
+        both[1:, 1:] = codes[:, None] != codes
+        both[0, 0] = 0.0
+        keep = both[offsets[0] :, offsets[1] :]
+    factors = _Factors(1 + len(parts), shape)
+    step = max(1, _TOGETHER // max(1, int(np.prod(shape[1:]))))
     for r in range(1 + len(parts)):
-        values = None if r == 0 else compute_values(parts[r - 1], market_id, products, agents, weights.shape)
-        for first in range(0, len(weights), step):
+        if known is not None:
+            whole = known if r == 0 else factorise_values(parts[r - 1], market, known)
+            if whole is not None:
+                factors.add_products(r, whole, keep)
+                continue
+        values = None if r == 0 else compute_values(parts[r - 1], market, shape)
+        for first in range(0, I, step):
             some = slice(first, first + step)
-            numbers = weights[some]
+            if weights is not None:
+                numbers = weights[some]
+            else:
+                assert known is not None
+                numbers = np.multiply.outer(known.agents[0, some], known.choices[0])
             if values is not None:
-                numbers = weigh_values(parts[r - 1], market_id, numbers, values[some])
-            factors.add(r, some, numbers if keep is None else numbers * keep)
+                numbers = weigh_values(parts[r - 1], market, numbers, values[some], first)
+            factors.add(r, some, numbers * keep)
         del values  # before the next ones are computed
     return factors.expand(J, offsets, groups)
 
@@ -214,14 +241,38 @@ class _Factors:
             if len(self.b) == min(MOST_FACTORS, self.size):
                 self._expand_all(r, some, flat)
                 return
-            new = rest[sizes.argmax()]
-            new = new / np.linalg.norm(new)
-            new -= (new @ self.b.T) @ self.b
-            new /= np.linalg.norm(new)
-            self.b = np.concatenate([self.b, new[None]])
+            self._add_basis(rest[sizes.argmax()])
+            new = self.b[-1]
             rest = rest - (rest @ new)[:, None] * new
         self._widen()
         self.a[r, some] = a if a.shape[1] == len(self.b) else flat @ self.b.T
+
+    def add_products(self, r: int, products: Factors, keep: np.ndarray) -> None:
+        """Take in a row of all agents that is a sum of products, with what is not to be kept set to zero."""
+        b = np.where(keep == 0, 0.0, products.choices).reshape(-1, self.size)
+        if self.dense is None:
+            for row in b:
+                while True:
+                    rest = row - (row @ self.b.T) @ self.b
+                    if np.linalg.norm(rest) <= _PRECISION * np.linalg.norm(row):
+                        break
+                    if len(self.b) == min(MOST_FACTORS, self.size):
+                        self._expand_all(r, slice(0, 0), np.zeros((0, self.size)))
+                        break
+                    self._add_basis(rest)
+                if self.dense is not None:
+                    break
+        if self.dense is not None:
+            self.dense[r] = products.agents.T @ b
+            return
+        self._widen()
+        self.a[r] = products.agents.T @ (b @ self.b.T)
+
+    def _add_basis(self, new: np.ndarray) -> None:
+        new = new / np.linalg.norm(new)
+        new -= (new @ self.b.T) @ self.b
+        new /= np.linalg.norm(new)
+        self.b = np.concatenate([self.b, new[None]])
 
     def _widen(self) -> None:
         missing = len(self.b) - self.a.shape[2]

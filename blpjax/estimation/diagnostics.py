@@ -8,7 +8,7 @@ import numpy as np
 from blpjax import options
 from blpjax.estimation.step import StepContext, StepResult
 from blpjax.exceptions import ConvergenceWarning, IdentificationError, IdentificationWarning, warn_user
-from blpjax.inputs.identification import find_collinearity
+from blpjax.inputs.identification import collinear_moments, find_collinearity
 from blpjax.objective import iv
 from blpjax.objective.blocks import SampleMoments
 from blpjax.objective.inference import CovarianceTypes
@@ -58,7 +58,11 @@ def warn_of_singularity(
         data = context.objective.data
         Z, residuals = jax.device_get((data.instruments, data.residuals(point)))
         found = find_collinearity(iv.moment_contributions(Z, residuals))
-        named = ", ".join(repr(context.moment_labels[group[0]]) for group in found.groups)
+        places = [group[0] for group in found.groups]
+        size = sum(block.size for block in data.more if isinstance(block, SampleMoments))
+        S = np.asarray(summary.moments_covariances)[M - size :, M - size :]
+        places += [M - size + group[0] for group in collinear_moments(S)]
+        named = ", ".join(repr(context.moment_labels[place]) for place in places)
         few = types.W_type == "clustered" and types.n_clusters is not None and types.n_clusters < M
         reason = f"there are only {types.n_clusters} clusters" if few else f"collinear moments: {named or 'none'}"
         warn_user(

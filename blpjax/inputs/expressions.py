@@ -6,21 +6,54 @@ formulas share their programs.
 
 import ast
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-SUPPORTED = (
-    "Supported are + - * / ** with numbers and variables, log(...), exp(...), I(...), and C(variable) for categories."
+
+class Grammar(NamedTuple):
+    """What expressions may consist of, beside numbers, variables and arithmetic.
+
+    `functions` of one argument, whether there are `conditions`, which are comparisons, text and joined comparisons,
+    and `prefixes` of names such as ``second.x``. `supported` says all that in messages.
+    """
+
+    functions: tuple[str, ...]
+    conditions: bool
+    prefixes: tuple[str, ...]
+    supported: str
+
+
+#: Factors of formulas.
+FORMULAS = Grammar(
+    ("log", "exp", "I", "C"),
+    False,
+    (),
+    "Supported are + - * / ** with numbers and variables, log(...), exp(...), I(...), and C(variable) for categories.",
 )
 
-_FUNCTIONS = ("log", "exp", "I", "C")
+#: What surveys ask about.
+SURVEYS = Grammar(
+    ("log", "exp", "I", "same"),
+    True,
+    ("agent", "product", "second"),
+    "Supported are + - * / ** with numbers and columns, log(...), exp(...), I(...), same(column of IDs), comparisons "
+    "with < <= > >= == !=, which 'and' joins, and names that begin with 'agent.', 'product.' or 'second.'.",
+)
+
 _OPERATORS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
-_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "**": 4}
+_COMPARISONS: dict[type[ast.cmpop], str] = {
+    ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="
+}  # fmt: skip
+_PRECEDENCE = {**dict.fromkeys(_COMPARISONS.values(), 0), "+": 1, "-": 1, "*": 2, "/": 2, "**": 4}
 _NEGATIVE_PRECEDENCE, _ATOM_PRECEDENCE = 3, 5
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +89,25 @@ class Indicator:
 
 
 @dataclass(frozen=True)
+class Same:
+    """One where a second choice has the same ID in the column `name` as the first one, and otherwise zero."""
+
+    name: str
+
+    @property
+    def key(self) -> str:
+        """Name of its array in the environment, such as `same(firm_ids)`."""
+        return f"same({self.name})"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that IDs are compared with."""
+
+    value: str
+
+
+@dataclass(frozen=True)
 class Negative:
     """Minus an expression."""
 
@@ -64,7 +116,7 @@ class Negative:
 
 @dataclass(frozen=True)
 class Operation:
-    """`left operator right`, where the operator is one of `+ - * / **`."""
+    """`left operator right`, where the operator is one of `+ - * / **`, or a comparison that is one or zero."""
 
     operator: str
     left: "Expression"
@@ -79,23 +131,23 @@ class Function:
     operand: "Expression"
 
 
-Expression: TypeAlias = Number | Variable | Indicator | Negative | Operation | Function
+Expression: TypeAlias = Number | Variable | Indicator | Same | Text | Negative | Operation | Function
 
 
-def parse_expression(text: str) -> Expression:
+def parse_expression(text: str, grammar: Grammar = FORMULAS) -> Expression:
     """Parse Python arithmetic such as `I(x * y - 1 / w)` or `C(kind)`.
 
     Raises
     ------
     ValueError
-        When the text contains anything but `+ - * / **`, numbers, variables, `log`, `exp`, `I` and `C`. The message
+        When the text contains anything but `+ - * / **`, numbers, variables, and what the grammar has. The message
         names it.
     """
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
-        raise ValueError(f"'{text}' cannot be parsed: {error.msg}. {SUPPORTED}") from error
-    return _convert(node, text, outermost=True)
+        raise ValueError(f"'{text}' cannot be parsed: {error.msg}. {grammar.supported}") from error
+    return _Parser(text, grammar).convert(node, outermost=True)
 
 
 def variable_names(expression: Expression) -> frozenset[str]:
@@ -103,10 +155,10 @@ def variable_names(expression: Expression) -> frozenset[str]:
     return frozenset(leaf.name for leaf in leaves(expression))
 
 
-def leaves(expression: Expression) -> tuple[Variable | Indicator, ...]:
+def leaves(expression: Expression) -> tuple[Variable | Indicator | Same, ...]:
     """Variables and indicators in an expression, from left to right, each once."""
     match expression:
-        case Variable() | Indicator():
+        case Variable() | Indicator() | Same():
             return (expression,)
         case Negative(operand) | Function(_, operand):
             return leaves(operand)
@@ -129,9 +181,9 @@ def evaluate(expression: Expression, env: Mapping[str, Any], xp: ModuleType = np
     An array of the shape of the arrays in `env`, or a scalar when the expression has no variables.
     """
     match expression:
-        case Number(value):
+        case Number(value) | Text(value):
             return value
-        case Variable() | Indicator():
+        case Variable() | Indicator() | Same():
             return env[expression.key]
         case Negative(operand):
             return -evaluate(operand, env, xp)
@@ -150,6 +202,18 @@ def evaluate(expression: Expression, env: Mapping[str, Any], xp: ModuleType = np
 def source_text(expression: Expression) -> str:
     """Print an expression as source code with spaces, as in `I(x ** 2)`."""
     return _text(expression, spaced=True)[0]
+
+
+def is_comparison(expression: Expression) -> bool:
+    """Whether an expression is a comparison, or several that are joined."""
+    match expression:
+        case Operation("*", left, right):
+            return is_comparison(left) and is_comparison(right)
+        case Operation(operator):
+            return operator in _COMPARE
+        case Function("I", operand):
+            return is_comparison(operand)
+    return False
 
 
 def compact_text(expression: Expression) -> str:
@@ -189,44 +253,81 @@ def _apply(operator: str, left: Any, right: Any) -> Any:
             return left * right
         case "/":
             return left / right
-    return left**right
+        case "**":
+            return left**right
+    return 1.0 * _COMPARE[operator](left, right)
 
 
-def _convert(node: ast.expr, text: str, outermost: bool = False) -> Expression:
-    """Turn Python's syntax tree into an own one, refusing everything that is not arithmetic."""
-    match node:
-        case ast.Constant(value=value) if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return _number(value, text)
-        case ast.Name(id=name):
-            if name in _FUNCTIONS:
-                raise ValueError(f"'{name}' in '{text}' is a function, not a variable. {SUPPORTED}")
-            return Variable(name)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return _checked(Negative(_convert(operand, text)), text)
-        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return _convert(operand, text)
-        case ast.BinOp(op=operator, left=left, right=right) if type(operator) in _OPERATORS:
-            return _checked(Operation(_OPERATORS[type(operator)], _convert(left, text), _convert(right, text)), text)
-        case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in _FUNCTIONS:
-            return _call(name, argument, text, outermost)
-        case ast.Call(func=ast.Name(id=name)) if name in _FUNCTIONS:
-            raise ValueError(f"'{name}' in '{text}' takes exactly one argument. {SUPPORTED}")
-    part = ast.unparse(node.func) if isinstance(node, ast.Call) else ast.unparse(node)
-    kind = "function" if isinstance(node, ast.Call) else "expression"
-    raise ValueError(f"The {kind} '{part}' in '{text}' is not supported. {SUPPORTED}")
+class _Parser(NamedTuple):
+    """Turns Python's syntax tree into an own one, refusing everything that the grammar does not have."""
 
+    text: str
+    grammar: Grammar
 
-def _call(name: str, argument: ast.expr, text: str, outermost: bool) -> Expression:
-    operand = _convert(argument, text)
-    if name == "C":
-        if not outermost:
+    def convert(self, node: ast.expr, outermost: bool = False) -> Expression:
+        """The expression of a node."""
+        text, functions = self.text, self.grammar.functions
+        match node:
+            case ast.Constant(value=value) if isinstance(value, (int, float)) and not isinstance(value, bool):
+                return _number(value, text)
+            case ast.Name(id=name):
+                if name in functions:
+                    raise self._error(f"'{name}' in '{text}' is a function, not a variable.")
+                return Variable(name)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return _checked(Negative(self.convert(operand)), text)
+            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+                return self.convert(operand)
+            case ast.BinOp(op=operator, left=left, right=right) if type(operator) in _OPERATORS:
+                return _checked(Operation(_OPERATORS[type(operator)], self.convert(left), self.convert(right)), text)
+            case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in functions:
+                return self._call(name, argument, outermost)
+            case ast.Call(func=ast.Name(id=name)) if name in functions:
+                raise self._error(f"'{name}' in '{text}' takes exactly one argument.")
+            case ast.Attribute(value=ast.Name(id=prefix), attr=name) if prefix in self.grammar.prefixes:
+                return Variable(f"{prefix}.{name}")
+            case ast.Compare(left=left, ops=ops, comparators=others) if self.grammar.conditions:
+                return self._compare(left, ops, others)
+            case ast.BoolOp(op=ast.And(), values=values) if self.grammar.conditions:
+                return multiply(tuple(map(self.convert, values)))
+        part = ast.unparse(node.func) if isinstance(node, ast.Call) else ast.unparse(node)
+        kind = "function" if isinstance(node, ast.Call) else "expression"
+        raise self._error(f"The {kind} '{part}' in '{text}' is not supported.")
+
+    def _call(self, name: str, argument: ast.expr, outermost: bool) -> Expression:
+        operand = self.convert(argument)
+        if name == "C" and not outermost:
             raise ValueError(
-                f"'{text}' uses C(...) inside of another expression. Interact categories with ':' or '*' instead."
+                f"'{self.text}' uses C(...) inside of another expression. Interact categories with ':' or '*' instead."
             )
-        if not isinstance(operand, Variable):
-            raise ValueError(f"'{text}' is not supported: C(...) takes the name of one variable. {SUPPORTED}")
-        return Function("C", operand)
-    return _checked(Function(name, operand), text)
+        if name in ("C", "same") and not isinstance(operand, Variable):
+            raise self._error(f"'{self.text}' is not supported: {name}(...) takes the name of one variable.")
+        if isinstance(operand, Variable):
+            if name == "same":
+                return Same(operand.name.removeprefix("product."))
+            if name == "C":
+                return Function("C", operand)
+        return _checked(Function(name, operand), self.text)
+
+    def _compare(self, left: ast.expr, ops: list[ast.cmpop], others: list[ast.expr]) -> Expression:
+        found: list[Expression] = []
+        for op, right in zip(ops, others, strict=True):
+            if type(op) not in _COMPARISONS:
+                raise self._error(
+                    f"The expression '{ast.unparse(right)}' in '{self.text}' is compared in an unsupported way."
+                )
+            sides = tuple(
+                Text(side.value)
+                if isinstance(side, ast.Constant) and isinstance(side.value, str)
+                else self.convert(side)
+                for side in (left, right)
+            )
+            found.append(Operation(_COMPARISONS[type(op)], *sides))
+            left = right
+        return multiply(tuple(found))
+
+    def _error(self, message: str) -> ValueError:
+        return ValueError(f"{message} {self.grammar.supported}")
 
 
 def _number(value: int | float, text: str) -> Number:
@@ -262,6 +363,10 @@ def _text(expression: Expression, spaced: bool) -> tuple[str, int]:
             return name, _ATOM_PRECEDENCE
         case Indicator(name, level):
             return f"{name}[{level}]", _ATOM_PRECEDENCE
+        case Same():
+            return expression.key, _ATOM_PRECEDENCE
+        case Text(value):
+            return repr(value), _ATOM_PRECEDENCE
         case Function("I" | "C", operand) if not spaced:
             return _text(operand, spaced)
         case Function(name, operand):
@@ -271,11 +376,11 @@ def _text(expression: Expression, spaced: bool) -> tuple[str, int]:
             return f"-({text})" if precedence < _NEGATIVE_PRECEDENCE else f"-{text}", _NEGATIVE_PRECEDENCE
     own = _PRECEDENCE[expression.operator]
     (left, left_precedence), (right, right_precedence) = _text(expression.left, spaced), _text(expression.right, spaced)
-    power = expression.operator == "**"
-    if left_precedence < own or power and left_precedence == own:
+    power, compared = expression.operator == "**", own == 0
+    if left_precedence < own or (power or compared) and left_precedence == own:
         left = f"({left})"
     # powers associate to the right and may have a negative exponent without parentheses
     if right_precedence < (_NEGATIVE_PRECEDENCE if power else own + 1):
         right = f"({right})"
-    space = " " if spaced or own == 1 else ""
+    space = " " if spaced or own <= 1 else ""
     return f"{left}{space}{expression.operator}{space}{right}", own

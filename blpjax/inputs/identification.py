@@ -260,6 +260,12 @@ def find_collinearity(
     return Collinearity(rank, tuple(int(k) for k in np.flatnonzero(absorbed)), tuple(sorted(groups)))
 
 
+def collinear_moments(S: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Moments with covariances S (M, M) that are combinations of others: each followed by these, if there are any."""
+    scale = np.sqrt(np.where(np.diag(S) > 0, np.diag(S), 1.0))
+    return find_collinearity(S / np.outer(scale, scale), atol=1e-8, rtol=1e-8).groups
+
+
 def _pivoted_groups(scaled: np.ndarray, tolerances: np.ndarray) -> tuple[int, list[tuple[int, ...]]]:
     """Rank of a matrix with columns of unit length; each dependent column, followed by those that make it up."""
     R, order = scipy.linalg.qr(scaled, mode="r", pivoting=True)

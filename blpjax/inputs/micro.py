@@ -1,10 +1,12 @@
 """Micro datasets, micro parts and micro moments: what surveys say, and checks of what users say about them.
 
-These are plain containers: nothing is computed when they are built, and they are equal when they are the same object.
-What must hold for a problem's data is checked when they are used.
+These are plain containers: nothing is computed when they are built. Those that are made by column
+(`blpjax.inputs.named_moments`) are equal by value, others when they are the same object. What must hold for a problem's
+data is checked when they are used.
 """
 
 import dataclasses
+import math
 import numbers
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from blpjax import options
+from blpjax.inputs.named_moments import UNKNOWN, NamedDatasets, NamedMoments, NamedParts
+from blpjax.inputs.named_surveys import MarketArrays, SurveyValues, SurveyWeights
 from blpjax.inputs.table_format import plain_value
 
 #: A function of a market's ID, its products and its agents, both structured arrays, that returns an array over agents
@@ -20,9 +24,31 @@ from blpjax.inputs.table_format import plain_value
 MarketFunction = Callable[[Any, Any, Any], Any]
 
 
+class _ByValue:
+    """Equal by value where that is known, and otherwise when it is the same object."""
+
+    def key(self) -> Any:
+        """What decides, or None for the object itself."""
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(other) is not type(self):
+            return NotImplemented
+        key = self.key()
+        return key is not None and key == other.key()
+
+    def __hash__(self) -> int:
+        key = self.key()
+        return object.__hash__(self) if key is None else hash(key)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class MicroDataset:
+class MicroDataset(NamedDatasets, _ByValue):
     """A survey of consumers: how likely agents are to be in it, given what they choose.
+
+    The constructors `everybody`, `buyers` and `second_choices` name columns instead of functions.
 
     Parameters
     ----------
@@ -55,18 +81,20 @@ class MicroDataset:
     """
 
     name: str
-    observations: int | np.integer
-    compute_weights: MarketFunction
+    observations: int | np.integer | None
+    compute_weights: MarketFunction | SurveyWeights
     eliminated_product_ids_index: int | np.integer | None = None
     market_ids: Any = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)
-        count = self.observations
-        if isinstance(count, bool | np.bool_) or not isinstance(count, numbers.Integral) or count < 1:
-            raise ValueError(f"observations must be a positive int, not {count!r}.")
-        object.__setattr__(self, "observations", int(count))
-        _check_callable("compute_weights", self.compute_weights)
+        count, by_column = self.observations, isinstance(self.compute_weights, SurveyWeights)
+        if count is not None or not by_column:
+            if isinstance(count, bool | np.bool_) or not isinstance(count, numbers.Integral) or count < 1:
+                raise ValueError(f"observations must be a positive int, not {count!r}.")
+            object.__setattr__(self, "observations", int(count))
+        if not by_column:
+            _check_callable("compute_weights", self.compute_weights)
         index = self.eliminated_product_ids_index
         if index is not None:
             if isinstance(index, bool | np.bool_) or not isinstance(index, numbers.Integral) or index < 0:
@@ -75,15 +103,24 @@ class MicroDataset:
         if self.market_ids is not None:
             object.__setattr__(self, "market_ids", _read_market_ids(self.market_ids))
 
+    def key(self) -> Any:
+        """What decides about equality: all fields where weights are by column."""
+        if not isinstance(self.compute_weights, SurveyWeights):
+            return None
+        return self.name, self.observations, self.compute_weights, self.market_ids
+
     def __str__(self) -> str:
-        return f"{self.name}: {self.observations} Observations in {describe_markets(self)}"
+        count = "Unknown" if self.observations is None else self.observations
+        return f"{self.name}: {count} Observations in {describe_markets(self)}"
 
     __repr__ = __str__
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class MicroPart:
+class MicroPart(NamedParts, _ByValue):
     """The mean of something over the respondents of a survey.
+
+    The constructor `of` names columns instead of a function.
 
     Parameters
     ----------
@@ -103,13 +140,20 @@ class MicroPart:
 
     name: str
     dataset: MicroDataset
-    compute_values: MarketFunction
+    compute_values: MarketFunction | SurveyValues | MarketArrays
 
     def __post_init__(self) -> None:
         _check_name(self.name)
         if not isinstance(self.dataset, MicroDataset):
             raise TypeError(f"dataset must be a MicroDataset, not {type(self.dataset).__name__}.")
-        _check_callable("compute_values", self.compute_values)
+        if not isinstance(self.compute_values, SurveyValues | MarketArrays):
+            _check_callable("compute_values", self.compute_values)
+
+    def key(self) -> Any:
+        """What decides about equality: all fields where they are by column."""
+        if not isinstance(self.compute_values, SurveyValues):
+            return None
+        return self.name, self.dataset, self.compute_values
 
     def __str__(self) -> str:
         return f"{self.name} on {self.dataset}"
@@ -118,8 +162,11 @@ class MicroPart:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class MicroMoment:
+class MicroMoment(NamedMoments):
     """A micro moment: an observed value, less what the model says, a mean or a function of means of surveys.
+
+    The constructors `mean`, `quantile_share`, `variance`, `covariance`, `correlation`, `regression` and `scores` name
+    columns instead of functions.
 
     Parameters
     ----------
@@ -149,6 +196,8 @@ class MicroMoment:
     compute_value: Callable[[Any], Any] | None = None
     compute_gradient: Callable[[Any], Any] | None = None
 
+    _part = MicroPart
+
     def __post_init__(self) -> None:
         _check_name(self.name)
         object.__setattr__(self, "value", _read_value(self.value))
@@ -171,6 +220,11 @@ class MicroMoment:
         if self.compute_value is None and self.compute_gradient is not None:
             raise ValueError("compute_gradient needs a compute_value, of which it is the derivative.")
 
+    @property
+    def observed(self) -> bool:
+        """Whether there is a value."""
+        return not math.isnan(self.value)
+
     def __str__(self) -> str:
         return f"{self.name}: {self.value:+.{options.digits - 1}E} ({'; '.join(map(str, self.parts))})"
 
@@ -186,15 +240,16 @@ def describe_markets(dataset: MicroDataset) -> str:
     return f"{len(dataset.market_ids)} Markets"
 
 
-def read_micro_moments(micro_moments: Any) -> list[MicroMoment]:
-    """Micro moments as an argument.
+def read_micro_moments(micro_moments: Any, observed: bool = False) -> list[MicroMoment]:
+    """Micro moments as an argument. With `observed` values and numbers of observations must be known.
 
     Raises
     ------
     TypeError
         When it is no iterable of `MicroMoment` instances.
     ValueError
-        When a moment is there twice, or two moments, two parts or two datasets have the same name.
+        When a moment is there twice, two moments, two parts or two datasets have the same name, or something is not
+        known.
     """
     hint = "micro_moments must be a list of MicroMoment instances"
     if isinstance(micro_moments, MicroMoment):
@@ -207,17 +262,26 @@ def read_micro_moments(micro_moments: Any) -> list[MicroMoment]:
             raise TypeError(f"{hint}, but one of them is {type(moment).__name__}.")
     _check_distinct("micro_moments", "moment", moments)
     check_parts(distinct_parts(moments))
+    for moment in moments if observed else ():
+        if not moment.observed:
+            raise ValueError(
+                f"The micro moment '{moment.name}' has no value. Give value=..., or have blpjax.micro_moments compute "
+                "it from a survey's table."
+            )
+        for dataset in distinct_datasets(moment.parts):
+            if dataset.observations is None:
+                raise ValueError(f"The micro dataset '{dataset.name}' has no number of observations.")
     return moments
 
 
 def distinct_parts(moments: Sequence[MicroMoment]) -> list[MicroPart]:
     """The distinct parts of moments, in the order in which they are met."""
-    return list({id(part): part for moment in moments for part in moment.parts}.values())
+    return list(dict.fromkeys(part for moment in moments for part in moment.parts))
 
 
 def distinct_datasets(parts: Sequence[MicroPart]) -> list[MicroDataset]:
     """The distinct datasets of parts, in the order in which they are met."""
-    return list({id(part.dataset): part.dataset for part in parts}.values())
+    return list(dict.fromkeys(part.dataset for part in parts))
 
 
 def check_parts(parts: Sequence[MicroPart]) -> None:
@@ -227,13 +291,18 @@ def check_parts(parts: Sequence[MicroPart]) -> None:
 
 
 def _check_distinct(argument: str, kind: str, values: Sequence[Any]) -> None:
-    repeated = [value for value, count in Counter(map(id, values)).items() if count > 1]
+    repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
-        name = next(value.name for value in values if id(value) == repeated[0])
-        raise ValueError(f"{argument}: the {kind} '{name}' is there twice.")
-    names = [name for name, count in Counter(value.name for value in values).items() if count > 1]
+        raise ValueError(f"{argument}: the {kind} '{repeated[0].name}' is there twice.")
+    names = [name for (name, _), count in Counter(map(_distinction, values)).items() if count > 1]
     if names:
         raise ValueError(f"{argument}: two {kind}s have the name '{names[0]}'.")
+
+
+def _distinction(value: Any) -> tuple[str, str]:
+    """What values may not share: names, for parts by column those of part and dataset."""
+    by_column = isinstance(getattr(value, "compute_values", None), SurveyValues)
+    return value.name, value.dataset.name if by_column else ""
 
 
 def _check_name(name: object) -> None:
@@ -259,6 +328,8 @@ def _read_market_ids(market_ids: Any) -> frozenset[Any]:
 
 
 def _read_value(value: Any) -> float:
+    if value is UNKNOWN:
+        return math.nan
     if value is None or isinstance(value, str | bytes | bool):
         raise TypeError(f"value must be a number, not {value!r}.")
     array = np.asarray(value)

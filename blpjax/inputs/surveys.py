@@ -1,14 +1,28 @@
 """What micro datasets say of a market: the user's functions of its products and agents are called, and checked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from blpjax import options
 from blpjax.exceptions import DataError
-from blpjax.inputs.micro import MicroDataset, MicroPart
+from blpjax.inputs.micro import MicroDataset, MicroMoment, MicroPart
+from blpjax.inputs.named_surveys import (
+    Factors,
+    MarketArrays,
+    SurveyMarket,
+    SurveyValues,
+    SurveyWeights,
+    all_values,
+    check_weights,
+    describe_cell,
+    eliminated_ids,
+    value_factors,
+    weight_factors,
+)
 from blpjax.inputs.records import structure
+from blpjax.inputs.survey_expressions import Asked, SurveyTables
 from blpjax.inputs.table_format import plain_value
 
 
@@ -37,7 +51,49 @@ def spread_nodes(nodes: np.ndarray, columns: np.ndarray, K2: int) -> np.ndarray:
     return spread
 
 
-def compute_weights(dataset: MicroDataset, t: Any, products: np.recarray, agents: np.recarray) -> np.ndarray:
+def check_columns(moments: Sequence[MicroMoment], tables: SurveyTables) -> None:
+    """Check columns of moments by column before anything is computed.
+
+    Raises
+    ------
+    DataError
+        When a column is not there, is in both tables, or holds text where numbers are needed. The message names the
+        dataset, the moment, the expression, and similar columns.
+    """
+    for moment in moments:
+        for part in moment.parts:
+            dataset, values = part.dataset, part.compute_values
+            weights = dataset.compute_weights
+            if isinstance(weights, SurveyWeights):
+                check_weights(weights, tables, f"Micro dataset '{dataset.name}'")
+            if isinstance(values, SurveyValues):
+                second = weights.second is not None if isinstance(weights, SurveyWeights) else None
+                user = f"Micro moment '{moment.name}' of micro dataset '{dataset.name}', expression '{values}'"
+                Asked.of(values.expression, tables, user, second)
+
+
+def factorise_weights(dataset: MicroDataset, market: SurveyMarket) -> Factors | None:
+    """Weights of a dataset that is by column as products, None for other datasets; see `compute_weights` for errors."""
+    if not isinstance(dataset.compute_weights, SurveyWeights):
+        return None
+    return weight_factors(dataset.compute_weights, market, _words(dataset, market))
+
+
+def factorise_values(part: MicroPart, market: SurveyMarket, weights: Factors) -> Factors | None:
+    """Weights times values of a part as products, None where they are none that are finite.
+
+    Raises
+    ------
+    DataError
+        When a column is not there or cannot be used.
+    """
+    known, named = part.compute_values, part.dataset.compute_weights
+    if not (isinstance(known, SurveyValues) and isinstance(named, SurveyWeights)):
+        return None
+    return value_factors(known, weights, market, named.offsets, _words(part, market))
+
+
+def compute_weights(dataset: MicroDataset, market: SurveyMarket) -> np.ndarray:
     """Weights of a dataset in one market, of the shape that its function returns.
 
     Raises
@@ -47,9 +103,11 @@ def compute_weights(dataset: MicroDataset, t: Any, products: np.recarray, agents
     DataError
         When weights have none of the possible shapes, are negative, missing, infinite, or all zero.
     """
-    what = f"weights for micro dataset '{dataset.name}' in market {plain_value(t)!r}"
-    weights = _call(dataset.compute_weights, what, t, products, agents)
-    rows, J = len(agents), len(products)
+    what, rows, J = _words(dataset, market), len(market.agents), len(market.products)
+    factors = factorise_weights(dataset, market)
+    if factors is not None:
+        return np.multiply.outer(factors.agents[0], factors.choices[0])
+    weights = _call(dataset.compute_weights, what, market)
     choices = (J, 1 + J)
     shapes = [(rows, a) for a in choices] + [(rows, a, b) for a in choices for b in choices]
     if weights.shape not in shapes:
@@ -71,9 +129,7 @@ def compute_weights(dataset: MicroDataset, t: Any, products: np.recarray, agents
     return weights
 
 
-def compute_values(
-    part: MicroPart, t: Any, products: np.recarray, agents: np.recarray, shape: tuple[int, ...]
-) -> np.ndarray:
+def compute_values(part: MicroPart, market: SurveyMarket, shape: tuple[int, ...]) -> np.ndarray:
     """Values of a part in one market, of the shape of its dataset's weights. They may be missing where these are zero.
 
     Raises
@@ -83,32 +139,55 @@ def compute_values(
     DataError
         When values have another shape.
     """
-    what = f"values for micro part '{part.name}' of micro dataset '{part.dataset.name}' in market {plain_value(t)!r}"
-    values = _call(part.compute_values, what, t, products, agents)
+    what, known = _words(part, market), part.compute_values
+    if isinstance(known, MarketArrays):
+        return known.at(market.market_id, shape, what)
+    if isinstance(known, SurveyValues):
+        return all_values(known, market.cells(_offsets(shape, market)), what)
+    values = _call(known, what, market)
     if values.shape != shape:
         raise DataError(f"The {what} must have the shape {shape} of the dataset's weights, not {values.shape}.")
     return values
 
 
-def weigh_values(part: MicroPart, t: Any, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Weights times values of some agents; `DataError` when a value is missing where the weight is not zero."""
+def weigh_values(
+    part: MicroPart, market: SurveyMarket, weights: np.ndarray, values: np.ndarray, first: int
+) -> np.ndarray:
+    """Weights times values of some agents, from the `first` one on.
+
+    Raises
+    ------
+    DataError
+        When a value is missing where the weight is not zero.
+    """
     weighted = np.where(weights != 0, weights * np.where(weights != 0, values, 0.0), 0.0)
-    if not np.isfinite(weighted).all():
-        raise DataError(
-            f"The values for micro part '{part.name}' of micro dataset '{part.dataset.name}' in market "
-            f"{plain_value(t)!r} must be finite where the dataset's weights are not zero."
-        )
+    bad = np.argwhere(~np.isfinite(weighted))
+    if bad.size:
+        what, where, known = _words(part, market), "", part.compute_values
+        if isinstance(known, SurveyValues):
+            index = (first + int(bad[0][0]), *map(int, bad[0][1:]))
+            cells = market.cells(_offsets(weights.shape, market))
+            where = f" They are not for {describe_cell(known, cells, index, what)}."
+            if cells.first.reshape(-1)[index[1]] < 0:
+                where += " For products alone, give given='purchase', or a dataset of buyers."
+        raise DataError(f"The {what} must be finite where the dataset's weights are not zero.{where}")
     return weighted
 
 
-def eliminated_groups(dataset: MicroDataset, product_ids: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+def eliminated_groups(
+    dataset: MicroDataset, product_ids: np.ndarray | None, rows: np.ndarray, market: SurveyMarket
+) -> np.ndarray | None:
     """Codes (J,) of what is eliminated with each product of a market, None where that is the product alone.
 
     Raises
     ------
     ValueError
-        When there are no such product IDs.
+        When there are no such IDs.
     """
+    known = dataset.compute_weights
+    if isinstance(known, SurveyWeights) and known.without is not None:
+        chosen = eliminated_ids(known, market.tables, _words(dataset, market))[market.product_rows]
+        return np.unique([str(plain_value(value)) for value in chosen], return_inverse=True)[1].reshape(-1)
     index = dataset.eliminated_product_ids_index
     if index is None:
         return None
@@ -168,8 +247,21 @@ def dataset_markets(dataset: MicroDataset, ids: np.ndarray) -> np.ndarray:
     return np.sort(found)
 
 
-def _call(function: Any, what: str, t: Any, products: np.recarray, agents: np.recarray) -> np.ndarray:
+def _words(asked: MicroDataset | MicroPart, market: SurveyMarket) -> str:
+    """What is computed, for messages."""
+    where = f"in market {plain_value(market.market_id)!r}"
+    if isinstance(asked, MicroDataset):
+        return f"weights for micro dataset '{asked.name}' {where}"
+    return f"values for micro part '{asked.name}' of micro dataset '{asked.dataset.name}' {where}"
+
+
+def _offsets(shape: tuple[int, ...], market: SurveyMarket) -> tuple[int, ...]:
+    return tuple(1 + len(market.products) - size for size in shape[1:])
+
+
+def _call(function: Any, what: str, market: SurveyMarket) -> np.ndarray:
     """What a function returns for all agents, called for one chunk of them after the other."""
+    t, products, agents = market.market_id, market.products, market.agents
     parts = []
     for chunk in np.array_split(np.arange(len(agents)), _chunks(t)):
         if chunk.size == 0:

@@ -11,12 +11,13 @@ from formulaic.errors import FormulaicError
 from formulaic.parser import DefaultOperatorResolver
 from formulaic.parser.types import ASTNode, FormulaParser, Token
 
+from blpjax.inputs.expressions import FORMULAS, Grammar
 from blpjax.inputs.terms import Term, Terms, add, interact, parse_factor, subtract
 
 OPERATORS = "+ - * / : **"
 
 
-def evaluate_formula(formula: str) -> Terms:
+def evaluate_formula(formula: str, grammar: Grammar = FORMULAS) -> Terms:
     """Terms of a formula.
 
     Raises
@@ -30,7 +31,7 @@ def evaluate_formula(formula: str) -> Terms:
     except (FormulaicError, SyntaxError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error).strip().splitlines()[0]
         raise ValueError(f"The formula '{formula}' cannot be parsed: {reason}") from error
-    return Terms() if tree is None else _evaluate_tree(tree, formula)
+    return Terms() if tree is None else _evaluate_tree(tree, formula, grammar)
 
 
 def _separate_signs(tokens: Iterable[Token], formula: str) -> list[Token]:
@@ -71,7 +72,7 @@ def _sign_error(formula: str) -> ValueError:
     return ValueError(f"The formula '{formula}' has a minus sign in front of a term. Use I(-...) to change signs.")
 
 
-def _evaluate_tree(tree: Token | ASTNode, formula: str) -> Terms:
+def _evaluate_tree(tree: Token | ASTNode, formula: str, grammar: Grammar) -> Terms:
     """Evaluate a syntax tree from its leaves up, without recursion, so that formulas may have thousands of terms."""
     order: list[Token | ASTNode] = []
     pending = [tree]
@@ -86,7 +87,7 @@ def _evaluate_tree(tree: Token | ASTNode, formula: str) -> Terms:
                 node, [values.get(id(argument)) for argument in node.args], node is tree, formula
             )
         elif node.kind is not Token.Kind.VALUE:
-            values[id(node)] = Terms((Term((parse_factor(node.token),)),))
+            values[id(node)] = Terms((Term((parse_factor(node.token, grammar),)),))
         elif node.token in ("0", "1"):
             values[id(node)] = Terms(intercept=node.token == "1", removed=node.token == "0")
     if id(tree) not in values:

@@ -5,7 +5,7 @@ That follows patsy, on which PyBLP's order of columns rests.
 
 from dataclasses import dataclass, field
 
-from blpjax.inputs.expressions import Expression, Function, Variable, parse_expression, source_text
+from blpjax.inputs.expressions import FORMULAS, Expression, Function, Grammar, Variable, parse_expression, source_text
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Terms:
     removed: bool = False
 
 
-def parse_factor(text: str) -> Expression:
+def parse_factor(text: str, grammar: Grammar = FORMULAS) -> Expression:
     """Expression of one factor: a variable or a function."""
-    factor = parse_expression(text)
+    factor = parse_expression(text, grammar)
     if not isinstance(factor, (Variable, Function)):
         raise ValueError(f"'{text}' is not supported as a term. Put arithmetic into I(...).")
     return factor

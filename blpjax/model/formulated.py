@@ -18,6 +18,7 @@ from blpjax.inputs.design import Column, DesignMatrix
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.identification import check_endogenous
 from blpjax.inputs.integration import Integration
+from blpjax.inputs.survey_expressions import SurveyTables
 from blpjax.inputs.surveys import spread_nodes
 from blpjax.inputs.tables import AgentTable, ProductTable
 from blpjax.model.parameters import Labels, ParameterLayout, UtilityForm
@@ -74,8 +75,16 @@ class Formulated:
         spread = dataclasses.replace(table, nodes=spread_nodes(table.nodes, columns, self.K2))
         known = records.agent_records(spread, agents.demographics, agents.demographic_columns)
         rows = index_markets(table.market_ids).rows
+        moved = {name: products[name].reshape(-1) for name in ("shares", "prices")}
         return Markets(
-            products, known, self.market_index, rows, self.product_table.product_ids, self.product_table.nesting_ids
+            products,
+            known,
+            self.market_index,
+            rows,
+            self.product_table.product_ids,
+            self.product_table.nesting_ids,
+            SurveyTables({**self.product_table.data, **moved}, table.data),
+            agent_places=table.rows,
         )
 
     @property

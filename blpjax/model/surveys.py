@@ -32,7 +32,7 @@ class Parts(NamedTuple):
     @classmethod
     def of(cls, parts: Sequence[MicroPart]) -> "Parts":
         """Those of some parts."""
-        by_dataset = [[p for p, part in enumerate(parts) if part.dataset is d] for d in distinct_datasets(parts)]
+        by_dataset = [[p for p, part in enumerate(parts) if part.dataset == d] for d in distinct_datasets(parts)]
         order = [p for own in by_dataset for p in own]
         return cls(tuple(map(len, by_dataset)), tuple(order.index(p) for p in range(len(parts))))
 

@@ -114,11 +114,11 @@ def build_micro_moments(
         When a moment has no gradient, and automatic differentiation does not find it.
     """
     parts = distinct_parts(moments)
-    observations = [float(dataset.observations) for dataset in distinct_datasets(parts)]
+    observations = [float(dataset.observations or np.nan) for dataset in distinct_datasets(parts)]
     put = jax.device_put if placement is None else placement.repeat
     return MicroMoments(
         surveys=surveys,
-        observed=put(np.array([moment.value for moment in moments])),
+        observed=put(np.array([moment.value if moment.observed else 0.0 for moment in moments])),
         observations=put(np.array(observations)),
         sample=None if sample is None else put(sample),
         functions=moment_functions(moments),
@@ -130,7 +130,7 @@ def build_micro_moments(
 
 def moment_functions(moments: Sequence[MicroMoment], differentiable: bool = True) -> tuple[MomentFunction, ...]:
     """What moments are as functions of their distinct parts; see `build_micro_moments` for errors."""
-    places = {id(part): p for p, part in enumerate(distinct_parts(moments))}
+    places = {part: p for p, part in enumerate(distinct_parts(moments))}
     found = []
     for moment in moments:
         traced = moment.compute_value is None or _can_be_traced(moment)
@@ -139,7 +139,7 @@ def moment_functions(moments: Sequence[MicroMoment], differentiable: bool = True
                 f"The micro moment '{moment.name}' needs compute_gradient, because its compute_value cannot be "
                 "differentiated automatically: it does not consist of arithmetic and functions of jax.numpy."
             )
-        own = tuple(places[id(part)] for part in moment.parts)
+        own = tuple(places[part] for part in moment.parts)
         found.append(MomentFunction(own, moment.compute_value, moment.compute_gradient, traced))
     return tuple(found)
 
@@ -163,8 +163,8 @@ def host_values(moments: Sequence[MicroMoment], values: np.ndarray) -> np.ndarra
     TypeError
         When a function returns something else than a number.
     """
-    places = {id(part): p for p, part in enumerate(distinct_parts(moments))}
-    return np.array([_host_value(moment, values[[places[id(part)] for part in moment.parts]]) for moment in moments])
+    places = {part: p for p, part in enumerate(distinct_parts(moments))}
+    return np.array([_host_value(moment, values[[places[part] for part in moment.parts]]) for moment in moments])
 
 
 def check_gradients(moments: Sequence[MicroMoment], values: np.ndarray) -> None:
@@ -178,11 +178,11 @@ def check_gradients(moments: Sequence[MicroMoment], values: np.ndarray) -> None:
         When a function returns something else than a number, or a gradient has the wrong size, or is not that of the
         function.
     """
-    places = {id(part): p for p, part in enumerate(distinct_parts(moments))}
+    places = {part: p for p, part in enumerate(distinct_parts(moments))}
     for moment in moments:
         if moment.compute_value is None:
             continue
-        at = values[[places[id(part)] for part in moment.parts]]
+        at = values[[places[part] for part in moment.parts]]
         value = _host_value(moment, at)
         if moment.compute_gradient is None:
             continue

@@ -1,12 +1,15 @@
 """Micro data at the parameters of results: values of micro moments, scores, and simulated surveys."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from blpjax.economy.surveys import build_surveys
 from blpjax.inputs.integration import Integration
-from blpjax.inputs.micro import MicroDataset, distinct_parts, read_micro_moments
+from blpjax.inputs.micro import MicroDataset, MicroPart, distinct_parts, read_micro_moments
+from blpjax.inputs.survey_expressions import SurveyTables
+from blpjax.inputs.surveys import check_columns
 from blpjax.inputs.table_format import plain_value
 from blpjax.model.surveys import Parts, compute_part_values
 from blpjax.model.tastes import market_tastes
@@ -41,7 +44,19 @@ class MicroMethods:
         moments = read_micro_moments(micro_moments)
         if not moments:
             return np.zeros(0)
-        source, parts = self.survey_source(), distinct_parts(moments)
+        check_columns(moments, self._survey_tables())
+        parts = distinct_parts(moments)
+        return host_values(moments, self._part_values(parts))
+
+    def compute_part_values(self, parts: Sequence[MicroPart]) -> np.ndarray:
+        """Means of parts (n,), some of which may be there more than once."""
+        distinct = list(dict.fromkeys(parts))
+        values = self._part_values(distinct) if distinct else np.zeros(0)
+        return values[[distinct.index(part) for part in parts]]
+
+    def _part_values(self, parts: Sequence[MicroPart]) -> np.ndarray:
+        """Means of distinct parts."""
+        source = self.survey_source()
         markets = source.data.survey_markets(source.products, source.data.agents_in_economy, source.layout)
         surveys = build_surveys(markets, source.model.economy, parts)
         model = source.model.on_host()
@@ -49,9 +64,11 @@ class MicroMethods:
         economy = model.economy.with_products(model.shares, model.characteristics.evaluate({})[1])
         surveys = on_host(surveys) if economy.on_host else surveys
         tastes = market_tastes(model.coefficients, model.layout)
-        return host_values(
-            moments, np.asarray(compute_part_values(surveys, Parts.of(parts), economy, tastes, model.delta))
-        )
+        return np.asarray(compute_part_values(surveys, Parts.of(parts), economy, tastes, model.delta))
+
+    def _survey_tables(self) -> SurveyTables:
+        source = self.survey_source()
+        return source.data.survey_markets(source.products, source.data.agents_in_economy, source.layout).tables
 
     def compute_micro_scores(
         self, dataset: MicroDataset, micro_data: Any, integration: Integration | None = None

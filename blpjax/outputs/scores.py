@@ -17,6 +17,7 @@ from blpjax.inputs.demographics import build_demographics
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.micro import MicroDataset
 from blpjax.inputs.respondents import check_indices, read_respondents
+from blpjax.inputs.survey_expressions import SurveyTables
 from blpjax.inputs.surveys import compute_weights, dataset_markets, spread_nodes
 from blpjax.inputs.table_format import plain_value, read_table
 from blpjax.inputs.tables import AgentTable, assign_node_columns, read_agents
@@ -100,8 +101,8 @@ def own_agents(source: SurveySource, dataset: MicroDataset, integration: Integra
         weights=weights,
         nodes=nodes,
         availability=None if table.availability is None else table.availability[rows],
-        data={},
-        rows=None,
+        data=table.data,
+        rows=None if table.rows is None else table.rows[rows],
     )
     return Rows(some, agents.demographics[rows], respondent, chosen.size)
 
@@ -227,13 +228,18 @@ def _local(source: SurveySource, rows: Rows) -> _Local:
     ids = data.product_table.product_ids
     products: Any = source.products[kept]
     known = (None if ids is None else ids[kept], None if nesting is None else nesting[kept])
-    return _Local(Markets(products, agents, index, people.rows, *known), economy, kept)
+    moved = {name: np.asarray(source.products[name]).reshape(-1) for name in ("shares", "prices")}
+    tables = SurveyTables({**data.product_table.data, **moved}, table.data)
+    markets = Markets(
+        products, agents, index, people.rows, *known, tables, product_places=kept, agent_places=table.rows
+    )
+    return _Local(markets, economy, kept)
 
 
 def _ask(markets: Markets, dataset: MicroDataset, t: int) -> _Asked:
-    market_id, products, agents = markets.at(t)
-    weights = compute_weights(dataset, market_id, products, agents)
-    return _Asked(weights, choice_offsets(weights.shape, len(products)), markets.groups(dataset, t))
+    market = markets.at(t)
+    weights = compute_weights(dataset, market)
+    return _Asked(weights, choice_offsets(weights.shape, len(market.products)), markets.groups(dataset, t))
 
 
 def _requests(local: _Local, rows: Rows, asked: Sequence[_Asked]) -> Iterator[_Request]:

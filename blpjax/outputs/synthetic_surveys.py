@@ -38,7 +38,10 @@ def simulate_survey(source: SurveySource, dataset: MicroDataset, seed: int | Non
         for t in chosen
     ]
     ends = np.cumsum(np.concatenate(totals))
-    n, draws = dataset.observations, np.random.RandomState(seed).random_sample(dataset.observations) * ends[-1]
+    n = dataset.observations
+    if n is None:
+        raise ValueError(f"The micro dataset '{dataset.name}' has no number of observations, which are simulated.")
+    draws = np.random.RandomState(seed).random_sample(n) * ends[-1]
     agents = np.minimum(np.searchsorted(ends, draws, side="right"), ends.size - 1)
     rest = draws - np.concatenate([[0.0], ends])[agents]
     firsts = np.cumsum([0, *(len(total) for total in totals)])
@@ -64,8 +67,7 @@ def simulate_survey(source: SurveySource, dataset: MicroDataset, seed: int | Non
 
 
 def _second(source: SurveySource, markets: Markets, dataset: MicroDataset, t: int) -> bool:
-    market_id, products, agents = markets.at(t)
-    return compute_weights(dataset, market_id, products, agents).ndim == 3
+    return compute_weights(dataset, markets.at(t)).ndim == 3
 
 
 def _records(markets: Markets, owner: np.ndarray, indices: np.ndarray, source: SurveySource) -> np.recarray:
@@ -89,9 +91,11 @@ def _probabilities(
     model: Model, markets: Markets, dataset: MicroDataset, t: int, people: np.ndarray | None
 ) -> Iterator[np.ndarray]:
     """Probabilities (i, ...) of some agents of a market, by default all, to be drawn with each of their choices."""
-    market_id, products, agents = markets.at(t)
-    weights = compute_weights(dataset, market_id, products, agents)
-    J, offsets = len(products), choice_offsets(weights.shape, len(products))
+    market = markets.at(t)
+    market_id, agents = market.market_id, market.agents
+    weights = compute_weights(dataset, market)
+    J = len(market.products)
+    offsets = choice_offsets(weights.shape, J)
     place = int(np.asarray(model.economy.market_positions)[t])
     for bucket in model.economy.buckets:
         if place < bucket.size[0]:

@@ -38,7 +38,8 @@ def load(path: str | os.PathLike[str]) -> ProblemResults:
     """
     state = storage.read(path, "results")
     try:
-        results = ProblemResults.from_state(Problem.from_state(state["problem"]), state["steps"], state.get("starts"))
+        problem, known = Problem.from_state(state["problem"]), (state.get("starts"), state.get("micro_moments"))
+        results = ProblemResults.from_state(problem, state["steps"], *known)
         _check_sizes(results)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise StorageError(

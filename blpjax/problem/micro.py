@@ -11,7 +11,9 @@ from blpjax.economy.buckets import AgentsInEconomy
 from blpjax.economy.surveys import Surveys, build_surveys, dependent_rows
 from blpjax.exceptions import IdentificationError, IdentificationWarning, warn_user
 from blpjax.inputs.arguments import read_numbers
+from blpjax.inputs.identification import collinear_moments
 from blpjax.inputs.micro import MicroMoment, MicroPart, distinct_datasets, distinct_parts, read_micro_moments
+from blpjax.inputs.surveys import check_columns
 from blpjax.model.parameters import ParameterLayout, Parameters
 from blpjax.model.surveys import compute_part_values
 from blpjax.model.tastes import market_tastes
@@ -73,8 +75,12 @@ class MicroSetup(NamedTuple):
             )
 
 
-def read_micro(data: ProblemData, micro_moments: Any, sample_covariances: Any, parameters: Parameters) -> MicroSetup:
+def read_micro(
+    data: ProblemData, micro_moments: Any, sample_covariances: Any, parameters: Parameters, observed: bool = True
+) -> MicroSetup:
     """Read micro moments, call the users' functions, and check gradients at the starting values.
+
+    With `observed` values and numbers of respondents have to be known.
 
     Raises
     ------
@@ -86,12 +92,13 @@ def read_micro(data: ProblemData, micro_moments: Any, sample_covariances: Any, p
     IdentificationWarning
         When sample covariances are singular, or, with `options.detect_micro_collinearity`, values are collinear.
     """
-    moments = read_micro_moments(() if micro_moments is None else micro_moments)
-    sample = _read_covariances(sample_covariances, len(moments))
+    moments = read_micro_moments(() if micro_moments is None else micro_moments, observed)
+    sample = _read_covariances(sample_covariances, [moment.name for moment in moments])
     if not moments:
         return MicroSetup()
     layout, parts = parameters.layout, distinct_parts(moments)
     markets = data.survey_markets(data.products, data.agents_in_economy, layout)
+    check_columns(moments, markets.tables)
     surveys = build_surveys(markets, data.economy, parts)
     if options.detect_micro_collinearity:
         _warn_of_collinearity(surveys, parts)
@@ -102,7 +109,7 @@ def read_micro(data: ProblemData, micro_moments: Any, sample_covariances: Any, p
     values = compute_part_values(here[0], block.parts, here[1], tastes, delta)
     check_gradients(moments, np.asarray(values))
     found = MicroSetup((block,), micro_lines(moments), tuple(moments))
-    if options.verbose:
+    if options.verbose and observed:
         options.output(f"\n{micro_table(found.lines)}")
     return found
 
@@ -123,7 +130,7 @@ def refuse_old_names(method: Method) -> Method:
 def _warn_of_collinearity(surveys: Surveys, parts: Sequence[MicroPart]) -> None:
     """Warn of parts whose values, where weights are not zero, are linear combinations of those of others."""
     for d, dataset in enumerate(distinct_datasets(parts)):
-        own = [part.name for part in parts if part.dataset is dataset]
+        own = [part.name for part in parts if part.dataset == dataset]
         dependent = [own[p] for p in dependent_rows(surveys, d, (options.collinear_atol, options.collinear_rtol))]
         if dependent:
             warn_user(
@@ -133,10 +140,10 @@ def _warn_of_collinearity(surveys: Surveys, parts: Sequence[MicroPart]) -> None:
             )
 
 
-def _read_covariances(given: Any, size: int) -> np.ndarray | None:
+def _read_covariances(given: Any, names: Sequence[str]) -> np.ndarray | None:
     if given is None:
         return None
-    name = "micro_sample_covariances"
+    name, size = "micro_sample_covariances", len(names)
     if not size:
         raise ValueError(f"{name} need micro_moments.")
     array = read_numbers(name, given)
@@ -151,5 +158,7 @@ def _read_covariances(given: Any, size: int) -> np.ndarray | None:
         raise ValueError(f"{name} must be positive semidefinite.")
     array = (array + array.T) / 2
     if int(iv.numerical_rank(array)) < size:
-        warn_user(f"{name} are singular: their pseudo-inverse weights micro moments.", IdentificationWarning)
+        groups = [", ".join(repr(names[m]) for m in group) for group in collinear_moments(array)]
+        text = f"{name} are singular: their pseudo-inverse weights micro moments. Collinear are {'; '.join(groups)}."
+        warn_user(text, IdentificationWarning)
     return array

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 
 from blpjax import options
 from blpjax.estimation import options as estimation_options
@@ -34,6 +35,7 @@ from blpjax.objective.moments import GMM
 from blpjax.objective.simulation_error import AgentSamples, simulation_covariances
 from blpjax.objective.structure import Specification, StructuralModel, concentrated_columns
 from blpjax.optimize.optimize import Optimization, OptimizationStatus
+from blpjax.problem.comparison import compare_moments
 from blpjax.problem.data import DataHolder
 from blpjax.problem.micro import read_micro, refuse_old_names
 from blpjax.problem.results import ProblemResults
@@ -340,7 +342,7 @@ class Problem(DataHolder, Picklable):
             micro.check_variances(np.asarray(outcome.summary.moments_covariances), self.N)
             warn_of_singularity(outcome, current.types, context, current.parameters.theta_labels)
             results = ProblemResults(self, results, outcome, current, estimated=last)
-            results.starts = table
+            results.starts, results.micro_moments = table, micro.moments
             theta, start_delta = outcome.theta, outcome.delta
             if options.verbose:
                 options.output(f"\n{results}")
@@ -349,6 +351,73 @@ class Problem(DataHolder, Picklable):
             context = context.weigh(np.asarray(outcome.summary.updated_W))
         assert results is not None
         return results
+
+    def compare_micro(
+        self,
+        micro_moments: Sequence[Any],
+        sigma: Any = None,
+        pi: Any = None,
+        rho: Any = None,
+        *,
+        phi: Any = None,
+        beta: Any = None,
+        gamma: Any = None,
+        tau: Any = None,
+        delta: Any = None,
+        micro_sample_covariances: Any = None,
+        iteration: Iteration | None = None,
+    ) -> pd.DataFrame:
+        """What the model says of micro moments at some parameters, next to what is observed: a look before estimating.
+
+        Mean utilities are those at which the model has the observed shares, as in `solve`, whose arguments these are.
+        Programs that this compiles are those of `solve`.
+
+        Parameters
+        ----------
+        micro_moments : sequence of MicroMoment, which need no observed values here.
+        sigma, pi, rho, phi, beta, gamma, tau : parameters, such as starting values. Zeros are fixed.
+        delta : (N,) where inversions start.
+        micro_sample_covariances : (MM, MM) covariances of observed values. By default those of sampling so many
+            respondents from the model.
+        iteration : how shares are inverted.
+
+        Returns
+        -------
+        DataFrame with a row for each moment and columns `moment`, `observed`, `value` (of the model), `difference`
+        (observed less value), `se` (of the observed value), `t`, `informative`, and ``d/d label``, derivatives of the
+        model's value in each element of theta.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError, DataError
+            When an argument cannot be used.
+        DeltaConvergenceError
+            When shares cannot be inverted at these parameters, naming markets.
+
+        Warns
+        -----
+        IdentificationWarning
+            When a moment does not depend on any element of theta: `informative` is false.
+        """
+        sigma, pi = start_frac.fill_starts(self.data, sigma, pi, {})
+        rho = fill_rho(self.data, rho, None)
+        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False, tau=tau, phi=phi)
+        micro = read_micro(self.data, micro_moments, micro_sample_covariances, parameters, observed=False)
+        if not micro.size:
+            raise ValueError("micro_moments must have at least one moment.")
+        costs_bounds = arguments.read_costs_bounds(None, self.model_data.supply is not None)
+        data = self._data_of_moments(costs_bounds, 0, (), self.data.read_moment_types("levels", "levels"), micro.blocks)
+        chosen = arguments.read_inversion(iteration, "safe_linear", (1e-300, None))
+        specification = Specification(parameters.layout, chosen.fixed_point)
+        return compare_moments(
+            micro,
+            self._objective(specification, parameters, chosen, data, np.eye(data.size), True),
+            parameters.theta,
+            self._read_delta(delta, parameters),
+            (self.residualize_demand, self.residualize_supply),
+            theta_labels=parameters.theta_labels,
+            market_ids=self.market_index.ids,
+        )
 
     def compute_frac_starts(
         self, sigma: Any = None, pi: Any = None, floor: float = start_frac.FLOOR

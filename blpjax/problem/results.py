@@ -18,6 +18,8 @@ from blpjax.inference.optimal_instruments import OptimalInstrumentResults, compu
 from blpjax.inference.reestimation_results import ReestimationResults
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
+from blpjax.inputs.micro import MicroMoment
+from blpjax.inputs.micro_state import moments_state, read_moments
 from blpjax.iteration import Iteration
 from blpjax.machine import storage
 from blpjax.machine.pickling import Picklable
@@ -28,6 +30,7 @@ from blpjax.outputs.micro import MicroMethods
 from blpjax.outputs.outputs import Outputs
 from blpjax.outputs.scores import SurveySource
 from blpjax.problem.state import Step, read_step, step_state
+from blpjax.reporting.micro import micro_frame, parts_frame
 
 
 class ProblemResults(Estimates, Outputs, MicroMethods, Picklable):
@@ -58,17 +61,39 @@ class ProblemResults(Estimates, Outputs, MicroMethods, Picklable):
     fp_converged, fp_iterations, contraction_evaluations (T, evaluations) : the inversion of shares by market, in the
         order of `Problem.unique_market_ids`, and objective evaluation; and each with ``cumulative_``. `fp_residuals`
         has the final residuals.
+    micro_moments : the micro moments, None where files or pickles could not hold their functions.
     starts : DataFrame, or None: where each of the starting values led, if `Problem.solve` was given `starts`. See
         `blpjax.estimation.starts.Trials` for its columns.
     """
 
     starts: pd.DataFrame | None = None
+    micro_moments: tuple[MicroMoment, ...] | None = ()
+
+    def micro_frame(self, parts: bool = False) -> pd.DataFrame:
+        """Micro moments at these estimates as a table; see `Problem.compare_micro` for its columns.
+
+        Parameters
+        ----------
+        parts : whether there is a row for each part of each moment, with the additional columns `part`, `part_value`
+            (the model's mean, NaN where moments are not known any more), `dataset`, `observations` and `markets`.
+        """
+        lines, values = self._options.micro, self.micro_values[:, 0]
+        observed = np.array([line.observed for line in lines if line.first])
+        given = self.micro_covariances, -self.micro_by_theta_jacobian, self.theta_labels, self.theta
+        frame = micro_frame(lines, observed, values, *given)
+        if not parts:
+            return frame
+        known = None
+        if self.micro_moments is not None:
+            known = self.compute_part_values([part for moment in self.micro_moments for part in moment.parts])
+        return parts_frame(lines, frame, known)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write these results, those of previous steps, and the problem with its data to a file for `blpjax.load`.
 
         The file is a zip archive of NumPy arrays and JSON. No suffix is added, and an existing file is replaced.
-        Functions of the user, such as a custom optimisation routine, are stored by name only.
+        Functions of the user, such as a custom optimisation routine, are stored by name only. `micro_moments` are
+        stored where they are by column, and are None afterwards where they have functions.
 
         Raises
         ------
@@ -84,12 +109,17 @@ class ProblemResults(Estimates, Outputs, MicroMethods, Picklable):
         """
         steps = [step_state(Step(step._result, step._options, step._estimated)) for step in self._steps]
         starts = None if self.starts is None else {name: column.to_numpy() for name, column in self.starts.items()}
-        state = {"problem": self.problem.to_state(), "steps": steps, "starts": starts}
+        moments = None if self.micro_moments is None else moments_state(self.micro_moments)
+        state = {"problem": self.problem.to_state(), "steps": steps, "starts": starts, "micro_moments": moments}
         storage.write(path, "results", state)
 
     @classmethod
     def from_state(
-        cls, problem: SolvedProblem, steps: Sequence[dict[str, Any]], starts: dict[str, Any] | None = None
+        cls,
+        problem: SolvedProblem,
+        steps: Sequence[dict[str, Any]],
+        starts: dict[str, Any] | None = None,
+        micro_moments: dict[str, Any] | None = None,
     ) -> "ProblemResults":
         """The last of the results that `save` described, with all previous ones."""
         results: ProblemResults | None = None
@@ -97,6 +127,9 @@ class ProblemResults(Estimates, Outputs, MicroMethods, Picklable):
             step = read_step(state, problem.data.form)
             results = cls(problem, results, step.result, step.options, step.estimated)
             results.starts = None if starts is None else pd.DataFrame(starts)
+            results.micro_moments = None if micro_moments is None else tuple(read_moments(micro_moments))
+            if not step.options.micro:
+                results.micro_moments = ()
         if results is None:
             raise ValueError("There are no GMM steps.")
         return results
@@ -426,6 +459,10 @@ class ProblemResults(Estimates, Outputs, MicroMethods, Picklable):
             parameter_sensitivity=self.parameter_sensitivity,
         )
         return project_fixed_effects(estimates, formulation, product_data, weighting)
+
+    def __getstate__(self) -> dict[str, Any]:
+        lost = self.micro_moments is not None and moments_state(self.micro_moments) is None
+        return {**self.__dict__, **({"micro_moments": None} if lost else {})}
 
     def __str__(self) -> str:
         text = super().__str__()

@@ -429,6 +429,9 @@ def test_arguments_that_cannot_be_used_are_named(options: Any, error: type[Excep
 
 
 def test_singular_sample_covariances_warn() -> None:
-    with pytest.warns(IdentificationWarning, match="micro_sample_covariances are singular"):
+    with pytest.warns(
+        IdentificationWarning,
+        match="micro_sample_covariances are singular: .* Collinear are 'ratio', 'mean'|'mean', 'ratio'",
+    ):
         with pytest.raises(ValueError, match="initial_update=False"):
             solve(micro_sample_covariances=np.ones((2, 2)), initial_update=False)
