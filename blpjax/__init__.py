@@ -38,6 +38,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.inputs.integration import Integration
     from blpjax.inputs.matrices import build_matrix
     from blpjax.inputs.micro import MicroDataset, MicroMoment, MicroPart
+    from blpjax.inputs.taxes import Taxes
     from blpjax.iteration import Iteration
     from blpjax.machine.parallel import parallel
     from blpjax.machine.pickling import read_pickle, save_pickle
@@ -46,6 +47,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.objective.functions import ModelFunctions
     from blpjax.objective.structured import Agents, Products
     from blpjax.optimize.optimize import Optimization
+    from blpjax.outputs.counterfactual import Counterfactual, compare
     from blpjax.problem.load import load
     from blpjax.problem.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem
     from blpjax.problem.results import ProblemResults
@@ -61,6 +63,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Agents",
     "BootstrappedResults",
+    "Counterfactual",
     "DeltaMethodResults",
     "FixedEffectProjection",
     "Formulation",
@@ -90,6 +93,7 @@ __all__ = [
     "Simulation",
     "SimulationResults",
     "Starts",
+    "Taxes",
     "Transformation",
     "__version__",
     "build_agent_product_data",
@@ -99,6 +103,7 @@ __all__ = [
     "build_integration",
     "build_matrix",
     "build_ownership",
+    "compare",
     "data",
     "data_to_dict",
     "estimation_summary",
@@ -129,6 +134,7 @@ _HOMES = {
     "blpjax.inputs.integration": ("Integration",),
     "blpjax.inputs.matrices": ("build_matrix",),
     "blpjax.inputs.micro": ("MicroDataset", "MicroMoment", "MicroPart"),
+    "blpjax.inputs.taxes": ("Taxes",),
     "blpjax.iteration": ("Iteration",),
     "blpjax.machine.parallel": ("parallel",),
     "blpjax.machine.pickling": ("read_pickle", "save_pickle"),
@@ -137,6 +143,7 @@ _HOMES = {
     "blpjax.objective.functions": ("ModelFunctions",),
     "blpjax.objective.structured": ("Agents", "Products"),
     "blpjax.optimize.optimize": ("Optimization",),
+    "blpjax.outputs.counterfactual": ("Counterfactual", "compare"),
     "blpjax.problem.load": ("load",),
     "blpjax.problem.problem": ("ImportanceSamplingProblem", "OptimalInstrumentProblem", "Problem"),
     "blpjax.problem.results": ("ProblemResults",),
