@@ -42,4 +42,4 @@ class Taxes:
     def kept(self) -> np.ndarray:
         """Which part of a price firms get before unit taxes."""
         rates = np.asarray(self.ad_valorem, float)
-        return 1 / (1 + rates) if self.base == "net" else 1 - rates
+        return np.asarray(1 / (1 + rates) if self.base == "net" else 1 - rates)

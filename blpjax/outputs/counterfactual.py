@@ -1,5 +1,6 @@
 """Counterfactuals in one call: what markets would look like after a merger, a tax, or another change."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -11,12 +12,12 @@ import pandas as pd
 
 from blpjax.exceptions import EquilibriumPricesConvergenceError, raise_for_status
 from blpjax.inputs.arguments import check_choice
-from blpjax.inputs.taxes import Taxes
 from blpjax.iteration import Iteration
 from blpjax.kernels.arrays import AnyArray, on_host
 from blpjax.model.model import Model
 from blpjax.model.scenario import Scenario, State, starting_state
 from blpjax.outputs.changes import read_scenario
+from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outputs import Outputs
 from blpjax.values import read_flag
 
@@ -34,11 +35,11 @@ class CounterfactualMethods(Outputs):
         firm_ids: Any = None,
         ownership: Any = None,
         costs: Any = None,
-        set: Mapping[str, Any] | None = None,  # noqa: A002  (users write counterfactual(set={"x": ...}))
+        set: Any = None,  # noqa: A002  (users write counterfactual(set={"x": ...}))
         drop: Any = None,
         hold: Any = None,
         prices: Any = None,
-        taxes: Taxes | None = None,
+        taxes: Any = None,
         standard_errors: bool = False,
         hold_fixed: str = "shares",
         error_behavior: str = "warn",
@@ -100,6 +101,8 @@ class Counterfactual:
     markets : a row for each market: consumer_surplus, profits, revenue (of taxes), total (their sum), inside_share and
         mean_price (over products), likewise; ``converged`` and ``residual`` of the search for prices.
     firms : profits of each firm in each market.
+
+    Methods such as `compute_elasticities` are those of `ProblemResults`, after the change.
 
     Consumer surplus is in units of prices, for each consumer. Its change is the compensating variation where utility
     is linear in prices; otherwise it is the approximation that `compute_consumer_surpluses` describes.
@@ -272,6 +275,24 @@ class Counterfactual:
         given = known | changes
         return _solve(self._source, self._scenarios, given, standard_errors, self._hold, error_behavior)
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("compute_", "extract_")) and hasattr(Outputs, name):
+            if name in _OF_SUPPLY and (self.taxed or any(scenario.hold is not None for scenario in self._scenarios)):
+                raise NotImplementedError(
+                    f"{name} does not know taxes or held prices. Tables of products and markets, and the attribute "
+                    "after, have costs, net prices and profits."
+                )
+            return getattr(_After(self), name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *(n for n in dir(Outputs) if n.startswith(("compute_", "extract_")))})
+
+    @property
+    def taxed(self) -> bool:
+        """Whether there are taxes after the change."""
+        return any(scenario.kept is not None for scenario in self._scenarios)
+
     def _states(self, model: Model) -> tuple[State, State]:
         before = state = starting_state(model)
         for scenario in self._scenarios:
@@ -356,7 +377,37 @@ class Counterfactual:
         raise KeyError(name)
 
 
-def compare(scenarios: Mapping[str, Mapping[str, Any]], results: CounterfactualMethods, **shared: Any) -> pd.DataFrame:
+class _After(Outputs):
+    """The outputs of the model after a change."""
+
+    def __init__(self, found: Counterfactual) -> None:
+        self._found = found
+
+    @property
+    def model(self) -> Model:
+        return self._found.after.model
+
+    @property
+    def output_tables(self) -> OutputTables:
+        tables, after = self._found._tables, self._found.after
+        products = dataclasses.replace(
+            tables.products, prices=after.model.prices, shares=after.model.shares, firm_ids=self._found._firms
+        )
+        return tables._replace(products=products)
+
+    def delta_method(self, function: Callable[[Model], Any], hold: str = "shares") -> Any:
+        found = self._found
+        return found._source.delta_method(lambda model: function(found._states(model)[1].model), hold=hold)
+
+
+#: Outputs that take observed prices for those that firms without taxes set.
+_OF_SUPPLY = frozenset(
+    "compute_costs compute_passthrough compute_approximate_prices compute_prices compute_markups compute_profits "
+    "compute_profit_hessians".split()
+)
+
+
+def compare(scenarios: Any, results: CounterfactualMethods, **shared: Any) -> pd.DataFrame:
     """Counterfactuals side by side: changes of everything that `Counterfactual.summary` has.
 
     Parameters
@@ -412,8 +463,7 @@ def _solve(
     check_choice("error_behavior", error_behavior, ("raise", "warn"))
     if source.draws is not None:
         raise NotImplementedError("counterfactual is not supported for draws. Use results with standard_errors=True.")
-    taxed = any(scenario.kept is not None for scenario in before)
-    scenario = read_scenario(source, taxed, given)
+    scenario = read_scenario(source, any(one.kept is not None for one in before), given)
     found = Counterfactual(source, (*before, scenario), standard_errors, hold_fixed)
     if (loops := found.after.loops) is not None:
         ids, action = source.output_tables.markets.ids, "The search for equilibrium prices"
