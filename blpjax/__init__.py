@@ -38,6 +38,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.inputs.integration import Integration
     from blpjax.inputs.matrices import build_matrix
     from blpjax.inputs.micro import MicroDataset, MicroMoment, MicroPart
+    from blpjax.inputs.taxes import Taxes
     from blpjax.iteration import Iteration
     from blpjax.machine.parallel import parallel
     from blpjax.machine.pickling import read_pickle, save_pickle
@@ -47,6 +48,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.objective.structured import Agents, Products
     from blpjax.objective.survey_moments import SurveyMoments, micro_moments
     from blpjax.optimize.optimize import Optimization
+    from blpjax.outputs.counterfactual import Counterfactual, compare
     from blpjax.problem.load import load
     from blpjax.problem.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem
     from blpjax.problem.results import ProblemResults
@@ -62,6 +64,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Agents",
     "BootstrappedResults",
+    "Counterfactual",
     "DeltaMethodResults",
     "FixedEffectProjection",
     "Formulation",
@@ -92,6 +95,7 @@ __all__ = [
     "SimulationResults",
     "Starts",
     "SurveyMoments",
+    "Taxes",
     "Transformation",
     "__version__",
     "build_agent_product_data",
@@ -101,6 +105,7 @@ __all__ = [
     "build_integration",
     "build_matrix",
     "build_ownership",
+    "compare",
     "data",
     "data_to_dict",
     "estimation_summary",
@@ -132,6 +137,7 @@ _HOMES = {
     "blpjax.inputs.integration": ("Integration",),
     "blpjax.inputs.matrices": ("build_matrix",),
     "blpjax.inputs.micro": ("MicroDataset", "MicroMoment", "MicroPart"),
+    "blpjax.inputs.taxes": ("Taxes",),
     "blpjax.iteration": ("Iteration",),
     "blpjax.machine.parallel": ("parallel",),
     "blpjax.machine.pickling": ("read_pickle", "save_pickle"),
@@ -141,6 +147,7 @@ _HOMES = {
     "blpjax.objective.structured": ("Agents", "Products"),
     "blpjax.objective.survey_moments": ("SurveyMoments", "micro_moments"),
     "blpjax.optimize.optimize": ("Optimization",),
+    "blpjax.outputs.counterfactual": ("Counterfactual", "compare"),
     "blpjax.problem.load": ("load",),
     "blpjax.problem.problem": ("ImportanceSamplingProblem", "OptimalInstrumentProblem", "Problem"),
     "blpjax.problem.results": ("ProblemResults",),

@@ -177,7 +177,7 @@ def check_order_condition(moments: int, parameters: int, names: Sequence[str], w
     Raises
     ------
     IdentificationError
-        There are fewer moments than parameters and `warn` is false.
+        There are fewer moments than parameters and `warn` is false, or there are no moments at all.
     """
     if moments >= parameters:
         return
@@ -187,7 +187,7 @@ def check_order_condition(moments: int, parameters: int, names: Sequence[str], w
         f"instrument{'s' if parameters - moments > 1 else ''} to product_data, as columns 'demand_instruments0', "
         "'demand_instruments1', ... numbered from zero, or fix parameters."
     )
-    if not warn:
+    if not (warn and moments):
         raise IdentificationError(text)
     warn_user(text, IdentificationWarning)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
@@ -54,6 +54,7 @@ def solve_prices(
     arguments: Any,
     method: FixedPointMethod,
     limits: FixedPointLimits,
+    held: Bool[Array, " J"] | None = None,
 ) -> FixedPoint:
     """Solve firms' first-order conditions for equilibrium prices.
 
@@ -75,13 +76,15 @@ def solve_prices(
         residual. Newton takes over where Anderson fails, if ``method.safeguard``.
     limits : the loop ends when the norm of the profit gradient is at most ``atol + rtol |p|`` and prices change by at
         most 100 times that, relative to the largest price.
+    held : (J,) whose prices stay at `start`. Firms count what they earn with these products when they set other prices.
 
     Returns
     -------
     FixedPoint whose residual is the norm of the profit gradient at the returned prices.
     """
     # a float matrix in place of integer codes of firms, which have no derivatives
-    game = _Game(ownership_matrix(owned), arguments, demand_at, costs_at)
+    nobody = jnp.zeros(start.shape, bool) if held is None else held
+    game = _Game(ownership_matrix(owned), arguments, nobody, demand_at, costs_at)
     if method.name == "return":
         returned = iterate(method, lambda prices: prices, start, limits)
         gap = jax.lax.stop_gradient(jnp.abs(_residual(start, game, start, limits)).max(initial=0.0))
@@ -107,7 +110,8 @@ def first_order_jacobian(
     Between products of one firm it is the Hessian of the firm's profits: second-order conditions ask that this block be
     negative definite.
     """
-    return _linearise(_Game(H, arguments, demand_at, lambda shares, arguments: costs), prices).gradient
+    game = _Game(H, arguments, jnp.zeros(prices.shape, bool), demand_at, lambda shares, arguments: costs)
+    return _linearise(game, prices).gradient
 
 
 def profit_hessian(
@@ -149,10 +153,11 @@ def passthrough(
 
 
 class _Game(eqx.Module):
-    """What firms that set prices in one market own, the demand that they meet and their costs."""
+    """What firms that set prices in one market own, demand, costs, and whose prices are held."""
 
     H: Float[Array, "J J"]
     arguments: Any
+    held: Bool[Array, " J"]
     demand_at: DemandAt = eqx.field(static=True)
     costs_at: CostsAt = eqx.field(static=True)
 
@@ -161,6 +166,15 @@ class _Game(eqx.Module):
 
     def costs(self, shares: Array) -> Array:
         return self.costs_at(shares, self.arguments)
+
+    def free(self, point: DemandPoint) -> Array:
+        """Which prices are set: neither those of padding nor those that are held."""
+        return point.present & ~self.held
+
+    def conditions(self, point: DemandPoint, prices: Array) -> "_Conditions":
+        """First-order conditions of the prices that are set."""
+        found = _conditions(point, self.H, prices, self.costs(point.shares()))
+        return _Conditions(*(jnp.where(self.held, 0.0, part) for part in found))
 
 
 class _Conditions(NamedTuple):
@@ -181,8 +195,7 @@ def _conditions(point: DemandPoint, H: Array, prices: Array, costs: Array) -> _C
 
 def _solve(method: FixedPointMethod, game: _Game, start: Array, limits: FixedPointLimits) -> FixedPoint:
     def conditions(prices: Array) -> _Conditions:
-        point = game.demand(prices)
-        return _conditions(point, game.H, prices, game.costs(point.shares()))
+        return game.conditions(game.demand(prices), prices)
 
     present = game.demand(start).present
 
@@ -200,7 +213,8 @@ def _solve(method: FixedPointMethod, game: _Game, start: Array, limits: FixedPoi
         found = iterate(method, contraction, start, limits, _PLAIN_STEPS, _ACCELERATED_STEPS)
     if method.name == "newton" or (method.name == "anderson" and method.safeguard):
         found = safeguarded(found, partial(_newton, game), start, limits)
-    return _checked(found, game.demand(found.value), conditions(found.value), start)
+    point = game.demand(found.value)
+    return _checked(found, point, game.free(point), game.conditions(point, found.value), start)
 
 
 def _largest(present: Array, *values: Array) -> Array:
@@ -222,7 +236,7 @@ def _newton(game: _Game, start: Array, limits: FixedPointLimits) -> FixedPoint:
         # the step is -gradient / (Lambda H_jj): both move with prices
         own = jnp.diagonal(game.H)
         jacobian = linear.gradient + (found.step * own)[:, None] * linear.lambda_diagonal
-        jacobian = jnp.where(point.present[:, None], jacobian, jnp.eye(prices.size))
+        jacobian = jnp.where(game.free(point)[:, None], jacobian, jnp.eye(prices.size))
         change = jnp.abs(found.step).max()
         residual = jnp.maximum(jnp.abs(found.gradient).max(), change / _largest(point.present, prices))
         return NewtonPoint(
@@ -252,13 +266,13 @@ def _linearise(game: _Game, prices: Array) -> _Linear:
     # margins move with prices, and with shares where costs do
     margins = jnp.eye(prices.size) - jax.jacfwd(game.costs)(shares) @ derivatives.shares
     gradient = derivatives.shares - derivatives.markup_product - markup_matrix(point, game.H) @ margins
-    return _Linear(point, _conditions(point, game.H, prices, costs), gradient, derivatives.lambda_diagonal)
+    return _Linear(point, game.conditions(point, prices), gradient, derivatives.lambda_diagonal)
 
 
-def _checked(found: FixedPoint, point: DemandPoint, conditions: _Conditions, start: Array) -> FixedPoint:
+def _checked(found: FixedPoint, point: DemandPoint, free: Array, conditions: _Conditions, start: Array) -> FixedPoint:
     """Replace prices that are not an equilibrium by NaN, and say why."""
     own = _own_slopes(point)
-    upward = (point.present & (own >= 0)).any()
+    upward = (free & (own >= 0)).any()
     finite = jnp.isfinite(jnp.where(point.present, own + found.value, 0.0)).all()
     status = jnp.where(finite | ~succeeded(found.status), found.status, int(Status.NOT_FINITE))
     status = jnp.where(upward, int(Status.UPWARD_SLOPING), status)
@@ -286,10 +300,10 @@ def _own_slopes(point: DemandPoint) -> Array:
 def _residual(prices: Array, game: _Game, start: Array, limits: FixedPointLimits) -> Array:
     point = game.demand(prices)
     gradient = first_order_conditions(point, game.H, prices, game.costs(point.shares()))
-    return jnp.where(point.present, gradient, prices - start)
+    return jnp.where(game.free(point), gradient, prices - start)
 
 
 def _solve_jacobian(prices: Array, right: Array, game: _Game, start: Array, limits: FixedPointLimits) -> Array:
     linear = _linearise(game, prices)
-    jacobian = jnp.where(linear.point.present[:, None], linear.gradient, jnp.eye(prices.size))
+    jacobian = jnp.where(game.free(linear.point)[:, None], linear.gradient, jnp.eye(prices.size))
     return solve(jacobian, right)

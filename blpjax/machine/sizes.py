@@ -12,7 +12,7 @@ def coarse_size(size: int, steps: int = 2) -> int:
     return 3 * power // 4 if steps == 2 and power > 8 and size <= 3 * power // 4 else power
 
 
-def pad_axes(values: Any, shape: Sequence[int], fill: int | float = 0) -> np.ndarray:
+def pad_axes(values: Any, shape: Sequence[int], fill: int | float | np.bool_ = 0) -> np.ndarray:
     """A new array of that shape, and any further axes, which begins with the values and ends with `fill`."""
     padded = np.full((*shape, *values.shape[len(shape) :]), fill, values.dtype)
     padded[tuple(map(slice, values.shape))] = values

@@ -125,16 +125,21 @@ class Model(Demand):
         return demand.market_shares(self, self._long(delta), self._changes(prices))[:, None]
 
     def compute_consumer_surpluses(
-        self, prices: Values = None, keep_all: bool = False, eliminated: Values = None
+        self,
+        prices: Values = None,
+        keep_all: bool = False,
+        eliminated: Values = None,
+        changes: Mapping[str, AnyArray] | None = None,
     ) -> Float[AnyArray, "T columns"]:
         """Consumer surpluses by market (T, 1), or with `keep_all` those of its agents (T, max I).
 
-        `eliminated` (N,) says which products cannot be chosen. Columns of agents that a market lacks have no meaning.
+        `eliminated` (N,) says which products cannot be chosen, `changes` has other variables than `prices` that are
+        not those of this model. Columns of agents that a market lacks have no meaning.
         """
         self.check_variable("prices")
         nothing = np.zeros(self.delta.shape, bool)
         removed = nothing if eliminated is None else namespace(eliminated).asarray(eliminated).reshape(-1)
-        everyone, total = _surpluses(self, removed, self._changes(prices))
+        everyone, total = _surpluses(self, removed, self._changes(prices) | dict(changes or {}))
         return everyone if keep_all else total[:, None]
 
     def invert(self, iteration: Iteration) -> Inversion:
@@ -191,17 +196,23 @@ class Model(Demand):
         prices: Values = None,
         iteration: Iteration | None = None,
         constant_costs: bool = True,
+        held: Values = None,
     ) -> Prices:
-        """Equilibrium prices with statuses and counters. Arguments are those of `compute_prices`."""
+        """Equilibrium prices with statuses and counters. Arguments are those of `compute_prices`.
+
+        Where `held` (N,) is true, prices stay those at which the search starts.
+        """
         self.check_variable("prices")
         start = self._prices(prices)
         limits, method = _options(PRICE_ITERATION if iteration is None else iteration)
         moving = None if constant_costs or not self._costs_move else self.costs_type
         known = self.owned(firm_ids, ownership), self._costs(costs), start
+        nobody = np.zeros(start.shape, bool)
+        fixed = nobody if held is None else np.asarray(held, bool).reshape(-1)
         coarse = None if method.host is not None else coarsen(self, {"prices"}, moving is not None)
         if coarse is None:
-            return self._home(_equilibrium(self, *known, limits, method, moving))
-        found = _equilibrium(coarse.model, *map(coarse.argument, known), limits, method, moving)
+            return self._home(_equilibrium(self, *known, limits, method, moving, fixed))
+        found = _equilibrium(coarse.model, *map(coarse.argument, known), limits, method, moving, coarse.argument(fixed))
         loops = {name: coarse.markets(values) for name, values in found.fields().items()}
         return Prices(prices=coarse.rows(found.prices), **loops)
 
@@ -437,8 +448,9 @@ def _equilibrium(
     limits: FixedPointLimits,
     method: FixedPointMethod,
     costs_type: str | None,
+    held: AnyArray,
 ) -> Prices:
-    found = pricing.equilibrium_prices(model, owned, costs, start, limits, method=method, costs_type=costs_type)
+    found = pricing.equilibrium_prices(model, owned, costs, start, limits, held, method=method, costs_type=costs_type)
     prices = model.economy.gather([part.value for part in found])
     return Prices(prices=prices, **gather_loops(model.economy, found).fields())
 

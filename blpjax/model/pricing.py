@@ -2,7 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from blpjax.economy.buckets import Bucket, Economy
 from blpjax.economy.mapping import loop_elements, map_markets
@@ -107,6 +107,7 @@ def equilibrium_prices(
     costs: Float[Array, " N"],
     start: Float[Array, " N"],
     limits: FixedPointLimits,
+    held: Bool[AnyArray, " N"] | None = None,
     *,
     method: FixedPointMethod,
     costs_type: str | None,
@@ -116,17 +117,18 @@ def equilibrium_prices(
     Parameters
     ----------
     costs : (N,) marginal costs at the shares of `demand`.
+    held : (N,) whose prices stay at `start`.
     costs_type : how costs move with shares in X3, ``'linear'`` or ``'log'``; None when they are constant.
     """
     costs_at = {None: _constant_costs, "linear": _linear_costs, "log": _log_costs}[costs_type]
     gamma = jnp.asarray(demand.coefficients.gamma)
 
-    def kernel(local: MarketDemand, owned: Array, costs: Array, start: Array) -> FixedPoint:
+    def kernel(local: MarketDemand, owned: Array, costs: Array, start: Array, held: Array) -> FixedPoint:
         pricing = Pricing(local, costs, gamma)
-        return equilibrium.solve_prices(_priced_demand_at, costs_at, owned, start, pricing, method, limits)
+        return equilibrium.solve_prices(_priced_demand_at, costs_at, owned, start, pricing, method, limits, held)
 
     economy = demand.economy
-    known = economy.spread(costs), economy.spread(start)
+    known = *map(economy.spread, (costs, start)), economy.spread(jnp.zeros(costs.shape, bool) if held is None else held)
     return over_markets(demand, kernel, owned, *known, elements=loop_elements())
 
 

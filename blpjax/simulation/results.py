@@ -16,9 +16,9 @@ from blpjax.inputs.integration import Integration
 from blpjax.machine.pickling import Picklable
 from blpjax.model.model import Model
 from blpjax.model.parameters import Transformation
+from blpjax.outputs.counterfactual import CounterfactualMethods
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.micro import MicroMethods
-from blpjax.outputs.outputs import Outputs
 from blpjax.outputs.scores import SurveySource
 from blpjax.problem.problem import Problem
 from blpjax.simulation.data import Primitives, basic_instruments
@@ -51,7 +51,7 @@ class Solution(NamedTuple):
     seconds: float
 
 
-class SimulationResults(Outputs, MicroMethods, Picklable):
+class SimulationResults(CounterfactualMethods, MicroMethods, Picklable):
     """Results of a solved simulation.
 
     The compute methods are those of `ProblemResults`, at the true parameters: there are no standard errors.

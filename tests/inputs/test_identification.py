@@ -269,3 +269,5 @@ def test_fewer_moments_than_parameters_are_refused() -> None:
 def test_fewer_moments_warn_when_nothing_is_optimised() -> None:
     with pytest.warns(IdentificationWarning, match=r"fewer moments \(1\) than parameters \(2: a, b\)"):
         check_order_condition(1, 2, ["a", "b"], warn=True)
+    with pytest.raises(IdentificationError, match=r"fewer moments \(0\)"):
+        check_order_condition(0, 1, ["a"], warn=True)

@@ -1,0 +1,177 @@
+"""Counterfactuals as pure functions: from one point of a market's demand and pricing to another one.
+
+Taxes need no other equilibrium than Bertrand's: where firms get ``r = nu p - t`` of a price p, their conditions
+``nu_j s_j + sum_k H_jk (r_k - c_k) ds_k / dp_j = 0`` are those at ownership ``H_jk nu_k / nu_j`` and costs
+``(c_k + t_k) / nu_k``.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Bool, Float
+
+from blpjax.economy.loops import Loops
+from blpjax.economy.ownership import Ownership, firm_codes, ownership_matrices
+from blpjax.iteration import Iteration
+from blpjax.kernels.arrays import AnyArray, constant, namespace
+from blpjax.model.demand import linear_change
+from blpjax.model.model import Model
+
+
+class State(eqx.Module):
+    """Demand, prices and costs at one point.
+
+    Attributes
+    ----------
+    base : the model where all began: consumers' marginal utilities of income are those there.
+    changes : variables other than prices (N,) that are not those of the base.
+    dropped : (N,) products that nobody can choose any more.
+    model : the model at this point. Its rows of dropped products have no meaning.
+    owned : ownership matrices by bucket.
+    costs : (N,) marginal costs.
+    kept, unit : (N,) firms get ``kept * prices - unit``.
+    loops : those that found prices, None where prices were given.
+    """
+
+    base: Model
+    changes: dict[str, Float[AnyArray, " N"]]
+    dropped: Bool[AnyArray, " N"]
+    model: Model
+    owned: Ownership
+    costs: Float[AnyArray, " N"]
+    kept: Float[AnyArray, " N"]
+    unit: Float[AnyArray, " N"]
+    loops: Loops | None = None
+
+    @property
+    def prices(self) -> Float[AnyArray, " N"]:
+        """What consumers pay (N,); NaN for products that are dropped."""
+        return self._where_sold(self.model.prices, float("nan"))
+
+    @property
+    def shares(self) -> Float[AnyArray, " N"]:
+        """Market shares (N,), zero for products that are dropped."""
+        return self._where_sold(self.model.shares, 0.0)
+
+    @property
+    def net_prices(self) -> Float[AnyArray, " N"]:
+        """What firms get for a unit (N,)."""
+        return self.kept * self.prices - self.unit
+
+    @property
+    def profits(self) -> Float[AnyArray, " N"]:
+        """Profits by product (N,) for each consumer in the market, without fixed costs."""
+        return self._where_sold((self.kept * self.model.prices - self.unit - self.costs) * self.model.shares, 0.0)
+
+    @property
+    def revenues(self) -> Float[AnyArray, " N"]:
+        """Tax revenue by product (N,) for each consumer in the market."""
+        prices = self.model.prices
+        return self._where_sold((prices - self.kept * prices + self.unit) * self.model.shares, 0.0)
+
+    def compute_consumer_surpluses(self, keep_all: bool = False) -> Float[AnyArray, "T columns"]:
+        """Consumer surpluses by market (T, 1) or by agent (T, max I), with marginal utilities of income of the base."""
+        moved = self.changes | {"prices": self.model.prices}
+        return self.base.compute_consumer_surpluses(keep_all=keep_all, eliminated=self.dropped, changes=moved)
+
+    def _where_sold(self, values: AnyArray, otherwise: float) -> AnyArray:
+        return namespace(values).where(self.dropped, otherwise, values)
+
+
+def starting_state(model: Model) -> State:
+    """The point at which a model is, with the costs that its prices imply."""
+    xp = namespace(model.delta)
+    prices, nobody = model.prices, xp.zeros(model.delta.shape, bool)
+    costs, ones = model.compute_costs()[:, 0], xp.ones_like(prices)
+    return State(model, {}, nobody, model, model.owned(), costs, ones, xp.zeros_like(prices))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """What changes, and how prices are found then. Arrays are those of NumPy; None changes nothing.
+
+    Attributes
+    ----------
+    firm_ids, ownership : who owns what: IDs (N,), or matrices (N, max J).
+    costs : marginal costs (N,), or a function of those that there were.
+    changes : variables.
+    drop : products that leave.
+    hold : products whose prices stay.
+    prices : what consumers pay: nobody sets prices.
+    kept, unit : taxes, see `State`.
+    iteration, constant_costs : see `Model.compute_prices`.
+    """
+
+    firm_ids: Any = None
+    ownership: Any = None
+    costs: Any = None
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    drop: Any = None
+    hold: Any = None
+    prices: Any = None
+    kept: Any = None
+    unit: Any = None
+    iteration: Iteration | None = None
+    constant_costs: bool = True
+
+    def apply(self, state: State) -> State:
+        """The point to which this leads from another one."""
+        base, xp = state.base, namespace(state.costs)
+        changes = state.changes | {name: xp.asarray(values, float) for name, values in self.changes.items()}
+        dropped = state.dropped if self.drop is None else state.dropped | self.drop
+        kept = state.kept if self.kept is None else xp.asarray(self.kept)
+        unit = state.unit if self.unit is None else xp.asarray(self.unit)
+        remaining = _without(base, dropped)
+        costs = self._costs(state)
+        owned = self._owned(base, state.owned)
+        if self.prices is not None:
+            prices, loops = xp.asarray(self.prices, float), None
+        else:
+            moved = remaining.at(changes, shares=state.model.shares)
+            taxed = dataclasses.replace(moved, ownership=_taxed(base, owned, kept))
+            found = taxed.solve_prices(
+                costs=(costs + unit) / kept,
+                prices=constant(state.model.prices),
+                iteration=self.iteration,
+                constant_costs=self.constant_costs,
+                held=self.hold,
+            )
+            prices, loops = found.prices, Loops(**found.fields())
+        model = remaining.at(changes | {"prices": prices})
+        if not self.constant_costs:
+            costs = remaining.at(changes, shares=state.model.shares).update_costs(costs, model.shares)
+        model = dataclasses.replace(model, ownership=owned)
+        return State(base, changes, dropped, model, owned, costs, kept, unit, loops)
+
+    def _costs(self, state: State) -> AnyArray:
+        """Marginal costs: those of the state, moved with variables in X3, and then as the scenario says."""
+        xp, model = namespace(state.costs), state.model
+        moved = {name: xp.asarray(values, float) for name, values in self.changes.items()}
+        change = linear_change(model.characteristics, "X3", model.coefficients.gamma, moved)
+        costs = state.costs * xp.exp(change) if model.costs_type == "log" else state.costs + change
+        if self.costs is None:
+            return costs
+        found = self.costs(costs) if callable(self.costs) else self.costs
+        return xp.asarray(found, float).reshape(-1)
+
+    def _owned(self, base: Model, known: Ownership) -> Ownership:
+        if self.ownership is not None:
+            return base.owned(None, self.ownership)
+        return known if self.firm_ids is None else ownership_matrices(firm_codes(base.economy, self.firm_ids))
+
+
+def _without(model: Model, dropped: AnyArray) -> Model:
+    """The model in which nobody can choose some products (N,)."""
+    parts = model.economy.scatter(dropped)
+    xp = namespace(model.delta)
+    buckets = model.economy.buckets
+    left = [xp.where(part[:, :, None], 0.0, bucket.availability) for part, bucket in zip(parts, buckets, strict=True)]
+    return eqx.tree_at(lambda m: [bucket.availability for bucket in m.economy.buckets], model, left)
+
+
+def _taxed(model: Model, owned: Ownership, kept: AnyArray) -> Ownership:
+    """Ownership at which conditions without taxes are those with them."""
+    parts = model.economy.spread(kept)
+    return tuple(H * nu[:, None, :] / nu[:, :, None] for H, nu in zip(owned, parts, strict=True))

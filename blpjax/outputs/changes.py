@@ -1,0 +1,114 @@
+"""Arguments of counterfactuals, checked."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from blpjax.inputs.arguments import check_index
+from blpjax.inputs.table_format import plain_value
+from blpjax.inputs.taxes import Taxes
+from blpjax.model.scenario import Scenario
+from blpjax.outputs.query import Source, read_iteration
+from blpjax.values import read_flag
+
+
+def read_scenario(source: Source, taxed: bool, given: dict[str, Any]) -> Scenario:
+    """The scenario that arguments of `counterfactual` describe, for a point at which products may be `taxed`.
+
+    Raises
+    ------
+    ValueError, TypeError, NameError, NotImplementedError
+        See there.
+    """
+    query, products = source.ask(None, False, False, "shares"), source.output_tables.products
+    N = products.shares.size
+    constant_costs = read_flag("constant_costs", given["constant_costs"])
+    drop, hold = (_read_products(source, name, given[name]) for name in ("drop", "hold"))
+    if hold is not None and given["prices"] is not None:
+        raise ValueError("hold has no meaning where prices are given, which nobody sets.")
+    if hold is not None and drop is not None and (hold & drop).any():
+        row = int(np.flatnonzero(hold & drop)[0])
+        raise ValueError(f"hold and drop are both true in row {row}.")
+    firm_ids = given["firm_ids"]
+    if isinstance(firm_ids, Mapping):
+        firm_ids = _merged(products.firm_ids, firm_ids)
+    firms, owned = query.read_ownership(firm_ids, given["ownership"])
+    if firms is not None and owned:
+        raise ValueError("Give either firm_ids or ownership, not both.")
+    costs = given["costs"]
+    if costs is not None and not callable(costs):
+        costs = query.read(costs=costs)["costs"]
+    taxes = given["taxes"]
+    if taxes is not None and not isinstance(taxes, Taxes):
+        raise TypeError(f"taxes must be a Taxes, not {type(taxes).__name__}.")
+    kept = unit = None
+    if taxes is not None:
+        kept, unit = (
+            query.read(taxes=np.broadcast_to(values, N) if np.ndim(values) == 0 else values)["taxes"]
+            for values in (taxes.kept, np.asarray(taxes.unit, float))
+        )
+        if drop is not None and not ((kept != 1) | (unit != 0))[~drop].any():
+            raise ValueError("taxes are on no product that remains.")
+    if not constant_costs and (taxes is not None or taxed):
+        raise NotImplementedError("Costs that move with shares are not supported with taxes. Use constant_costs=True.")
+    iteration = given["iteration"]
+    return Scenario(
+        firm_ids=firms,
+        ownership=owned.get("ownership"),
+        costs=costs,
+        changes=_read_variables(source, given["set"], query.read),
+        drop=drop,
+        hold=hold,
+        prices=None if given["prices"] is None else query.read(prices=given["prices"])["prices"],
+        kept=kept,
+        unit=unit,
+        iteration=None if iteration is None else read_iteration(iteration),
+        constant_costs=constant_costs,
+    )
+
+
+def _merged(known: Any, changes: Mapping[Any, Any]) -> np.ndarray:
+    """IDs of firms (N,) after some have changed."""
+    if known is None:
+        raise ValueError("firm_ids must not be a mapping of old IDs, because product_data has no column 'firm_ids'.")
+    ids = np.asarray(known, object).reshape(-1)
+    for old in changes:
+        if not (ids == old).any():
+            raise ValueError(f"firm_ids has the old ID {old!r}, which is none of the firm IDs.")
+    moved = [changes.get(plain_value(one), one) for one in ids]
+    return np.asarray(moved)
+
+
+def _read_products(source: Source, name: str, values: Any) -> np.ndarray | None:
+    """True where products are meant (N,)."""
+    if values is None:
+        return None
+    products = source.output_tables.products
+    check_index(name, values, products.index)
+    array = np.asarray(values).reshape(-1)
+    if array.dtype != bool or array.size != products.shares.size:
+        raise ValueError(f"{name} must be {products.shares.size} times True or False, one for each product.")
+    if not array.any():
+        raise ValueError(f"{name} is true for no product, so that it changes nothing.")
+    return array
+
+
+def _read_variables(source: Source, changes: Any, read: Callable[..., Any]) -> dict[str, np.ndarray]:
+    """New values of variables (N,)."""
+    if changes is None:
+        return {}
+    if not isinstance(changes, Mapping):
+        raise TypeError(f"set must be a mapping of names of variables to values, not {type(changes).__name__}.")
+    known, found = source.model.characteristics.variables, {}
+    for name, values in changes.items():
+        if name in ("prices", "shares"):
+            other = "Use the argument prices." if name == "prices" else "They follow from other variables."
+            raise ValueError(f"set must not have {name!r}. {other}")
+        if name not in known:
+            variables = ", ".join(sorted(set(known) - {"prices", "shares"}))
+            raise NameError(f"set has {name!r}, but no formula has such a numeric variable. There are {variables}.")
+        old = np.asarray(known[name])
+        new = values(old.copy()) if callable(values) else values
+        found[name] = read(**{"set": np.broadcast_to(new, old.shape) if np.ndim(new) == 0 else new})["set"]
+    return found
