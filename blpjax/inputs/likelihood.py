@@ -293,7 +293,7 @@ def _check_available(places: np.ndarray, availability: np.ndarray | None, market
         raise DataError(f"micro_data: respondents have chosen what is not available in {list_rows(bad, market_ids)}.")
 
 
-def check_tolerances(weights: np.ndarray, market_ids: np.ndarray) -> None:
+def check_agents(weights: np.ndarray, market_ids: np.ndarray) -> None:
     """`DataError` when weights of agents do not sum to one in a market: shares would not be probabilities."""
     ids, codes = np.unique(market_ids, return_inverse=True)
     sums = np.bincount(codes.reshape(-1), weights, ids.size)
