@@ -36,6 +36,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.inputs.formulation import Formulation
     from blpjax.inputs.instruments import build_blp_instruments, build_differentiation_instruments
     from blpjax.inputs.integration import Integration
+    from blpjax.inputs.likelihood import MicroLikelihood
     from blpjax.inputs.matrices import build_matrix
     from blpjax.inputs.micro import MicroDataset, MicroMoment, MicroPart
     from blpjax.iteration import Iteration
@@ -46,6 +47,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.objective.functions import ModelFunctions
     from blpjax.objective.structured import Agents, Products
     from blpjax.optimize.optimize import Optimization
+    from blpjax.problem.likelihood import LikelihoodResults
     from blpjax.problem.load import load
     from blpjax.problem.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem
     from blpjax.problem.results import ProblemResults
@@ -69,7 +71,9 @@ __all__ = [
     "ImportanceSamplingResults",
     "Integration",
     "Iteration",
+    "LikelihoodResults",
     "MicroDataset",
+    "MicroLikelihood",
     "MicroMoment",
     "MicroPart",
     "ModelFunctions",
@@ -127,6 +131,7 @@ _HOMES = {
     "blpjax.inputs.formulation": ("Formulation",),
     "blpjax.inputs.instruments": ("build_blp_instruments", "build_differentiation_instruments"),
     "blpjax.inputs.integration": ("Integration",),
+    "blpjax.inputs.likelihood": ("MicroLikelihood",),
     "blpjax.inputs.matrices": ("build_matrix",),
     "blpjax.inputs.micro": ("MicroDataset", "MicroMoment", "MicroPart"),
     "blpjax.iteration": ("Iteration",),
@@ -137,6 +142,7 @@ _HOMES = {
     "blpjax.objective.functions": ("ModelFunctions",),
     "blpjax.objective.structured": ("Agents", "Products"),
     "blpjax.optimize.optimize": ("Optimization",),
+    "blpjax.problem.likelihood": ("LikelihoodResults",),
     "blpjax.problem.load": ("load",),
     "blpjax.problem.problem": ("ImportanceSamplingProblem", "OptimalInstrumentProblem", "Problem"),
     "blpjax.problem.results": ("ProblemResults",),
