@@ -23,6 +23,7 @@ from blpjax.exceptions import (
 )
 from blpjax.machine.compilation import program
 from blpjax.machine.placement import on_device
+from blpjax.model.parameters import Bounds
 from blpjax.objective import iv
 from blpjax.objective.inference import StepSummary
 from blpjax.objective.likelihood import Information, Likelihood, LikelihoodEvaluation
@@ -38,8 +39,12 @@ from blpjax.objective.likelihood_inference import (
 from blpjax.objective.moments import Evaluation
 from blpjax.objective.problem_data import ProblemData
 from blpjax.objective.programs import on_host
-from blpjax.optimize.optimize import OptimizationStatus, minimize
+from blpjax.optimize.optimize import Optimization, OptimizationOutcome, OptimizationStatus, minimize
 from blpjax.reporting import report
+
+#: Curvature of a Hessian that is scaled to a unit diagonal is negative below minus this. From beside such an optimum
+#: minimisation is tried again so often, with a first trust region of this relative size.
+_FLAT, _TRIALS, _SHORT = 1e-5, 3, 0.05
 
 #: A Hessian, scaled to a unit diagonal, with smaller eigenvalues does not tell parameters apart.
 _SINGULAR = 1e-10
@@ -106,6 +111,11 @@ class LikelihoodEvaluator(Evaluator):
         """Exact Hessian (P, P) of the sum of squares of the evaluation's residuals."""
         return exact_hessian(self.likelihood.objective, theta, evaluation) / float(self.likelihood.objective.count)
 
+    @property
+    def evaluations(self) -> int:
+        """How often the objective was evaluated."""
+        return len(self._records)
+
     def describe(self, theta: np.ndarray, evaluation: Evaluation) -> OptimizationProgress:
         """What custom routines learn about an evaluation."""
         nothing = np.zeros(0)
@@ -164,18 +174,7 @@ def solve_likelihood(
     """
     began = time.perf_counter()
     evaluator = LikelihoodEvaluator(options, context, delta)
-    outcome = minimize(
-        options.optimization,
-        evaluator,
-        theta,
-        options.parameters.bounds,
-        user_bounded=options.parameters.bounded_by_user,
-        on_iteration=evaluator.count_iteration,
-        progress_factory=evaluator.describe,
-        hessian=evaluator.hessian,
-        complete=evaluator.complete,
-        failures=options.failure_policy,
-    )
+    outcome = _minimise(evaluator, options, theta)
     interrupted = outcome.status is OptimizationStatus.INTERRUPTED
     if not outcome.converged and not interrupted and options.error_behavior == "raise":
         raise ThetaConvergenceError(f"Estimation by likelihood did not converge: {outcome.message}")
@@ -214,6 +213,76 @@ def solve_likelihood(
         total_time=time.perf_counter() - began,
     )
     return result, joint if joint is not None else constrained_covariances(np.full((P, P), np.nan), np.asarray(evaluation.delta_by_theta))
+
+
+def _minimise(evaluator: LikelihoodEvaluator, options: StepOptions, theta: np.ndarray) -> OptimizationOutcome:
+    """Minimise, and try again from beside optima where curvature is negative.
+
+    Such are standard deviations of zero, which are bounds, and where derivatives vanish but for simulation error. From
+    there valleys are curved: the element that curvature is about is first moved and held.
+    """
+    bounds, optimization = options.parameters.bounds, options.optimization
+    best = _minimise_once(evaluator, optimization, options, theta, bounds)
+    iterations, failed = best.iterations, best.failed_evaluations
+    for _ in range(_TRIALS):
+        found = _move_aside(best, bounds) if best.converged and optimization.routine.optimizes else None
+        if found is None or not optimization.supports_bounds:
+            break
+        p, start = found
+        held = Bounds(bounds.lower.copy(), bounds.upper.copy())
+        held.lower[p] = held.upper[p] = start[p]
+        aside = _minimise_once(evaluator, optimization, options, start, held)
+        again = _minimise_once(evaluator, _shorter(optimization), options, aside.theta, bounds)
+        iterations += aside.iterations + again.iterations
+        failed += aside.failed_evaluations + again.failed_evaluations
+        before = float(best.evaluation.objective)
+        if not again.converged or float(again.evaluation.objective) >= before - 1e-9 * (1 + abs(before)):
+            break
+        best = again
+    return dataclasses.replace(
+        best, iterations=iterations, evaluations=evaluator.evaluations, failed_evaluations=failed
+    )
+
+
+def _minimise_once(
+    evaluator: LikelihoodEvaluator, optimization: Optimization, options: StepOptions, theta: np.ndarray, bounds: Bounds
+) -> OptimizationOutcome:
+    return minimize(
+        optimization,
+        evaluator,
+        theta,
+        bounds,
+        user_bounded=options.parameters.bounded_by_user,
+        on_iteration=evaluator.count_iteration,
+        progress_factory=evaluator.describe,
+        hessian=evaluator.hessian,
+        complete=evaluator.complete,
+        failures=options.failure_policy,
+    )
+
+
+def _shorter(optimization: Optimization) -> Optimization:
+    """The same with short first steps, where the routine has an option for that."""
+    if optimization.method != "trust-region":
+        return optimization
+    options = {"initial_radius": _SHORT, **(optimization.method_options or {})}
+    return dataclasses.replace(optimization, method_options=options)
+
+
+def _move_aside(outcome: OptimizationOutcome, bounds: Bounds) -> tuple[int, np.ndarray] | None:
+    """An element with negative curvature, and theta with that element moved, within bounds; None where there is none."""
+    theta, H = np.array(outcome.theta, float), np.asarray(outcome.evaluation.hessian)
+    curvature = np.where(bounds.lower < bounds.upper, np.diag(H), np.inf)
+    if not theta.size or not np.isfinite(H).all():
+        return None
+    p = int(curvature.argmin())
+    if curvature[p] > -_FLAT * np.abs(np.diag(H)).max():
+        return None
+    step = np.sqrt(2.0 / -curvature[p])
+    theta[p] = np.clip(theta[p] + step, bounds.lower[p], bounds.upper[p])
+    if theta[p] == outcome.theta[p]:
+        theta[p] = np.clip(theta[p] - step, bounds.lower[p], bounds.upper[p])
+    return (p, theta) if theta[p] != outcome.theta[p] else None
 
 
 def _covariances(

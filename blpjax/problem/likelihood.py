@@ -26,6 +26,7 @@ from blpjax.objective.dynamics import MomentTypes
 from blpjax.objective.inference import CovarianceTypes
 from blpjax.objective.likelihood_data import build_likelihood
 from blpjax.objective.likelihood_inference import JointCovariances
+from blpjax.optimize.optimize import Optimization
 from blpjax.problem.data import DataHolder
 from blpjax.problem.results import ProblemResults
 from blpjax.reporting.report import ResultsSummary
@@ -53,6 +54,10 @@ _UNUSED: Mapping[str, tuple[Any, str]] = {
     "starts": (None, "Call solve for each of the starting values and compare objectives"),
     "moment_blocks": ((), "Moments beside those of instruments need GMM"),
 }
+
+
+#: Log likelihoods are flat next to their size: the default promises a smaller relative decrease at convergence.
+_DEFAULT = Optimization("trust-region", {"decrease_tol": 1e-18})
 
 
 class LikelihoodResults(ProblemResults):
@@ -216,7 +221,7 @@ def solve_by_likelihood(problem: DataHolder, likelihood: Any, given: Mapping[str
     step_options = read_step_options(
         parameters=parameters,
         costs_bounded=False,
-        optimization=given["optimization"],
+        optimization=_DEFAULT if given["optimization"] is None else given["optimization"],
         iteration=iteration,
         check_optimality=given["check_optimality"],
         error_behavior=given["error_behavior"],
