@@ -43,10 +43,10 @@ class Terms(eqx.Module):
 
 
 class ShareTerms(eqx.Module):
-    """Derivatives of the shares of products, in mean utilities (T, J, J) and in theta (T, J, P)."""
+    """Derivatives of the shares of products, `by_delta` (T, J, J) and `by_theta` (T, J, P)."""
 
-    by_delta: Float[Array, "T J J"]
-    by_theta: Float[Array, "T J P"]
+    by_delta: Float[Array, "..."]
+    by_theta: Float[Array, "..."]
 
 
 def survey_terms(
@@ -102,7 +102,12 @@ def survey_terms(
 def share_likelihood_terms(
     bucket: Bucket, others: Others, tastes_at: TastesAt, theta: Array, delta: Float[Array, "T J"], in_theta: bool
 ) -> Terms:
-    """The log likelihood of everybody else, less what it is where shares are matched."""
+    """The log likelihood of everybody else, less what it is where shares are matched.
+
+    With ``x = pi / s~ - 1`` it is ``sum_j c_j (log(1 + x_j) - x_j)``, because ``sum_j c_j x_j`` is zero, and numbers l of
+    which shares are multiplied in derivatives may have the number of people subtracted. Where populations are large this
+    loses no digits of what is nearly zero.
+    """
     scale = tastes_at(theta).scale
 
     def kernel(market: Bucket, delta: Array, others: Others) -> Terms:
@@ -112,12 +117,13 @@ def share_likelihood_terms(
         here = point(delta, theta)
         shares, by_delta = kernels.all_shares_jacobian(here)
         c, by_delta = others.counts, by_delta / scale
-        known = jnp.where(c > 0, shares, 1.0)
-        l = c / known  # noqa: E741
+        known = jnp.where(c > 0, shares, others.shares)
+        x = (known - others.shares) / others.shares
+        l = -c.sum() * x / (1.0 + x)  # noqa: E741
         H = kernels.expected_value_hessian(here, l) / scale**2
         twice = c / known**2
         H -= by_delta.T @ (twice[:, None] * by_delta)
-        terms = Terms((c * (jnp.log(known) - jnp.log(others.shares))).sum(), l @ by_delta, H)
+        terms = Terms((c * (jnp.log1p(x) - x)).sum(), l @ by_delta, H)
         if not in_theta:
             return terms
         by_theta = _jacobian(lambda t: kernels.all_shares(point(delta, t)), theta, delta.size * market.weights.size)

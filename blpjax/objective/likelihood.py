@@ -73,7 +73,7 @@ class Information(eqx.Module):
     `cross` is (N, P). The last is ``d delta / d theta``, for given shares where these are constraints.
     """
 
-    blocks: tuple[Float[Any, "T J J"], ...]
+    blocks: tuple[Float[Any, "..."], ...]
     cross: Float[Any, "N P"]
     theta_hessian: Float[Any, "P P"]
     by_theta: Float[Any, "N P"]

@@ -24,7 +24,7 @@ from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, ESTIMATES, LINEAR_ALGEBR
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
-THETA = np.array([0.7, 0.4, -0.3])
+THETA = np.array([0.9, 0.4, -0.3])
 
 #: The reference has as many digits as its implementation's stopping rules are worth.
 JOINT, ESTIMATED = Tolerance(0, 1e-6), Tolerance(0, 1e-5)
@@ -99,7 +99,7 @@ def test_derivatives_are_those_of_differences(estimator: str) -> None:
 
 
 def test_residuals_lead_newton_steps() -> None:
-    found = evaluation("cler")
+    found = solved("cler")._result.outcome.evaluation
     r, J, count = found.residuals, found.residual_jacobian, max(len(tables()[2]), problem().N)
     LINEAR_ALGEBRA.check(count * r @ r, found.objective)
     LINEAR_ALGEBRA.check(2 * count * J.T @ r, found.gradient)
@@ -234,7 +234,7 @@ def test_without_overidentification_restrictions_change_nothing() -> None:
 
 
 def test_large_populations_make_shares_constraints() -> None:
-    large = {market: 1e9 * size for market, size in SIZES.items()}
+    large = {market: 1e4 * size for market, size in SIZES.items()}
     found = solve("mdle", likelihood("mdle", market_sizes=large))
     constrained = solve("share-constrained", likelihood("share-constrained", market_sizes=large))
     Tolerance(1e-4, 1e-5).check(found.theta, constrained.theta)
@@ -273,7 +273,7 @@ def test_other_optimisers_find_the_same() -> None:
     found = solve(optimization=blpjax.Optimization("l-bfgs-b", {"gtol": 1e-8, "ftol": 1e-14}))
     Tolerance(1e-4, 1e-5).check(found.theta, solved("cler").theta)
     returned = solve(optimization=blpjax.Optimization("return"))
-    np.testing.assert_array_equal(returned.theta, [0.6, 0.5, -0.4])
+    np.testing.assert_array_equal(returned.theta, [1.0, 0.5, -0.4])
 
 
 def test_what_cannot_be_evaluated_is_not_converged() -> None:
@@ -423,7 +423,7 @@ def test_results_refuse_what_belongs_to_gmm() -> None:
 def test_parameters_that_nothing_depends_on_are_named() -> None:
     people = changed(income=0.0)
     agents = tables()[1].assign(income=0.0)
-    with pytest.warns(IdentificationWarning, match="'1 x income'"), quiet("Structural"):
+    with pytest.warns(IdentificationWarning, match="'1 x income'"):
         solve(given=likelihood(micro_data=people), known=consumers.build(tables()[0], agents))
 
 

@@ -12,9 +12,9 @@ import pytest
 import blpjax
 from tests.support.silence import quiet
 
-SIGMA, PI = np.diag([0.0, 0.6]), np.array([[0.5], [-0.4]])
+SIGMA, PI = np.diag([0.0, 1.0]), np.array([[0.5], [-0.4]])
 BETA = np.array([-1.0, -1.2, 0.8])
-SIZES = {"m0": 400.0, "m1": 900.0, "m2": 500.0, "m3": 700.0}
+SIZES = {"m0": 2000.0, "m1": 4500.0, "m2": 2500.0, "m3": 3500.0}
 NODES = blpjax.Integration("product", 3)
 
 
@@ -24,7 +24,7 @@ def tables() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     rng = np.random.default_rng(8)
     products, agents, people = [], [], []
     rule = NODES.build(1)
-    for t, (J, asked) in enumerate([(3, 12), (5, 30), (2, 0), (4, 17)]):
+    for t, (J, asked) in enumerate([(3, 60), (5, 150), (2, 0), (4, 85)]):
         x, z = rng.uniform(0, 2, (2, J))
         xi = rng.normal(0, 0.5, J)
         prices = 1 + 0.5 * z + 0.3 * xi + rng.uniform(0, 0.3, J)
@@ -54,7 +54,7 @@ def tables() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     return found[0], found[1], found[2].assign(choice_indices=indices)
 
 
-def choice(delta: Any, x: Any, income: float, node: float, theta: Any = (0.6, 0.5, -0.4)) -> np.ndarray:
+def choice(delta: Any, x: Any, income: float, node: float, theta: Any = (1.0, 0.5, -0.4)) -> np.ndarray:
     """Probabilities (1 + J,) of somebody's choices, the outside good first."""
     V = np.r_[0.0, delta + theta[1] * income + x * (theta[0] * node + theta[2] * income)]
     e = np.exp(V - V.max())
