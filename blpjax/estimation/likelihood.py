@@ -132,7 +132,9 @@ class LikelihoodEvaluator(Evaluator):
     def failures(self, theta: np.ndarray, evaluation: Evaluation) -> str:
         """Sentences that say where mean utilities were not found; empty where nothing failed."""
         inversion = evaluation.inversion
-        failed = describe_status(np.asarray(inversion.status), self.likelihood.market_ids, np.asarray(inversion.residuals))
+        failed = describe_status(
+            np.asarray(inversion.status), self.likelihood.market_ids, np.asarray(inversion.residuals)
+        )
         return f"{self.action} {failed}." if failed else ""
 
 
@@ -212,7 +214,9 @@ def solve_likelihood(
         optimization_time=optimised - began,
         total_time=time.perf_counter() - began,
     )
-    return result, joint if joint is not None else constrained_covariances(np.full((P, P), np.nan), np.asarray(evaluation.delta_by_theta))
+    return result, joint if joint is not None else constrained_covariances(
+        np.full((P, P), np.nan), np.asarray(evaluation.delta_by_theta)
+    )
 
 
 def _minimise(evaluator: LikelihoodEvaluator, options: StepOptions, theta: np.ndarray) -> OptimizationOutcome:
@@ -270,7 +274,7 @@ def _shorter(optimization: Optimization) -> Optimization:
 
 
 def _move_aside(outcome: OptimizationOutcome, bounds: Bounds) -> tuple[int, np.ndarray] | None:
-    """An element with negative curvature, and theta with that element moved, within bounds; None where there is none."""
+    """An element with negative curvature, and theta with it moved, within bounds; None where there is none."""
     theta, H = np.array(outcome.theta, float), np.asarray(outcome.evaluation.hessian)
     curvature = np.where(bounds.lower < bounds.upper, np.diag(H), np.inf)
     if not theta.size or not np.isfinite(H).all():
@@ -340,8 +344,8 @@ def report_likelihood(result: StepResult, labels: Sequence[str], seconds: float)
             flat = [label for label, weight in zip(labels, np.abs(vectors[:, 0]), strict=False) if weight > 0.1]
     if flat:
         warnings.warn(
-            f"The objective hardly depends on {', '.join(map(repr, flat))} near the estimates, or is no minimum there, so "
-            "that standard errors mean nothing.",
+            f"The objective hardly depends on {', '.join(map(repr, flat))} near the estimates, or is no minimum there, "
+            "so that standard errors mean nothing.",
             IdentificationWarning,
             stacklevel=4,
         )

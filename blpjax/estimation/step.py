@@ -123,9 +123,7 @@ class Evaluator:
         self._records.append(Loops(**inversion.fields()))
         if options.error_behavior == "raise" and not bool(evaluation.ok):
             status, residuals = jax.device_get((inversion.status, inversion.residuals))
-            raise_for_status(
-                status, self.context.market_ids, self.action, residuals, kind=DeltaConvergenceError
-            )
+            raise_for_status(status, self.context.market_ids, self.action, residuals, kind=DeltaConvergenceError)
             if evaluation.costs is not None:
                 raise_for_status(
                     np.asarray(evaluation.costs.status), self.context.market_ids, COSTS, kind=NonpositiveCostsError

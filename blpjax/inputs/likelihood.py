@@ -199,8 +199,7 @@ def read_survey(
     unknown = np.flatnonzero(~np.isin(market_ids, products.market_ids))
     if unknown.size:
         raise DataError(
-            f"{table}: column 'market_ids' has markets that product_data lack in "
-            f"{list_rows(unknown, market_ids)}."
+            f"{table}: column 'market_ids' has markets that product_data lack in {list_rows(unknown, market_ids)}."
         )
     places = _read_places(found, products, market_ids)
     here = products.market_ids[np.isin(products.market_ids, market_ids)]

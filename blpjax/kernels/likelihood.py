@@ -7,9 +7,11 @@ utilities that all share are
     1[j = y] - Pbar_ji,    2 sum_r q_ir P_jir P_kir - 1[j = k] Pbar_ji - Pbar_ji Pbar_ki,    Pbar_ji = sum_r q_ir P_jir.
 
 The others, of whom c_j choose j, have the log likelihood ``sum_j c_j log pi_j`` with ``pi_j = sum_i w_i P_ji``. Its
-second derivatives are those of ``sum_j l_j pi_j`` at ``l_j = c_j / pi_j`` held, less ``sum_j c_j dpi_j dpi_j' / pi_j^2``.
+second derivatives are those of ``sum_j l_j pi_j``, with ``l_j = c_j / pi_j`` held, less
+``sum_j c_j dpi_j dpi_j' / pi_j^2``.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -110,7 +112,7 @@ def _total(likelihood: Array, answers: Answers) -> Array:
     return (answers.present * jnp.log(jnp.where(answers.present > 0, likelihood, 1.0))).sum()
 
 
-def _differentiated(function: object, point: DemandPoint) -> Curvature:
+def _differentiated(function: Callable[[DemandPoint], Array], point: DemandPoint) -> Curvature:
     """Derivatives in mean utilities of what has no formula of its own: the demand of nests."""
 
     def at(delta: Array) -> Array:
@@ -125,7 +127,7 @@ def _differentiated(function: object, point: DemandPoint) -> Curvature:
             point.present,
             point.nests,
         )
-        return function(moved)  # type: ignore[operator, no-any-return]
+        return function(moved)
 
     value, gradient = jax.value_and_grad(at)(point.delta)
     _, push = jax.linearize(jax.grad(at), point.delta)

@@ -92,9 +92,7 @@ def survey_terms(
     zero, P = jnp.zeros(()), theta.size
     begin = Terms(zero, jnp.zeros((T, J)), jnp.zeros((T, J, J)))
     if in_theta:
-        begin = Terms(
-            zero, begin.gradient, begin.hessian, jnp.zeros(P), jnp.zeros((T, J, P)), jnp.zeros((P, P))
-        )
+        begin = Terms(zero, begin.gradient, begin.hessian, jnp.zeros(P), jnp.zeros((T, J, P)), jnp.zeros((P, P)))
     total, _ = jax.lax.scan(add, begin, (place, weight))
     return total
 
@@ -104,9 +102,9 @@ def share_likelihood_terms(
 ) -> Terms:
     """The log likelihood of everybody else, less what it is where shares are matched.
 
-    With ``x = pi / s~ - 1`` it is ``sum_j c_j (log(1 + x_j) - x_j)``, because ``sum_j c_j x_j`` is zero, and numbers l of
-    which shares are multiplied in derivatives may have the number of people subtracted. Where populations are large this
-    loses no digits of what is nearly zero.
+    With ``x = pi / s~ - 1`` it is ``sum_j c_j (log(1 + x_j) - x_j)``, because ``sum_j c_j x_j`` is zero, and from the
+    numbers by which derivatives of shares are multiplied the number of people may be subtracted. Where populations are
+    large this loses no digits of what is nearly zero.
     """
     scale = tastes_at(theta).scale
 
@@ -225,4 +223,3 @@ def _summed(terms: Terms) -> Terms:
         lambda part: part.sum(axis=0), (terms.value, terms.by_theta, terms.theta_hessian)
     )
     return Terms(value, terms.gradient, terms.hessian, by_theta, terms.cross, theta_hessian)
-

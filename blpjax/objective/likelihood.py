@@ -1,7 +1,7 @@
 """Likelihoods of surveys and market shares as an objective: mean utilities are found at every theta.
 
-With the negative log likelihoods of the survey and of everybody else, L(delta, theta), and the exogeneity restrictions
-``Pi(delta) = || K'(delta - offset) ||^2 / 2`` (Grieco, Murry, Pinkse and Sagl 2023), objectives and what delta solves are
+With the negative log likelihoods of the survey and of everybody else, L(delta, theta), and exogeneity restrictions
+``Pi(delta) = || K'(delta - offset) ||^2 / 2`` (Grieco, Murry, Pinkse and Sagl 2023) objectives and equations of delta are
 
     cler               L + Pi          L_delta + Pi_delta = 0
     cheap              L + Pi          L_delta = 0
@@ -12,8 +12,9 @@ The Hessian of L in delta is block diagonal, and K has few columns: Newton steps
 of as many equations as K has columns. The objective's derivatives follow from the implicit function theorem: with
 ``D = d delta / d theta`` and multipliers mu of what delta solves, the Hessian is that of the Lagrangian along D.
 
-Optimisers of the library are led by residuals. Those of a likelihood are ``r = (J'^{-1} g / 2, rest)`` with the gradient
-g and ``J'J = H / 2``, for the exact Hessian H where that is positive definite: Gauss-Newton steps are Newton steps.
+Optimisers of the library are led by residuals. Those of a likelihood are ``r = (J'^{-1} g / 2, rest)`` with the
+gradient g and ``J'J = H / 2``, for the exact Hessian H where that is positive definite: Gauss-Newton steps are Newton
+steps.
 """
 
 from collections.abc import Sequence
@@ -155,7 +156,7 @@ class Likelihood(eqx.Module):
         cross = self.economy.gather([part.cross for part in terms])
         blocks = tuple(part.hessian for part in terms)
         by_theta = self._slopes(blocks, cross) if self._joint else self._share_slopes(theta, delta)[1]
-        return Information(blocks, cross, sum(part.theta_hessian for part in terms), by_theta)  # type: ignore[misc]
+        return Information(blocks, cross, sum(part.theta_hessian for part in terms), by_theta)
 
     def curvature(self, theta: Float[Array, " P"], delta: Float[Array, " N"]) -> Float[Array, "P P"]:
         """What the Hessian of an evaluation of the cheap estimator lacks: how ``d delta / d theta`` moves."""
@@ -240,7 +241,11 @@ class Likelihood(eqx.Module):
         if not self._joint:
             X2 = economy.gather([bucket.X2 for bucket in economy.buckets])
             return invert_economy(
-                economy.with_products(self.rest, X2), self.tastes(False)(theta), start, self.limits, self.specification.method
+                economy.with_products(self.rest, X2),
+                self.tastes(False)(theta),
+                start,
+                self.limits,
+                self.specification.method,
             )
         found = jax.lax.while_loop(
             lambda s: s.status == _RUNNING, lambda s: self._newton_step(theta, s), self._begin(theta, start)
@@ -372,4 +377,3 @@ def _residuals(value: Array, gradient: Array, hessian: Array, count: Array) -> t
     rest = jnp.sqrt(jnp.maximum(q - r @ r, 0.0))
     bad = jnp.where(fine, 1.0, jnp.nan) / jnp.sqrt(count)
     return bad * jnp.concatenate([r, rest[None]]), bad * jnp.concatenate([J, jnp.zeros((1, P))])
-

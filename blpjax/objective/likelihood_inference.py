@@ -114,9 +114,7 @@ def joint_covariances(
 def constrained_covariances(hessian: np.ndarray, by_theta: np.ndarray) -> JointCovariances:
     """Covariances where mean utilities follow from theta by the shares, which are taken for known."""
     nothing = np.zeros((len(by_theta), 0))
-    return JointCovariances(
-        _inverse(hessian), by_theta, None, nothing, 0.0, (np.zeros((len(hessian), 0)), nothing)
-    )
+    return JointCovariances(_inverse(hessian), by_theta, None, nothing, 0.0, (np.zeros((len(hessian), 0)), nothing))
 
 
 def parameter_covariances(joint: JointCovariances, coefficient_map: np.ndarray, variance: float) -> np.ndarray:

@@ -64,8 +64,8 @@ class LikelihoodResults(ProblemResults):
     """Results of `Problem.solve` with a `MicroLikelihood`: those of GMM, but for what has no meaning.
 
     The `objective` includes all constants. `moments` (MD, 1) are averages of instruments times structural errors, which
-    are not zero in a sample; weighting matrices and covariances of moments are NaN. Shares of outputs are those that the
-    model simulates: observed ones are a sample, and are not matched exactly, unless they are constraints.
+    are not zero in a sample; weighting matrices and covariances of moments are NaN. Shares of outputs are those that
+    the model simulates: observed ones are a sample, and are not matched exactly, unless they are constraints.
 
     Attributes
     ----------
@@ -176,7 +176,7 @@ class LikelihoodResults(ProblemResults):
         return dataclasses.replace(super()._summary(), W_condition=None)
 
 
-def solve_by_likelihood(problem: DataHolder, likelihood: Any, given: Mapping[str, Any]) -> LikelihoodResults:
+def solve_by_likelihood(problem: Any, likelihood: Any, given: Mapping[str, Any]) -> LikelihoodResults:
     """Estimate by likelihood. Arguments are those of `Problem.solve`, by name.
 
     Raises
@@ -206,16 +206,16 @@ def solve_by_likelihood(problem: DataHolder, likelihood: Any, given: Mapping[str
     for name in ("sigma", "pi", "rho"):
         if isinstance(given[name], str):
             raise NotImplementedError(
-                f"{name}={given[name]!r} is not supported with a likelihood. Give the values of compute_frac_starts, or "
-                "estimates by GMM."
+                f"{name}={given[name]!r} is not supported with a likelihood. Give the values of compute_frac_starts, "
+                "or estimates by GMM."
             )
-    blocks = [given[name] for name in ("sigma", "pi", "rho", "beta", "gamma")]
-    parameters = problem.read_parameters(*blocks, bounds, supports_bounds, given["tau"])
+    sigma, pi, rho, beta = (given[name] for name in ("sigma", "pi", "rho", "beta"))
+    parameters = problem.read_parameters(sigma, pi, rho, beta, None, bounds, supports_bounds, given["tau"])
     if parameters.layout.beta:
         names = [parameters.labels.X1[k] for (k,) in parameters.layout.beta]
         raise NotImplementedError(
-            f"beta of {', '.join(map(repr, names))} cannot be an element of theta with a likelihood. Leave it out (NaN), "
-            "so that it is estimated from mean utilities, or fix it by equal beta_bounds."
+            f"beta of {', '.join(map(repr, names))} cannot be an element of theta with a likelihood. Leave it out "
+            "(NaN), so that it is estimated from mean utilities, or fix it by equal beta_bounds."
         )
     iteration = arguments.read_inversion(given["iteration"], given["fp_type"], given["shares_bounds"])
     step_options = read_step_options(
@@ -261,7 +261,9 @@ def _with_types(step_options: StepOptions) -> StepOptions:
 def _refuse_unused(given: Mapping[str, Any]) -> None:
     for name, (default, instead) in _UNUSED.items():
         value = given[name]
-        absent = value is None or (np.ndim(value) == 0 and value == default) or (np.ndim(value) == 1 and len(value) == 0)
+        absent = (
+            value is None or (np.ndim(value) == 0 and value == default) or (np.ndim(value) == 1 and len(value) == 0)
+        )
         if not absent:
             raise NotImplementedError(f"{name} is not supported with a likelihood: leave it out. {instead}.")
 

@@ -18,7 +18,7 @@ from blpjax.iteration import Iteration
 from blpjax.objective.likelihood import Likelihood
 from blpjax.objective.likelihood_data import build_likelihood
 from tests.support import consumers
-from tests.support.consumers import NODES, PI, SIGMA, SIZES, likelihood, logs, problem, restriction, tables
+from tests.support.consumers import PI, SIGMA, SIZES, likelihood, logs, problem, restriction, tables
 from tests.support.silence import quiet
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, ESTIMATES, LINEAR_ALGEBRA, ROUNDING, Tolerance
 
@@ -150,7 +150,9 @@ def test_sizes_may_be_a_column_or_a_number() -> None:
 def test_respondents_may_have_draws_of_their_own() -> None:
     draws = blpjax.Integration("monte_carlo", 40, {"seed": 0})
     function = objective(likelihood(integration=draws))
-    assert [part.nodes.shape[1:] for part in function.people] == [(part.chosen.shape[1], 40, 1) for part in function.people]
+    assert [part.nodes.shape[1:] for part in function.people] == [
+        (part.chosen.shape[1], 40, 1) for part in function.people
+    ]
     found = float(evaluate(function, THETA).objective)
     assert 0 < abs(found - float(evaluation("cler").objective)) < 2
 
@@ -303,7 +305,9 @@ def test_nests_are_estimated_too() -> None:
     parameters = known.read_parameters(SIGMA, PI, 0.3, None, None, {})
     function, linear, _ = build_likelihood(known.data, parameters, likelihood(), Iteration())
     start, theta = jnp.asarray(known.closed_form_delta(np.array([0.3]))), np.array([0.7, 0.4, -0.3, 0.3])
-    ends = [[evaluate_likelihood(function, jnp.asarray(theta + s * e), start) for s in (1, -1)] for e in 1e-5 * np.eye(4)]
+    ends = [
+        [evaluate_likelihood(function, jnp.asarray(theta + s * e), start) for s in (1, -1)] for e in 1e-5 * np.eye(4)
+    ]
     found = evaluate_likelihood(function, jnp.asarray(theta), start)
     assert bool(found.ok) and linear.restrictions.shape == (14, 2)
     CENTRAL_DIFFERENCE.check(found.gradient, [(float(u.objective) - float(d.objective)) / 2e-5 for u, d in ends])
@@ -329,7 +333,11 @@ def wrong(name: str, value: Any, row: int = 3) -> pd.DataFrame:
     ("options", "error", "message"),
     [
         ({"micro_data": wrong("choice_indices", 9)}, DataError, "'choice_indices' must be integers.*row 3"),
-        ({"micro_data": wrong("market_ids", "m9")}, DataError, "'market_ids' has markets that product_data lack.*'m9', row 3"),
+        (
+            {"micro_data": wrong("market_ids", "m9")},
+            DataError,
+            "'market_ids' has markets that product_data lack.*'m9', row 3",
+        ),
         ({"micro_data": wrong("income", np.nan)}, DataError, "micro_data.*'income'.*row 3"),
         ({"micro_data": changed().drop(columns="income")}, DataError, "micro_data.*income"),
         ({"micro_data": changed().drop(columns="choice_indices")}, DataError, "There is neither"),
