@@ -20,10 +20,13 @@ import pandas as pd
 import blpjax
 
 #: Markets, products in each, respondents and population of each, and the standard deviation of structural errors.
-T, J, ASKED, POPULATION, XI = 40, 6, 50, 10_000, 0.5
+T, J, ASKED, POPULATION, XI = 20, 6, 300, 20_000, 0.5
+
+#: What x is between.
+X = (-2.0, 2.0)
 
 #: The truth: beta, the standard deviation of tastes for x, and how income changes tastes for prices and x.
-BETA, SIGMA, PI = (-0.5, -1.5, 1.0), 2.0, (0.5, -0.5)
+BETA, SIGMA, PI = (-0.5, -1.5, 1.0), 1.0, (0.5, -0.5)
 
 NAMES = ["sigma x", "prices x income", "x x income", "1", "prices", "x"]
 TRUTH = np.array([SIGMA, *PI, *BETA])
@@ -43,7 +46,7 @@ def simulate(seed: int) -> Economy:
     rule = blpjax.Integration("product", 7).build(2)
     products, people = [], []
     for t in range(T):
-        x, z, xi = rng.uniform(0, 3, J), rng.uniform(0, 2, J), rng.normal(0, XI, J)
+        x, z, xi = rng.uniform(*X, J), rng.uniform(0, 2, J), rng.normal(0, XI, J)
         prices = 1.0 + 0.5 * z + 0.3 * x + 0.4 * xi + rng.uniform(0, 0.2, J)
         delta = BETA[0] + BETA[1] * prices + BETA[2] * x + xi
         income, node = rng.normal(size=(2, ASKED))
