@@ -2,10 +2,10 @@
 
     python -m benchmarks.consumers --number 500
 
-Every economy is estimated by two-step GMM with micro moments of the survey, and by likelihood with its rows. Where
-shares are those of a finite population, GMM takes them for exact. The command fails when the likelihood is biased beyond
-Monte Carlo error, its intervals of 95% cover the truth in less than 92 or more than 98 of 100 economies, or its mean
-squared errors are not smaller than those of GMM.
+Every economy is estimated by two-step GMM with micro moments of the survey, and by likelihood with its rows. Shares are
+those of a finite population, which GMM takes for exact. The command fails when the likelihood is biased beyond Monte
+Carlo error, its intervals of 95% cover the truth in less than 92 or more than 98 of 100 economies, or its mean squared
+errors are not smaller than those of GMM.
 """
 
 import argparse
@@ -55,8 +55,15 @@ def simulate(seed: int) -> Economy:
         pi = rule.weights @ _probabilities(delta, prices, x, *rule.nodes.T)
         counts = np.bincount(choices, minlength=1 + J) + rng.multinomial(POPULATION - ASKED, pi / pi.sum())
         products.append(
-            pd.DataFrame({"market_ids": t, "product_ids": range(J), "firm_ids": range(J), "shares": counts[1:] / POPULATION, "prices": prices})
-            .assign(x=x, demand_instruments0=z)
+            pd.DataFrame(
+                {
+                    "market_ids": t,
+                    "product_ids": range(J),
+                    "firm_ids": range(J),
+                    "shares": counts[1:] / POPULATION,
+                    "prices": prices,
+                }
+            ).assign(x=x, demand_instruments0=z)
         )
         people.append(pd.DataFrame({"market_ids": t, "choice_indices": choices, "income": income}))
     table = pd.concat(products, ignore_index=True)

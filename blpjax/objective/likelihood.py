@@ -1,7 +1,7 @@
 """Likelihoods of surveys and market shares as an objective: mean utilities are found at every theta.
 
 With the negative log likelihoods of the survey and of everybody else, L(delta, theta), and exogeneity restrictions
-``Pi(delta) = || K'(delta - offset) ||^2 / 2`` (Grieco, Murry, Pinkse and Sagl 2023) objectives and equations of delta are
+``Pi(delta) = || K'(delta - offset) ||^2 / 2`` (Grieco, Murry, Pinkse and Sagl 2023) objectives and equations are
 
     cler               L + Pi          L_delta + Pi_delta = 0
     cheap              L + Pi          L_delta = 0

@@ -14,7 +14,7 @@ from blpjax.estimation.estimates import SolvedProblem
 from blpjax.estimation.likelihood import LikelihoodContext, report_likelihood, solve_likelihood
 from blpjax.estimation.options import StepOptions, read_step_options
 from blpjax.estimation.step import StepResult
-from blpjax.exceptions import IdentificationError
+from blpjax.exceptions import IdentificationError, warn_unused
 from blpjax.inference.delta_method import DeltaMethodResults, apply_delta_method, apply_joint_delta_method
 from blpjax.inputs import arguments
 from blpjax.inputs.identification import check_order_condition
@@ -218,6 +218,13 @@ def solve_by_likelihood(problem: Any, likelihood: Any, given: Mapping[str, Any])
             "(NaN), so that it is estimated from mean utilities, or fix it by equal beta_bounds."
         )
     iteration = arguments.read_inversion(given["iteration"], given["fp_type"], given["shares_bounds"])
+    if likelihood.estimator != "share-constrained" and given["iteration"] is not None:
+        warn_unused(
+            "iteration",
+            "mean utilities of likelihoods are found by Newton's method. Only estimator='share-constrained' inverts "
+            "shares.",
+            stacklevel=5,
+        )
     step_options = read_step_options(
         parameters=parameters,
         costs_bounded=False,

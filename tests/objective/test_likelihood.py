@@ -1,5 +1,6 @@
 """Likelihoods of surveys and shares: next to loops, differences, GMM, and the estimates of another implementation."""
 
+import pickle
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,13 @@ import pytest
 import blpjax
 import blpjax.economy.respondents
 from blpjax.estimation.likelihood import evaluate_likelihood, exact_hessian
-from blpjax.exceptions import ConvergenceWarning, DataError, IdentificationError, IdentificationWarning
+from blpjax.exceptions import (
+    ConvergenceWarning,
+    DataError,
+    IdentificationError,
+    IdentificationWarning,
+    UnusedOptionWarning,
+)
 from blpjax.inputs.likelihood import ESTIMATORS
 from blpjax.iteration import Iteration
 from blpjax.objective.likelihood import Likelihood
@@ -303,6 +310,13 @@ def test_outputs_and_their_standard_errors() -> None:
     prices = found.delta_method(lambda m: m.coefficients.beta)
     LINEAR_ALGEBRA.check(prices.standard_errors, found.beta_se[:, 0])
     assert np.isfinite(found.delta_method(lambda m: m.compute_shares().sum(), hold="xi").standard_errors).all()
+    drawn = found.bootstrap(20, seed=0)
+    assert drawn.compute_shares().shape == (20, 14, 1)
+    again = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(again.delta_se, found.delta_se)
+    assert (
+        set(found.to_dict()) >= {"theta", "beta_se", "delta"} and found.run_wald_test([0.0], [[1.0] + [0.0] * 5]) == 0
+    )
 
 
 @pytest.mark.slow
@@ -403,6 +417,13 @@ def test_what_likelihoods_do_not_support_is_refused() -> None:
         solve("mdle", blpjax.MicroLikelihood(1e4, estimator="mdle"))
     with pytest.raises(IdentificationError, match="moments|parameters"):
         solve(given=blpjax.MicroLikelihood(1e4))
+
+
+def test_iterations_are_those_of_inversions() -> None:
+    with pytest.warns(UnusedOptionWarning, match="iteration has no effect.*Newton's method"):
+        solve(iteration=Iteration("squarem"), optimization=blpjax.Optimization("return"))
+    found = solve("share-constrained", iteration=Iteration("newton"))
+    ESTIMATES.check(found.theta, solved("share-constrained").theta)
 
 
 def test_other_problems_are_refused() -> None:
