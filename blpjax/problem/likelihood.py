@@ -218,9 +218,10 @@ def solve_by_likelihood(problem: Any, likelihood: Any, given: Mapping[str, Any])
             "(NaN), so that it is estimated from mean utilities, or fix it by equal beta_bounds."
         )
     iteration = arguments.read_inversion(given["iteration"], given["fp_type"], given["shares_bounds"])
-    if likelihood.estimator != "share-constrained" and given["iteration"] is not None:
+    unused = [name for name, default in (("iteration", None), ("fp_type", "safe_linear")) if given[name] != default]
+    if likelihood.estimator != "share-constrained" and unused:
         warn_unused(
-            "iteration",
+            unused[0],
             "mean utilities of likelihoods are found by Newton's method. Only estimator='share-constrained' inverts "
             "shares.",
             stacklevel=5,
