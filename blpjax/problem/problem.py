@@ -259,8 +259,8 @@ class Problem(DataHolder, Picklable):
             and `blpjax.SampleMoments` for what comes from another sample. They stand last in `moments`, `W` and so on.
         likelihood : MicroLikelihood, optional
             Estimates by the likelihood of consumers' choices and of shares, with exogeneity restrictions, in place of
-            GMM. There is one step, whatever `method` is; all of beta is estimated from mean utilities; and what only GMM
-            has (weighting matrices, types of covariances, other moments, a supply side) has to be left out.
+            GMM. There is one step, whatever `method` is; all of beta is estimated from mean utilities; and what only
+            GMM has (weighting matrices, types of covariances, other moments, a supply side) has to be left out.
 
         Returns
         -------
