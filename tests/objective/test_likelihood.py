@@ -217,9 +217,11 @@ def dense_hessian(estimator: str) -> np.ndarray:
     def value(point: np.ndarray) -> float:
         return sum(logs(point[:P], point[P:]))
 
-    steps, size = np.eye(P + N) * 1e-3, 1e-3
+    steps, size, markets = np.eye(P + N) * 1e-3, 1e-3, tables()[0].market_ids
     for i in range(P, P + N):
         for j in range(P, i + 1):
+            if markets[i - P] != markets[j - P]:  # whose log likelihoods have nothing in common
+                continue
             ends = [value(at + a * steps[i] + b * steps[j]) * a * b for a in (1, -1) for b in (1, -1)]
             H[i, j] = H[j, i] = sum(ends) / (4 * size**2)
     return H
