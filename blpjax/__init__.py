@@ -36,6 +36,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.inputs.formulation import Formulation
     from blpjax.inputs.instruments import build_blp_instruments, build_differentiation_instruments
     from blpjax.inputs.integration import Integration
+    from blpjax.inputs.likelihood import MicroLikelihood
     from blpjax.inputs.matrices import build_matrix
     from blpjax.inputs.micro import MicroDataset, MicroMoment, MicroPart
     from blpjax.inputs.taxes import Taxes
@@ -49,6 +50,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.objective.survey_moments import SurveyMoments, micro_moments
     from blpjax.optimize.optimize import Optimization
     from blpjax.outputs.counterfactual import Counterfactual, compare
+    from blpjax.problem.likelihood import LikelihoodResults
     from blpjax.problem.load import load
     from blpjax.problem.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem
     from blpjax.problem.results import ProblemResults
@@ -73,7 +75,9 @@ __all__ = [
     "ImportanceSamplingResults",
     "Integration",
     "Iteration",
+    "LikelihoodResults",
     "MicroDataset",
+    "MicroLikelihood",
     "MicroMoment",
     "MicroPart",
     "ModelFunctions",
@@ -135,6 +139,7 @@ _HOMES = {
     "blpjax.inputs.formulation": ("Formulation",),
     "blpjax.inputs.instruments": ("build_blp_instruments", "build_differentiation_instruments"),
     "blpjax.inputs.integration": ("Integration",),
+    "blpjax.inputs.likelihood": ("MicroLikelihood",),
     "blpjax.inputs.matrices": ("build_matrix",),
     "blpjax.inputs.micro": ("MicroDataset", "MicroMoment", "MicroPart"),
     "blpjax.inputs.taxes": ("Taxes",),
@@ -148,6 +153,7 @@ _HOMES = {
     "blpjax.objective.survey_moments": ("SurveyMoments", "micro_moments"),
     "blpjax.optimize.optimize": ("Optimization",),
     "blpjax.outputs.counterfactual": ("Counterfactual", "compare"),
+    "blpjax.problem.likelihood": ("LikelihoodResults",),
     "blpjax.problem.load": ("load",),
     "blpjax.problem.problem": ("ImportanceSamplingProblem", "OptimalInstrumentProblem", "Problem"),
     "blpjax.problem.results": ("ProblemResults",),

@@ -101,6 +101,9 @@ class Evaluator:
     inversions' tolerance values depend on theta alone.
     """
 
+    #: What may fail in a market.
+    action = "The inversion of market shares"
+
     def __init__(self, step: int, options: StepOptions, context: StepContext, start: np.ndarray) -> None:
         self.step = step
         self.options = options
@@ -120,9 +123,7 @@ class Evaluator:
         self._records.append(Loops(**inversion.fields()))
         if options.error_behavior == "raise" and not bool(evaluation.ok):
             status, residuals = jax.device_get((inversion.status, inversion.residuals))
-            raise_for_status(
-                status, self.context.market_ids, "The inversion of market shares", residuals, kind=DeltaConvergenceError
-            )
+            raise_for_status(status, self.context.market_ids, self.action, residuals, kind=DeltaConvergenceError)
             if evaluation.costs is not None:
                 raise_for_status(
                     np.asarray(evaluation.costs.status), self.context.market_ids, COSTS, kind=NonpositiveCostsError
@@ -184,12 +185,16 @@ class Evaluator:
         objective, estimate = self.context.objective, jax.device_put(np.asarray(theta, float))
         return programs.hessian_at(objective, estimate, evaluation.inversion.delta) / np.asarray(objective.scale)
 
+    def failures(self, theta: np.ndarray, evaluation: Evaluation) -> str:
+        """Sentences on what failed in an evaluation; empty where nothing did."""
+        return describe_failures(evaluation, self.context, theta)
+
     def inner_loops(self) -> Loops:
         """Inversions of shares in all evaluations so far: arrays (T, evaluations)."""
         return jax.tree.map(lambda *columns: np.stack([np.asarray(c) for c in columns], axis=1), *self._records)
 
     def _print_progress(self, theta: np.ndarray, evaluation: Evaluation) -> None:
-        failed = "" if bool(evaluation.ok) else describe_failures(evaluation, self.context, theta)
+        failed = "" if bool(evaluation.ok) else self.failures(theta, evaluation)
         if not self.options.optimization.universal_display:
             if failed:
                 settings.output(failed)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from blpjax.inputs.arguments import check_level
 from blpjax.iteration import Iteration
 from blpjax.machine.compilation import operations_of_jax
 from blpjax.model.elsewhere import (
+    Draw,
     covariances_of_estimates,
     hold_errors,
     hold_shares,
@@ -164,8 +166,45 @@ def apply_delta_method(
     if found.loops is not None:
         ids, action = results.problem.data.market_index.ids, "The search for equilibrium prices at the estimates"
         raise_for_status(found.loops.status, ids, action, found.loops.residuals, warn=True)
+    return _results(found, covariances, list(results.parameter_labels), hold)
+
+
+def apply_joint_delta_method(
+    results: Estimates, function: Callable[[Model], Any], covariances: Callable[[], np.ndarray], labels: Sequence[str]
+) -> DeltaMethodResults:
+    """The delta method where mean utilities were estimated, too, with errors of their own; prices are held.
+
+    Parameters
+    ----------
+    covariances : makes covariances (Q + N, Q + N) of all parameters and then mean utilities.
+    labels : names of these.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `ProblemResults.delta_method`.
+    """
+    if not callable(function):
+        raise TypeError(f"function must be a function of a Model, not {type(function).__name__}.")
+    estimated, Q = results.model, len(results.parameters)
+    _refuse_size(len(labels) ** 2, f"Covariances of {len(labels)} estimates", "Use hold='xi'.")
+
+    def outputs_at(values: Float[Array, " V"]) -> tuple[Any, Loops | None]:
+        coefficients = all_coefficients(estimated.layout, estimated.coefficients, values[:Q])
+        moved = eqx.tree_at(lambda m: (m.coefficients, m.delta), estimated, (coefficients, values[Q:]))
+        model = Draw(coefficients, values[Q:], moved.prices, moved.compute_shares()[:, 0]).model(estimated)
+        return jax.tree.map(jnp.asarray, function(model)), None
+
+    at = jnp.concatenate([jnp.asarray(results.parameters[:, 0]), jnp.asarray(results.delta[:, 0])])
+    shapes = _check_outputs(outputs_at, at)
+    found = _differentiate(outputs_at, at, lanes(estimated.economy, _count(shapes)))
+    return _results(found, covariances(), list(labels), "shares")
+
+
+def _results(found: "_Derivatives", covariances: np.ndarray, labels: list[str], hold: str) -> DeltaMethodResults:
+    """Results whose derivatives are NaN where the value is."""
     jacobian = np.where(np.isnan(_flatten(found.value))[:, None], np.nan, found.jacobian)
-    return DeltaMethodResults(found.value, jacobian, covariances, list(results.parameter_labels), hold)
+    return DeltaMethodResults(found.value, jacobian, covariances, labels, hold)
 
 
 #: Outputs at given parameters, and the loops for equilibrium prices, if there were some.

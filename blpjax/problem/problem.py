@@ -22,6 +22,7 @@ from blpjax.estimation.start_rho import fill_rho
 from blpjax.estimation.step import StepContext, solve_step
 from blpjax.inputs import arguments
 from blpjax.inputs.identification import check_order_condition
+from blpjax.inputs.likelihood import MicroLikelihood
 from blpjax.iteration import Iteration
 from blpjax.machine.pickling import Picklable
 from blpjax.model.parameters import Parameters
@@ -37,6 +38,7 @@ from blpjax.objective.structure import Specification, StructuralModel, concentra
 from blpjax.optimize.optimize import Optimization, OptimizationStatus
 from blpjax.problem.comparison import compare_moments
 from blpjax.problem.data import DataHolder
+from blpjax.problem.likelihood import solve_by_likelihood
 from blpjax.problem.micro import read_micro, refuse_old_names
 from blpjax.problem.results import ProblemResults
 from blpjax.reporting import report
@@ -148,8 +150,9 @@ class Problem(DataHolder, Picklable):
         tau_bounds: Any = None,
         starts: Any = None,
         moment_blocks: Sequence[MomentBlock] = (),
+        likelihood: MicroLikelihood | None = None,
     ) -> ProblemResults:
-        """Estimate the parameters by one-step or two-step GMM.
+        """Estimate the parameters by one-step or two-step GMM, or by likelihood.
 
         Parameters
         ----------
@@ -256,13 +259,21 @@ class Problem(DataHolder, Picklable):
         moment_blocks : sequence of MomentBlock, optional
             Moments of one's own, beside those of the instruments: see `blpjax.MomentBlock` for averages over products
             and `blpjax.SampleMoments` for what comes from another sample. They stand last in `moments`, `W` and so on.
+        likelihood : MicroLikelihood, optional
+            Estimates by the likelihood of consumers' choices and of shares, with exogeneity restrictions, in place of
+            GMM. There is one step, whatever `method` is; all of beta is estimated from mean utilities; and what only
+            GMM has (weighting matrices, types of covariances, other moments, a supply side) has to be left out.
 
         Returns
         -------
-        ProblemResults
+        ProblemResults, or with `likelihood` a `LikelihoodResults`.
 
         Raises
         ------
+        NotImplementedError
+            For what likelihoods do not support; the message says what to use.
+        DataError
+            When `likelihood` has a survey or market sizes that cannot be used, naming column, market and row.
         ValueError, TypeError
             For arguments of the wrong shape or value.
         IdentificationError
@@ -273,6 +284,9 @@ class Problem(DataHolder, Picklable):
             Only with ``error_behavior='raise'``.
         """
         arguments.check_choice("method", method, ("1s", "2s"))
+        if likelihood is not None:
+            given = {name: value for name, value in locals().items() if name not in ("self", "likelihood")}
+            return solve_by_likelihood(self, likelihood, given)
         bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "rho": rho_bounds, "tau": tau_bounds}
         bounds |= {"phi": phi_bounds, "beta": beta_bounds, "gamma": gamma_bounds}
         supports_bounds = getattr(optimization, "supports_bounds", True)

@@ -54,8 +54,8 @@ class ResultsSummary:
     """What the tables of one estimation show. Counts and seconds are cumulative over GMM steps.
 
     step : GMM step.
-    objective : GMM objective.
-    se_type : "robust", "clustered" or "unadjusted".
+    objective : GMM objective, or that of a likelihood.
+    se_type : "robust", "clustered", "unadjusted", or "likelihood" where the objective is one.
     seconds : computation time.
     objective_evaluations : number of evaluations of the objective.
     clipped_shares : number of clipped shares.
@@ -317,7 +317,8 @@ def _gradient_name(reduced: bool) -> tuple[str, str]:
 
 def describe_step(summary: ResultsSummary) -> str:
     """Describe the outcome of a GMM step: its objective and what tells whether that is an optimum."""
-    columns = {("GMM", "Step"): str(summary.step), ("Objective", "Value"): format_number(summary.objective)}
+    columns = {} if summary.se_type == "likelihood" else {("GMM", "Step"): str(summary.step)}
+    columns["Objective", "Value"] = format_number(summary.objective)
     if summary.gradient_norm is not None:
         columns[_gradient_name(summary.reduced)] = format_number(summary.gradient_norm)
     eigenvalues = np.array([]) if summary.eigenvalues is None else summary.eigenvalues
@@ -344,7 +345,7 @@ def summarise_results(summary: ResultsSummary) -> str:
         parts.append("NOT CONVERGED: the optimization did not reach an optimum, so these are not estimates.")
     parts += [summary.failed_markets] if summary.failed_markets else []
     parts += [describe_step(summary), _describe_cumulative(summary)]
-    errors = {"unadjusted": "Unadjusted SEs"}.get(summary.se_type, "Robust SEs")
+    errors = {"unadjusted": "Unadjusted SEs", "likelihood": "Likelihood SEs"}.get(summary.se_type, "Robust SEs")
     if summary.se_type == "clustered":
         errors += f" Adjusted for {summary.clusters} Clusters"
     if summary.sigma is not None or summary.pi is not None:

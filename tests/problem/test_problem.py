@@ -451,7 +451,8 @@ def test_every_argument_of_pyblp_is_accepted_or_refused_by_name() -> None:
     import inspect
 
     theirs = set(inspect.signature(pyblp.Problem.solve).parameters)
-    assert set(inspect.signature(Problem.solve).parameters) == theirs | {"tau", "tau_bounds", "starts", "moment_blocks"}
+    ours = {"tau", "tau_bounds", "starts", "moment_blocks", "likelihood"}
+    assert set(inspect.signature(Problem.solve).parameters) == theirs | ours
     assert set(inspect.signature(Problem.__init__).parameters) == set(
         inspect.signature(pyblp.Problem.__init__).parameters
     )
