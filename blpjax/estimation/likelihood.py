@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from blpjax.exceptions import (
     IdentificationWarning,
     ThetaConvergenceError,
     describe_status,
+    warn_user,
 )
 from blpjax.machine.compilation import program
 from blpjax.machine.placement import on_device
@@ -332,7 +332,7 @@ def report_likelihood(result: StepResult, labels: Sequence[str], seconds: float)
         if result.failed_markets:
             text += f" At the returned parameters: {result.failed_markets}"
         settings.output(f"{text} ({took})")
-        warnings.warn(text, ConvergenceWarning, stacklevel=4)
+        warn_user(text, ConvergenceWarning)
         return
     settings.output(f"Estimation by likelihood completed after {took}.")
     H = np.asarray(outcome.evaluation.hessian)
@@ -343,9 +343,8 @@ def report_likelihood(result: StepResult, labels: Sequence[str], seconds: float)
         if values[0] <= _SINGULAR:
             flat = [label for label, weight in zip(labels, np.abs(vectors[:, 0]), strict=False) if weight > 0.1]
     if flat:
-        warnings.warn(
+        warn_user(
             f"The objective hardly depends on {', '.join(map(repr, flat))} near the estimates, or is no minimum there, "
             "so that standard errors mean nothing.",
             IdentificationWarning,
-            stacklevel=4,
         )

@@ -224,7 +224,6 @@ def solve_by_likelihood(problem: Any, likelihood: Any, given: Mapping[str, Any])
             unused[0],
             "mean utilities of likelihoods are found by Newton's method. Only estimator='share-constrained' inverts "
             "shares.",
-            stacklevel=5,
         )
     step_options = read_step_options(
         parameters=parameters,
