@@ -49,7 +49,8 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.objective.structured import Agents, Products
     from blpjax.objective.survey_moments import SurveyMoments, micro_moments
     from blpjax.optimize.optimize import Optimization
-    from blpjax.outputs.counterfactual import Counterfactual, compare
+    from blpjax.outputs.comparison import compare
+    from blpjax.outputs.counterfactual import Counterfactual
     from blpjax.problem.likelihood import LikelihoodResults
     from blpjax.problem.load import load
     from blpjax.problem.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem
@@ -152,7 +153,8 @@ _HOMES = {
     "blpjax.objective.structured": ("Agents", "Products"),
     "blpjax.objective.survey_moments": ("SurveyMoments", "micro_moments"),
     "blpjax.optimize.optimize": ("Optimization",),
-    "blpjax.outputs.counterfactual": ("Counterfactual", "compare"),
+    "blpjax.outputs.comparison": ("compare",),
+    "blpjax.outputs.counterfactual": ("Counterfactual",),
     "blpjax.problem.likelihood": ("LikelihoodResults",),
     "blpjax.problem.load": ("load",),
     "blpjax.problem.problem": ("ImportanceSamplingProblem", "OptimalInstrumentProblem", "Problem"),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Bool, Float
 
 from blpjax.economy.loops import Loops
@@ -80,12 +81,13 @@ class State(eqx.Module):
         return namespace(values).where(self.dropped, otherwise, values)
 
 
-def starting_state(model: Model) -> State:
-    """The point at which a model is, with the costs that its prices imply."""
-    xp = namespace(model.delta)
-    prices, nobody = model.prices, xp.zeros(model.delta.shape, bool)
-    costs, ones = model.compute_costs()[:, 0], xp.ones_like(prices)
-    return State(model, {}, nobody, model, model.owned(), costs, ones, xp.zeros_like(prices))
+def starting_state(model: Model, absent: Bool[np.ndarray, " N"] | None = None) -> State:
+    """The point at which a model is, with the costs that its prices imply, perhaps without some products (N,)."""
+    xp, owned = namespace(model.delta), model.owned()
+    dropped = xp.zeros(model.delta.shape, bool) if absent is None else xp.asarray(absent)
+    there = model if absent is None else _without(model, dropped)
+    costs, ones = there.compute_costs()[:, 0], xp.ones_like(model.prices)
+    return State(model, {}, dropped, there, owned, costs, ones, xp.zeros_like(model.prices))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Scenario:
     firm_ids, ownership : who owns what: IDs (N,), or matrices (N, max J).
     costs : marginal costs (N,), or a function of those that there were.
     changes : variables.
+    enter : products that were dropped and come back.
     drop : products that leave.
     hold : products whose prices stay.
     prices : what consumers pay: nobody sets prices.
@@ -108,6 +111,7 @@ class Scenario:
     ownership: Any = None
     costs: Any = None
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    enter: Any = None
     drop: Any = None
     hold: Any = None
     prices: Any = None
@@ -120,7 +124,8 @@ class Scenario:
         """The point to which this leads from another one."""
         base, xp = state.base, namespace(state.costs)
         changes = state.changes | {name: xp.asarray(values, float) for name, values in self.changes.items()}
-        dropped = state.dropped if self.drop is None else state.dropped | self.drop
+        dropped = state.dropped if self.enter is None else state.dropped & ~self.enter
+        dropped = dropped if self.drop is None else dropped | self.drop
         kept = state.kept if self.kept is None else xp.asarray(self.kept)
         unit = state.unit if self.unit is None else xp.asarray(self.unit)
         remaining = _without(base, dropped)

@@ -1,14 +1,19 @@
 """Arguments of counterfactuals, checked."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from blpjax.exceptions import DataError
 from blpjax.inputs.arguments import check_index
-from blpjax.inputs.table_format import plain_value
+from blpjax.inputs.table_format import plain_value, read_table
 from blpjax.inputs.taxes import Taxes
+from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.model.scenario import Scenario
+from blpjax.outputs.entry import Entry
 from blpjax.outputs.query import Source, read_iteration
 from blpjax.values import read_flag
 
@@ -66,6 +71,53 @@ def read_scenario(source: Source, taxed: bool, given: dict[str, Any]) -> Scenari
         iteration=None if iteration is None else read_iteration(iteration),
         constant_costs=constant_costs,
     )
+
+
+def with_entry(scenario: Scenario, entry: Entry, given: Mapping[str, Any]) -> Scenario:
+    """The scenario with rows for new products, whose arguments are those of `counterfactual`.
+
+    Raises
+    ------
+    DataError, NotImplementedError
+        When prices are given but not those of new products, or ownership by matrices.
+    """
+    if scenario.ownership is not None:
+        raise NotImplementedError("ownership is not supported with add. Use firm_ids.")
+    firms, prices, count = entry.tables.products.firm_ids, entry.tables.products.prices, entry.count
+    assert firms is not None
+    if scenario.prices is not None and "prices" not in read_table(given["add"], "add"):
+        raise DataError("add: there is no column 'prices', which new products need where prices are given.")
+
+    def longer(values: Any, new: Any) -> Any:
+        return None if values is None else np.concatenate([values, np.broadcast_to(new, count)])
+
+    costs = scenario.costs
+    if costs is not None:
+        costs = functools.partial(_costs_of_known, costs, entry.known)
+    taxes = given["taxes"]
+    ad_valorem, unit = (1.0, 0.0) if taxes is None else (taxes.kept, taxes.unit)
+    return dataclasses.replace(
+        scenario,
+        firm_ids=longer(scenario.firm_ids, firms[entry.known :]),
+        costs=costs,
+        changes={
+            name: longer(values, np.asarray(entry.characteristics.variables[name])[entry.known :])
+            for name, values in scenario.changes.items()
+        },
+        enter=entry.new,
+        drop=longer(scenario.drop, False),
+        hold=longer(scenario.hold, False),
+        prices=longer(scenario.prices, prices[entry.known :]),
+        kept=longer(scenario.kept, ad_valorem if np.ndim(ad_valorem) == 0 else 1.0),
+        unit=longer(scenario.unit, unit if np.ndim(unit) == 0 else 0.0),
+    )
+
+
+def _costs_of_known(costs: Any, known: int, all_costs: AnyArray) -> AnyArray:
+    """Marginal costs (N,) after those of products that there were have changed."""
+    xp = namespace(all_costs)
+    found = costs(all_costs[:known]) if callable(costs) else costs
+    return xp.concatenate([xp.asarray(found, float).reshape(-1), all_costs[known:]])
 
 
 def _merged(known: Any, changes: Mapping[Any, Any]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Counterfactuals in one call: what markets would look like after a merger, a tax, or another change."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -14,9 +14,11 @@ from blpjax.exceptions import EquilibriumPricesConvergenceError, raise_for_statu
 from blpjax.inputs.arguments import check_choice
 from blpjax.iteration import Iteration
 from blpjax.kernels.arrays import AnyArray, on_host
+from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
 from blpjax.model.scenario import Scenario, State, starting_state
-from blpjax.outputs.changes import read_scenario
+from blpjax.outputs.changes import read_scenario, with_entry
+from blpjax.outputs.entry import Entry, read_entry
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outputs import Outputs
 from blpjax.values import read_flag
@@ -29,6 +31,11 @@ MARKET_COLUMNS = ("consumer_surplus", "profits", "revenue", "total", "inside_sha
 class CounterfactualMethods(Outputs):
     """Results of which one can ask what would happen."""
 
+    @property
+    def formulated(self) -> Formulated:
+        """Tables and formulas, in which there may be new products."""
+        raise NotImplementedError
+
     def counterfactual(
         self,
         *,
@@ -37,6 +44,7 @@ class CounterfactualMethods(Outputs):
         costs: Any = None,
         set: Any = None,  # noqa: A002  (users write counterfactual(set={"x": ...}))
         drop: Any = None,
+        add: Any = None,
         hold: Any = None,
         prices: Any = None,
         taxes: Any = None,
@@ -59,6 +67,11 @@ class CounterfactualMethods(Outputs):
         set : variables of formulas other than prices, by name: numbers, arrays (N,), or functions of the old values.
             Utilities and costs follow.
         drop : (N,) true where nobody can choose a product any more.
+        add : table of new products: market_ids, firm_ids, variables of formulas (nesting_ids with nests), and either
+            ``like``, the ID of a product of that market whose unobserved quality, fixed effects and costs a new one
+            has, or ``xi`` (zero by default) and ``costs`` (by default those that X3 explains). Their rows come last.
+            Other arguments have rows for the products that there are; functions of costs see these alone, and taxes
+            are on new products where they are one number for all.
         hold : (N,) true where the price stays what it was; owners count what they earn there when they set others.
         prices : (N,) prices that consumers pay, which nobody sets then.
         taxes : a `Taxes`, in place of those that there were.
@@ -84,7 +97,7 @@ class CounterfactualMethods(Outputs):
             With ``error_behavior='warn'``, likewise.
         """
         given: dict[str, Any] = {"firm_ids": firm_ids, "ownership": ownership, "costs": costs, "set": set}
-        given |= {"drop": drop, "hold": hold, "prices": prices, "taxes": taxes}
+        given |= {"drop": drop, "add": add, "hold": hold, "prices": prices, "taxes": taxes}
         given |= {"iteration": iteration, "constant_costs": constant_costs}
         return _solve(self, (), given, standard_errors, hold_fixed, error_behavior)
 
@@ -110,10 +123,15 @@ class Counterfactual:
     """
 
     def __init__(
-        self, source: CounterfactualMethods, scenarios: tuple[Scenario, ...], standard_errors: bool, hold_fixed: str
+        self,
+        source: CounterfactualMethods,
+        scenarios: tuple[Scenario, ...],
+        entry: Entry | None,
+        standard_errors: bool,
+        hold_fixed: str,
     ) -> None:
-        self._source, self._scenarios, self._hold = source, scenarios, hold_fixed
-        self._tables = source.output_tables
+        self._source, self._scenarios, self._entry, self._hold = source, scenarios, entry, hold_fixed
+        self._tables = source.output_tables if entry is None else entry.tables
         self.before, self.after = (jax.tree.map(np.asarray, state) for state in self._states(source.model.on_host()))
         self._found = None
         if standard_errors:
@@ -240,7 +258,7 @@ class Counterfactual:
 
         For example emissions, or calories: values are those of one unit of the product.
         """
-        numbers = self._source.ask(None, False, False, "shares").read(values=values)["values"]
+        numbers = _After(self).ask(None, False, False, "shares").read(values=values)["values"]
         codes, T = self._tables.markets.codes, len(self._tables.markets.ids)
         before, after = (np.bincount(codes, numbers * s.shares, T) for s in (self.before, self.after))
         ids = self._tables.markets.ids
@@ -268,6 +286,8 @@ class Counterfactual:
         Ownership, costs, taxes, variables and dropped products stay as they are here unless they change again. Prices
         that were held here are free.
         """
+        if self._entry is not None:
+            raise NotImplementedError("There are new products: give all changes in the call that adds them.")
         known = {name: None for name in _ARGUMENTS} | {"constant_costs": True}
         unknown = [name for name in changes if name not in known]
         if unknown:
@@ -294,7 +314,14 @@ class Counterfactual:
         return any(scenario.kept is not None for scenario in self._scenarios)
 
     def _states(self, model: Model) -> tuple[State, State]:
-        before = state = starting_state(model)
+        if self._entry is None:
+            before = starting_state(model)
+        else:
+            longer = self._entry.extend(model)
+            before = starting_state(longer, self._entry.new)
+            costs = self._entry.all_costs(longer, before.costs)
+            before = dataclasses.replace(before, costs=costs)
+        state = before
         for scenario in self._scenarios:
             state = scenario.apply(state)
         return before, state
@@ -407,37 +434,6 @@ _OF_SUPPLY = frozenset(
 )
 
 
-def compare(scenarios: Any, results: CounterfactualMethods, **shared: Any) -> pd.DataFrame:
-    """Counterfactuals side by side: changes of everything that `Counterfactual.summary` has.
-
-    Parameters
-    ----------
-    scenarios : arguments of `ProblemResults.counterfactual` by names of scenarios.
-    results : results whose method it is.
-    shared : arguments that all scenarios have, such as ``standard_errors=True``; `weights` is that of `summary`.
-
-    Returns
-    -------
-    A row for each scenario, whose columns are those of the summary: before (of the first point), and for each scenario
-    after and change, with a second level for standard errors where they are asked for.
-
-    Raises
-    ------
-    TypeError
-        When scenarios are no mappings.
-    """
-    if not isinstance(scenarios, Mapping) or not all(isinstance(one, Mapping) for one in scenarios.values()):
-        raise TypeError("scenarios must be a mapping of names to arguments of counterfactual, such as {'1+2': {...}}.")
-    weights = shared.pop("weights", None)
-    rows = {}
-    for name, arguments in scenarios.items():
-        table = results.counterfactual(**{**shared, **arguments}).summary(weights)
-        rows[name] = table.stack()
-    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("scenario")
-    frame.columns = pd.MultiIndex.from_tuples(list(frame.columns))
-    return frame
-
-
 def _averaging(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Weights of means of markets in the mean over all products."""
     return weights * counts / (weights * counts).sum()
@@ -464,7 +460,11 @@ def _solve(
     if source.draws is not None:
         raise NotImplementedError("counterfactual is not supported for draws. Use results with standard_errors=True.")
     scenario = read_scenario(source, any(one.kept is not None for one in before), given)
-    found = Counterfactual(source, (*before, scenario), standard_errors, hold_fixed)
+    entry = None
+    if given.get("add") is not None:
+        entry = read_entry(source.formulated, source.output_tables, given["add"], source.model)
+        scenario = with_entry(scenario, entry, given)
+    found = Counterfactual(source, (*before, scenario), entry, standard_errors, hold_fixed)
     if (loops := found.after.loops) is not None:
         ids, action = source.output_tables.markets.ids, "The search for equilibrium prices"
         kind, warn = EquilibriumPricesConvergenceError, error_behavior == "warn"

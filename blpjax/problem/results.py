@@ -23,6 +23,7 @@ from blpjax.inputs.micro_state import moments_state, read_moments
 from blpjax.iteration import Iteration
 from blpjax.machine import storage
 from blpjax.machine.pickling import Picklable
+from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
 from blpjax.objective.moments import lacks_influence
 from blpjax.outputs.counterfactual import CounterfactualMethods
@@ -133,6 +134,11 @@ class ProblemResults(Estimates, CounterfactualMethods, MicroMethods, Picklable):
         if results is None:
             raise ValueError("There are no GMM steps.")
         return results
+
+    @property
+    def formulated(self) -> Formulated:
+        """Tables and formulas of the problem."""
+        return self.problem.data
 
     def delta_method(
         self,

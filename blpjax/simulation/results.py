@@ -14,6 +14,7 @@ from blpjax.inputs import arguments, records
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.machine.pickling import Picklable
+from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
 from blpjax.model.parameters import Transformation
 from blpjax.outputs.counterfactual import CounterfactualMethods
@@ -96,6 +97,11 @@ class SimulationResults(CounterfactualMethods, MicroMethods, Picklable):
             data={**table.data, **changes},
         )
         return OutputTables(products, known.market_index, known.agents_in_economy)
+
+    @property
+    def formulated(self) -> Formulated:
+        """Tables and formulas of the simulation, at the solution."""
+        return self.simulation.primitives
 
     def survey_source(self) -> SurveySource:
         """What methods for micro data need: with simulated prices and shares."""

@@ -270,6 +270,91 @@ def test_monopoly_with_logit_demand_has_a_closed_form(rate: float) -> None:
     LINEAR_ALGEBRA.check(found.after.prices, (1 + rate) * costs + markup)
 
 
+# --- entry ----------------------------------------------------------------------------------------------------------
+
+ENTRANTS = pd.DataFrame({"market_ids": ["a", "b", "c"], "firm_ids": [9, 0, 9], "x": [0.7, 1.0, 0.4]})
+
+
+def test_a_product_that_leaves_and_comes_back_changes_nothing() -> None:
+    same = PRODUCTS.loc[FIRST, ["market_ids", "firm_ids", "x"]].assign(like=0)
+    found = results().counterfactual(drop=FIRST, add=same)
+    back = found.products.tail(len(same))
+    DELTA.check(back["prices_after"], PRODUCTS.prices[FIRST])
+    DELTA.check(back["shares_after"], PRODUCTS.shares[FIRST])
+    DELTA.check(found.markets["total_after"], found.markets["total_before"])
+    assert (back["shares_before"] == 0).all() and back["prices_before"].isna().all()
+
+
+@pytest.mark.parametrize("prices", [False, True])
+def test_new_products_are_as_if_they_had_been_there(prices: bool) -> None:
+    """Where their market's tables have had them, with a share that the model explains, and they were dropped."""
+    entrants = ENTRANTS.assign(xi=[0.1, -0.2, 0.0], costs=[0.9, 1.0, 1.1], prices=[1.5, 1.6, 1.4])
+    given = {"prices": PRODUCTS.prices} if prices else {}
+    found = results().counterfactual(add=entrants, firm_ids={2: 1}, taxes=Taxes(0.1), **given)
+    after = found.after
+    if prices:
+        np.testing.assert_array_equal(found.products["prices_after"].tail(3), entrants.prices)
+    else:
+        gradient = after.model.profit_gradients(costs=after.costs + 0.1, firm_ids=found.products["firm_after"])
+        assert np.abs(gradient).max() < 1e-10
+    for t, market in enumerate(["a", "b", "c"]):
+        rows = np.flatnonzero(found.products.market_ids == market)
+        x = np.append(PRODUCTS.x[PRODUCTS.market_ids == market], entrants.x[t])
+        xi = np.append(results().xi[(PRODUCTS.market_ids == market).to_numpy(), 0], entrants.xi[t])
+        s, _, surplus = demand(market, after.prices[rows], x, xi, np.ones(rows.size, bool))
+        LINEAR_ALGEBRA.check(after.shares[rows], s)
+        LINEAR_ALGEBRA.check(found.markets["consumer_surplus_after"][t], surplus)
+    assert found.products["firm_after"].tail(3).tolist() == [9, 0, 9]
+    ROUNDING.check(found.products["costs_after"].tail(3), entrants.costs)
+    ROUNDING.check(found.markets["consumer_surplus_before"], results().compute_consumer_surpluses()[:, 0])
+
+
+def test_costs_of_new_products_follow_from_a_supply_side_with_standard_errors() -> None:
+    known, products = solved("logit"), CASES["logit"].tables[0]
+    first = products.drop_duplicates("market_ids")
+    entrants = first[["market_ids", "x", "y", "w"]].assign(firm_ids=9)
+    found = known.counterfactual(add=entrants, standard_errors=True)
+    gamma, beta = known.gamma[:, 0], known.beta[:, 0]
+    new = found.products.tail(len(first))
+    ROUNDING.check(new["costs_after"], gamma[0] + gamma[1] * first.w + gamma[2] * first.x)
+    utilities = found.after.model.delta[len(products) :] - beta[1] * found.after.prices[len(products) :]
+    ROUNDING.check(utilities, beta[0] + beta[2] * first.x + beta[3] * first.y)
+    assert (new["prices_after_se"] > 0).all() and (found.markets["consumer_surplus_change"] > 0).all()
+    fixed = solved("fixed effects")
+    with pytest.raises(blpjax.exceptions.DataError, match="fixed effects of new products are unknown"):
+        fixed.counterfactual(add=entrants)
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "message"),
+    [
+        (ENTRANTS, "DataError", "no column 'costs', and nothing explains"),
+        (ENTRANTS.assign(costs=1.0, market_ids="d"), "DataError", "row 0 is in the market 'd'"),
+        (ENTRANTS.drop(columns="x").assign(costs=1.0), "DataError", "no column 'x'"),
+        (ENTRANTS.assign(costs=1.0, z=1.0), "DataError", "column 'z', which product_data does not have"),
+        (ENTRANTS.assign(like=[0, 7, 0]), "DataError", "row 1 is like the product 7, of which there are 0"),
+        (ENTRANTS.assign(costs=np.nan), "DataError", "costs"),
+        ([1, 2], "TypeError", "add"),
+    ],
+)
+def test_new_products_that_cannot_be_there_are_named(table: Any, error: str, message: str) -> None:
+    kind = getattr(blpjax.exceptions, error, TypeError)
+    with pytest.raises(kind, match=message):
+        results().counterfactual(add=table)
+
+
+def test_what_new_products_do_not_support_says_so() -> None:
+    entrants = ENTRANTS.assign(costs=1.0)
+    with pytest.raises(NotImplementedError, match="Use firm_ids"):
+        results().counterfactual(add=entrants, ownership=np.ones((12, 5)))
+    with pytest.raises(blpjax.exceptions.DataError, match="no column 'prices', which new products need"):
+        results().counterfactual(add=entrants, prices=PRODUCTS.prices)
+    with pytest.raises(NotImplementedError, match="in the call that adds them"):
+        results().counterfactual(add=entrants).counterfactual(firm_ids={2: 1})
+    with pytest.raises(TypeError, match="add"):
+        results().counterfactual().counterfactual(add=entrants)
+
+
 # --- standard errors ------------------------------------------------------------------------------------------------
 
 
