@@ -34,11 +34,12 @@ from blpjax.reporting import report
 from blpjax.values import read_flag, read_seed
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class OptimalInstrumentResults(Picklable):
     """Optimal instruments for theta, from `ProblemResults.compute_optimal_instruments`.
 
-    P is the number of elements of theta. Rows of a market are NaN where no draw of structural errors had equilibrium
+    Attributes may be replaced before `to_problem` is called, for example by instruments in other units. P is the number
+    of elements of theta. Rows of a market are NaN where no draw of structural errors had equilibrium
     prices.
 
     Attributes

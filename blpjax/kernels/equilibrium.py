@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from blpjax.exceptions import Status, succeeded
@@ -30,6 +31,8 @@ from blpjax.kernels.markups import (
     ownership_matrix,
     price_derivatives,
 )
+from blpjax.machine.host_routines import HostRoutine
+from blpjax.machine.host_routines import Image as HostImage
 
 #: Marginal costs at given shares, ``costs_at(shares, arguments)``. It must not close over traced values.
 CostsAt = Callable[[Array, Any], Array]
@@ -40,6 +43,9 @@ _RELATIVE = 1e-2
 
 #: Anderson and Newton begin with this many plain steps: far from the equilibrium they are no match for them.
 _PLAIN_STEPS = 3
+
+#: Relative size of the differences that Jacobians of routines on the host are made of.
+_DIFFERENCE = 1e-5
 
 #: Anderson steps that find no equilibrium are followed by plain ones, which are slow but hardly ever fail: in large
 #: markets acceleration may wander about without end.
@@ -70,7 +76,7 @@ def solve_prices(
     owned : (J,) codes of firms or (J, J) ownership matrix, see `blpjax.kernels.markups.ownership_matrix`.
     start : (J,) initial prices; padding keeps them.
     arguments : pytree of arrays.
-    method : ``'simple'`` (``p <- c + zeta(p)``), ``'squarem'``, ``'anderson'`` and ``'newton'`` (damped, on
+    method : a routine on the host, or ``'simple'`` (``p <- c + zeta(p)``), ``'squarem'``, ``'anderson'`` and ``'newton'`` (damped, on
         ``p - c - zeta(p)``), which begin with a few plain steps, or ``'return'``, which returns `start`, whatever its
         residual. Newton takes over where Anderson fails, if ``method.safeguard``.
     limits : the loop ends when the norm of the profit gradient is at most ``atol + rtol |p|`` and prices change by at
@@ -192,7 +198,9 @@ def _solve(method: FixedPointMethod, game: _Game, start: Array, limits: FixedPoi
         relative = _RELATIVE * found.step / _largest(present, prices, image)
         return Image(image, jnp.where(jnp.abs(relative) > jnp.abs(found.gradient), relative, found.gradient))
 
-    if method.name == "newton":
+    if method.host is not None:
+        found = _on_host(method.host, game, start)
+    elif method.name == "newton":
         few = jnp.minimum(_PLAIN_STEPS, limits.max_evaluations)
         plain = limits._replace(max_evaluations=few)  # type: ignore[arg-type]  # traced, as all limits are here
         found = iterate(FixedPointMethod("simple", norm=method.norm), contraction, start, plain)
@@ -201,6 +209,67 @@ def _solve(method: FixedPointMethod, game: _Game, start: Array, limits: FixedPoi
     if method.name == "newton" or (method.name == "anderson" and method.safeguard):
         found = safeguarded(found, partial(_newton, game), start, limits)
     return _checked(found, game.demand(found.value), conditions(found.value), start)
+
+
+def _on_host(routine: HostRoutine, game: _Game, start: Array) -> FixedPoint:
+    leaves, structure = jax.tree.flatten(game)
+
+    def solve_market(start: Any, *arrays: Any) -> Any:
+        def build() -> tuple[np.ndarray, _PriceProblem]:
+            problem = _PriceProblem(structure.unflatten([np.asarray(array) for array in arrays]), np.asarray(start))
+            return problem.present, problem
+
+        return routine.solve(start, build)
+
+    counter, number = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
+    outcome = (jax.ShapeDtypeStruct(start.shape, float), counter, counter, counter, number)
+    return FixedPoint(*jax.pure_callback(solve_market, outcome, start, *leaves, vmap_method="sequential"))
+
+
+class _PriceProblem:
+    """The map ``p -> c + zeta(p)`` on the host, for prices of products that are no padding."""
+
+    def __init__(self, game: _Game, start: np.ndarray) -> None:
+        self.game, self.start = game, start
+        self.present = np.asarray(game.demand(start).present)
+
+    def enter(self, values: np.ndarray) -> np.ndarray:
+        """Prices (n,)."""
+        return values
+
+    def leave(self, unknowns: np.ndarray) -> np.ndarray:
+        """Prices (n,)."""
+        return unknowns
+
+    def contraction(self, unknowns: np.ndarray, with_jacobian: bool) -> HostImage:
+        """The map at prices (n,), its Jacobian by central differences."""
+        change = self._conditions(unknowns).step
+        jacobian = None
+        if with_jacobian:
+            jacobian = np.eye(unknowns.size)
+            for k, size in enumerate(_DIFFERENCE * np.maximum(np.abs(unknowns), 1e-3)):
+                one = np.where(np.arange(unknowns.size) == k, size, 0.0)
+                above, below = self._conditions(unknowns + one).step, self._conditions(unknowns - one).step
+                jacobian[:, k] += (above - below) / (2.0 * size)
+        return HostImage(unknowns + change, change, None, jacobian)
+
+    def residual(self, values: np.ndarray) -> float:
+        """The norm of the profit gradient at prices (n,), or of relative changes of prices where that is larger."""
+        found = self._conditions(values)
+        relative = np.abs(found.step).max(initial=0.0) / max(np.abs(values).max(initial=0.0), 1e-300)
+        return float(max(np.abs(found.gradient).max(initial=0.0), relative))
+
+    def _conditions(self, prices: np.ndarray) -> _Conditions:
+        game, everything = self.game, self.start.copy()
+        everything[self.present] = prices
+        point = game.demand(everything)
+        shares, H = point.shares(), game.H
+        margins = everything - game.costs(shares)
+        gradient = shares - markup_matrix(point, H) @ margins
+        scale = point.lambda_diagonal() * np.diagonal(H)
+        usable = scale != 0
+        step = np.where(usable, -gradient / np.where(usable, scale, 1.0), -margins)
+        return _Conditions(gradient[self.present], step[self.present])
 
 
 def _largest(present: Array, *values: Array) -> Array:

@@ -146,7 +146,7 @@ def _cost_change(shares: Array, pricing: Pricing) -> Array:
     """``(X3(s') - X3(s)) gamma``; zero for padding, whose shares are none."""
     present = pricing.demand.market.present
     known = pricing.demand.characteristics
-    safe = jnp.where(present, shares, known.variables["shares"])
+    safe = namespace(present, shares).where(present, shares, known.variables["shares"])
     return linear_change(known, "X3", pricing.gamma, {"shares": safe})
 
 
@@ -155,4 +155,5 @@ def _linear_costs(shares: Array, pricing: Pricing) -> Array:
 
 
 def _log_costs(shares: Array, pricing: Pricing) -> Array:
-    return pricing.costs * jnp.exp(_cost_change(shares, pricing))
+    change = _cost_change(shares, pricing)
+    return pricing.costs * namespace(change).exp(change)
