@@ -8,7 +8,7 @@ converged where simulated shares are the observed ones, or where firms' first-or
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class Image(NamedTuple):
     jacobian: Array | None
 
 
+@runtime_checkable
 class HostProblem(Protocol):
     """A fixed-point problem of one market as routines on the host see it, without padding."""
 

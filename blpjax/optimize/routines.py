@@ -138,6 +138,10 @@ def _on_cpu() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
 
+#: By which `status` routines of SciPy say that their line search found no better point.
+_LINE_SEARCH_FAILED = {"l-bfgs-b": 2, "cg": 2, "bfgs": 2, "newton-cg": 2, "tnc": 4, "slsqp": 8}
+
+
 def run_scipy(
     recorder: Recorder, start: np.ndarray, settings: RoutineSettings, method: str, display: Mapping[str, Any]
 ) -> RoutineEnd:
@@ -148,7 +152,7 @@ def run_scipy(
     from scipy.optimize import Bounds, minimize  # a slow import that only these routines need
 
     options = {**(display if settings.display else {}), **settings.options}
-    keep_feasible = options.pop("keep_feasible", True)
+    keep_feasible = options.pop("keep_feasible", False)
     bounds = None
     if np.isfinite([recorder.lower, recorder.upper]).any():
         bounds = Bounds(recorder.lower, recorder.upper, keep_feasible)
@@ -163,6 +167,8 @@ def run_scipy(
             options=options,
         )
     status = OptimizationStatus.CONVERGED if result.success else OptimizationStatus.ROUTINE_FAILED
+    if not result.success and result.status == _LINE_SEARCH_FAILED.get(method):
+        status = OptimizationStatus.STALLED
     return RoutineEnd(np.asarray(result.x, float), status, str(result.message).strip().rstrip("."))
 
 
