@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.kernels.arrays import AnyArray
 from blpjax.kernels.demand import DemandAt, DemandPoint, demand_hessian, demand_with_curvature
 from blpjax.kernels.fixed_point import FixedPoint, Image, NewtonPoint, iterate, newton, safeguarded
 from blpjax.kernels.implicit import implicit
@@ -35,7 +36,7 @@ from blpjax.machine.host_routines import HostRoutine
 from blpjax.machine.host_routines import Image as HostImage
 
 #: Marginal costs at given shares, ``costs_at(shares, arguments)``. It must not close over traced values.
-CostsAt = Callable[[Array, Any], Array]
+CostsAt = Callable[[AnyArray, Any], AnyArray]
 
 #: A loop ends when changes relative to the largest price are at most the tolerance divided by this, also where shares
 #: are so small that every price passes for a solution of the first-order conditions.
@@ -157,23 +158,23 @@ def passthrough(
 class _Game(eqx.Module):
     """What firms that set prices in one market own, the demand that they meet and their costs."""
 
-    H: Float[Array, "J J"]
+    H: Float[AnyArray, "J J"]
     arguments: Any
     demand_at: DemandAt = eqx.field(static=True)
     costs_at: CostsAt = eqx.field(static=True)
 
-    def demand(self, prices: Array) -> DemandPoint:
+    def demand(self, prices: AnyArray) -> DemandPoint:
         return self.demand_at(prices, self.arguments)
 
-    def costs(self, shares: Array) -> Array:
+    def costs(self, shares: AnyArray) -> AnyArray:
         return self.costs_at(shares, self.arguments)
 
 
 class _Conditions(NamedTuple):
     """The profit gradient and the change of prices in the zeta-markup equation, zero for padding."""
 
-    gradient: Float[Array, " J"]
-    step: Float[Array, " J"]
+    gradient: Float[AnyArray, " J"]
+    step: Float[AnyArray, " J"]
 
 
 def _conditions(point: DemandPoint, H: Array, prices: Array, costs: Array) -> _Conditions:
