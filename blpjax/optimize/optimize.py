@@ -150,7 +150,8 @@ class OptimizationOutcome:
 
     Attributes
     ----------
-    theta : (P,) final values: those of the routine if it succeeded, otherwise the best that could be evaluated.
+    theta : (P,) final values: those of the routine if it succeeded or came to its limits, otherwise the best that could
+        be evaluated.
     evaluation : the evaluation at theta.
     converged : whether the routine succeeded and theta could be evaluated. Never true for a failed evaluation.
     status : how optimisation ended.
@@ -287,7 +288,8 @@ def _conclude(
         squares, decrease = _promised_decrease(recorder, final, hessian, _HIDDEN_DECREASE, 0.0)
         if decrease <= _HIDDEN_DECREASE * squares:
             status = OptimizationStatus.ROUNDING_FLOOR
-    own = status.converged or (custom and final.ok) or np.array_equal(best.theta, final.theta)
+    left_there = custom or (end.limited and _is_inside(final.theta, recorder))
+    own = status.converged or (left_there and final.ok) or np.array_equal(best.theta, final.theta)
     chosen = final if own else recorder.complete(best)
     details = [words] if words else []
     if reductions and status is not OptimizationStatus.NOT_FINITE:

@@ -58,11 +58,12 @@ _SENTENCES = {
 
 
 class RoutineEnd(NamedTuple):
-    """How a routine ended: final values, what it claims, and its own words."""
+    """How a routine ended: final values, what it claims, its own words, and whether a limit of the user's stopped it."""
 
     theta: np.ndarray
     status: OptimizationStatus
     words: str
+    limited: bool = False
 
 
 class RoutineSettings(NamedTuple):
@@ -142,6 +143,14 @@ def _on_cpu() -> contextlib.AbstractContextManager[Any]:
 _LINE_SEARCH_FAILED = {"l-bfgs-b": 2, "cg": 2, "bfgs": 2, "newton-cg": 2, "tnc": 4, "slsqp": 8}
 
 
+#: And that iterations or evaluations reached their maximum.
+_LIMIT_REACHED = {
+    **dict.fromkeys(("l-bfgs-b", "cg", "bfgs", "newton-cg"), (1,)),
+    **dict.fromkeys(("nelder-mead", "powell"), (1, 2)),
+    **{"tnc": (3,), "slsqp": (9,), "trust-constr": (0,)},
+}
+
+
 def run_scipy(
     recorder: Recorder, start: np.ndarray, settings: RoutineSettings, method: str, display: Mapping[str, Any]
 ) -> RoutineEnd:
@@ -169,7 +178,8 @@ def run_scipy(
     status = OptimizationStatus.CONVERGED if result.success else OptimizationStatus.ROUTINE_FAILED
     if not result.success and result.status == _LINE_SEARCH_FAILED.get(method):
         status = OptimizationStatus.STALLED
-    return RoutineEnd(np.asarray(result.x, float), status, str(result.message).strip().rstrip("."))
+    limited = not result.success and result.status in _LIMIT_REACHED[method]
+    return RoutineEnd(np.asarray(result.x, float), status, str(result.message).strip().rstrip("."), limited)
 
 
 @contextlib.contextmanager
