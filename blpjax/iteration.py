@@ -76,8 +76,8 @@ class Iteration:
 
         SciPy's ``'broyden1'``, ``'broyden2'``, ``'krylov'``, ``'diagbroyden'``, ``'df-sane'``, ``'hybr'`` and ``'lm'``,
         and functions ``method(initial, contraction, callback, **options) -> (final, converged)`` with
-        ``contraction(x) -> (image, weights, jacobian)``, run on the host, market by market. They are slow. Whatever they
-        say, a market has converged only where log shares, or the derivatives of profits and relative changes of
+        ``contraction(x) -> (image, weights, jacobian)``, run on the host, market by market. They are slow. Whatever
+        they say, a market has converged only where log shares, or the derivatives of profits and relative changes of
         equilibrium prices, are off by at most 1e-5.
     method_options : mapping, optional
         None for ``'return'``. ``max_evaluations`` (5000) and ``atol`` (1e-13 for ``'anderson'`` and ``'newton'``,

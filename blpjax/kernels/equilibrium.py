@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.kernels.arrays import AnyArray
+from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.kernels.demand import DemandAt, DemandPoint, demand_hessian, demand_with_curvature
 from blpjax.kernels.fixed_point import FixedPoint, Image, NewtonPoint, iterate, newton, safeguarded
 from blpjax.kernels.implicit import implicit
@@ -32,8 +31,6 @@ from blpjax.kernels.markups import (
     ownership_matrix,
     price_derivatives,
 )
-from blpjax.machine.host_routines import HostRoutine
-from blpjax.machine.host_routines import Image as HostImage
 
 #: Marginal costs at given shares, ``costs_at(shares, arguments)``. It must not close over traced values.
 CostsAt = Callable[[AnyArray, Any], AnyArray]
@@ -44,9 +41,6 @@ _RELATIVE = 1e-2
 
 #: Anderson and Newton begin with this many plain steps: far from the equilibrium they are no match for them.
 _PLAIN_STEPS = 3
-
-#: Relative size of the differences that Jacobians of routines on the host are made of.
-_DIFFERENCE = 1e-5
 
 #: Anderson steps that find no equilibrium are followed by plain ones, which are slow but hardly ever fail: in large
 #: markets acceleration may wander about without end.
@@ -77,9 +71,9 @@ def solve_prices(
     owned : (J,) codes of firms or (J, J) ownership matrix, see `blpjax.kernels.markups.ownership_matrix`.
     start : (J,) initial prices; padding keeps them.
     arguments : pytree of arrays.
-    method : a routine on the host, or ``'simple'`` (``p <- c + zeta(p)``), ``'squarem'``, ``'anderson'`` and ``'newton'`` (damped, on
+    method : ``'simple'`` (``p <- c + zeta(p)``), ``'squarem'``, ``'anderson'`` and ``'newton'`` (damped, on
         ``p - c - zeta(p)``), which begin with a few plain steps, or ``'return'``, which returns `start`, whatever its
-        residual. Newton takes over where Anderson fails, if ``method.safeguard``.
+        residual. Newton takes over where Anderson fails, if ``method.safeguard``. Or a routine on the host.
     limits : the loop ends when the norm of the profit gradient is at most ``atol + rtol |p|`` and prices change by at
         most 100 times that, relative to the largest price.
 
@@ -212,65 +206,29 @@ def _solve(method: FixedPointMethod, game: _Game, start: Array, limits: FixedPoi
     return _checked(found, game.demand(found.value), conditions(found.value), start)
 
 
-def _on_host(routine: HostRoutine, game: _Game, start: Array) -> FixedPoint:
+def _on_host(routine: Any, game: _Game, start: Array) -> FixedPoint:
+    """By a `blpjax.machine.host_routines.HostRoutine`."""
     leaves, structure = jax.tree.flatten(game)
 
-    def solve_market(start: Any, *arrays: Any) -> Any:
-        def build() -> tuple[np.ndarray, _PriceProblem]:
-            problem = _PriceProblem(structure.unflatten([np.asarray(array) for array in arrays]), np.asarray(start))
-            return problem.present, problem
-
-        return routine.solve(start, build)
+    def conditions_of(arrays: list[Any]) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
+        known = jax.tree.unflatten(structure, arrays[1:])
+        return known.demand(arrays[0]).present, partial(_conditions_on_host, known)
 
     counter, number = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
     outcome = (jax.ShapeDtypeStruct(start.shape, float), counter, counter, counter, number)
+    solve_market = partial(routine.find_prices, conditions_of)
     return FixedPoint(*jax.pure_callback(solve_market, outcome, start, *leaves, vmap_method="sequential"))
 
 
-class _PriceProblem:
-    """The map ``p -> c + zeta(p)`` on the host, for prices of products that are no padding."""
-
-    def __init__(self, game: _Game, start: np.ndarray) -> None:
-        self.game, self.start = game, start
-        self.present = np.asarray(game.demand(start).present)
-
-    def enter(self, values: np.ndarray) -> np.ndarray:
-        """Prices (n,)."""
-        return values
-
-    def leave(self, unknowns: np.ndarray) -> np.ndarray:
-        """Prices (n,)."""
-        return unknowns
-
-    def contraction(self, unknowns: np.ndarray, with_jacobian: bool) -> HostImage:
-        """The map at prices (n,), its Jacobian by central differences."""
-        change = self._conditions(unknowns).step
-        jacobian = None
-        if with_jacobian:
-            jacobian = np.eye(unknowns.size)
-            for k, size in enumerate(_DIFFERENCE * np.maximum(np.abs(unknowns), 1e-3)):
-                one = np.where(np.arange(unknowns.size) == k, size, 0.0)
-                above, below = self._conditions(unknowns + one).step, self._conditions(unknowns - one).step
-                jacobian[:, k] += (above - below) / (2.0 * size)
-        return HostImage(unknowns + change, change, None, jacobian)
-
-    def residual(self, values: np.ndarray) -> float:
-        """The norm of the profit gradient at prices (n,), or of relative changes of prices where that is larger."""
-        found = self._conditions(values)
-        relative = np.abs(found.step).max(initial=0.0) / max(np.abs(values).max(initial=0.0), 1e-300)
-        return float(max(np.abs(found.gradient).max(initial=0.0), relative))
-
-    def _conditions(self, prices: np.ndarray) -> _Conditions:
-        game, everything = self.game, self.start.copy()
-        everything[self.present] = prices
-        point = game.demand(everything)
-        shares, H = point.shares(), game.H
-        margins = everything - game.costs(shares)
-        gradient = shares - markup_matrix(point, H) @ margins
-        scale = point.lambda_diagonal() * np.diagonal(H)
-        usable = scale != 0
-        step = np.where(usable, -gradient / np.where(usable, scale, 1.0), -margins)
-        return _Conditions(gradient[self.present], step[self.present])
+def _conditions_on_host(game: _Game, prices: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """What `_conditions` are, with NumPy; anything for padding."""
+    point = game.demand(prices)
+    shares = point.shares()
+    xp, margins = namespace(shares), prices - game.costs(shares)
+    gradient = shares - markup_matrix(point, game.H) @ margins
+    scale = point.lambda_diagonal() * xp.diagonal(game.H)
+    usable = scale != 0
+    return gradient, xp.where(usable, -gradient / xp.where(usable, scale, 1.0), -margins)
 
 
 def _largest(present: Array, *values: Array) -> Array:

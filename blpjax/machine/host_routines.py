@@ -111,6 +111,20 @@ class HostRoutine:
 
         return self.solve(start, build)
 
+    def find_prices(self, conditions_of: "ConditionsOf", start: Any, *arrays: Any) -> tuple[Array, ...]:
+        """Find equilibrium prices (J,) of one market from `start` (J,).
+
+        ``conditions_of([start, *arrays])`` returns which products are no padding (J,), and a function of prices (J,)
+        that returns the derivatives of profits (J,) and the changes (J,) of prices to those that they lead to.
+        """
+
+        def build() -> tuple[Array, HostProblem]:
+            prices = np.array(start, dtype=float)
+            rows, conditions = conditions_of([prices, *(np.asarray(array) for array in arrays)])
+            return rows, PriceSearch(prices, np.asarray(rows), conditions)
+
+        return self.solve(start, build)
+
     def solve(
         self, start: Any, build: Callable[[], tuple[Array, HostProblem]]
     ) -> tuple[Array, Array, Array, Array, Array]:
@@ -190,8 +204,54 @@ class _Loop:
         self.evaluations += 1
         found = self.problem.contraction(np.asarray(x, dtype=float), self.routine.compute_jacobian)
         if self.routine.display:
-            settings.output(f"{self.evaluations:6d}  {self.iterations:6d}  {np.abs(found.change).max(initial=0.0):+.6E}")
+            settings.output(
+                f"{self.evaluations:6d}  {self.iterations:6d}  {np.abs(found.change).max(initial=0.0):+.6E}"
+            )
         return found.value, found.weights, found.jacobian
+
+
+#: What `HostRoutine.find_prices` needs to know of a market.
+ConditionsOf = Callable[[list[Array]], tuple[Array, Callable[[Array], tuple[Array, Array]]]]
+
+#: Size of the differences, relative to prices, that Jacobians of the search for prices consist of.
+_DIFFERENCE = 1e-5
+
+
+class PriceSearch:
+    """The contraction whose fixed points are equilibrium prices; see `HostRoutine.find_prices`."""
+
+    def __init__(self, everything: Array, rows: Array, conditions: Callable[[Array], tuple[Array, Array]]) -> None:
+        self.everything, self.rows, self.conditions = everything, rows, conditions
+
+    def enter(self, values: Array) -> Array:
+        """Prices (n,) are the unknowns."""
+        return values
+
+    def leave(self, unknowns: Array) -> Array:
+        """Prices (n,)."""
+        return unknowns
+
+    def contraction(self, unknowns: Array, with_jacobian: bool) -> Image:
+        """The contraction at prices (n,), with its Jacobian by central differences."""
+        change, jacobian = self._at(unknowns)[1], None
+        if with_jacobian:
+            jacobian = np.eye(unknowns.size)
+            for k, size in enumerate(_DIFFERENCE * np.maximum(np.abs(unknowns), 1e-3)):
+                one = np.where(np.arange(unknowns.size) == k, size, 0.0)
+                jacobian[:, k] += (self._at(unknowns + one)[1] - self._at(unknowns - one)[1]) / (2.0 * size)
+        return Image(unknowns + change, change, None, jacobian)
+
+    def residual(self, values: Array) -> float:
+        """The largest derivative of profits at prices (n,), or relative change of prices where that is larger."""
+        gradient, change = self._at(values)
+        relative = np.abs(change).max(initial=0.0) / max(np.abs(values).max(initial=0.0), 1e-300)
+        return float(max(np.abs(gradient).max(initial=0.0), relative))
+
+    def _at(self, prices: Array) -> tuple[Array, Array]:
+        everything = self.everything.copy()
+        everything[self.rows] = prices
+        gradient, change = self.conditions(everything)
+        return gradient[self.rows], change[self.rows]
 
 
 class HostMarket(NamedTuple):

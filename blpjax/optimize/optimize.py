@@ -78,9 +78,10 @@ class Optimization:
     method_options : mapping, optional
         Options of the routine, by SciPy's names for SciPy's routines, and ``keep_feasible`` for those with bounds: by
         default ``'trust-constr'``, which alone heeds it, may evaluate points outside of bounds on its way, as with
-        PyBLP 1.3.0 (whose documentation says otherwise). ``'trust-region'`` has those of `blpjax.optimize.trust_region.TrustRegionOptions`: ``gtol`` (1e-7,
-        largest element of the projected gradient), ``decrease_tol`` (1e-14, relative decrease of the objective that a
-        full step promises), ``max_evaluations`` (1000), ``initial_radius`` (1), ``floor_tol`` and ``noise``.
+        PyBLP 1.3.0 (whose documentation says otherwise). ``'trust-region'`` has those of
+        `blpjax.optimize.trust_region.TrustRegionOptions`: ``gtol`` (1e-7, largest element of the projected gradient),
+        ``decrease_tol`` (1e-14, relative decrease of the objective that a full step promises), ``max_evaluations``
+        (1000), ``initial_radius`` (1), ``floor_tol`` and ``noise``.
         ``'optax-l-bfgs'`` (`blpjax.optimize.quasi_newton`) has ``memory_size`` (10), ``maxiter`` (1000) and ``gtol``
         (1e-6).
         ``'knitro'`` has Knitro's user options by name, by default ``algorithm`` 1, ``hessopt`` 2, ``honorbnds`` 1 and

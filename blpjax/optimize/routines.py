@@ -58,7 +58,7 @@ _SENTENCES = {
 
 
 class RoutineEnd(NamedTuple):
-    """How a routine ended: final values, what it claims, its own words, and whether a limit of the user's stopped it."""
+    """How a routine ended: final values, what it claims, its words, and whether a limit of the user's stopped it."""
 
     theta: np.ndarray
     status: OptimizationStatus

@@ -248,18 +248,14 @@ def test_success_that_a_routine_claims_too_early_is_not_believed(optimization: O
 
 def test_routines_that_come_to_their_limits_are_left_where_they_are() -> None:
     """As in PyBLP. The barrier of 'trust-constr' may lead away from better points that it has seen."""
-    bounds = Box(np.array([0.0, 0.0, -np.inf]), np.full(3, np.inf))
+    bounds, options, objective = Box(np.array([0.0, 0.0, -np.inf]), np.full(3, np.inf)), {"maxiter": 2}, Objective()
     for compute_gradient in (True, False):
-        objective = Objective()
-        options = {"maxiter": 2}
         outcome = minimize(Optimization("trust-constr", options, compute_gradient), objective, START, bounds)
         expected = scipy.optimize.minimize(
-            (lambda x: (float(objective(x).objective), np.asarray(objective(x).gradient)))
-            if compute_gradient
-            else (lambda x: float(objective(x).objective)),
+            lambda x: float(objective(x).objective),
             START,
             method="trust-constr",
-            jac=compute_gradient or None,
+            jac=(lambda x: np.asarray(objective(x).gradient)) if compute_gradient else None,
             bounds=list(zip(*bounds, strict=True)),
             options=options,
         )

@@ -392,7 +392,9 @@ def test_loops_that_are_cut_short_are_reported() -> None:
     assert np.isnan(prices).all()
 
 
-@pytest.mark.parametrize("name", ["linear costs", "log costs of shares, asymmetric ownership", "log(prices), unequal weights"])
+@pytest.mark.parametrize(
+    "name", ["linear costs", "log costs of shares, asymmetric ownership", "log(prices), unequal weights"]
+)
 def test_routines_on_the_host_find_equilibrium_prices(name: str) -> None:
     ours, _ = solved(name)
     known = {"ownership": np.ones((29, 8)), "costs": cheaper(cases()[name].tables[0]), "constant_costs": False}
@@ -403,7 +405,9 @@ def test_routines_on_the_host_find_equilibrium_prices(name: str) -> None:
     ):
         DELTA.check(ours.compute_prices(**known, iteration=iteration), expected)
         alone = {**known, "ownership": np.ones((7, 7)), "costs": known["costs"][rows_of(name, "m001")]}
-        DELTA.check(ours.compute_prices(**alone, market_id="m001", iteration=iteration), expected[rows_of(name, "m001")])
+        DELTA.check(
+            ours.compute_prices(**alone, market_id="m001", iteration=iteration), expected[rows_of(name, "m001")]
+        )
 
 
 def rows_of(name: str, market_id: str) -> np.ndarray:
