@@ -136,7 +136,7 @@ class OptimalInstrumentResults(Picklable):
         )
         model = self.problem_results.model
         dropped = read_dropped(drop_indices, model.layout, model.characteristics)
-        self._check_finite()
+        self._check_numbers()
         table = problem.data.product_table.data
         if product_data is not None:
             table = read_table(product_data, "product_data")
@@ -172,7 +172,11 @@ class OptimalInstrumentResults(Picklable):
     def _has_supply(self) -> bool:
         return self.problem_results.omega.shape[1] > 0
 
-    def _check_finite(self) -> None:
+    def _check_numbers(self) -> None:
+        for name in ("demand_instruments", "supply_instruments"):
+            shape = np.shape(getattr(self, name))
+            if len(shape) != 2 or shape[0] != len(self.expected_prices):
+                raise ValueError(f"{name} must be a matrix with {len(self.expected_prices)} rows, not {shape}.")
         values = np.hstack([self.demand_instruments, self.supply_instruments, self.expected_shares])
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any():
