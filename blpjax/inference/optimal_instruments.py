@@ -114,8 +114,6 @@ class OptimalInstrumentResults(Picklable):
             When shifters cannot be built; the message names column, market and row.
         ConvergenceError
             When instruments are not finite; the message names markets.
-        NotImplementedError
-            For results with moments of innovations.
 
         Warns
         -----
@@ -123,12 +121,6 @@ class OptimalInstrumentResults(Picklable):
             When instruments are collinear, for example because shifters are combinations of X1.
         """
         problem = self.problem_results.problem
-        if self.problem_results.moment_types:
-            raise NotImplementedError(
-                "Problems with optimal instruments have moments in levels, which do not identify phi. Compute the "
-                "instruments from results with levels alone and phi fixed, or add lags of variables to "
-                "demand_instruments and supply_instruments of a problem yourself."
-            )
         shifters = read_shifters(
             (supply_shifter_formulation, demand_shifter_formulation),
             (self.supply_shifter_formulation, self.demand_shifter_formulation),
