@@ -26,6 +26,7 @@ GROUPS = {
     "memory": "benchmarks.processes:memory_rows",
     "starts": "benchmarks.starts:starts_rows",
     "autos": "benchmarks.supply:autos_rows",
+    "petrin": "benchmarks.minivans:minivan_rows",
     "post": "benchmarks.supply:post_rows",
     "equilibrium": "benchmarks.supply:equilibrium_rows",
     "supply-memory": "benchmarks.supply:memory_rows",

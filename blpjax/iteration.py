@@ -62,7 +62,7 @@ class FixedPointLimits(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Iteration:
-    """How to solve the fixed-point problem that inverts market shares.
+    """How to solve the fixed-point problems that invert market shares or find equilibrium prices.
 
     Parameters
     ----------
@@ -76,9 +76,9 @@ class Iteration:
 
         SciPy's ``'broyden1'``, ``'broyden2'``, ``'krylov'``, ``'diagbroyden'``, ``'df-sane'``, ``'hybr'`` and ``'lm'``,
         and functions ``method(initial, contraction, callback, **options) -> (final, converged)`` with
-        ``contraction(x) -> (image, weights, jacobian)``, run on the host, market by market. They are slow, and are for
-        inversions of shares only. Whatever they say, a market has converged only where log shares are off by at most
-        1e-5.
+        ``contraction(x) -> (image, weights, jacobian)``, run on the host, market by market. They are slow. Whatever
+        they say, a market has converged only where log shares, or the derivatives of profits and relative changes of
+        equilibrium prices, are off by at most 1e-5.
     method_options : mapping, optional
         None for ``'return'``. ``max_evaluations`` (5000) and ``atol`` (1e-13 for ``'anderson'`` and ``'newton'``,
         1e-14 otherwise); for all but ``'newton'`` also ``rtol`` (0) and ``norm`` (infinity norm; a function of an array
@@ -87,7 +87,8 @@ class Iteration:
         steps in markets where acceleration fails). Those of SciPy's methods are SciPy's, and those of a function are
         its own.
     compute_jacobian : bool, optional
-        Whether ``'hybr'``, ``'lm'`` or a function get an analytic Jacobian; ``'newton'`` always does.
+        Whether ``'hybr'``, ``'lm'`` or a function get a Jacobian: of inversions of shares an analytic one, of
+        equilibrium prices one by central differences. ``'newton'`` always has analytic ones.
     universal_display : bool, optional
         Whether to print evaluations, iterations and the norm of the change at every evaluation. Only for methods that
         run on the host: compiled programs print nothing, which a warning says.

@@ -118,7 +118,7 @@ class Estimates:
         covariances = np.asarray(summary.inference.covariances)
         self.parameter_covariances = covariances if estimated else np.full_like(covariances, np.nan)
         errors = np.asarray(summary.inference.standard_errors)
-        self._standard_errors = errors if estimated else np.full_like(errors, np.nan)
+        self._parameters_se = errors if estimated else np.full_like(errors, np.nan)
         self.parameter_sensitivity = np.asarray(summary.inference.sensitivity)
         self._set_standard_errors()
         self._set_absent()
@@ -126,7 +126,7 @@ class Estimates:
 
     def _set_standard_errors(self) -> None:
         layout = self._options.parameters.layout
-        errors = self._standard_errors
+        errors = self._parameters_se
         theta, first = errors[: layout.P], layout.P + len(layout.concentrated_beta)
         self.sigma_se = _fill(self.sigma.shape, layout.sigma, theta[layout.part("sigma")])
         self.pi_se = _fill(self.pi.shape, layout.pi, theta[layout.part("pi")])
@@ -314,7 +314,7 @@ class Estimates:
 
     def estimates(self) -> pd.DataFrame:
         """One row for each parameter: estimate, standard error, t statistic, p value and 95% confidence interval."""
-        return frames.estimates_frame(self.parameter_labels, self.parameters[:, 0], self._standard_errors)
+        return frames.estimates_frame(self.parameter_labels, self.parameters[:, 0], self._parameters_se)
 
     def run_hansen_test(self) -> float:
         """Hansen's (1982) J statistic, N gbar'W gbar. Chi-squared with MD - Q degrees of freedom after two steps."""

@@ -147,15 +147,38 @@ class Evaluator:
         objective, epsilon = self.context.objective, self.options.differences
         if not derivatives:
             return differences.evaluate_values(objective, theta, start)
+        if callable(self.options.optimization.method):
+            return self._add_derivatives(theta, differences.evaluate_values(objective, theta, start))
         if epsilon is None:
             return programs.evaluate(objective, theta, start)
         return differences.evaluate_by_differences(objective, theta, start, epsilon)
+
+    def _add_derivatives(self, theta: np.ndarray, evaluation: Evaluation) -> Evaluation:
+        """Derivatives for an evaluation without any, whose values stay as they are to the last bit.
+
+        Routines that take differences of the objective would turn rounding errors of other values into other steps.
+        """
+        objective, epsilon = self.context.objective, self.options.differences
+        start = evaluation.inversion.delta
+        if epsilon is None:
+            found = programs.evaluate(objective, theta, start)
+        else:
+            found = differences.evaluate_by_differences(objective, theta, start, epsilon)
+        ok = evaluation.ok & found.ok
+        return dataclasses.replace(
+            found,
+            objective=np.where(ok, evaluation.objective, np.nan),
+            residuals=evaluation.residuals,
+            inversion=evaluation.inversion,
+            costs=evaluation.costs,
+            ok=ok,
+        )
 
     def complete(self, theta: np.ndarray, evaluation: Evaluation) -> Evaluation:
         """An evaluation at theta (P,) with derivatives, which routines without gradients have no use for."""
         if self._needs_derivatives:
             return evaluation
-        return self._evaluate(np.asarray(theta, float), evaluation.inversion.delta, derivatives=True)
+        return self._add_derivatives(np.asarray(theta, float), evaluation)
 
     def describe(self, theta: np.ndarray, evaluation: Evaluation) -> OptimizationProgress:
         """What custom routines learn about an evaluation."""

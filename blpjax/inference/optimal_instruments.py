@@ -40,11 +40,12 @@ from blpjax.reporting import report
 from blpjax.values import read_flag, read_seed
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class OptimalInstrumentResults(Picklable):
     """Optimal instruments for theta, from `ProblemResults.compute_optimal_instruments`.
 
-    P is the number of elements of theta. Rows of a market are NaN where no draw of structural errors had equilibrium
+    Attributes may be replaced before `to_problem` is called, for example by instruments in other units. P is the number
+    of elements of theta. Rows of a market are NaN where no draw of structural errors had equilibrium
     prices.
 
     Attributes
@@ -119,8 +120,6 @@ class OptimalInstrumentResults(Picklable):
             When shifters cannot be built; the message names column, market and row.
         ConvergenceError
             When instruments are not finite; the message names markets.
-        NotImplementedError
-            For results with moments of innovations.
 
         Warns
         -----
@@ -128,12 +127,6 @@ class OptimalInstrumentResults(Picklable):
             When instruments are collinear, for example because shifters are combinations of X1.
         """
         problem = self.problem_results.problem
-        if self.problem_results.moment_types:
-            raise NotImplementedError(
-                "Problems with optimal instruments have moments in levels, which do not identify phi. Compute the "
-                "instruments from results with levels alone and phi fixed, or add lags of variables to "
-                "demand_instruments and supply_instruments of a problem yourself."
-            )
         shifters = read_shifters(
             (supply_shifter_formulation, demand_shifter_formulation),
             (self.supply_shifter_formulation, self.demand_shifter_formulation),
@@ -141,7 +134,7 @@ class OptimalInstrumentResults(Picklable):
         )
         model = self.problem_results.model
         dropped = read_dropped(drop_indices, model.layout, model.characteristics)
-        self._check_finite()
+        self._check_numbers()
         table = problem.data.product_table.data
         if product_data is not None:
             table = read_table(product_data, "product_data")
@@ -177,7 +170,11 @@ class OptimalInstrumentResults(Picklable):
     def _has_supply(self) -> bool:
         return self.problem_results.omega.shape[1] > 0
 
-    def _check_finite(self) -> None:
+    def _check_numbers(self) -> None:
+        for name in ("demand_instruments", "supply_instruments"):
+            shape = np.shape(getattr(self, name))
+            if len(shape) != 2 or shape[0] != len(self.expected_prices):
+                raise ValueError(f"{name} must be a matrix with {len(self.expected_prices)} rows, not {shape}.")
         values = np.hstack([self.demand_instruments, self.supply_instruments, self.expected_shares])
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any():

@@ -175,8 +175,8 @@ class MicroMoment(NamedMoments):
     value : float
         The observed value.
     parts : MicroPart or iterable of MicroParts
-        What the moment is a function of. With a single part, not in a list, it is that part, unless there is a
-        `compute_value`.
+        What the moment is a function of; a list afterwards. With a single part, not in a list, it is that part,
+        unless there is a `compute_value`.
     compute_value : callable, optional
         Function of an array with the values of the parts that returns a number. Needed with a list of parts.
     compute_gradient : callable, optional
@@ -219,6 +219,15 @@ class MicroMoment(NamedMoments):
             raise ValueError("compute_value is needed with a list of parts: a function of an array of their values.")
         if self.compute_value is None and self.compute_gradient is not None:
             raise ValueError("compute_gradient needs a compute_value, of which it is the derivative.")
+        if self.compute_value is None:
+            # functions, so that a moment can be made anew of the attributes of another one
+            object.__setattr__(self, "compute_value", value_of_part)
+            object.__setattr__(self, "compute_gradient", gradient_of_part)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the moment is its only part."""
+        return self.compute_value is value_of_part
 
     @property
     def observed(self) -> bool:
@@ -229,6 +238,16 @@ class MicroMoment(NamedMoments):
         return f"{self.name}: {self.value:+.{options.digits - 1}E} ({'; '.join(map(str, self.parts))})"
 
     __repr__ = __str__
+
+
+def value_of_part(values: Any) -> Any:
+    """The moment that is its only part, given an array with that part's value."""
+    return values[0]
+
+
+def gradient_of_part(values: Any) -> np.ndarray:
+    """Its derivative."""
+    return np.ones(1)
 
 
 def describe_markets(dataset: MicroDataset) -> str:

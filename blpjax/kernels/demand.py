@@ -57,7 +57,7 @@ class DemandPoint(eqx.Module):
 
 
 #: Demand at given prices, ``demand_at(prices, arguments)``. It must not close over traced values.
-DemandAt = Callable[[Array, Any], DemandPoint]
+DemandAt = Callable[[AnyArray, Any], DemandPoint]
 
 
 class Curvature(NamedTuple):

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.kernels.demand import DemandAt, DemandPoint, demand_hessian, demand_with_curvature
 from blpjax.kernels.fixed_point import FixedPoint, Image, NewtonPoint, iterate, newton, safeguarded
 from blpjax.kernels.implicit import implicit
@@ -32,7 +33,7 @@ from blpjax.kernels.markups import (
 )
 
 #: Marginal costs at given shares, ``costs_at(shares, arguments)``. It must not close over traced values.
-CostsAt = Callable[[Array, Any], Array]
+CostsAt = Callable[[AnyArray, Any], AnyArray]
 
 #: A loop ends when changes relative to the largest price are at most the tolerance divided by this, also where shares
 #: are so small that every price passes for a solution of the first-order conditions.
@@ -73,7 +74,7 @@ def solve_prices(
     arguments : pytree of arrays.
     method : ``'simple'`` (``p <- c + zeta(p)``), ``'squarem'``, ``'anderson'`` and ``'newton'`` (damped, on
         ``p - c - zeta(p)``), which begin with a few plain steps, or ``'return'``, which returns `start`, whatever its
-        residual. Newton takes over where Anderson fails, if ``method.safeguard``.
+        residual. Newton takes over where Anderson fails, if ``method.safeguard``. Or a routine on the host.
     limits : the loop ends when the norm of the profit gradient is at most ``atol + rtol |p|`` and prices change by at
         most 100 times that, relative to the largest price.
     held : (J,) whose prices stay at `start`. Firms count what they earn with these products when they set other prices.
@@ -155,19 +156,19 @@ def passthrough(
 class _Game(eqx.Module):
     """What firms that set prices in one market own, demand, costs, and whose prices are held."""
 
-    H: Float[Array, "J J"]
+    H: Float[AnyArray, "J J"]
     arguments: Any
-    held: Bool[Array, " J"]
+    held: Bool[AnyArray, " J"]
     demand_at: DemandAt = eqx.field(static=True)
     costs_at: CostsAt = eqx.field(static=True)
 
-    def demand(self, prices: Array) -> DemandPoint:
+    def demand(self, prices: AnyArray) -> DemandPoint:
         return self.demand_at(prices, self.arguments)
 
-    def costs(self, shares: Array) -> Array:
+    def costs(self, shares: AnyArray) -> AnyArray:
         return self.costs_at(shares, self.arguments)
 
-    def free(self, point: DemandPoint) -> Array:
+    def free(self, point: DemandPoint) -> AnyArray:
         """Which prices are set: neither those of padding nor those that are held."""
         return point.present & ~self.held
 
@@ -180,8 +181,8 @@ class _Game(eqx.Module):
 class _Conditions(NamedTuple):
     """The profit gradient and the change of prices in the zeta-markup equation, zero for padding."""
 
-    gradient: Float[Array, " J"]
-    step: Float[Array, " J"]
+    gradient: Float[AnyArray, " J"]
+    step: Float[AnyArray, " J"]
 
 
 def _conditions(point: DemandPoint, H: Array, prices: Array, costs: Array) -> _Conditions:
@@ -205,7 +206,9 @@ def _solve(method: FixedPointMethod, game: _Game, start: Array, limits: FixedPoi
         relative = _RELATIVE * found.step / _largest(present, prices, image)
         return Image(image, jnp.where(jnp.abs(relative) > jnp.abs(found.gradient), relative, found.gradient))
 
-    if method.name == "newton":
+    if method.host is not None:
+        found = _on_host(method.host, game, start)
+    elif method.name == "newton":
         few = jnp.minimum(_PLAIN_STEPS, limits.max_evaluations)
         plain = limits._replace(max_evaluations=few)  # type: ignore[arg-type]  # traced, as all limits are here
         found = iterate(FixedPointMethod("simple", norm=method.norm), contraction, start, plain)
@@ -215,6 +218,31 @@ def _solve(method: FixedPointMethod, game: _Game, start: Array, limits: FixedPoi
         found = safeguarded(found, partial(_newton, game), start, limits)
     point = game.demand(found.value)
     return _checked(found, point, game.free(point), game.conditions(point, found.value), start)
+
+
+def _on_host(routine: Any, game: _Game, start: Array) -> FixedPoint:
+    """By a `blpjax.machine.host_routines.HostRoutine`."""
+    leaves, structure = jax.tree.flatten(game)
+
+    def conditions_of(arrays: list[Any]) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
+        known = jax.tree.unflatten(structure, arrays[1:])
+        return known.free(known.demand(arrays[0])), partial(_conditions_on_host, known)
+
+    counter, number = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
+    outcome = (jax.ShapeDtypeStruct(start.shape, float), counter, counter, counter, number)
+    solve_market = partial(routine.find_prices, conditions_of)
+    return FixedPoint(*jax.pure_callback(solve_market, outcome, start, *leaves, vmap_method="sequential"))
+
+
+def _conditions_on_host(game: _Game, prices: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """What `_conditions` are, with NumPy; anything for padding."""
+    point = game.demand(prices)
+    shares = point.shares()
+    xp, margins = namespace(shares), prices - game.costs(shares)
+    gradient = shares - markup_matrix(point, game.H) @ margins
+    scale = point.lambda_diagonal() * xp.diagonal(game.H)
+    usable = scale != 0
+    return gradient, xp.where(usable, -gradient / xp.where(usable, scale, 1.0), -margins)
 
 
 def _largest(present: Array, *values: Array) -> Array:

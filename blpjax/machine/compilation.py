@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,6 +43,11 @@ _SMALLER = "Use fewer agents, smaller markets or smaller batches, or a machine w
 
 #: Compilation of a program is announced when it takes longer than so many seconds.
 ANNOUNCED_AFTER = 2.0
+
+
+#: With more memory maps than this a process forgets its programs before it makes another one. Each takes some of the
+#: 65,530 that Linux allows a process by default, and one without any left is aborted.
+MAPS_KEPT = 45_000
 
 
 class Program:
@@ -83,6 +89,8 @@ class Program:
             types = tuple(map(type, statics))
             key = (tree, (statics, types), tuple(_kind(value) for value in values), settings())
             if key not in self.executables:
+                if memory_maps() > MAPS_KEPT:
+                    forget_programs()
                 built = self._build(key)
                 if built is not None:
                     self._check_memory(built, values)
@@ -336,6 +344,14 @@ def _short_of_memory(name: str) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise SizeError(f"There was no memory left for the program {name.strip('_')}. {_SMALLER}") from error
+
+
+def memory_maps() -> int:
+    """How many memory maps this process has; zero where that is not known."""
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return 0
 
 
 def forget_programs() -> None:

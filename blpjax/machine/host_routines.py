@@ -2,13 +2,13 @@
 
 Compiled programs call them through `jax.pure_callback`. They are slow: every market waits for Python. What they raise
 is kept, and raised again by `raising_errors` where the program was called. What they claim is checked: a market has
-converged where simulated shares are the observed ones.
+converged where simulated shares are the observed ones, or where firms' first-order conditions hold.
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -47,27 +47,38 @@ def raising_errors() -> Iterator[None]:
             raise error from None
 
 
-class HostMarket(NamedTuple):
-    """One market as `blpjax.kernels.contraction` sees it; see there.
+class Image(NamedTuple):
+    """What a contraction makes of its argument (n,).
 
-    `members` (J, H) and `rho` (H,) have no columns without nests. Simulated shares are clipped at `lower` and `upper`.
+    `value` (n,), `change` (n,), whose norm is displayed, `weights` (n,) of changes or None, and the map's `jacobian`
+    (n, n) where it was asked for.
     """
 
-    observed: Array
-    mu: Array
-    weights: Array
-    availability: Array
-    members: Array
-    rho: Array
-    lower: Array
-    upper: Array
-
-
-class Simulated(NamedTuple):
-    """Simulated shares (J,), clipped, and their derivatives in mean utilities (J, J) where these were asked for."""
-
-    shares: Array
+    value: Array
+    change: Array
+    weights: Array | None
     jacobian: Array | None
+
+
+@runtime_checkable
+class HostProblem(Protocol):
+    """A fixed-point problem of one market as routines on the host see it, without padding."""
+
+    def enter(self, values: Array) -> Array:
+        """Unknowns (n,) of routines at values (n,) of the problem."""
+        ...
+
+    def leave(self, unknowns: Array) -> Array:
+        """The inverse of `enter`."""
+        ...
+
+    def contraction(self, unknowns: Array, with_jacobian: bool) -> Image:
+        """The contraction at unknowns (n,)."""
+        ...
+
+    def residual(self, values: Array) -> float:
+        """How far values (n,) are from a solution: converged are those of at most `CREDIBLE_RESIDUAL`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +86,8 @@ class HostRoutine:
     """A routine with its options; called with arrays of one market, it returns those of a `FixedPoint`.
 
     `method` is a name in `SCIPY_METHODS` or ``method(initial, contraction, callback, **options)``, which returns the
-    final values and whether it converged. With `nonlinear`, the unknowns are exponentials of mean utilities.
+    final values and whether it converged. With `nonlinear`, the unknowns of inversions are exponentials of mean
+    utilities.
     """
 
     method: str | Callable[..., tuple[Any, Any]]
@@ -90,34 +102,55 @@ class HostRoutine:
         return hash((self.method, names, self.compute_jacobian, self.display, self.nonlinear))
 
     def __call__(self, start: Any, *arrays: Any) -> tuple[Array, Array, Array, Array, Array]:
-        """Value (J,), status, iterations, evaluations and residual of one market; padding keeps its start."""
+        """Invert the shares of one market, a `HostMarket`."""
+
+        def build() -> tuple[Array, HostProblem]:
+            market = HostMarket(*(np.asarray(array) for array in arrays))
+            rows = market.observed > 0
+            return rows, ShareInversion(market.cut(rows), self.nonlinear)
+
+        return self.solve(start, build)
+
+    def find_prices(self, conditions_of: "ConditionsOf", start: Any, *arrays: Any) -> tuple[Array, ...]:
+        """Find equilibrium prices (J,) of one market from `start` (J,).
+
+        ``conditions_of([start, *arrays])`` returns which products are no padding (J,), and a function of prices (J,)
+        that returns the derivatives of profits (J,) and the changes (J,) of prices to those that they lead to.
+        """
+
+        def build() -> tuple[Array, HostProblem]:
+            prices = np.array(start, dtype=float)
+            rows, conditions = conditions_of([prices, *(np.asarray(array) for array in arrays)])
+            return rows, PriceSearch(prices, np.asarray(rows), conditions)
+
+        return self.solve(start, build)
+
+    def solve(
+        self, start: Any, build: Callable[[], tuple[Array, HostProblem]]
+    ) -> tuple[Array, Array, Array, Array, Array]:
+        """Value (J,), status, iterations, evaluations and residual of one market; padding keeps its start.
+
+        `build` returns which elements (J,) are no padding, and the problem of these.
+        """
         if not _raised:
             try:
-                return self._solve(start, *arrays)
+                return self._solve(start, *build())
             except BaseException as error:  # interrupts, too: JAX would log it, and raise an error in words of its own
                 _raised.append(error)
         failed, none = np.asarray(int(Status.NOT_FINITE)), np.asarray(0)
         return np.full(np.shape(start), np.nan), failed, none, none, np.asarray(np.inf)
 
-    def _solve(self, start: Any, *arrays: Any) -> tuple[Array, Array, Array, Array, Array]:
-        everything = HostMarket(*(np.asarray(array) for array in arrays))
+    def _solve(self, start: Any, rows: Array, problem: HostProblem) -> tuple[Array, Array, Array, Array, Array]:
         value = np.array(start, dtype=float)
-        rows = everything.observed > 0
-        market = everything._replace(
-            observed=everything.observed[rows],
-            mu=everything.mu[rows],
-            availability=everything.availability[rows],
-            members=everything.members[rows],
-        )
-        loop = _Loop(self, market)
+        loop = _Loop(self, problem)
         found, converged = loop.run(value[rows])
-        finite = np.isfinite(found).all()
-        residual = np.abs(loop.gap(found)).max(initial=0.0) if finite else np.inf
+        with np.errstate(all="ignore"):
+            residual = problem.residual(found) if np.isfinite(found).all() else np.inf
         status = Status.CONVERGED if converged and residual <= CREDIBLE_RESIDUAL else Status.STALLED
         value[rows] = found
         return (
             value,
-            np.asarray(int(status if finite else Status.NOT_FINITE)),
+            np.asarray(int(status if np.isfinite(found).all() else Status.NOT_FINITE)),
             np.asarray(loop.iterations or loop.evaluations),
             np.asarray(loop.evaluations),
             np.asarray(float(residual)),
@@ -127,15 +160,14 @@ class HostRoutine:
 class _Loop:
     """One run of a routine in one market."""
 
-    def __init__(self, routine: HostRoutine, market: HostMarket) -> None:
-        self.routine, self.market = routine, market
-        self.scale = 1.0 - market.members @ market.rho
+    def __init__(self, routine: HostRoutine, problem: HostProblem) -> None:
+        self.routine, self.problem = routine, problem
         self.iterations = self.evaluations = 0
 
     def run(self, start: Array) -> tuple[Array, bool]:
-        """Final mean utilities and whether the routine says that it converged."""
-        initial = np.exp(start) if self.routine.nonlinear else start
+        """Final values and whether the routine says that it converged."""
         with np.errstate(all="ignore"):
+            initial = self.problem.enter(start)
             if callable(self.routine.method):
                 returned = self.routine.method(
                     initial.copy(), self.contraction, self.callback, **dict(self.routine.options)
@@ -143,7 +175,7 @@ class _Loop:
                 final, converged = _read_returned(returned, initial.shape)
             else:
                 final, converged = self._find_root(initial)
-            return np.log(final) if self.routine.nonlinear else final, bool(converged)
+            return self.problem.leave(final), bool(converged)
 
     def _find_root(self, initial: Array) -> tuple[Array, bool]:
         from scipy.optimize import root  # a slow import that only these routines need
@@ -170,25 +202,118 @@ class _Loop:
     def contraction(self, x: Array) -> tuple[Array, Array | None, Array | None]:
         """The map's value, weights of changes in it, and its Jacobian where that was asked for."""
         self.evaluations += 1
-        x = np.asarray(x, dtype=float)
-        nonlinear = self.routine.nonlinear
-        delta = np.log(x) if nonlinear else x
-        simulated = simulate_shares(self.market, delta, self.routine.compute_jacobian)
-        change = self.scale * (np.log(self.market.observed) - np.log(simulated.shares))
+        found = self.problem.contraction(np.asarray(x, dtype=float), self.routine.compute_jacobian)
         if self.routine.display:
-            settings.output(f"{self.evaluations:6d}  {self.iterations:6d}  {np.abs(change).max(initial=0.0):+.6E}")
-        image = x * np.exp(change) if nonlinear else x + change
+            settings.output(
+                f"{self.evaluations:6d}  {self.iterations:6d}  {np.abs(found.change).max(initial=0.0):+.6E}"
+            )
+        return found.value, found.weights, found.jacobian
+
+
+#: What `HostRoutine.find_prices` needs to know of a market.
+ConditionsOf = Callable[[list[Array]], tuple[Array, Callable[[Array], tuple[Array, Array]]]]
+
+#: Size of the differences, relative to prices, that Jacobians of the search for prices consist of.
+_DIFFERENCE = 1e-5
+
+
+class PriceSearch:
+    """The contraction whose fixed points are equilibrium prices; see `HostRoutine.find_prices`."""
+
+    def __init__(self, everything: Array, rows: Array, conditions: Callable[[Array], tuple[Array, Array]]) -> None:
+        self.everything, self.rows, self.conditions = everything, rows, conditions
+
+    def enter(self, values: Array) -> Array:
+        """Prices (n,) are the unknowns."""
+        return values
+
+    def leave(self, unknowns: Array) -> Array:
+        """Prices (n,)."""
+        return unknowns
+
+    def contraction(self, unknowns: Array, with_jacobian: bool) -> Image:
+        """The contraction at prices (n,), with its Jacobian by central differences."""
+        change, jacobian = self._at(unknowns)[1], None
+        if with_jacobian:
+            jacobian = np.eye(unknowns.size)
+            for k, size in enumerate(_DIFFERENCE * np.maximum(np.abs(unknowns), 1e-3)):
+                one = np.where(np.arange(unknowns.size) == k, size, 0.0)
+                jacobian[:, k] += (self._at(unknowns + one)[1] - self._at(unknowns - one)[1]) / (2.0 * size)
+        return Image(unknowns + change, change, None, jacobian)
+
+    def residual(self, values: Array) -> float:
+        """The largest derivative of profits at prices (n,), or relative change of prices where that is larger."""
+        gradient, change = self._at(values)
+        relative = np.abs(change).max(initial=0.0) / max(np.abs(values).max(initial=0.0), 1e-300)
+        return float(max(np.abs(gradient).max(initial=0.0), relative))
+
+    def _at(self, prices: Array) -> tuple[Array, Array]:
+        everything = self.everything.copy()
+        everything[self.rows] = prices
+        gradient, change = self.conditions(everything)
+        return gradient[self.rows], change[self.rows]
+
+
+class HostMarket(NamedTuple):
+    """One market as `blpjax.kernels.contraction` sees it; see there.
+
+    `members` (J, H) and `rho` (H,) have no columns without nests. Simulated shares are clipped at `lower` and `upper`.
+    """
+
+    observed: Array
+    mu: Array
+    weights: Array
+    availability: Array
+    members: Array
+    rho: Array
+    lower: Array
+    upper: Array
+
+    def cut(self, rows: Array) -> "HostMarket":
+        """The same with some rows of products."""
+        names = ("observed", "mu", "availability", "members")
+        return self._replace(**{name: getattr(self, name)[rows] for name in names})
+
+
+class ShareInversion:
+    """The contraction that inverts shares: the unknowns are mean utilities, or exponentials of these."""
+
+    def __init__(self, market: HostMarket, nonlinear: bool) -> None:
+        self.market, self.nonlinear = market, nonlinear
+        self.scale = 1.0 - market.members @ market.rho
+
+    def enter(self, values: Array) -> Array:
+        """Unknowns at mean utilities (J,)."""
+        return np.exp(values) if self.nonlinear else values
+
+    def leave(self, unknowns: Array) -> Array:
+        """Mean utilities (J,)."""
+        return np.log(unknowns) if self.nonlinear else unknowns
+
+    def contraction(self, unknowns: Array, with_jacobian: bool) -> Image:
+        """The contraction at unknowns (J,)."""
+        x, delta = unknowns, self.leave(unknowns)
+        simulated = simulate_shares(self.market, delta, with_jacobian)
+        change = self.scale * (np.log(self.market.observed) - np.log(simulated.shares))
+        image = x * np.exp(change) if self.nonlinear else x + change
         jacobian = None
         if simulated.jacobian is not None:
             jacobian = np.eye(x.size) - (self.scale / simulated.shares)[:, None] * simulated.jacobian
-            if nonlinear:
+            if self.nonlinear:
                 jacobian = image[:, None] * jacobian / x[None, :]
-        return image, 1.0 / x if nonlinear else None, jacobian
+        return Image(image, change, 1.0 / x if self.nonlinear else None, jacobian)
 
-    def gap(self, delta: Array) -> Array:
-        """``log S - log s`` at mean utilities."""
-        with np.errstate(all="ignore"):
-            return np.log(self.market.observed) - np.log(simulate_shares(self.market, delta, False).shares)
+    def residual(self, values: Array) -> float:
+        """The largest element of ``log S - log s`` at mean utilities (J,)."""
+        gap = np.log(self.market.observed) - np.log(simulate_shares(self.market, values, False).shares)
+        return float(np.abs(gap).max(initial=0.0))
+
+
+class Simulated(NamedTuple):
+    """Simulated shares (J,), clipped, and their derivatives in mean utilities (J, J) where these were asked for."""
+
+    shares: Array
+    jacobian: Array | None
 
 
 def _read_returned(returned: Any, shape: tuple[int, ...]) -> tuple[Array, Any]:

@@ -191,7 +191,7 @@ def elasticities(demand: Demand, name: str | None) -> tuple[Float[AnyArray, "T J
     def kernel(local: MarketDemand) -> AnyArray:
         point = local.point(name, {})
         x = local.delta if name is None else local.characteristics.variables[name]
-        return substitution.elasticities(point.jacobian(), x, point.shares())
+        return substitution.elasticities(point.jacobian(), x, local.characteristics.variables["shares"])
 
     return over_markets(demand, kernel)
 

@@ -12,6 +12,7 @@ from blpjax.economy.characteristics import Characteristics, build_characteristic
 from blpjax.economy.logit import closed_form_delta
 from blpjax.economy.ownership import Ownership, table_ownership
 from blpjax.economy.surveys import Markets
+from blpjax.exceptions import warn_unused
 from blpjax.inputs import records
 from blpjax.inputs.arguments import check_choice
 from blpjax.inputs.design import Column, DesignMatrix
@@ -283,8 +284,13 @@ def formulate(
     )
 
 
-def check_costs_type(costs_type: str, supply: bool) -> None:
-    """`ValueError` unless costs are linear or, with a supply side, log-linear."""
+def read_costs_type(costs_type: str, supply: bool) -> str:
+    """The type of costs in effect, ``'linear'`` without a supply side; `ValueError` unless it is that or ``'log'``.
+
+    Another type without a supply side gives a warning.
+    """
     check_choice("costs_type", costs_type, ("linear", "log"))
-    if not supply and costs_type != "linear":
-        raise ValueError("costs_type='log' needs a supply side: a third formulation, X3.")
+    if supply or costs_type == "linear":
+        return costs_type
+    warn_unused(f"costs_type={costs_type!r}", "there is no supply side, a third formulation, X3.")
+    return "linear"

@@ -97,8 +97,8 @@ class Pricing(eqx.Module):
     """What equilibrium prices of one market depend on: demand, and marginal costs at its shares."""
 
     demand: MarketDemand
-    costs: Float[Array, " J"]
-    gamma: Float[Array, " K3"]
+    costs: Float[AnyArray, " J"]
+    gamma: Float[AnyArray, " K3"]
 
 
 def equilibrium_prices(
@@ -132,29 +132,30 @@ def equilibrium_prices(
     return over_markets(demand, kernel, owned, *known, elements=loop_elements())
 
 
-def _demand_at(prices: Array, demand: MarketDemand) -> DemandPoint:
+def _demand_at(prices: AnyArray, demand: MarketDemand) -> DemandPoint:
     return demand.point("prices", {"prices": prices})
 
 
-def _priced_demand_at(prices: Array, pricing: Pricing) -> DemandPoint:
+def _priced_demand_at(prices: AnyArray, pricing: Pricing) -> DemandPoint:
     return _demand_at(prices, pricing.demand)
 
 
-def _constant_costs(shares: Array, pricing: Pricing) -> Array:
+def _constant_costs(shares: AnyArray, pricing: Pricing) -> AnyArray:
     return pricing.costs
 
 
-def _cost_change(shares: Array, pricing: Pricing) -> Array:
+def _cost_change(shares: AnyArray, pricing: Pricing) -> AnyArray:
     """``(X3(s') - X3(s)) gamma``; zero for padding, whose shares are none."""
     present = pricing.demand.market.present
     known = pricing.demand.characteristics
-    safe = jnp.where(present, shares, known.variables["shares"])
+    safe = namespace(present, shares).where(present, shares, known.variables["shares"])
     return linear_change(known, "X3", pricing.gamma, {"shares": safe})
 
 
-def _linear_costs(shares: Array, pricing: Pricing) -> Array:
+def _linear_costs(shares: AnyArray, pricing: Pricing) -> AnyArray:
     return pricing.costs + _cost_change(shares, pricing)
 
 
-def _log_costs(shares: Array, pricing: Pricing) -> Array:
-    return pricing.costs * jnp.exp(_cost_change(shares, pricing))
+def _log_costs(shares: AnyArray, pricing: Pricing) -> AnyArray:
+    change = _cost_change(shares, pricing)
+    return pricing.costs * namespace(change).exp(change)

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from blpjax.inputs.design import DesignMatrix
 from blpjax.inputs.tables import assign_node_columns
+from blpjax.kernels.arrays import AnyArray, namespace, on_host
 from blpjax.machine.compilation import operations_of_jax
 from blpjax.model.parameters import (
     BLOCKS,
@@ -240,13 +240,17 @@ def _read_bounds(name: str, bounds: Any, values: np.ndarray, default: Bounds) ->
 
 
 def _refuse_unused_bounds(name: str, bounds: Any) -> None:
-    """Raise `ValueError` for bounds of parameters that there are none of, unless the bounds are none themselves."""
+    """Raise `ValueError` for bounds of parameters that there are none of, unless the bounds are none or infinite."""
     try:
-        used = [bound for bound in (() if bounds is None else bounds) if np.size(bound) and bound is not None]
+        used = [_binds(bound) for bound in (() if bounds is None else bounds)]
     except TypeError:
-        used = [bounds]
-    if used:
+        used = [True]
+    if any(used):
         raise ValueError(f"{name}_bounds must not be given, because the model has no {name}.")
+
+
+def _binds(bound: Any) -> bool:
+    return bound is not None and not np.isinf(np.asarray(bound, dtype=float)).all()
 
 
 def _one_bound(name: str, bound: Any, shape: tuple[int, ...], missing: float) -> np.ndarray:
@@ -277,11 +281,19 @@ def _check_transformation(kind: Transformation, name: str) -> None:
         raise ValueError(f"{name} must return an array of the shape that it is given, not {found}.")
 
 
+def _exponential(index: AnyArray) -> AnyArray:
+    return namespace(index).exp(index)
+
+
+def _logistic(index: AnyArray) -> AnyArray:
+    return 0.5 + 0.5 * np.tanh(0.5 * index) if on_host(index) else jax.nn.sigmoid(index)
+
+
 #: Types of random coefficients by PyBLP's names. None is for those that enter as they are.
 _RC_TYPES = {
     "linear": None,
-    "log": Transformation(jnp.exp, name="log"),
-    "logit": Transformation(jax.nn.sigmoid, name="logit"),
+    "log": Transformation(_exponential, name="log"),
+    "logit": Transformation(_logistic, name="logit"),
 }
 
 

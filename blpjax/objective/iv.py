@@ -147,7 +147,8 @@ def updated_weights(S: Float[Any, "M M"]) -> Float[Any, "M M"]:
     # The unscaled pseudo-inverse, with this tolerance, is what PyBLP gives for singular matrices.
     xp = namespace(S)
     pseudo_inverse = _decompose(partial(xp.linalg.pinv, rtol=M * float(np.finfo(S.dtype).eps)), S)
-    return xp.where(rank == M, inverse, pseudo_inverse)
+    W = xp.where(rank == M, inverse, pseudo_inverse)
+    return (W + W.T) / 2
 
 
 def numerical_rank(S: Float[Any, "M M"]) -> Int[Any, ""]:
@@ -431,7 +432,9 @@ def _scaled_inverse(S: Float[Any, "M M"]) -> tuple[Float[Any, "M M"], Int[Any, "
     scaled, scale = _unit_diagonal(S)
     eigenvalues, vectors = _decompose(namespace(S).linalg.eigh, scaled)
     inverses, rank = _reciprocals(eigenvalues, S.shape[0])
-    return (vectors * inverses[None, :]) @ vectors.T / scale[:, None] / scale[None, :], rank
+    inverse = (vectors * inverses[None, :]) @ vectors.T / scale[:, None] / scale[None, :]
+    # exactly symmetric, as weighting matrices that users give are made: a step repeated with its W is the same
+    return (inverse + inverse.T) / 2, rank
 
 
 def _column_scaled_pseudo_inverse(X: Float[Any, "M K"]) -> tuple[Float[Any, "K M"], Int[Any, ""]]:

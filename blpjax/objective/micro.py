@@ -133,14 +133,15 @@ def moment_functions(moments: Sequence[MicroMoment], differentiable: bool = True
     places = {part: p for p, part in enumerate(distinct_parts(moments))}
     found = []
     for moment in moments:
-        traced = moment.compute_value is None or _can_be_traced(moment)
+        traced = moment.is_part or _can_be_traced(moment)
         if differentiable and not traced and moment.compute_gradient is None:
             raise ValueError(
                 f"The micro moment '{moment.name}' needs compute_gradient, because its compute_value cannot be "
                 "differentiated automatically: it does not consist of arithmetic and functions of jax.numpy."
             )
         own = tuple(places[part] for part in moment.parts)
-        found.append(MomentFunction(own, moment.compute_value, moment.compute_gradient, traced))
+        functions = (None, None) if moment.is_part else (moment.compute_value, moment.compute_gradient)
+        found.append(MomentFunction(own, *functions, traced))
     return tuple(found)
 
 
@@ -180,7 +181,7 @@ def check_gradients(moments: Sequence[MicroMoment], values: np.ndarray) -> None:
     """
     places = {part: p for p, part in enumerate(distinct_parts(moments))}
     for moment in moments:
-        if moment.compute_value is None:
+        if moment.is_part:
             continue
         at = values[[places[part] for part in moment.parts]]
         value = _host_value(moment, at)
@@ -211,8 +212,9 @@ def _show(values: np.ndarray) -> str:
 
 
 def _host_value(moment: MicroMoment, values: np.ndarray) -> float:
-    if moment.compute_value is None:
+    if moment.is_part:
         return float(values[0])
+    assert moment.compute_value is not None
     try:
         found = np.asarray(moment.compute_value(values))
     except Exception as error:

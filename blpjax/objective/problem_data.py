@@ -24,7 +24,7 @@ from blpjax.inputs.spelling import warn_of_misspelt_fields
 from blpjax.inputs.tables import read_products
 from blpjax.inputs.updating import replace_values
 from blpjax.machine.placement import Placement
-from blpjax.model.formulated import Formulated, build_matrices, check_costs_type, formulate
+from blpjax.model.formulated import Formulated, build_matrices, formulate, read_costs_type
 from blpjax.model.parameters import ParameterLayout
 from blpjax.objective.build import Designs, Equations, build_equations
 from blpjax.objective.data import ModelData, place_data
@@ -348,7 +348,7 @@ def build_problem_data(
     add_exogenous = read_flag("add_exogenous", add_exogenous)
     formulations = read_formulations(product_formulations, agent_formulation)
     X1, _, X3 = formulations
-    check_costs_type(costs_type, supply=X3 is not None)
+    costs_type = read_costs_type(costs_type, X3 is not None)
     table = read_products(product_data, supply=X3 is not None)
     given = [formulation for formulation in formulations if formulation is not None]
     used = {name for formulation in given for name in formulation.names | formulation.absorb_names}

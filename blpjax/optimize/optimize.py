@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from blpjax import options as settings
 from blpjax.exceptions import warn_unused, warn_user
 from blpjax.optimize.bounds import Box
-from blpjax.optimize.recorder import Evaluation, FailurePolicy, Recorder
+from blpjax.optimize.recorder import Evaluation, FailurePolicy, Recorded, Recorder
 from blpjax.optimize.routines import OptimizationStatus, RoutineEnd, RoutineSettings, run_return
 from blpjax.optimize.stepwise import START_REDUCTIONS, reduce_start
 from blpjax.optimize.table import ROUTINES, Routine, find_routine
@@ -28,6 +28,10 @@ __all__ = [
 #: A routine's success is not believed when a Gauss-Newton step promises a larger decrease of q than this, relative and
 #: absolute.
 _CREDIBLE_DECREASE = (1e-3, 1e-6)
+
+#: Line searches cannot see relative decreases of the objective below this, because inner loops end at tolerances and
+#: weighting matrices are ill-conditioned: where they fail with no more to gain, the routine has converged.
+_HIDDEN_DECREASE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +75,12 @@ class Optimization:
         without arguments to call after each major iteration. Final values are believed to be an optimum only where they
         are within bounds, and derivatives there promise no better ones nearby.
     method_options : mapping, optional
-        Options of the routine, by SciPy's names for SciPy's routines, and ``keep_feasible`` (true) for those with
-        bounds. ``'trust-region'`` has those of `blpjax.optimize.trust_region.TrustRegionOptions`: ``gtol`` (1e-7,
-        largest element of the projected gradient), ``decrease_tol`` (1e-14, relative decrease of the objective that a
-        full step promises), ``max_evaluations`` (1000), ``initial_radius`` (1), ``floor_tol`` and ``noise``.
+        Options of the routine, by SciPy's names for SciPy's routines, and ``keep_feasible`` for those with bounds: by
+        default ``'trust-constr'``, which alone heeds it, may evaluate points outside of bounds on its way, as with
+        PyBLP 1.3.0 (whose documentation says otherwise). ``'trust-region'`` has those of
+        `blpjax.optimize.trust_region.TrustRegionOptions`: ``gtol`` (1e-7, largest element of the projected gradient),
+        ``decrease_tol`` (1e-14, relative decrease of the objective that a full step promises), ``max_evaluations``
+        (1000), ``initial_radius`` (1), ``floor_tol`` and ``noise``.
         ``'optax-l-bfgs'`` (`blpjax.optimize.quasi_newton`) has ``memory_size`` (10), ``maxiter`` (1000) and ``gtol``
         (1e-6).
         ``'knitro'`` has Knitro's user options by name, by default ``algorithm`` 1, ``hessopt`` 2, ``honorbnds`` 1 and
@@ -144,7 +150,8 @@ class OptimizationOutcome:
 
     Attributes
     ----------
-    theta : (P,) final values: those of the routine if it succeeded, otherwise the best that could be evaluated.
+    theta : (P,) final values: those of the routine if it succeeded or came to its limits, otherwise the best that could
+        be evaluated.
     evaluation : the evaluation at theta.
     converged : whether the routine succeeded and theta could be evaluated. Never true for a failed evaluation.
     status : how optimisation ended.
@@ -258,25 +265,30 @@ def _conclude(
     status, words = end.status, end.words
     final = recorder.complete(recorder(end.theta))
     best = final if recorder.best is None else recorder.best
+    near = final.ok and _is_inside(final.theta, recorder) and final.objective <= best.objective + _tolerated(best)
+    if near and not recorder.compute_gradient:
+        best = final  # not one of the points next to it that differences were taken at
     custom = callable(optimization.method)
     if status.converged and not final.ok:
         status, words = OptimizationStatus.NOT_OPTIMAL, "its final values cannot be evaluated"
-    elif status.converged and not custom and final.objective > best.objective + 1e-6 * (1 + abs(best.objective)):
+    elif status.converged and not custom and final.objective > best.objective + _tolerated(best):
         status, words = OptimizationStatus.NOT_OPTIMAL, "its final values are worse than earlier ones"
     elif status.converged and custom and not _is_inside(final.theta, recorder):
         status, words = OptimizationStatus.NOT_OPTIMAL, "its final values are outside of the bounds"
     elif status is OptimizationStatus.CONVERGED and not optimization.routine.believed:
-        squares, decrease = recorder.gauss_newton_decrease(final)
+        squares, decrease = _promised_decrease(recorder, final, hessian, *_CREDIBLE_DECREASE)
         relative, absolute = _CREDIBLE_DECREASE
-        if decrease > relative * squares + absolute and hessian is not None:
-            # the promise is empty where columns of the Jacobian vanish: curvature decides
-            decrease = recorder.newton_decrease(final, np.asarray(hessian(final.theta, final.evaluation), float))
         if not decrease <= relative * squares + absolute and not np.isnan(squares):
             status, words = (
                 OptimizationStatus.NOT_OPTIMAL,
                 f"a better point seems near: a full step promises a decrease of the objective by {decrease:.1e}",
             )
-    own = status.converged or (custom and final.ok) or np.array_equal(best.theta, final.theta)
+    elif status is OptimizationStatus.STALLED and final.ok and not optimization.routine.believed:
+        squares, decrease = _promised_decrease(recorder, final, hessian, _HIDDEN_DECREASE, 0.0)
+        if decrease <= _HIDDEN_DECREASE * squares:
+            status = OptimizationStatus.ROUNDING_FLOOR
+    left_there = custom or (end.limited and _is_inside(final.theta, recorder))
+    own = status.converged or (left_there and final.ok) or np.array_equal(best.theta, final.theta)
     chosen = final if own else recorder.complete(best)
     details = [words] if words else []
     if reductions and status is not OptimizationStatus.NOT_FINITE:
@@ -293,6 +305,29 @@ def _conclude(
         evaluations=recorder.evaluations,
         failed_evaluations=recorder.failures,
     )
+
+
+def _promised_decrease(
+    recorder: Recorder,
+    record: Recorded,
+    hessian: Callable[[np.ndarray, Any], ArrayLike] | None,
+    relative: float,
+    absolute: float,
+) -> tuple[float, float]:
+    """Sum of squares of the residuals at a point and the decrease that a full step promises; NaN without a Jacobian.
+
+    Where least squares promises more than these tolerances, curvature decides: the promise is empty where columns of
+    the Jacobian vanish.
+    """
+    squares, decrease = recorder.gauss_newton_decrease(record)
+    if decrease > relative * squares + absolute and hessian is not None:
+        decrease = recorder.newton_decrease(record, np.asarray(hessian(record.theta, record.evaluation), float))
+    return squares, decrease
+
+
+def _tolerated(best: Recorded) -> float:
+    """By how much a routine's final objective may exceed the best one."""
+    return 1e-6 * (1.0 + abs(best.objective))
 
 
 def _is_inside(theta: np.ndarray, bounds: Box) -> bool:

@@ -58,11 +58,12 @@ _SENTENCES = {
 
 
 class RoutineEnd(NamedTuple):
-    """How a routine ended: final values, what it claims, and its own words."""
+    """How a routine ended: final values, what it claims, its words, and whether a limit of the user's stopped it."""
 
     theta: np.ndarray
     status: OptimizationStatus
     words: str
+    limited: bool = False
 
 
 class RoutineSettings(NamedTuple):
@@ -138,6 +139,18 @@ def _on_cpu() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
 
+#: By which `status` routines of SciPy say that their line search found no better point.
+_LINE_SEARCH_FAILED = {"l-bfgs-b": 2, "cg": 2, "bfgs": 2, "newton-cg": 2, "tnc": 4, "slsqp": 8}
+
+
+#: And that iterations or evaluations reached their maximum.
+_LIMIT_REACHED = {
+    **dict.fromkeys(("l-bfgs-b", "cg", "bfgs", "newton-cg"), (1,)),
+    **dict.fromkeys(("nelder-mead", "powell"), (1, 2)),
+    **{"tnc": (3,), "slsqp": (9,), "trust-constr": (0,)},
+}
+
+
 def run_scipy(
     recorder: Recorder, start: np.ndarray, settings: RoutineSettings, method: str, display: Mapping[str, Any]
 ) -> RoutineEnd:
@@ -148,7 +161,7 @@ def run_scipy(
     from scipy.optimize import Bounds, minimize  # a slow import that only these routines need
 
     options = {**(display if settings.display else {}), **settings.options}
-    keep_feasible = options.pop("keep_feasible", True)
+    keep_feasible = options.pop("keep_feasible", False)
     bounds = None
     if np.isfinite([recorder.lower, recorder.upper]).any():
         bounds = Bounds(recorder.lower, recorder.upper, keep_feasible)
@@ -163,7 +176,10 @@ def run_scipy(
             options=options,
         )
     status = OptimizationStatus.CONVERGED if result.success else OptimizationStatus.ROUTINE_FAILED
-    return RoutineEnd(np.asarray(result.x, float), status, str(result.message).strip().rstrip("."))
+    if not result.success and result.status == _LINE_SEARCH_FAILED.get(method):
+        status = OptimizationStatus.STALLED
+    limited = not result.success and result.status in _LIMIT_REACHED[method]
+    return RoutineEnd(np.asarray(result.x, float), status, str(result.message).strip().rstrip("."), limited)
 
 
 @contextlib.contextmanager

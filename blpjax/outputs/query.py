@@ -330,14 +330,9 @@ class Query:
 
 
 def read_iteration(iteration: Any) -> Iteration:
-    """An `Iteration` that can solve for prices, or `TypeError` or `NotImplementedError`."""
+    """An `Iteration`, or `TypeError`."""
     if not isinstance(iteration, Iteration):
         raise TypeError(f"iteration must be Iteration or None, not {type(iteration).__name__}.")
-    if iteration.fixed_point.host is not None:
-        raise NotImplementedError(
-            "Equilibrium prices are solved inside compiled programs, where SciPy's root finders and custom methods "
-            "cannot run. Use Iteration('squarem'), the default, or 'simple', 'anderson' or 'newton'."
-        )
     return iteration
 
 
@@ -381,6 +376,8 @@ def read_matrices(source: Source, matrices: Any, market_id: Any) -> tuple[np.nda
 
 
 def _market_position(markets: MarketIndex, market_id: Any) -> int:
+    if isinstance(market_id, np.ndarray) and market_id.size == 1:
+        market_id = market_id.item()  # one row of a column of IDs
     if np.ndim(market_id):
         raise ValueError(
             f"market_id must be one market or None, which stands for all markets, not {type(market_id).__name__} "

@@ -26,7 +26,7 @@ from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import read_products
 from blpjax.iteration import Iteration
 from blpjax.machine.pickling import Picklable
-from blpjax.model.formulated import build_matrices, check_costs_type, formulate
+from blpjax.model.formulated import build_matrices, formulate, read_costs_type
 from blpjax.model.parameters import Transformation
 from blpjax.outputs.query import read_iteration
 from blpjax.reporting import report
@@ -134,10 +134,9 @@ class Simulation(Picklable):
         options.output("Initializing the simulation ...")
         self.product_formulations = arguments.read_formulations(product_formulations, agent_formulation)
         _refuse_absorption(self.product_formulations)
-        check_costs_type(costs_type, supply=self.product_formulations[2] is not None)
+        self.costs_type = read_costs_type(costs_type, self.product_formulations[2] is not None)
         self.agent_formulation = agent_formulation
         self.integration = integration
-        self.costs_type = costs_type
         moments = {"xi_variance": xi_variance, "omega_variance": omega_variance, "correlation": correlation}
         self.primitives = self._build(
             product_data,

@@ -21,6 +21,7 @@ from benchmarks import (
     estimation,
     family,
     family_models,
+    minivans,
     models,
     processes,
     programs,
@@ -31,6 +32,7 @@ from benchmarks import (
 from benchmarks.comparison import Outcome, compare, compare_outputs
 from benchmarks.rows import Row, Timing, as_json, failed, format_row, header, measure
 from benchmarks.settings import QUICK, Settings, Size, UnequalSize
+from blpjax.data import load_petrin
 
 TINY = Settings(
     repeat=1,
@@ -216,6 +218,22 @@ def test_autos_row_fails_elsewhere_and_without_convergence() -> None:
     assert supply.autos_failure(SimpleNamespace(**known | {"cumulative_converged": False})) == "did not converge"
     message = supply.autos_failure(SimpleNamespace(**known | {"objective": 500.0}))
     assert message == "objective 500 instead of 497.3356615"
+
+
+def test_petrin_row_fails_elsewhere_and_without_convergence() -> None:
+    known = {"objective": minivans.OBJECTIVE, "cumulative_converged": True}
+    assert minivans.failure(SimpleNamespace(**known)) == ""
+    assert minivans.failure(SimpleNamespace(**known | {"cumulative_converged": False})) == "did not converge"
+    message = minivans.failure(SimpleNamespace(**known | {"objective": 186.605}))
+    assert message == "objective 186.605 instead of 182.719526"
+
+
+def test_petrin_moments_are_those_of_the_example_data() -> None:
+    moments = minivans.micro_moments(blpjax)
+    values = load_petrin().micro_values
+    assert [moment.name for moment in moments] == list(values.index)
+    assert [moment.value for moment in moments] == values["value"].tolist()
+    assert len({id(part) for moment in moments for part in moment.parts}) == 16
 
 
 @pytest.mark.slow

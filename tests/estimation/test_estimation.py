@@ -220,6 +220,16 @@ def test_two_steps_are_one_with_the_weights_of_the_first(
     assert two.cumulative_fp_iterations.shape == (problem.T, two.cumulative_objective_evaluations)
 
 
+def test_a_second_step_alone_is_the_same_to_the_last_bit(problem: blpjax.Problem) -> None:
+    few = {"optimization": blpjax.Optimization("l-bfgs-b", {"maxfun": 3}), "check_optimality": "gradient"}
+    with pytest.warns(ConvergenceWarning, match="did not converge"):
+        two = problem.solve(SIGMA, PI, **few)
+        first = problem.solve(SIGMA, PI, method="1s", **few)
+        second = problem.solve(first.sigma, first.pi, method="1s", W=first.updated_W, delta=first.delta, **few)
+    for name in ("theta", "objective", "beta", "delta", "xi", "W", "updated_W", "moments", "parameter_covariances"):
+        np.testing.assert_array_equal(getattr(second, name), getattr(two, name), err_msg=name)
+
+
 def test_linear_parameters_in_theta_have_the_same_estimates(
     problem: blpjax.Problem, results: blpjax.ProblemResults
 ) -> None:

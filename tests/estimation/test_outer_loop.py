@@ -119,6 +119,23 @@ def test_routines_without_gradients_compute_no_derivatives(
         problem.solve(SIGMA, PI, optimization=simplex, delta_behavior="predicted")
 
 
+def test_values_do_not_depend_on_whether_derivatives_are_computed(problem: blpjax.Problem) -> None:
+    """To the last bit: routines that take differences of the objective would take other steps."""
+    points = [START, 0.9 * START, 1.1 * START]
+    without = visit(blpjax, problem, points, gradient=False)
+    for (objective, gradient, progress), expected in zip(visit(blpjax, problem, points), without, strict=True):
+        assert objective == expected.objective and gradient is not None and np.isfinite(gradient).all()
+        np.testing.assert_array_equal(progress.delta, expected.progress.delta)
+    points, epsilon = [], 1e-6
+    for k in range(2):
+        for sign in (1, -1):
+            points.append(START + sign * epsilon * (np.arange(2) == k))
+    up_and_down = np.array([seen.objective for seen in visit(blpjax, problem, points)]).reshape(2, 2)
+    (exact,) = visit(blpjax, problem, [START])
+    assert exact.gradient is not None
+    np.testing.assert_allclose(exact.gradient, (up_and_down[:, 0] - up_and_down[:, 1]) / (2 * epsilon), rtol=1e-5)
+
+
 # --- finite differences ---------------------------------------------------------------------------------------------
 
 

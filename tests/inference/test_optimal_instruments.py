@@ -243,6 +243,19 @@ def test_all_columns_of_the_problems_data_can_be_shifters() -> None:
     assert problem.MD == ours.to_problem().MD + 1
 
 
+def test_instruments_may_be_replaced_by_others() -> None:
+    ours, _ = compute("linear costs")
+    found = copy.copy(ours)
+    found.demand_instruments = ours.demand_instruments / ours.demand_instruments.std(axis=0)
+    scaled, plain = (instruments(results.to_problem())[0] for results in (found, ours))
+    P = ours.demand_instruments.shape[1]
+    ROUNDING.check(scaled[:, :P] * ours.demand_instruments.std(axis=0), plain[:, :P])
+    np.testing.assert_array_equal(scaled[:, P:], plain[:, P:])
+    found.demand_instruments = ours.demand_instruments[:-1]
+    with pytest.raises(ValueError, match="demand_instruments"):
+        found.to_problem()
+
+
 def test_problems_with_new_instruments_are_solved_saved_and_loaded(tmp_path: Path) -> None:
     case = CASES["linear costs"]
     ours, theirs = compute("linear costs")

@@ -47,8 +47,18 @@ def test_attributes_are_arguments() -> None:
     assert survey.market_ids == {1, 3} and survey.eliminated_product_ids_index == 1
     assert blpjax.MicroDataset("d", np.int32(7), ones).observations == 7
     alone = blpjax.MicroMoment("m", 1, part())
-    assert alone.value == 1.0 and [p.name for p in alone.parts] == ["p"] and alone.compute_value is None
+    assert alone.value == 1.0 and [p.name for p in alone.parts] == ["p"] and alone.is_part
     assert alone != blpjax.MicroMoment("m", 1, alone.parts[0]) and len({alone, alone}) == 1
+
+
+def test_moments_can_be_made_anew_of_the_attributes_of_others() -> None:
+    """As scripts do that replace values; PyBLP's functions of a single part are functions, too."""
+    old = blpjax.MicroMoment("m", 1, part())
+    new = blpjax.MicroMoment(old.name, 2, old.parts, old.compute_value, old.compute_gradient)
+    assert new.is_part and new.value == 2 and new.parts == old.parts
+    np.testing.assert_array_equal(new.compute_value(np.array([3.0])), 3.0)
+    np.testing.assert_array_equal(new.compute_gradient(np.array([3.0])), [1.0])
+    assert not blpjax.MicroMoment("m", 1, part(), lambda v: v[0]).is_part
 
 
 def test_parts_and_datasets_are_counted_once() -> None:

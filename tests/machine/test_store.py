@@ -162,6 +162,21 @@ def test_programs_differ_by_shapes_static_values_and_settings(kept: Store) -> No
     assert len(program.executables) == 5
 
 
+def test_programs_are_forgotten_before_memory_maps_run_out(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def doubled(x: Any) -> Any:
+        return 2 * x
+
+    program = package_program(doubled)
+    program(np.ones(2))
+    program(np.ones(3))
+    assert len(program.executables) == 2
+    monkeypatch.setattr(compilation, "memory_maps", lambda: 1_000_000)
+    np.testing.assert_array_equal(program(np.ones(3)), 2)
+    assert len(program.executables) == 2  # nothing new had to be made
+    np.testing.assert_array_equal(program(np.ones(4)), 2)
+    assert len(program.executables) == 1
+
+
 def test_equal_arguments_of_other_types_are_others(kept: Store) -> None:
     def typed(x: Any, n: Any) -> Any:
         return x, type(n).__name__

@@ -83,6 +83,12 @@ def test_empty_bounds_of_parameters_that_there_are_none_of_are_harmless(bounds: 
     assert parameters.theta.tolist() == build().theta.tolist() and not parameters.bounded_by_user
 
 
+def test_infinite_bounds_of_parameters_that_there_are_none_of_are_harmless() -> None:
+    """As those of a simulation with a supply side, for a problem without one."""
+    infinite = np.full((3, 1), -np.inf), np.full((3, 1), np.inf)
+    assert build(gamma_bounds=infinite, rho_bounds=infinite).theta.size == build().theta.size
+
+
 def test_none_and_nan_are_no_bounds() -> None:
     """As PyBLP documents."""
     bounds = build(pi_bounds=([[np.nan, 0], [0, None], [1, 1]], np.full((3, 2), np.nan))).limits.pi

@@ -312,6 +312,13 @@ def test_the_factor_of_a_singular_matrix_reproduces_it() -> None:
     np.testing.assert_array_equal(weight_factor(zeros), zeros)
 
 
+@pytest.mark.parametrize("rank", [6, 4])
+def test_weighting_matrices_are_exactly_symmetric(rank: int) -> None:
+    S = np.asarray(random_psd(7, 6, rank)) * np.outer(np.logspace(-3, 3, 6), np.logspace(-3, 3, 6))
+    for W in (iv.updated_weights(S), iv.initial_weights((np.asarray(random_equation(8)[1]),))):
+        np.testing.assert_array_equal(W, W.T)
+
+
 def test_collinear_instruments_do_not_change_two_stage_least_squares() -> None:
     X, Z, y = random_equation(5)
     collinear = jnp.column_stack([Z, Z[:, 0] - 2 * Z[:, 1], Z[:, 2]])

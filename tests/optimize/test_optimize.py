@@ -246,6 +246,49 @@ def test_success_that_a_routine_claims_too_early_is_not_believed(optimization: O
     assert "a full step promises a decrease of the objective by" in outcome.message
 
 
+def test_routines_that_come_to_their_limits_are_left_where_they_are() -> None:
+    """As in PyBLP. The barrier of 'trust-constr' may lead away from better points that it has seen."""
+    bounds, options, objective = Box(np.array([0.0, 0.0, -np.inf]), np.full(3, np.inf)), {"maxiter": 2}, Objective()
+    for compute_gradient in (True, False):
+        outcome = minimize(Optimization("trust-constr", options, compute_gradient), objective, START, bounds)
+        expected = scipy.optimize.minimize(
+            lambda x: float(objective(x).objective),
+            START,
+            method="trust-constr",
+            jac=(lambda x: np.asarray(objective(x).gradient)) if compute_gradient else None,
+            bounds=list(zip(*bounds, strict=True)),
+            options=options,
+        )
+        np.testing.assert_array_equal(outcome.theta, expected.x)
+        assert not outcome.converged
+
+
+def test_points_that_differences_were_taken_at_are_no_estimates() -> None:
+    outcome = minimize(Optimization("l-bfgs-b", {"maxiter": 2}, compute_gradient=False), Objective(), START, FREE)
+    objective = Objective()
+    expected = scipy.optimize.minimize(
+        lambda x: float(objective(x).objective), START, method="l-bfgs-b", options={"maxiter": 2}
+    )
+    np.testing.assert_array_equal(outcome.theta, expected.x)
+
+
+@pytest.mark.parametrize("method", ["bfgs", "l-bfgs-b"])
+def test_line_searches_that_fail_at_an_optimum_have_converged(method: str, best: np.ndarray) -> None:
+    """Rounding errors of values, here of 1e-9, hide the last decreases, but derivatives promise no more."""
+    rng = np.random.default_rng(0)
+
+    class Noisy(Objective):
+        def __call__(self, theta: np.ndarray) -> Evaluation:
+            found = super().__call__(theta)
+            return dataclasses.replace(found, objective=found.objective * (1 + 1e-9 * rng.uniform(-1, 1)))
+
+    options = {"ftol": 0.0, "gtol": 1e-14} if method == "l-bfgs-b" else {"gtol": 1e-14}
+    outcome = minimize(Optimization(method, options), Noisy(), START, FREE)
+    assert outcome.converged and outcome.status is OptimizationStatus.ROUNDING_FLOOR, outcome.message
+    np.testing.assert_allclose(outcome.theta, best, rtol=1e-3)
+    assert outcome.message.startswith("Optimization converged to the accuracy of 64-bit arithmetic (")
+
+
 def test_the_routines_own_failure_is_reported_in_its_words() -> None:
     outcome = minimize(Optimization("bfgs", {"maxiter": 2}), Objective(), START, FREE)
     assert (outcome.converged, outcome.status, outcome.iterations) == (False, OptimizationStatus.ROUTINE_FAILED, 2)

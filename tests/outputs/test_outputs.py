@@ -20,7 +20,7 @@ from blpjax.outputs.outputs import Outputs
 from tests.support import joint
 from tests.support.estimated import merged
 from tests.support.programs import compilations
-from tests.tolerances import FIXED_PARAMETERS, ROUNDING
+from tests.tolerances import DELTA, FIXED_PARAMETERS, ROUNDING
 
 pytestmark = [
     pytest.mark.usefixtures("several_buckets"),
@@ -392,6 +392,74 @@ def test_loops_that_are_cut_short_are_reported() -> None:
     assert np.isnan(prices).all()
 
 
+@pytest.mark.parametrize(
+    "name", ["linear costs", "log costs of shares, asymmetric ownership", "log(prices), unequal weights"]
+)
+def test_routines_on_the_host_find_equilibrium_prices(name: str) -> None:
+    ours, _ = solved(name)
+    known = {"ownership": np.ones((29, 8)), "costs": cheaper(cases()[name].tables[0]), "constant_costs": False}
+    expected = ours.compute_prices(**known)
+    for iteration in (
+        blpjax.Iteration("hybr", {"xtol": 1e-13}, compute_jacobian=True),
+        blpjax.Iteration("lm", {"xtol": 1e-13, "ftol": 1e-15}),
+    ):
+        DELTA.check(ours.compute_prices(**known, iteration=iteration), expected)
+        alone = {**known, "ownership": np.ones((7, 7)), "costs": known["costs"][rows_of(name, "m001")]}
+        DELTA.check(
+            ours.compute_prices(**alone, market_id="m001", iteration=iteration), expected[rows_of(name, "m001")]
+        )
+
+
+def rows_of(name: str, market_id: str) -> np.ndarray:
+    return np.flatnonzero(cases()[name].tables[0].market_ids == market_id)
+
+
+def test_functions_of_users_find_equilibrium_prices() -> None:
+    ours, _ = solved("linear costs")
+    seen = []
+
+    def plain(initial: np.ndarray, contraction: Any, callback: Any, steps: int) -> tuple[np.ndarray, bool]:
+        for _ in range(steps):
+            image, weights, jacobian = contraction(initial)
+            seen.append((initial.size, weights, jacobian))
+            initial = image
+            callback()
+        return initial, True
+
+    found = ours.compute_prices(firm_ids=np.zeros(29), iteration=blpjax.Iteration(plain, {"steps": 200}))
+    DELTA.check(found, ours.compute_prices(firm_ids=np.zeros(29)))
+    assert {size for size, *_ in seen} == set(cases()["linear costs"].tables[0].groupby("market_ids").size())
+    assert all(weights is None and jacobian is None for _, weights, jacobian in seen)
+    with pytest.warns(ConvergenceWarning, match="equilibrium prices"):
+        early = ours.compute_prices(firm_ids=np.zeros(29), iteration=blpjax.Iteration(plain, {"steps": 1}))
+    assert np.isnan(early).all()  # whatever the function says
+
+
+def test_errors_of_users_functions_reach_them() -> None:
+    def broken(initial: np.ndarray, *unused: Any) -> Any:
+        raise ZeroDivisionError("this is the user's")
+
+    ours, _ = solved("linear costs")
+    with pytest.raises(ZeroDivisionError, match="this is the user's"):
+        ours.compute_prices(firm_ids=np.zeros(29), iteration=blpjax.Iteration(broken))
+
+
+def test_derivatives_of_prices_do_not_depend_on_the_routine() -> None:
+    ours, _ = solved("linear costs")
+    known = {"firm_ids": np.zeros(29), "standard_errors": True}
+    found = ours.compute_prices(**known, iteration=blpjax.Iteration("hybr", {"xtol": 1e-13}))
+    FIXED_PARAMETERS.check(found.standard_errors, ours.compute_prices(**known).standard_errors)
+
+
+def test_one_row_of_a_column_of_market_ids_is_a_market() -> None:
+    ours, _ = solved("linear costs")
+    market_id = ours.problem.products.market_ids[0]
+    assert market_id.shape == (1,)
+    found = ours.compute_elasticities(market_id=market_id)
+    np.testing.assert_array_equal(found, ours.compute_elasticities(market_id=market_id[0]))
+    np.testing.assert_array_equal(ours.extract_diagonals(found, market_id)[:, 0], np.diag(found))
+
+
 # bad arguments
 
 BAD = [
@@ -403,6 +471,7 @@ BAD = [
     ("prices", {"ownership": np.zeros((29, 8))}, ValueError, "rows of zeros, but row 0 is one, in market '"),
     ("costs", {"firm_ids": [[0, 1], [2]]}, ValueError, "firm_ids must hold 29 IDs, one for each product, not a nested"),
     ("elasticities", {"market_id": ["m001", "m002"]}, ValueError, "market_id must be one market or None, .* not list"),
+    ("elasticities", {"market_id": np.array(["m001", "m002"])}, ValueError, "market_id must be one market or None"),
     ("costs", {"ownership": np.full((29, 8), np.nan)}, ValueError, "ownership must be finite, but row 0 is not"),
     ("costs", {"ownership": "all"}, ValueError, "ownership must be an array of finite numbers"),
     (

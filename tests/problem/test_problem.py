@@ -16,7 +16,14 @@ import scipy.optimize
 
 import blpjax
 from blpjax import Formulation, Integration, Iteration, Optimization, Problem
-from blpjax.exceptions import ConvergenceWarning, DataError, DataWarning, IdentificationError, IdentificationWarning
+from blpjax.exceptions import (
+    ConvergenceWarning,
+    DataError,
+    DataWarning,
+    IdentificationError,
+    IdentificationWarning,
+    UnusedOptionWarning,
+)
 from blpjax.machine import compilation
 from tests.support.problems import FORMULAS, PI, SIGMA, build, evaluate, small_tables
 from tests.support.programs import compilations
@@ -233,13 +240,18 @@ def test_tables_that_change_later_do_not_change_the_problem(problem: Problem) ->
         ({"epsilon_scale": 0.0}, ValueError, "epsilon_scale must be a positive number, not 0.0"),
         ({"epsilon_scale": np.inf}, ValueError, "epsilon_scale must be a positive number, not inf"),
         ({"epsilon_scale": "1"}, ValueError, "epsilon_scale must be a positive number, not '1'"),
-        ({"costs_type": "log"}, ValueError, "costs_type='log' needs a supply side"),
         ({"costs_type": "quadratic"}, ValueError, "costs_type must be one of"),
     ],
 )
 def test_wrong_options_of_models_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build(blpjax, **options)
+
+
+def test_the_type_of_costs_has_no_effect_without_a_supply_side() -> None:
+    with pytest.warns(UnusedOptionWarning, match="costs_type='log' has no effect: there is no supply side") as caught:
+        assert build(blpjax, costs_type="log").costs_type == "linear"
+    assert len(caught) == 1
 
 
 def test_defaults_of_models_may_be_given() -> None:

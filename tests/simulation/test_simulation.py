@@ -14,6 +14,7 @@ from blpjax.exceptions import (
     NonpositiveSyntheticCostsError,
     SyntheticDeltaConvergenceError,
     SyntheticPricesConvergenceError,
+    UnusedOptionWarning,
 )
 from tests.support.silence import quiet
 from tests.tolerances import DELTA, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
@@ -693,11 +694,6 @@ ZEROS = np.zeros(24)
         ({"rc_types": ["log"]}, ValueError, "rc_types must be a list with a type for each of the 2 columns of X2"),
         ({"epsilon_scale": -1.0}, ValueError, "epsilon_scale must be a positive number, not -1.0"),
         ({"costs_type": "square", "gamma": [1, 1, 1]}, ValueError, "costs_type must be one of"),
-        (
-            {"formulas": (*FORMULAS[:2], None), "gamma": None, "xi": ZEROS, "costs_type": "log"},
-            ValueError,
-            "costs_type='log' needs a supply side",
-        ),
     ],
 )
 def test_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -714,6 +710,13 @@ def test_arguments(options: dict[str, Any], error: type[Exception], message: str
     formulations = tuple(None if formula is None else blpjax.Formulation(formula) for formula in formulas)
     with quiet(), pytest.raises(error, match=re.escape(message)):
         blpjax.Simulation(formulations, id_data() if data is None else data, **chosen)
+
+
+def test_the_type_of_costs_has_no_effect_without_a_supply_side() -> None:
+    formulation = blpjax.Formulation("1 + prices")
+    with pytest.warns(UnusedOptionWarning, match="costs_type='log' has no effect: there is no supply side"):
+        built = blpjax.Simulation(formulation, id_data(), [-2.0, -1.0], xi=ZEROS, costs_type="log")
+    assert built.costs_type == "linear"
 
 
 def test_absorption_is_refused() -> None:
