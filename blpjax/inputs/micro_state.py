@@ -17,8 +17,8 @@ def moments_state(moments: Sequence[MicroMoment]) -> dict[str, Any] | None:
     known = all(isinstance(dataset.compute_weights, SurveyWeights) for dataset in datasets)
     known &= all(isinstance(part.compute_values, SurveyValues | MarketArrays) for part in parts)
     for moment in moments:
-        known &= moment.compute_value is None or function_state(moment.compute_value) is not None
-        known &= moment.compute_gradient is None
+        own = moment.compute_gradient is None and function_state(moment.compute_value) is not None
+        known &= moment.is_part or own
     if not known:
         return None
     return {
@@ -32,7 +32,7 @@ def moments_state(moments: Sequence[MicroMoment]) -> dict[str, Any] | None:
                 "name": moment.name,
                 "value": moment.value,
                 "parts": [parts.index(part) for part in moment.parts],
-                "function": function_state(moment.compute_value),
+                "function": None if moment.is_part else function_state(moment.compute_value),
             }
             for moment in moments
         ],

@@ -106,7 +106,7 @@ def micro_moments(
         own = [known[part] for part in moment.parts]
         if not np.isfinite(value):
             raise ValueError(f"The micro moment '{moment.name}' is {value} in survey_data: its condition never holds.")
-        alone = moment.compute_value is None
+        alone = moment.is_part
         filled.append(MicroMoment(moment.name, float(value), own[0] if alone else own, moment.compute_value))
     return SurveyMoments(filled, spread @ spread.T)
 
