@@ -256,6 +256,7 @@ def test_profile_with_bounded_costs_needs_functions() -> None:
         {"beta": [-0.5, -2.0, 1.0, None], "gamma": [None, 0.5, 0.3]},
     ],
 )
+@pytest.mark.slow
 def test_profiles_of_other_free_elements(given: dict[str, Any]) -> None:
     products, agents = joint.tables(markets=MARKETS)
     problem = joint.Model().build(blpjax, products, agents)

@@ -262,6 +262,7 @@ def test_nested_row_agrees_with_pyblp() -> None:
     check_timing(row.pyblp)
 
 
+@pytest.mark.slow
 def test_rcnl_evaluation_row_agrees_with_pyblp() -> None:
     row = next(family.rcnl_rows(dataclasses.replace(TINY, pyblp=True)))
     assert row.failure == "" and row.evaluations == (1, 1) and row.details["rho"] == "0.4"

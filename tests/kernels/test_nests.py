@@ -557,6 +557,7 @@ def test_second_derivatives_agree_with_central_differences(demand: Any) -> None:
         SECOND_CENTRAL_DIFFERENCE.check(hessian[:, k, m], difference)
 
 
+@pytest.mark.slow
 def test_derivatives_of_markups_are_those_of_a_dense_solve() -> None:
     """In everything at once: in reverse, and the second along directions in everything."""
     f, H = arrays(firms(24)), jnp.asarray(partial_ownership())

@@ -307,6 +307,7 @@ def with_function() -> Any:
 CUBIC = Case(COMMON, X3=None, options={"rc_types": ["linear", cubic]})
 
 
+@pytest.mark.slow
 def test_random_coefficients_of_any_function() -> None:
     results = with_function()
     assert results.fp_converged.all() and results.problem.rc_types == ["linear", cubic]

@@ -113,6 +113,7 @@ def test_hessians_are_second_differences_of_the_objective(
         SECOND_CENTRAL_DIFFERENCE.check(direction @ derivatives["hessian"] @ direction, second)
 
 
+@pytest.mark.slow
 def test_derivatives_under_vmap_are_those_of_each_theta(
     newton_functions: ModelFunctions, derivatives: dict[str, Any]
 ) -> None:
@@ -172,6 +173,7 @@ def test_objective_agrees_with_an_unrolled_contraction(functions: ModelFunctions
 evaluate = jax.jit(GMM.evaluate)
 
 
+@pytest.mark.slow
 def test_least_squares_form_agrees_with_the_objective(
     newton_functions: ModelFunctions, derivatives: dict[str, Any]
 ) -> None:

@@ -421,6 +421,7 @@ def test_what_likelihoods_do_not_support_is_refused() -> None:
         solve(given=blpjax.MicroLikelihood(1e4))
 
 
+@pytest.mark.slow
 def test_iterations_are_those_of_inversions() -> None:
     with pytest.warns(UnusedOptionWarning, match="iteration has no effect.*Newton's method"):
         solve(iteration=Iteration("squarem"), optimization=blpjax.Optimization("return"))

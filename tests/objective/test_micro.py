@@ -90,6 +90,7 @@ def test_pyblp_has_the_same_moments(kind: str) -> None:
     assert ours.last_results.step == 0 and not ours.last_results.W[-2:].any()
 
 
+@pytest.mark.slow
 def test_estimates_match_moments_that_weigh_enough() -> None:
     """With a survey that is much larger than the sample of products, and values of the model at some parameters."""
     elsewhere = evaluate(problem(), blpjax, iteration=None, micro_moments=moments()).micro_values[:, 0] * [1.02, 1.01]

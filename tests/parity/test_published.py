@@ -468,6 +468,7 @@ def test_unrestricted_covariances_with_default_bounds(monte_carlo: blpjax.Proble
     ESTIMATES.check(results.sigma_se, array(reference("tutorial_mc_polished")["sigma_se"]))
 
 
+@pytest.mark.slow
 def test_unrestricted_covariances_have_a_better_optimum_than_the_printed_one(monte_carlo: blpjax.Problem) -> None:
     """From the same start, without bounds: 160.350 in the first step instead of 167.708."""
     results = monte_carlo.solve(sigma=np.ones((4, 4)), method="1s", **UNBOUNDED)

@@ -126,6 +126,7 @@ def test_bootstraps_draw_phi_and_outputs_have_standard_errors() -> None:
     assert not np.asarray(found.jacobian).reshape(-1, len(results.parameters))[:, :2].any()
 
 
+@pytest.mark.slow
 def test_samples_of_clusters_are_estimated_again() -> None:
     """First-order conditions of a sample, with formulas and in NumPy."""
     results = estimated(method="1s", check_optimality="gradient", phi_bounds=None)

@@ -60,6 +60,7 @@ def test_the_problem_is_the_one_that_was_solved(loaded: blpjax.ProblemResults) -
         np.testing.assert_array_equal(loaded.problem.agents[name], built.agents[name], name)
 
 
+@pytest.mark.slow
 def test_the_problem_is_estimated_alike(loaded: blpjax.ProblemResults) -> None:
     again = loaded.problem.solve(**ARGUMENTS)
     assert again.converged and again.cumulative_converged

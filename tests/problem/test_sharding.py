@@ -181,6 +181,7 @@ def test_pickles_hold_no_devices(problem: blpjax.Problem) -> None:
 
 
 @pytest.mark.usefixtures("several_buckets")
+@pytest.mark.slow
 def test_padding_markets_are_reported_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     # one device that counts as three fills buckets up as three devices do
     monkeypatch.setattr(joint, "PRODUCTS", (3, 8, 3, 8, 8))

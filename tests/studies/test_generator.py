@@ -137,6 +137,7 @@ def test_optimal_instruments_are_those_of_drawn_variables() -> None:
         check(rows[rows["replication"] == r], single(made, r, {**columns, **instruments}, optimal=True))
 
 
+@pytest.mark.slow
 def test_tables_depend_on_the_function_and_not_on_batches(tmp_path: Path) -> None:
     made = study()
     parts = made.run(3, batch_size=2, path=tmp_path / "study").table

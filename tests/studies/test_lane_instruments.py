@@ -22,6 +22,7 @@ from blpjax.studies import lane_instruments, replications
 from blpjax.studies.lane_instruments import Observed, OptimalInstruments
 from blpjax.studies.monte_carlo import MonteCarlo
 from tests.support import joint
+from tests.support.designs import mostly_slow
 from tests.support.study_design import MOMENTS, F, design
 from tests.tolerances import FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
 
@@ -102,7 +103,7 @@ MODELS: dict[str, tuple[joint.Model, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", mostly_slow([*MODELS], ["costs of shares", "logit"]))
 def test_instruments_of_lanes_span_those_of_problems(name: str) -> None:
     """At parameters that are given."""
     model, parameters = MODELS[name]
