@@ -137,6 +137,11 @@ class Counterfactual:
         if standard_errors:
             self._found = self.delta_method(lambda before, after: self._numbers(before, after))
 
+    def __str__(self) -> str:
+        return f"Counterfactual, means over {len(self.markets)} markets:\n{self.summary().to_string()}"
+
+    __repr__ = __str__
+
     # tables
 
     @cached_property

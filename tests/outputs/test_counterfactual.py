@@ -406,6 +406,7 @@ def test_tables_agree_with_each_other() -> None:
     ROUNDING.check(firms["profits_before"], found.markets["profits_before"])
     assert set(found.products["firm_after"]) == {0, 2} and (found.products["firm_before"] == FIRMS).all()
     summary, weights = found.summary(), [100.0, 200.0, 50.0]
+    assert str(found).startswith("Counterfactual, means over 3 markets:") and "consumer_surplus" in repr(found)
     ROUNDING.check(summary.loc["profits", "after"], found.markets["profits_after"].mean())
     ROUNDING.check(found.summary(weights).loc["total", "change"], found.markets["total_change"] @ weights)
     ROUNDING.check(summary.loc["mean_price", "after"], found.products["prices_after"].mean())
