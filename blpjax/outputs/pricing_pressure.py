@@ -1,7 +1,7 @@
 """Screens of mergers: upward pricing pressure, compensating cost reductions, and first-order changes of prices."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,14 @@ from blpjax.model.model import Model
 from blpjax.outputs.changes import read_firms
 from blpjax.outputs.counterfactual import CounterfactualMethods
 from blpjax.values import read_flag
+
+
+class Pressure(NamedTuple):
+    """Of products of a market (J,): diversion to new partners, what these earn by it, and costs implied then."""
+
+    diversion: np.ndarray
+    earned: np.ndarray
+    changed_costs: np.ndarray
 
 
 class PressureMethods(CounterfactualMethods):
@@ -88,13 +96,12 @@ def pricing_pressure(
     F = np.asarray(model.profit_gradients(costs=cheaper, firm_ids=firm_ids))
     slopes = np.asarray(model.firm_profit_hessians(costs=cheaper, firm_ids=firm_ids))
     alone = np.asarray(model.firm_profit_hessians(costs=p - 1, firm_ids=np.arange(N)))
-    new = {name: np.full(N, np.nan) for name in ("diversion", "pressure", "changed_costs", "first_order_change")}
+    new = {name: np.full(N, np.nan) for name in (*Pressure._fields, "first_order_change")}
     for market in rows:
         square = (market, slice(market.size))
         part = D[square], H0[square], H1[square]
-        new["diversion"][market], new["pressure"][market], new["changed_costs"][market] = market_pressure(
-            *part, s[market], p[market], c[market]
-        )
+        for name, values in market_pressure(*part, s[market], p[market], c[market])._asdict().items():
+            new[name][market] = values
         own = np.diag(part[0])
         curvature = alone[square] - part[0] - np.diag(own)
         h = -F[market] / own
@@ -104,8 +111,8 @@ def pricing_pressure(
         "prices": p,
         "costs": c,
         "diversion": new["diversion"],
-        "guppi": new["pressure"] / p,
-        "upp": new["pressure"] - efficiencies * c,
+        "guppi": new["earned"] / p,
+        "upp": new["earned"] - efficiencies * c,
         "cmcr": np.where(c > 0, c - new["changed_costs"], np.nan) / np.where(c > 0, c, 1.0),
         "first_order_change": new["first_order_change"],
     }
@@ -113,8 +120,8 @@ def pricing_pressure(
 
 def market_pressure(
     D: np.ndarray, H0: np.ndarray, H1: np.ndarray, s: np.ndarray, p: np.ndarray, c: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Diversion to new partners, what they earn by it, and costs that new owners would have at these prices, all (J,).
+) -> Pressure:
+    """What new owners of a market's products gain by higher prices, and costs at which they would leave them.
 
     Parameters
     ----------
@@ -123,7 +130,7 @@ def market_pressure(
     s, p, c : (J,) shares, prices, and costs.
     """
     R = (H1 - H0) * -D.T / np.diag(D)[:, None]
-    return R.sum(axis=1), R @ (p - c), p + _solve(H1 * D.T, s)
+    return Pressure(R.sum(axis=1), R @ (p - c), p + _solve(H1 * D.T, s))
 
 
 def _changed(model: Model, firm_ids: np.ndarray) -> np.ndarray:
