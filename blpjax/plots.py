@@ -1,4 +1,4 @@
-"""Figures of results: substitution, price changes, markups, the objective, replications. Need the extra ``plots``.
+"""Figures of results: substitution, prices, welfare, markups, the objective, replications. Need the extra ``plots``.
 
 Import it by name, ``from blpjax import plots``: nothing else in blpjax does. Each function draws into one axis of
 matplotlib, a new one by default, and returns it. All figures are here, in more than 500 lines, because users import
@@ -12,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from blpjax.inputs.arguments import check_choice
+from blpjax.model.scenario import State
 from blpjax.objective.functions import ModelFunctions
+from blpjax.outputs.counterfactual import Counterfactual
 from blpjax.outputs.outputs import Outputs
 from blpjax.problem.problem import Problem
 from blpjax.problem.results import ProblemResults
@@ -93,25 +96,31 @@ def plot_diversion_ratios(
 
 
 def plot_price_changes(
-    results: Outputs,
-    changed_prices: Any,
+    results: Outputs | Counterfactual,
+    changed_prices: Any = None,
     prices: Any = None,
     firm_ids: Any = None,
     labels: Mapping[Any, str] | None = None,
     highlight: Iterable[Any] = (),
     ax: Axes | None = None,
+    *,
+    by: str = "firm",
 ) -> Axes:
     """Changes of prices in per cent, a box for each firm: median, quartiles, and whiskers from 5% to 95%.
 
+    Counterfactuals with standard errors have the mean change of each firm instead, with its 95% interval.
+
     Parameters
     ----------
-    results : results of estimation or simulation.
-    changed_prices : (N,) prices after a merger or another change, as from `compute_prices`.
+    results : a counterfactual, or results of estimation or simulation. New and dropped products of counterfactuals,
+        which have no price on one side, are left out.
+    changed_prices : (N,) prices after a merger or another change, as from `compute_prices`. Counterfactuals have them.
     prices : (N,) prices before; by default those of the product table.
-    firm_ids : (N,) firms by which to group; by default those of the product table.
+    firm_ids : (N,) firms by which to group; by default those of the product table, before the change.
     labels : names of firms by firm ID. Others are called by their IDs.
     highlight : IDs of firms to draw in another colour, for example those that merge.
     ax : where to draw.
+    by : ``'firm'``, or ``'product'`` or ``'market'``, whose IDs are meant then wherever those of firms are above.
 
     Returns
     -------
@@ -123,30 +132,69 @@ def plot_price_changes(
         When there is not one number or ID for each product, prices are missing (as where no equilibrium was found), or
         firms to highlight or to label do not exist.
     """
-    table = results.output_tables.products
-    N = table.shares.size
-    before = _read_numbers("prices", table.prices if prices is None else prices, N)
-    changes = 100 * (_read_numbers("changed_prices", changed_prices, N) / before - 1)
-    groups = _by_firm(changes, _read_firms(results, firm_ids))
+    check_choice("by", by, ("firm", "product", "market"))
+    table = _changes(results, changed_prices, prices)
+    groups = _by_firm(np.arange(len(table)), _read_groups(table, by, firm_ids))
+    change = table["change"].to_numpy()
+    groups = {key: rows[np.isfinite(change[rows])] for key, rows in groups.items()}
+    groups = {key: rows for key, rows in groups.items() if rows.size}
     marked = set(highlight)
-    _check_known("highlight", marked, groups)
-    _check_known("labels", labels or {}, groups)
-    ordered = sorted(groups, key=lambda firm: float(np.median(groups[firm])))
+    _check_known("highlight", marked, groups, by)
+    _check_known("labels", labels or {}, groups, by)
+    uncertain = isinstance(results, Counterfactual) and "prices_change_se" in results.products
+    ordered = sorted(groups, key=lambda key: float((np.mean if uncertain else np.median)(change[groups[key]])))
     ax = _axis(ax, (6.4, max(2.4, 0.3 * len(ordered) + 1)))
-    boxes = ax.boxplot(
-        [groups[firm] for firm in ordered],
-        orientation="horizontal",
-        widths=0.6,
-        whis=(5, 95),
-        showfliers=False,
-        patch_artist=True,
-        medianprops={"color": "black"},
-    )
-    for firm, box in zip(ordered, boxes["boxes"], strict=True):
-        box.set_facecolor("tab:orange" if firm in marked else "lightsteelblue")
+    if isinstance(results, Counterfactual) and uncertain:
+        _draw_means(results, {key: groups[key] for key in ordered}, marked, ax)
+    else:
+        _draw_boxes({key: change[groups[key]] for key in ordered}, marked, ax)
     ax.axvline(0, color="black", linewidth=0.8, zorder=0)
-    ax.set_yticks(range(1, len(ordered) + 1), labels=[_firm_label(firm, labels) for firm in ordered])
-    ax.set(xlabel="change of price (%)", ylabel="firm", title="Price changes by firm")
+    ax.set_yticks(range(1, len(ordered) + 1), labels=[_firm_label(key, labels) for key in ordered])
+    what = "mean change of price (%), with 95% intervals" if uncertain else "change of price (%)"
+    ax.set(xlabel=what, ylabel=by, title=f"Price changes by {by}")
+    return ax
+
+
+def plot_welfare(
+    outcome: Counterfactual | Mapping[str, Counterfactual], weights: Any = None, ax: Axes | None = None
+) -> Axes:
+    """Changes of consumer surplus, profits, tax revenue where there are taxes, and their total, as bars.
+
+    Parameters
+    ----------
+    outcome : a counterfactual, or several by name, side by side. Those with standard errors have 95% intervals.
+    weights : (T,) of markets, as in `Counterfactual.summary`: without them, means over markets are shown.
+    ax : where to draw.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        When there is no counterfactual, or no equilibrium was found in some market.
+    """
+    outcomes = dict(outcome) if isinstance(outcome, Mapping) else {"": outcome}
+    if not outcomes:
+        raise ValueError("outcome must be a counterfactual, or at least one by name.")
+    for one in outcomes.values():
+        _check_equilibrium(one)
+    taxed = any(one.taxed for one in outcomes.values())
+    names = ["consumer_surplus", "profits", *(["revenue"] if taxed else []), "total"]
+    ax = _axis(ax)
+    width = 0.8 / len(outcomes)
+    for k, (label, one) in enumerate(outcomes.items()):
+        table = one.summary(weights).loc[names]
+        places = np.arange(len(names)) + width * (k - (len(outcomes) - 1) / 2)
+        errors = 1.96 * table["change_se"] if "change_se" in table else None
+        color = "lightsteelblue" if len(outcomes) == 1 else f"C{k}"
+        ax.bar(places, table["change"], width, yerr=errors, capsize=3, color=color, label=label)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set_xticks(range(len(names)), labels=[name.replace("_", " ") for name in names])
+    ax.set(ylabel="change per consumer" if weights is None else "change", title="Welfare")
+    if isinstance(outcome, Mapping):
+        ax.legend(fontsize="small")
     return ax
 
 
@@ -333,6 +381,57 @@ def plot_replications(
     return ax
 
 
+def _changes(results: Outputs | Counterfactual, changed_prices: Any, prices: Any) -> pd.DataFrame:
+    """IDs of products and changes of their prices in per cent, a row for each product."""
+    if isinstance(results, Counterfactual):
+        if changed_prices is not None or prices is not None:
+            raise ValueError("changed_prices and prices must not be given with a counterfactual, which has its own.")
+        _check_equilibrium(results)
+        table = results.products.rename(columns={"firm_before": "firm", "market_ids": "market"})
+        return table.assign(change=100 * (table["prices_after"] / table["prices_before"] - 1))
+    if changed_prices is None:
+        raise ValueError("changed_prices must be given: only counterfactuals have prices after a change.")
+    products, extent = results.output_tables.products, results.ask(None, False, False, "shares").extent
+    N = products.shares.size
+    before = _read_numbers("prices", products.prices if prices is None else prices, N)
+    change = 100 * (_read_numbers("changed_prices", changed_prices, N) / before - 1)
+    markets, ids = extent.product_labels
+    columns = {"market": markets, "product": ids, "firm": products.firm_ids, "change": change}
+    return pd.DataFrame({name: values for name, values in columns.items() if values is not None})
+
+
+def _check_equilibrium(outcome: Counterfactual) -> None:
+    failed = outcome.markets.loc[~outcome.markets["converged"], "market_ids"].tolist()
+    if failed:
+        raise ValueError(f"No equilibrium was found in {len(failed)} markets, such as {failed[0]!r}.")
+
+
+def _draw_boxes(groups: Mapping[Any, np.ndarray], marked: set[Any], ax: Axes) -> None:
+    boxes = ax.boxplot(
+        list(groups.values()),
+        orientation="horizontal",
+        widths=0.6,
+        whis=(5, 95),
+        showfliers=False,
+        patch_artist=True,
+        medianprops={"color": "black"},
+    )
+    for key, box in zip(groups, boxes["boxes"], strict=True):
+        box.set_facecolor("tab:orange" if key in marked else "lightsteelblue")
+
+
+def _draw_means(outcome: Counterfactual, groups: Mapping[Any, np.ndarray], marked: set[Any], ax: Axes) -> None:
+    """Mean changes over rows of products, with intervals."""
+
+    def means(before: State, after: State) -> Any:
+        return {k: 100 * jnp.mean(after.prices[r] / before.prices[r] - 1) for k, r in enumerate(groups.values())}
+
+    found = outcome.delta_method(means)
+    for k, key in enumerate(groups):
+        color = "tab:orange" if key in marked else "tab:blue"
+        ax.errorbar(float(found.value[k]), k + 1, xerr=1.96 * float(found.standard_errors[k]), fmt="o", color=color)
+
+
 def _draw_matrix(market: _Market, matrix: Any, label: str, annotate: bool | None, ax: Axes | None) -> Axes:
     values = np.asarray(matrix)[np.ix_(market.products, market.products)]
     size = len(values)
@@ -381,13 +480,22 @@ def _read_numbers(name: str, values: Any, size: int) -> np.ndarray:
 
 
 def _read_firms(results: Outputs, firm_ids: Any) -> np.ndarray:
-    table = results.output_tables.products
-    ids = table.firm_ids if firm_ids is None else firm_ids
+    ids = results.output_tables.products.firm_ids if firm_ids is None else firm_ids
+    return _read_keys("firm", ids, results.output_tables.products.shares.size)
+
+
+def _read_groups(table: pd.DataFrame, by: str, firm_ids: Any) -> np.ndarray:
+    if firm_ids is not None and by != "firm":
+        raise ValueError(f"firm_ids must not be given with by={by!r}.")
+    return _read_keys(by, table.get(by) if firm_ids is None else firm_ids, len(table))
+
+
+def _read_keys(by: str, ids: Any, size: int) -> np.ndarray:
     if ids is None:
-        raise ValueError("firm_ids must be given, because there is no column 'firm_ids' in product_data.")
+        raise ValueError(f"{by}_ids must be given, because there is no column '{by}_ids' in product_data.")
     array = np.asarray(ids).reshape(-1)
-    if array.size != table.shares.size:
-        raise ValueError(f"firm_ids must hold {table.shares.size} IDs, one for each product, not {array.size}.")
+    if array.size != size:
+        raise ValueError(f"{by}_ids must hold {size} IDs, one for each product, not {array.size}.")
     return array
 
 
@@ -395,10 +503,10 @@ def _by_firm(values: np.ndarray, firms: np.ndarray) -> dict[Any, np.ndarray]:
     return {firm: values[firms == firm] for firm in np.unique(firms).tolist()}
 
 
-def _check_known(name: str, ids: Iterable[Any], groups: Mapping[Any, np.ndarray]) -> None:
-    unknown = [firm for firm in ids if firm not in groups]
+def _check_known(name: str, ids: Iterable[Any], groups: Mapping[Any, np.ndarray], by: str = "firm") -> None:
+    unknown = [key for key in ids if key not in groups]
     if unknown:
-        raise ValueError(f"{name} has {unknown[0]!r}, which is not the ID of a firm.")
+        raise ValueError(f"{name} has {unknown[0]!r}, which is not the ID of a {by}.")
 
 
 def _firm_label(firm: Any, labels: Mapping[Any, str] | None) -> str:

@@ -14,12 +14,13 @@ pytest.importorskip("matplotlib")
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 
 import blpjax
 from blpjax import plots
 from blpjax.studies.results import MonteCarloResults
-from tests.support import joint
-from tests.tolerances import CENTRAL_DIFFERENCE, ROUNDING
+from tests.support import estimated, joint
+from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING
 
 BETA = [None, -2.0, None, None]
 MARKETS = 20
@@ -188,6 +189,106 @@ def test_firms_are_needed() -> None:
         results = problem.solve(method="1s")
     with pytest.raises(ValueError, match="firm_ids must be given, because there is no column 'firm_ids'"):
         plots.plot_price_changes(results, products.prices)
+
+
+# --- counterfactuals ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def outcome(standard_errors: bool = False, **changes: Any) -> blpjax.Counterfactual:
+    return estimated.solved("logit").counterfactual(firm_ids={2: 1}, standard_errors=standard_errors, **changes)
+
+
+def test_price_changes_of_counterfactuals_are_those_of_results() -> None:
+    found = outcome()
+    ax = plots.plot_price_changes(found, highlight=[1])
+    same = plots.plot_price_changes(estimated.solved("logit"), found.after.prices)
+    assert tick_labels(ax.yaxis) == tick_labels(same.yaxis)
+    ROUNDING.check(medians(ax), medians(same))
+    table = found.products
+    for by, column in (("product", "product"), ("market", "market_ids")):
+        change = 100 * (table["prices_after"] / table["prices_before"] - 1)
+        expected = change.groupby(table[column]).median().sort_values()
+        ax = plots.plot_price_changes(found, by=by)
+        ROUNDING.check(medians(ax), expected)
+        assert ax.get_ylabel() == by and set(tick_labels(ax.yaxis)) == {str(one) for one in expected.index}
+    again = plots.plot_price_changes(estimated.solved("logit"), found.after.prices, by="market")
+    ROUNDING.check(medians(again), medians(ax))
+
+
+def test_price_changes_with_standard_errors_have_intervals() -> None:
+    found = outcome(True)
+    ax = plots.plot_price_changes(found, labels={0: "none"}, highlight=[2])
+    table = found.products
+    means = (table["prices_after"] / table["prices_before"]).groupby(table["firm_before"]).mean().sub(1).mul(100)
+    ordered = means.sort_values()
+    assert tick_labels(ax.yaxis) == [{0: "none"}.get(firm, str(firm)) for firm in ordered.index]
+    points = [float(bars.lines[0].get_xdata()[0]) for bars in ax.containers]
+    ROUNDING.check(points, ordered)
+    one = table[table["firm_before"] == 2].index.to_numpy()
+    expected = found.delta_method(lambda before, after: (after.prices[one] / before.prices[one]).mean())
+    place = list(ordered.index).index(2)
+    (interval,) = ax.containers[place].lines[2][0].get_segments()
+    LINEAR_ALGEBRA.check(interval[1, 0] - interval[0, 0], 2 * 1.96 * 100 * float(expected.standard_errors))
+    colors = [bars.lines[0].get_color() for bars in ax.containers]
+    assert colors[place] == "tab:orange" and len(set(colors)) == 2
+
+
+def test_dropped_products_have_no_change_of_price() -> None:
+    products = estimated.CASES["logit"].tables[0]
+    found = estimated.solved("logit").counterfactual(drop=(products.firm_ids == 0).to_numpy())
+    assert set(tick_labels(plots.plot_price_changes(found).yaxis)) == {"1", "2"}
+
+
+def heights(ax: Axes) -> list[list[float]]:
+    bars = [container for container in ax.containers if isinstance(container, BarContainer)]
+    return [[bar.get_height() for bar in container] for container in bars]
+
+
+def test_welfare() -> None:
+    merger, taxed = outcome(), outcome(taxes=blpjax.Taxes(0.1))
+    rows = ["consumer_surplus", "profits", "total"]
+    ax = plots.plot_welfare(merger)
+    ROUNDING.check(heights(ax)[0], merger.summary().loc[rows, "change"])
+    assert tick_labels(ax.xaxis) == ["consumer surplus", "profits", "total"] and ax.get_legend() is None
+    weights = [1.0, 2.0, 3.0, 4.0]
+    ax = plots.plot_welfare({"merger": merger, "tax": taxed}, weights)
+    for shown, found in zip(heights(ax), (merger, taxed), strict=True):
+        ROUNDING.check(shown, found.summary(weights).loc[[*rows[:2], "revenue", "total"], "change"])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["merger", "tax"]
+
+
+def test_welfare_has_intervals_with_standard_errors() -> None:
+    found = outcome(True)
+    ax = plots.plot_welfare(found)
+    segments = np.array(ax.collections[0].get_segments())
+    errors = found.summary().loc[["consumer_surplus", "profits", "total"], "change_se"]
+    assert (errors > 0).all()
+    ROUNDING.check(segments[:, 1, 1] - segments[:, 0, 1], 2 * 1.96 * errors)
+
+
+def test_what_cannot_be_drawn_of_counterfactuals_is_named() -> None:
+    found = outcome()
+    for arguments, message in (
+        ({"changed_prices": [1.0]}, "must not be given with a counterfactual"),
+        ({"firm_ids": [1]}, "firm_ids must hold"),
+        ({"firm_ids": [1], "by": "market"}, "firm_ids must not be given with by='market'"),
+        ({"by": "nest"}, r"by must be one of \['firm', 'product', 'market'\], not 'nest'."),
+        ({"by": "product", "highlight": ["x"]}, "highlight has 'x', which is not the ID of a product"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plots.plot_price_changes(found, **arguments)
+    with pytest.raises(ValueError, match="changed_prices must be given"):
+        plots.plot_price_changes(estimated.solved("logit"))
+    with pytest.raises(ValueError, match="at least one by name"):
+        plots.plot_welfare({})
+    with pytest.warns(blpjax.exceptions.ConvergenceWarning, match="in 4 of 4 markets"):
+        failed = estimated.solved("logit").counterfactual(
+            firm_ids={2: 1}, iteration=blpjax.Iteration("simple", {"max_evaluations": 1})
+        )
+    for draw in (plots.plot_welfare, plots.plot_price_changes):
+        with pytest.raises(ValueError, match="No equilibrium was found in 4 markets, such as 'm000'"):
+            draw(failed)
 
 
 # --- the objective --------------------------------------------------------------------------------------------------

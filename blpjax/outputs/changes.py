@@ -14,7 +14,7 @@ from blpjax.inputs.taxes import Taxes
 from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.model.scenario import Scenario
 from blpjax.outputs.entry import Entry
-from blpjax.outputs.query import Source, read_iteration
+from blpjax.outputs.query import Query, Source, read_iteration
 from blpjax.values import read_flag
 
 
@@ -35,10 +35,8 @@ def read_scenario(source: Source, taxed: bool, given: dict[str, Any]) -> Scenari
     if hold is not None and drop is not None and (hold & drop).any():
         row = int(np.flatnonzero(hold & drop)[0])
         raise ValueError(f"hold and drop are both true in row {row}.")
-    firm_ids = given["firm_ids"]
-    if isinstance(firm_ids, Mapping):
-        firm_ids = _merged(products.firm_ids, firm_ids)
-    firms, owned = query.read_ownership(firm_ids, given["ownership"])
+    firms = read_firms(query, products.firm_ids, given["firm_ids"])
+    _, owned = query.read_ownership(None, given["ownership"])
     if firms is not None and owned:
         raise ValueError("Give either firm_ids or ownership, not both.")
     costs = given["costs"]
@@ -71,6 +69,19 @@ def read_scenario(source: Source, taxed: bool, given: dict[str, Any]) -> Scenari
         iteration=None if iteration is None else read_iteration(iteration),
         constant_costs=constant_costs,
     )
+
+
+def read_firms(query: Query, known: Any, firm_ids: Any) -> np.ndarray | None:
+    """IDs of firms (N,) after a change, which may be a mapping of old IDs, those that are `known`, to new ones.
+
+    Raises
+    ------
+    ValueError
+        When there is not one ID for each product, or no such old one.
+    """
+    if isinstance(firm_ids, Mapping):
+        firm_ids = _merged(known, firm_ids)
+    return query.read_ids("firm_ids", firm_ids)
 
 
 def with_entry(scenario: Scenario, entry: Entry, given: Mapping[str, Any]) -> Scenario:

@@ -26,15 +26,15 @@ from blpjax.machine.pickling import Picklable
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
 from blpjax.objective.moments import lacks_influence
-from blpjax.outputs.counterfactual import CounterfactualMethods
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.micro import MicroMethods
+from blpjax.outputs.pricing_pressure import PressureMethods
 from blpjax.outputs.scores import SurveySource
 from blpjax.problem.state import Step, read_step, step_state
 from blpjax.reporting.micro import micro_frame, parts_frame
 
 
-class ProblemResults(Estimates, CounterfactualMethods, MicroMethods, Picklable):
+class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
     """Results of one GMM step of `Problem.solve`, the last of them with standard errors.
 
     Arrays have PyBLP's shapes and row order: vectors over products are (N, 1) in the order of the product table, P is

@@ -17,9 +17,9 @@ from blpjax.machine.pickling import Picklable
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
 from blpjax.model.parameters import Transformation
-from blpjax.outputs.counterfactual import CounterfactualMethods
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.micro import MicroMethods
+from blpjax.outputs.pricing_pressure import PressureMethods
 from blpjax.outputs.scores import SurveySource
 from blpjax.problem.problem import Problem
 from blpjax.simulation.data import Primitives, basic_instruments
@@ -52,7 +52,7 @@ class Solution(NamedTuple):
     seconds: float
 
 
-class SimulationResults(CounterfactualMethods, MicroMethods, Picklable):
+class SimulationResults(PressureMethods, MicroMethods, Picklable):
     """Results of a solved simulation.
 
     The compute methods are those of `ProblemResults`, at the true parameters: there are no standard errors.
