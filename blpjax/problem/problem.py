@@ -36,9 +36,7 @@ from blpjax.objective.moments import GMM
 from blpjax.objective.simulation_error import AgentSamples, simulation_covariances
 from blpjax.objective.structure import Specification, StructuralModel, concentrated_columns
 from blpjax.optimize.optimize import Optimization, OptimizationStatus
-from blpjax.problem.comparison import compare_moments
 from blpjax.problem.data import DataHolder
-from blpjax.problem.likelihood import solve_by_likelihood
 from blpjax.problem.micro import read_micro, refuse_old_names
 from blpjax.problem.results import ProblemResults
 from blpjax.reporting import report
@@ -286,6 +284,8 @@ class Problem(DataHolder, Picklable):
         arguments.check_choice("method", method, ("1s", "2s"))
         if likelihood is not None:
             given = {name: value for name, value in locals().items() if name not in ("self", "likelihood")}
+            from blpjax.problem.likelihood import solve_by_likelihood  # imports much that only likelihoods need
+
             return solve_by_likelihood(self, likelihood, given)
         bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "rho": rho_bounds, "tau": tau_bounds}
         bounds |= {"phi": phi_bounds, "beta": beta_bounds, "gamma": gamma_bounds}
@@ -423,6 +423,8 @@ class Problem(DataHolder, Picklable):
         data = self._data_of_moments(costs_bounds, 0, (), self.data.read_moment_types("levels", "levels"), micro.blocks)
         chosen = arguments.read_inversion(iteration, "safe_linear", (1e-300, None))
         specification = Specification(parameters.layout, chosen.fixed_point)
+        from blpjax.problem.comparison import compare_moments
+
         return compare_moments(
             micro,
             self._objective(specification, parameters, chosen, data, np.eye(data.size), True),
