@@ -33,6 +33,7 @@ from benchmarks.comparison import Outcome, compare, compare_outputs
 from benchmarks.rows import Row, Timing, as_json, failed, format_row, header, measure
 from benchmarks.settings import QUICK, Settings, Size, UnequalSize
 from blpjax.data import load_petrin
+from blpjax.machine import compilation
 
 TINY = Settings(
     repeat=1,
@@ -540,6 +541,7 @@ def test_a_case_of_programs_counts_what_is_compiled(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blpjax.options, "verbose", False)
+    compilation.forget_programs()  # of tests before, in the same process
     programs.main("logit", "blpjax")
     found = programs.Waiting(**json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert found.compiled + found.read > 0 and found.instructions > 100 and found.cpu > 0
