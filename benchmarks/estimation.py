@@ -6,12 +6,12 @@ Importing blpjax leaves SciPy's LAPACK one thread. PyBLP is timed with the threa
 import contextlib
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import blpjax
 from benchmarks import models
-from benchmarks.comparison import compare, outcome_of
+from benchmarks.comparison import Difference, Outcome, compare, outcome_of
 from benchmarks.processes import goal_reached
 from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
@@ -73,6 +73,40 @@ def _nevo_row(check_optimality: str, settings: Settings) -> Row:
     few = "reached" if outcomes[0].evaluations <= EVALUATIONS_GOAL else "missed"
     goals = f"{goal_reached(row, GOALS[check_optimality])}; at most {EVALUATIONS_GOAL} evaluations, {few}"
     return dataclasses.replace(row, details={"objective": f"{objective:.10f}", "goals": goals})
+
+
+def with_ends(
+    row: Row,
+    results: Any,
+    outcomes: Sequence[Outcome],
+    difference: Difference | None,
+    goal: float,
+    details: Mapping[str, Any],
+) -> Row:
+    """The row of an estimation in two steps with where these ended, in blpjax and, if it was run, in PyBLP."""
+    ends = {
+        "objective": f"{results.objective:.9f}",
+        "projected gradient norm": f"{results.projected_gradient_norm:.2g}",
+        "evaluations in both steps": results.cumulative_objective_evaluations,
+        "goal": goal_reached(row, goal),
+    }
+    return dataclasses.replace(
+        row,
+        evaluations=tuple(outcome.evaluations for outcome in outcomes),
+        converged=tuple(outcome.converged for outcome in outcomes),
+        estimates_difference=difference.estimates if difference else None,
+        errors_difference=difference.errors if difference else None,
+        details={**details, **ends},
+    )
+
+
+def failed_end(results: Any, objective: float) -> str:
+    """What is wrong with an estimation that should end at an objective, or an empty string."""
+    if not results.cumulative_converged:
+        return "did not converge"
+    if abs(results.objective / objective - 1) > models.OBJECTIVE_TOLERANCE:
+        return f"objective {results.objective:.10g} instead of {objective:.10g}"
+    return ""
 
 
 def measure_pyblp(function: Callable[[], object], repetitions: int = 1) -> Timing:

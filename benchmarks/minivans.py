@@ -1,6 +1,5 @@
 """Petrin's (2002) automobiles with micro moments, as in PyBLP's tutorial, beside PyBLP: two clustered steps."""
 
-import dataclasses
 import importlib
 import re
 from collections.abc import Iterator
@@ -12,9 +11,8 @@ import pandas as pd
 
 import blpjax
 from benchmarks.comparison import compare, outcome_of
-from benchmarks.estimation import measure_pyblp, quiet
-from benchmarks.models import OBJECTIVE_TOLERANCE, unbounded
-from benchmarks.processes import goal_reached
+from benchmarks.estimation import failed_end, measure_pyblp, quiet, with_ends
+from benchmarks.models import unbounded
 from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
 from blpjax.machine import compilation
@@ -144,25 +142,11 @@ def minivan_rows(settings: Settings) -> Iterator[Row]:
         first=first,
         warm=warm,
         pyblp=theirs,
-        evaluations=tuple(outcome.evaluations for outcome in outcomes),
-        converged=tuple(outcome.converged for outcome in outcomes),
-        estimates_difference=difference.estimates if difference else None,
-        errors_difference=difference.errors if difference else None,
         failure=failure(results),
     )
-    details |= {
-        "objective": f"{results.objective:.9f}",
-        "projected gradient norm": f"{results.projected_gradient_norm:.2g}",
-        "evaluations in both steps": results.cumulative_objective_evaluations,
-        "goal": goal_reached(row, GOAL),
-    }
-    yield dataclasses.replace(row, details=details)
+    yield with_ends(row, results, outcomes, difference, GOAL, details)
 
 
 def failure(results: Any) -> str:
     """What is wrong with an estimation, or an empty string."""
-    if not results.cumulative_converged:
-        return "did not converge"
-    if abs(results.objective / OBJECTIVE - 1) > OBJECTIVE_TOLERANCE:
-        return f"objective {results.objective:.10g} instead of {OBJECTIVE:.10g}"
-    return ""
+    return failed_end(results, OBJECTIVE)

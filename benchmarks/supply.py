@@ -13,7 +13,7 @@ import numpy as np
 import blpjax
 from benchmarks import models
 from benchmarks.comparison import compare, compare_outputs, outcome_of
-from benchmarks.estimation import measure_pyblp, quiet
+from benchmarks.estimation import failed_end, measure_pyblp, quiet, with_ends
 from benchmarks.processes import gibibytes, goal_reached, run_process
 from benchmarks.rows import Row, Timing, measure
 from benchmarks.settings import Settings
@@ -57,28 +57,14 @@ def autos_rows(settings: Settings) -> Iterator[Row]:
         first=first,
         warm=warm,
         pyblp=theirs,
-        evaluations=tuple(outcome.evaluations for outcome in outcomes),
-        converged=tuple(outcome.converged for outcome in outcomes),
-        estimates_difference=difference.estimates if difference else None,
-        errors_difference=difference.errors if difference else None,
         failure=autos_failure(results),
     )
-    details |= {
-        "objective": f"{results.objective:.9f}",
-        "projected gradient norm": f"{results.projected_gradient_norm:.2g}",
-        "evaluations in both steps": results.cumulative_objective_evaluations,
-        "goal": goal_reached(row, AUTOS_GOAL),
-    }
-    yield dataclasses.replace(row, details=details)
+    yield with_ends(row, results, outcomes, difference, AUTOS_GOAL, details)
 
 
 def autos_failure(results: Any) -> str:
     """What is wrong with an estimation of the automobiles, or an empty string."""
-    if not results.cumulative_converged:
-        return "did not converge"
-    if abs(results.objective / models.AUTOS_OBJECTIVE - 1) > models.OBJECTIVE_TOLERANCE:
-        return f"objective {results.objective:.10g} instead of {models.AUTOS_OBJECTIVE:.10g}"
-    return ""
+    return failed_end(results, models.AUTOS_OBJECTIVE)
 
 
 def post_rows(settings: Settings) -> Iterator[Row]:

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax import options as settings
-from blpjax.economy.loops import Loops
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.progress import MicroState, OptimizationProgress, Structural
 from blpjax.estimation.step import Evaluator, StepResult
@@ -89,16 +88,9 @@ class LikelihoodEvaluator(Evaluator):
     action = "The search for mean utilities"
 
     def __init__(self, options: StepOptions, context: LikelihoodContext, start: np.ndarray) -> None:
-        self.step = 1
-        self.options = options
         self.likelihood = context
         self.context: Any = context
-        self.start = on_device(context.logit_delta if options.delta_behavior == "logit" else start)
-        self.optimizer_iterations = 0
-        self._records: list[Loops] = []
-        self._began = time.perf_counter()
-        self._best = np.inf
-        self._anchor: tuple[np.ndarray, Evaluation] | None = None
+        self._begin(1, options, context.logit_delta, start)
 
     def _evaluate(self, theta: np.ndarray, start: Any, derivatives: bool) -> Evaluation:
         return evaluate_likelihood(self.likelihood.objective, on_device(theta), on_device(start))

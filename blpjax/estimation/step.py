@@ -105,10 +105,13 @@ class Evaluator:
     action = "The inversion of market shares"
 
     def __init__(self, step: int, options: StepOptions, context: StepContext, start: np.ndarray) -> None:
+        self.context = context
+        self._begin(step, options, context.logit_delta, start)
+
+    def _begin(self, step: int, options: StepOptions, logit_delta: np.ndarray, start: np.ndarray) -> None:
         self.step = step
         self.options = options
-        self.context = context
-        self.start = on_device(context.logit_delta if options.delta_behavior == "logit" else start)
+        self.start = on_device(logit_delta if options.delta_behavior == "logit" else start)
         self.optimizer_iterations = 0
         self._records: list[Loops] = []
         self._began = time.perf_counter()

@@ -17,7 +17,7 @@ from blpjax.economy.loops import Loops
 from blpjax.economy.ownership import Ownership, firm_codes, ownership_matrices
 from blpjax.iteration import Iteration
 from blpjax.kernels.arrays import AnyArray, constant, namespace
-from blpjax.model.demand import linear_change
+from blpjax.model.demand import host_or_program, linear_change
 from blpjax.model.model import Model
 
 
@@ -128,26 +128,10 @@ class Scenario:
         dropped = dropped if self.drop is None else dropped | self.drop
         kept = state.kept if self.kept is None else xp.asarray(self.kept)
         unit = state.unit if self.unit is None else xp.asarray(self.unit)
-        remaining = _without(base, dropped)
-        costs = self._costs(state)
-        owned = self._owned(base, state.owned)
-        if self.prices is not None:
-            prices, loops = xp.asarray(self.prices, float), None
-        else:
-            moved = remaining.at(changes, shares=state.model.shares)
-            taxed = dataclasses.replace(moved, ownership=_taxed(base, owned, kept))
-            found = taxed.solve_prices(
-                costs=(costs + unit) / kept,
-                prices=constant(state.model.prices),
-                iteration=self.iteration,
-                constant_costs=self.constant_costs,
-                held=self.hold,
-            )
-            prices, loops = found.prices, Loops(**found.fields())
-        model = remaining.at(changes | {"prices": prices})
-        if not self.constant_costs:
-            costs = remaining.at(changes, shares=state.model.shares).update_costs(costs, model.shares)
-        model = dataclasses.replace(model, ownership=owned)
+        owned, costs = self._owned(base, state.owned), self._costs(state)
+        going = State(base, changes, dropped, state.model, owned, costs, kept, unit)
+        prices = None if self.prices is None else xp.asarray(self.prices, float)
+        model, costs, loops = _arrive(base, going, prices, self.hold, self.iteration, self.constant_costs)
         return State(base, changes, dropped, model, owned, costs, kept, unit, loops)
 
     def _costs(self, state: State) -> AnyArray:
@@ -165,6 +149,32 @@ class Scenario:
         if self.ownership is not None:
             return base.owned(None, self.ownership)
         return known if self.firm_ids is None else ownership_matrices(firm_codes(base.economy, self.firm_ids))
+
+
+@host_or_program(effort=1)
+def _arrive(
+    base: Model,
+    going: State,
+    prices: AnyArray | None,
+    hold: AnyArray | None,
+    iteration: Iteration | None,
+    constant_costs: bool,
+) -> tuple[Model, AnyArray, Loops | None]:
+    """The model after a change, marginal costs there, and the loops that found prices, unless `prices` are given.
+
+    `going` is a point with everything that has changed but its model: costs are those at the shares of that, and prices
+    are searched for from its prices.
+    """
+    before, loops = going.model, None
+    remaining = _without(base, going.dropped)
+    moved = remaining.at(going.changes, shares=before.shares)
+    if prices is None:
+        taxed = dataclasses.replace(moved, ownership=_taxed(base, going.owned, going.kept))
+        costs, start = (going.costs + going.unit) / going.kept, constant(before.prices)
+        found = taxed.solve_prices(None, None, costs, start, iteration, constant_costs, hold)
+        prices, loops = found.prices, Loops(**found.fields())
+    model = dataclasses.replace(remaining.at(going.changes | {"prices": prices}), ownership=going.owned)
+    return model, going.costs if constant_costs else moved.update_costs(going.costs, model.shares), loops
 
 
 def _without(model: Model, dropped: AnyArray) -> Model:

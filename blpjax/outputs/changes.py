@@ -94,6 +94,11 @@ def with_entry(scenario: Scenario, entry: Entry, given: Mapping[str, Any]) -> Sc
     """
     if scenario.ownership is not None:
         raise NotImplementedError("ownership is not supported with add. Use firm_ids.")
+    if not scenario.constant_costs:
+        raise NotImplementedError(
+            "Costs that move with shares are not supported with add: new products had no shares before. Use "
+            "constant_costs=True."
+        )
     firms, prices, count = entry.tables.products.firm_ids, entry.tables.products.prices, entry.count
     assert firms is not None
     if scenario.prices is not None and "prices" not in read_table(given["add"], "add"):
@@ -140,6 +145,8 @@ def _merged(known: Any, changes: Mapping[Any, Any]) -> np.ndarray:
         if not (ids == old).any():
             raise ValueError(f"firm_ids has the old ID {old!r}, which is none of the firm IDs.")
     moved = [changes.get(plain_value(one), one) for one in ids]
+    if len({isinstance(one, str) for one in moved}) > 1:
+        raise ValueError("firm_ids must have new IDs of the type of old ones: either text or numbers.")
     return np.asarray(moved)
 
 

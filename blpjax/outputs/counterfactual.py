@@ -6,14 +6,15 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from blpjax.exceptions import EquilibriumPricesConvergenceError, raise_for_status
+from blpjax.economy.buckets import index_markets
+from blpjax.exceptions import EquilibriumPricesConvergenceError, raise_for_status, succeeded
 from blpjax.inputs.arguments import check_choice
 from blpjax.iteration import Iteration
-from blpjax.kernels.arrays import AnyArray, on_host
+from blpjax.kernels.arrays import AnyArray, namespace
+from blpjax.model.demand import host_or_program
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
 from blpjax.model.scenario import Scenario, State, starting_state
@@ -22,6 +23,9 @@ from blpjax.outputs.entry import Entry, read_entry
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outputs import Outputs
 from blpjax.values import read_flag
+
+#: Numbers of tables, by table and column.
+Numbers = dict[str, dict[str, AnyArray]]
 
 #: What tables of products and of markets have, before and after.
 PRODUCT_COLUMNS = ("prices", "shares", "costs", "net_prices", "profits")
@@ -135,7 +139,7 @@ class Counterfactual:
         self.before, self.after = (jax.tree.map(np.asarray, state) for state in self._states(source.model.on_host()))
         self._found = None
         if standard_errors:
-            self._found = self.delta_method(lambda before, after: self._numbers(before, after))
+            self._found = self.delta_method(self._numbers)
 
     def __str__(self) -> str:
         return f"Counterfactual, means over {len(self.markets)} markets:\n{self.summary().to_string()}"
@@ -162,7 +166,7 @@ class Counterfactual:
         frame = pd.DataFrame({"market_ids": self._tables.markets.ids})
         frame = pd.concat([frame, self._columns("markets", MARKET_COLUMNS)], axis=1)
         loops = self.after.loops
-        frame["converged"] = True if loops is None else loops.status <= 1
+        frame["converged"] = True if loops is None else succeeded(loops.status)
         frame["residual"] = 0.0 if loops is None else loops.residuals
         return frame
 
@@ -240,7 +244,7 @@ class Counterfactual:
             raise ValueError(f"values must be {table.weights.size} values, one for each row of the agent table.")
         frame = pd.DataFrame({"value": groups, "weight": np.asarray(table.weights).reshape(-1)})
         present = np.arange(max(agents.counts)) < np.array(agents.counts)[:, None]
-        order = np.concatenate([np.flatnonzero(table.market_ids == one) for one in self._tables.markets.ids])
+        order = np.concatenate(index_markets(table.market_ids).rows)
         for when, state in (("before", self.before), ("after", self.after)):
             everyone = state.compute_consumer_surpluses(keep_all=True)[:, : present.shape[1]]
             frame.loc[order, when] = everyone[present]
@@ -348,44 +352,14 @@ class Counterfactual:
                 return scenario.firm_ids
         return self._tables.products.firm_ids
 
-    def _numbers(self, before: State, after: State) -> dict[str, dict[str, AnyArray]]:
-        """All numbers of tables, by table and column."""
-        found: dict[str, dict[str, AnyArray]] = {"markets": {}, "products": {}}
-        states = {"before": before, "after": after}
-        for when, state in states.items():
-            for name in PRODUCT_COLUMNS:
-                found["products"][f"{name}_{when}"] = getattr(state, name)
-            for name, values in self._of_markets(state).items():
-                found["markets"][f"{name}_{when}"] = values
-        for part in found.values():
-            for name in [column for column in part if column.endswith("_before")]:
-                stem = name.removesuffix("_before")
-                part[f"{stem}_change"] = part[f"{stem}_after"] - part[name]
-        return found
-
-    def _of_markets(self, state: State) -> dict[str, AnyArray]:
-        codes, T = self._tables.markets.codes, len(self._tables.markets.ids)
-        host = on_host(state.costs)
-
-        def sums(values: AnyArray) -> AnyArray:
-            return np.bincount(codes, values, T) if host else jax.ops.segment_sum(values, codes, T)
-
-        xp = np if host else jnp
-        surplus, profits = state.compute_consumer_surpluses()[:, 0], sums(state.profits)
-        revenue, sold = sums(state.revenues), xp.where(state.dropped, 0.0, 1.0)
-        return {
-            "consumer_surplus": surplus,
-            "profits": profits,
-            "revenue": revenue,
-            "total": surplus + profits + revenue,
-            "inside_share": sums(state.shares),
-            "mean_price": sums(xp.where(state.dropped, 0.0, state.model.prices)) / sums(sold),
-        }
+    def _numbers(self, before: State, after: State) -> Numbers:
+        """All numbers of tables."""
+        markets = self._tables.markets
+        return _numbers(before.base, before, after, markets.codes, len(markets.ids))
 
     @cached_property
-    def _values(self) -> dict[str, dict[str, np.ndarray]]:
-        with np.errstate(all="ignore"):
-            return self._numbers(self.before, self.after)
+    def _values(self) -> Numbers:
+        return self._numbers(self.before, self.after)
 
     def _value(self, table: str, name: str, when: str) -> np.ndarray:
         return self._values[table][f"{name}_{when}"]
@@ -402,8 +376,8 @@ class Counterfactual:
     def _rows(self, table: str, name: str, when: str) -> slice:
         """Where some numbers stand among all, in the order of ``jax.tree.leaves``."""
         first = 0
-        for (part, column), leaf in ((tuple(k.key for k in path), leaf) for path, leaf in _leaves(self._values)):
-            if (part, column) == (table, f"{name}_{when}"):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self._values):
+            if tuple(key.key for key in path) == (table, f"{name}_{when}"):
                 return slice(first, first + leaf.size)
             first += leaf.size
         raise KeyError(name)
@@ -439,16 +413,46 @@ _OF_SUPPLY = frozenset(
 )
 
 
+@host_or_program(effort=1)
+def _numbers(base: Model, before: State, after: State, codes: AnyArray, T: int) -> Numbers:
+    """All numbers of tables. `codes` (N,) are those of products' markets."""
+    found: Numbers = {"markets": {}, "products": {}}
+    for when, state in (("before", before), ("after", after)):
+        for name in PRODUCT_COLUMNS:
+            found["products"][f"{name}_{when}"] = getattr(state, name)
+        for name, values in _of_markets(state, codes, T).items():
+            found["markets"][f"{name}_{when}"] = values
+    for part in found.values():
+        for name in [column for column in part if column.endswith("_before")]:
+            stem = name.removesuffix("_before")
+            part[f"{stem}_change"] = part[f"{stem}_after"] - part[name]
+    return found
+
+
+def _of_markets(state: State, codes: AnyArray, T: int) -> dict[str, AnyArray]:
+    xp = namespace(state.costs)
+
+    def sums(values: AnyArray) -> AnyArray:
+        return np.bincount(codes, values, T) if xp is np else jax.ops.segment_sum(values, codes, T)
+
+    surplus, profits = state.compute_consumer_surpluses()[:, 0], sums(state.profits)
+    revenue, sold = sums(state.revenues), xp.where(state.dropped, 0.0, 1.0)
+    return {
+        "consumer_surplus": surplus,
+        "profits": profits,
+        "revenue": revenue,
+        "total": surplus + profits + revenue,
+        "inside_share": sums(state.shares),
+        "mean_price": sums(xp.where(state.dropped, 0.0, state.model.prices)) / sums(sold),
+    }
+
+
 def _averaging(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Weights of means of markets in the mean over all products."""
     return weights * counts / (weights * counts).sum()
 
 
 _ARGUMENTS = ("firm_ids", "ownership", "costs", "set", "drop", "hold", "prices", "taxes", "iteration")
-
-
-def _leaves(tree: Any) -> Any:
-    return jax.tree_util.tree_leaves_with_path(tree)
 
 
 def _solve(

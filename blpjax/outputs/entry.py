@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from blpjax.economy.buckets import AgentsInEconomy, Economy, build_economy, index_markets
+from blpjax.economy.buckets import build_economy, index_markets
 from blpjax.economy.characteristics import Characteristics, build_characteristics
 from blpjax.economy.ownership import firm_codes
 from blpjax.exceptions import DataError
@@ -53,11 +53,9 @@ class Entry:
     def extend(self, model: Model) -> Model:
         """A model with the new products, as if they could be bought: with mean utilities, and mean prices."""
         xp = namespace(model.delta)
-        economy, characteristics = self._economy, self.characteristics
+        economy, characteristics = self.tables.agents.economy, self.characteristics
         if xp is np:
-            characteristics = jax.tree.map(np.asarray, characteristics)
-        else:
-            economy = jax.tree.map(jax.device_put, economy)
+            economy, characteristics = jax.tree.map(np.asarray, (economy, characteristics))
         joined = {}
         for name, values in characteristics.variables.items():
             before = model.characteristics.variables.get(name, values[: self.known])
@@ -68,10 +66,9 @@ class Entry:
         other = xp.where(self.like >= 0, model.delta[rows] - mean[rows], self.xi)
         delta = xp.concatenate([model.delta, mean[self.known :] + other])
         firms = self.tables.products.firm_ids
-        made = dataclasses.replace(
+        return dataclasses.replace(
             model, economy=economy, characteristics=characteristics, delta=delta, ownership=firm_codes(economy, firms)
         )
-        return made
 
     def all_costs(self, model: Model, costs: Any) -> Any:
         """Marginal costs (N,) with those of new products, given those of products that there were, in their rows."""
@@ -82,10 +79,6 @@ class Entry:
         rows = np.where(self.like >= 0, self.like, 0)
         found = xp.where(self.like >= 0, costs[rows], explained)
         return xp.concatenate([costs[: self.known], xp.where(np.isnan(self.costs), found, self.costs)])
-
-    @property
-    def _economy(self) -> Economy:
-        return self.tables.agents.economy
 
 
 def read_entry(data: Formulated, tables: OutputTables, add: Any, model: Model) -> Entry:
@@ -126,7 +119,7 @@ def read_entry(data: Formulated, tables: OutputTables, add: Any, model: Model) -
     for name in sorted(fields):
         old = products.data[name] if name not in ("prices", "shares") else getattr(products, name)
         new = fixed[name] if name in fixed else _column(given, name, table)
-        columns[name] = np.concatenate([old, new.astype(old.dtype) if old.dtype != object else new.astype(object)])
+        columns[name] = _joined(old, new)
     if products.nesting_ids is not None:
         unknown = set(columns["nesting_ids"][known:]) - set(columns["nesting_ids"][:known])
         if unknown:
@@ -168,7 +161,7 @@ def read_entry(data: Formulated, tables: OutputTables, add: Any, model: Model) -
     )
     xi, costs = _read_unobserved(given, data, markets, like, model)
     return Entry(
-        OutputTables(longer, index, _in_economy(agents, economy)),
+        OutputTables(longer, index, dataclasses.replace(agents, economy=economy)),
         build_characteristics(designs, columns["prices"], columns["shares"]),
         known,
         count,
@@ -178,8 +171,11 @@ def read_entry(data: Formulated, tables: OutputTables, add: Any, model: Model) -
     )
 
 
-def _in_economy(agents: AgentsInEconomy, economy: Economy) -> AgentsInEconomy:
-    return dataclasses.replace(agents, economy=jax.tree.map(np.asarray, economy))
+def _joined(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Both, without a change of values: numbers of both kinds become the wider one, anything else objects."""
+    if old.dtype != new.dtype and not all(np.issubdtype(part.dtype, np.number) for part in (old, new)):
+        old, new = old.astype(object), new.astype(object)
+    return np.concatenate([old, new])
 
 
 def _column(given: Mapping[str, np.ndarray], name: str, table: str) -> np.ndarray:
@@ -225,6 +221,11 @@ def _read_unobserved(
     if "costs" in given:
         return xi, read_vector(given, "costs", "add", markets)
     X3 = data.product_formulations[2]
-    if lonely.any() and (X3 is None or X3.absorb is not None or not model.characteristics.X3_columns):
+    columns = model.characteristics.X3_columns
+    if lonely.any() and (X3 is None or X3.absorb is not None or not columns):
         raise DataError("add: there is no column 'costs', and nothing explains marginal costs of new products.")
+    if lonely.any() and any(column.depends_on("shares") for column in columns):
+        raise DataError(
+            "add: there is no column 'costs', and X3 explains them by shares, which new products have none of."
+        )
     return xi, np.full(markets.size, np.nan)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from blpjax.kernels.arrays import solve_on_host
 from blpjax.model.model import Model
 from blpjax.outputs.changes import read_firms
 from blpjax.outputs.counterfactual import CounterfactualMethods
@@ -106,7 +107,7 @@ def pricing_pressure(
         curvature = alone[square] - part[0] - np.diag(own)
         h = -F[market] / own
         steps = -slopes[square] / own[:, None] - (h / own)[:, None] * curvature
-        new["first_order_change"][market] = -_solve(steps, h)
+        new["first_order_change"][market] = -solve_on_host(steps, h)
     return {
         "prices": p,
         "costs": c,
@@ -130,18 +131,10 @@ def market_pressure(
     s, p, c : (J,) shares, prices, and costs.
     """
     R = (H1 - H0) * -D.T / np.diag(D)[:, None]
-    return Pressure(R.sum(axis=1), R @ (p - c), p + _solve(H1 * D.T, s))
+    return Pressure(R.sum(axis=1), R @ (p - c), p + solve_on_host(H1 * D.T, s))
 
 
 def _changed(model: Model, firm_ids: np.ndarray) -> np.ndarray:
     """Which products (N,) get or lose partners in their market."""
     stack = model.economy.stack
     return np.asarray(np.nansum(np.abs(stack(model.owned(firm_ids)) - stack(model.owned())), axis=1) > 0)
-
-
-def _solve(matrix: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Solution of a market's linear system, NaN where there is none."""
-    try:
-        return np.linalg.solve(matrix, values)
-    except np.linalg.LinAlgError:
-        return np.full(values.shape, np.nan)

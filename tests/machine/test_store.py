@@ -234,7 +234,7 @@ def test_descriptions_are_the_same_for_equal_values() -> None:
     method = FixedPointMethod("newton")
     assert restore(describe(method)) == method
     x, one = jnp.ones(2), jnp.asarray(1)
-    for function in (jnp.exp, jax.nn.sigmoid):  # what coefficients of the types log and logit depend on
+    for function in (jnp.exp, jax.nn.sigmoid):  # users have them in rc_types
         assert restore(describe(function)) is function
     tree = jax.tree.structure((FixedPoint(x, one, one, one, x[0]), {"a": None, "b": [1, 2]}))
     assert restore(describe(tree)) == tree
