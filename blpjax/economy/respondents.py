@@ -59,11 +59,11 @@ def build_others(
     DataError
         When there are more respondents who chose something than people, naming market and product.
     """
-    codes = np.zeros(0, int) if rows is None else np.searchsorted(products.ids, rows.market_ids)
-    places = np.zeros(0, int) if rows is None else rows.places
     found = []
-    for t, (own, N) in enumerate(zip(products.rows, sizes, strict=True)):
-        asked = np.bincount(places[codes == t], minlength=1 + own.size)
+    for t, (own, N, people) in enumerate(zip(products.rows, sizes, _by_market(products, rows), strict=True)):
+        asked = (
+            np.zeros(1 + own.size, int) if rows is None else np.bincount(rows.places[people], minlength=1 + own.size)
+        )
         s = np.r_[1.0 - shares[own].sum(), shares[own]]
         left = N * s - asked
         short = np.flatnonzero(left <= 0)
@@ -91,23 +91,30 @@ def build_others(
 def build_respondents(economy: Economy, products: MarketIndex, rows: SurveyRows | None) -> tuple[Respondents, ...]:
     """Put respondents into groups, in the buckets of their markets; without any, groups are empty."""
     places_of, first, parts = np.asarray(economy.market_positions)[: len(products.ids)], 0, []
-    codes = np.zeros(0, int) if rows is None else np.searchsorted(products.ids, rows.market_ids)
+    people = _by_market(products, rows)
     for bucket in economy.buckets:
         T, J, _ = bucket.size
         here = [t for t in range(len(products.ids)) if first <= places_of[t] < first + T]
         R = 1 if rows is None else rows.weights.shape[1]
-        most = max((int((codes == t).sum()) for t in here), default=0)
+        most = max((people[t].size for t in here), default=0)
         size = max(1, min(most, max(SMALLEST_GROUP, GROUP_PAIRS // (J * R))))
         market: list[int] = []
         members: list[np.ndarray] = []
         for t in here:
-            own = np.flatnonzero(codes == t)
+            own = people[t]
             groups = np.array_split(own, -(-own.size // size)) if own.size else []
             market += [int(places_of[t]) - first] * len(groups)
             members += groups
         parts.append(jax.device_put(_group(rows, market, members, size, bucket.demographics.shape[2:], J)))
         first += T
     return tuple(parts)
+
+
+def _by_market(products: MarketIndex, rows: SurveyRows | None) -> list[np.ndarray]:
+    """Rows of the respondents of each market."""
+    codes = np.zeros(0, int) if rows is None else np.searchsorted(products.ids, rows.market_ids)
+    ends = np.cumsum(np.bincount(codes, minlength=len(products.ids)))
+    return np.split(np.argsort(codes, kind="stable"), ends[:-1])
 
 
 def _group(

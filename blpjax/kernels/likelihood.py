@@ -14,6 +14,7 @@ second derivatives are those of ``sum_j l_j pi_j``, with ``l_j = c_j / pi_j`` he
 from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -75,10 +76,8 @@ def all_shares(point: DemandPoint) -> Float[Array, " C"]:
 
 def all_shares_jacobian(point: DemandPoint) -> tuple[Float[Array, " C"], Float[Array, "C J"]]:
     """The same with derivatives in the point's mean utilities."""
-    found = point.choices()
-    inside = share_jacobian(found, point.weights, None, point.nests)
-    shares = jnp.concatenate([(found.outside @ point.weights)[None], found.inside @ point.weights])
-    return shares, jnp.concatenate([-inside.sum(axis=0)[None], inside])
+    inside = share_jacobian(point.choices(), point.weights, None, point.nests)
+    return all_shares(point), jnp.concatenate([-inside.sum(axis=0)[None], inside])
 
 
 def expected_value(point: DemandPoint, values: Float[Array, " C"]) -> Float[Array, ""]:
@@ -116,18 +115,7 @@ def _differentiated(function: Callable[[DemandPoint], Array], point: DemandPoint
     """Derivatives in mean utilities of what has no formula of its own: the demand of nests."""
 
     def at(delta: Array) -> Array:
-        moved = DemandPoint(
-            delta,
-            point.X2,
-            point.C,
-            point.weights,
-            point.availability,
-            point.delta_slope,
-            point.X2_slope,
-            point.present,
-            point.nests,
-        )
-        return function(moved)
+        return function(eqx.tree_at(lambda p: p.delta, point, delta))
 
     value, gradient = jax.value_and_grad(at)(point.delta)
     _, push = jax.linearize(jax.grad(at), point.delta)
