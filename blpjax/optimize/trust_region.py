@@ -45,7 +45,7 @@ _EPS = float(jnp.finfo(jnp.float64).eps)
 _REJECTIONS = 3
 
 #: Changes of q that are noise where less than that is promised, in units of what is promised at most.
-_LOUDEST = 10.0
+_LOUDEST = 100.0
 
 #: Exact Hessians that may be asked for since q last decreased by more than its rounding error.
 _HESSIANS = 3
