@@ -114,9 +114,6 @@ def _over_markets(
         point = demand_point(tastes, market, delta, X2, xp.zeros_like(delta), xp.zeros_like(X2))
         return tuple(kernel(point, survey) for survey in own)
 
-    if not economy.on_host:
-        # derivatives compute a market's probabilities again, in place of keeping those of all markets
-        one = jax.checkpoint(one)
     for bucket, mean, local in zip(economy.buckets, deltas, surveys.buckets, strict=True):
         if not local.surveys:
             continue
