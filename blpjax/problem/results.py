@@ -9,9 +9,10 @@ import pandas as pd
 
 from blpjax import options
 from blpjax.economy.buckets import AgentsInEconomy
-from blpjax.estimation.estimates import Estimates, SolvedProblem
+from blpjax.estimation.estimates import SolvedProblem
 from blpjax.inference.bootstrap import BootstrappedResults, bootstrap_results
 from blpjax.inference.delta_method import DeltaMethodResults, apply_delta_method
+from blpjax.inference.diagnostics import DiagnosticMethods
 from blpjax.inference.fixed_effects import FixedEffectProjection, StepEstimates, Weighting, project_fixed_effects
 from blpjax.inference.importance_sampling import ImportanceSamplingResults, importance_sampling
 from blpjax.inference.optimal_instruments import OptimalInstrumentResults, compute_optimal_instruments
@@ -34,7 +35,7 @@ from blpjax.problem.state import Step, read_step, step_state
 from blpjax.reporting.micro import micro_frame, parts_frame
 
 
-class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
+class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable):
     """Results of one GMM step of `Problem.solve`, the last of them with standard errors.
 
     Arrays have PyBLP's shapes and row order: vectors over products are (N, 1) in the order of the product table, P is
