@@ -26,7 +26,6 @@ from blpjax.machine import storage
 from blpjax.machine.pickling import Picklable
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
-from blpjax.objective.moments import lacks_influence
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.micro import MicroMethods
 from blpjax.outputs.pricing_pressure import PressureMethods
@@ -294,14 +293,12 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         StorageError, StudyError
             See `MonteCarlo.run`.
         """
-        from blpjax.inference.reestimation import FirstStep, reestimate  # it needs what runs many lanes
+        from blpjax.inference.reestimation import reestimate  # it needs what runs many lanes
 
-        first = next(step for step in self._steps if step.step > 0 or step is self)
-        lacking = lacks_influence(self._result.outcome.evaluation, self.theta, self.layout)
         return reestimate(
             self,
             self._options,
-            FirstStep(np.where(lacking, self._options.parameters.theta, self.theta), first.W),
+            self.first_step(),
             draws,
             unit,
             seed,
