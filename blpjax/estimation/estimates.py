@@ -406,7 +406,7 @@ class Estimates(Shown):
             coefficients=self._coefficients_in_model,
             delta=jax.device_put(self.delta[:, 0]),
             ownership=self.problem.data.ownership_in(economy),
-            layout=self._layout_in(economy),
+            layout=self.layout_in(economy),
             costs_type=self.problem.data.costs_type,
         )
 
@@ -424,7 +424,7 @@ class Estimates(Shown):
             omega=None if supply is None else jax.device_put(self.omega[:, 0]),
         )
 
-    def _layout_in(self, economy: Economy) -> ParameterLayout:
+    def layout_in(self, economy: Economy) -> ParameterLayout:
         """Where parameters belong when agents have perhaps other columns of nodes."""
         layout = self._options.parameters.layout
         nonzero = np.isin(np.arange(len(self.sigma)), layout.sigma_columns)

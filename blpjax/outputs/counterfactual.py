@@ -322,8 +322,8 @@ class Counterfactual(Shown):
 
     @property
     def taxed(self) -> bool:
-        """Whether there are taxes after the change."""
-        return any(scenario.kept is not None for scenario in self._scenarios)
+        """Whether firms get something else than prices after the change."""
+        return bool((self.after.kept != 1).any() or (self.after.unit != 0).any())
 
     def _states(self, model: Model) -> tuple[State, State]:
         if self._entry is None:
@@ -475,7 +475,7 @@ def _solve(
     entry = None
     if given.get("add") is not None:
         entry = read_entry(source.formulated, source.output_tables, given["add"], source.model)
-        scenario = with_entry(scenario, entry, given)
+        scenario = with_entry(scenario, entry, source.output_tables, given)
     found = Counterfactual(source, (*before, scenario), entry, standard_errors, hold_fixed)
     if (loops := found.after.loops) is not None:
         ids, action = source.output_tables.markets.ids, "The search for equilibrium prices"

@@ -162,6 +162,14 @@ class LikelihoodResults(ProblemResults):
         """Refuse: likelihoods have no lanes yet."""
         self._refuse("reestimate", "bootstrap draws from the asymptotic distribution")
 
+    def compute_instrument_strength(self) -> Any:
+        """Refuse: likelihoods are not identified by instruments alone."""
+        self._refuse("compute_instrument_strength", "Use results of GMM with the same instruments")
+
+    def integration_report(self, *given: Any, **options: Any) -> Any:
+        """Refuse: likelihoods have no lanes yet."""
+        self._refuse("integration_report", "Solve problems with other nodes, one after the other")
+
     def project_fixed_effects(self, *given: Any, **options: Any) -> Any:
         """Refuse: covariances of fixed effects are those of GMM."""
         self._refuse("project_fixed_effects", "Use results of GMM")

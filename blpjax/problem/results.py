@@ -12,9 +12,10 @@ import pandas as pd
 
 from blpjax import options
 from blpjax.economy.buckets import AgentsInEconomy
-from blpjax.estimation.estimates import Estimates, SolvedProblem
+from blpjax.estimation.estimates import SolvedProblem
 from blpjax.inference.bootstrap import BootstrappedResults, bootstrap_results
 from blpjax.inference.delta_method import apply_delta_method
+from blpjax.inference.diagnostics import DiagnosticMethods
 from blpjax.inference.fixed_effects import FixedEffectProjection, StepEstimates, Weighting, project_fixed_effects
 from blpjax.inference.importance_sampling import ImportanceSamplingResults, importance_sampling
 from blpjax.inference.optimal_instruments import OptimalInstrumentResults, compute_optimal_instruments
@@ -28,7 +29,6 @@ from blpjax.machine import storage
 from blpjax.machine.pickling import Picklable
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
-from blpjax.objective.moments import lacks_influence
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.micro import MicroMethods
 from blpjax.outputs.pricing_pressure import PressureMethods
@@ -39,7 +39,7 @@ from blpjax.reporting.tables import Part
 from blpjax.values import read_flag
 
 
-class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
+class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable):
     """Results of one GMM step of `Problem.solve`, the last of them with standard errors.
 
     Arrays have PyBLP's shapes and row order: vectors over products are (N, 1) in the order of the product table, P is
@@ -306,14 +306,12 @@ class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
         StorageError, StudyError
             See `MonteCarlo.run`.
         """
-        from blpjax.inference.reestimation import FirstStep, reestimate  # it needs what runs many lanes
+        from blpjax.inference.reestimation import reestimate  # it needs what runs many lanes
 
-        first = next(step for step in self._steps if step.step > 0 or step is self)
-        lacking = lacks_influence(self._result.outcome.evaluation, self.theta, self.layout)
         return reestimate(
             self,
             self._options,
-            FirstStep(np.where(lacking, self._options.parameters.theta, self.theta), first.W),
+            self.first_step(),
             draws,
             unit,
             seed,
