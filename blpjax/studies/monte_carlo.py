@@ -41,6 +41,7 @@ from blpjax.model.parameters import BLOCKS, Parameters, compress
 from blpjax.objective.structure import Specification
 from blpjax.optimize.optimize import Optimization
 from blpjax.problem.problem import Problem
+from blpjax.reporting.tables import Part, Shown
 from blpjax.simulation.simulation import Simulation
 from blpjax.studies.generator import NOTHING, DataGenerator, ExogenousDraws
 from blpjax.studies.lane_instruments import Observed, OptimalInstruments, estimate_optimally, plan_instruments
@@ -53,7 +54,7 @@ from blpjax.values import check_integer
 INVERSION = Iteration("anderson", {"max_evaluations": 200})
 
 
-class MonteCarlo:
+class MonteCarlo(Shown):
     """A Monte Carlo study of an estimator.
 
     In each replication structural errors are drawn anew, firms set prices, and the model is estimated as by
@@ -148,6 +149,15 @@ class MonteCarlo:
         if data_generator is not None:
             shifters = [] if self._plan is None else [one for one in self._plan.shifters if one is not None]
             self._generator = DataGenerator(data_generator, self.seed, simulation, problem, shifters)
+
+    def _parts(self) -> list[Part]:
+        known = self.problem
+        sizes = f"{known.N} products in {known.T} markets"
+        text = f"Monte Carlo study of {'two-step' if self._options.steps == 2 else 'one-step'} GMM: {sizes}"
+        text += ", then again with optimal instruments" if self._plan is not None else ""
+        text += ". Exogenous variables are drawn anew" if self._generator is not None else ""
+        true = pd.DataFrame({"block": self.blocks, "parameter": self.labels, "true": self.true_values})
+        return [f"{text}. Seed {self.seed}.", true]
 
     @property
     def labels(self) -> list[str]:
