@@ -220,7 +220,7 @@ def _put(tree: Any, part: Any, lanes: Array) -> Any:
     return jax.tree.map(lambda leaf, new: leaf.at[lanes].set(new, mode="drop"), tree, part)
 
 
-@filtered_program(effort=1)
+@filtered_program(effort=1, what="estimations side by side")
 def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: Weighting, run: _Run, most: Array) -> _Run:
     """Evaluations of every lane until it ends or is stuck, at most so many (B,)."""
 
@@ -299,7 +299,7 @@ def _nothing(leaf: jax.ShapeDtypeStruct) -> Array:
     return jnp.full(leaf.shape, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, leaf.dtype)
 
 
-@filtered_program(effort=1)
+@filtered_program(effort=1, what="standard errors of estimations side by side")
 def _finish(
     options: BatchOptions,
     step: int,

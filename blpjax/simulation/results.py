@@ -23,6 +23,7 @@ from blpjax.outputs.micro import MicroMethods
 from blpjax.outputs.pricing_pressure import PressureMethods
 from blpjax.outputs.scores import SurveySource
 from blpjax.problem.problem import Problem
+from blpjax.reporting.tables import Part
 from blpjax.simulation.data import Primitives, basic_instruments
 from blpjax.simulation.profit_conditions import FirmConditions
 from blpjax.simulation.report import summarise_simulation
@@ -199,9 +200,9 @@ class SimulationResults(PressureMethods, MicroMethods, Picklable):
         columns = {**known.product_table.data, **self._solution.changes}
         return {**columns, **basic_instruments(known, columns)}
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[Part]:
         conditions = self._solution.conditions
-        return summarise_simulation(
+        shown = summarise_simulation(
             seconds=self.computation_time,
             failures=int((~self.fp_converged).sum()),
             iterations=int(self.fp_iterations.sum()),
@@ -209,8 +210,7 @@ class SimulationResults(PressureMethods, MicroMethods, Picklable):
             gradient_norms=None if conditions is None else conditions.gradient_norms,
             eigenvalues=None if conditions is None else conditions.eigenvalues,
         )
-
-    __repr__ = __str__
+        return [shown]
 
 
 def change_products(table: ProductTable, changes: Mapping[str, np.ndarray]) -> ProductTable:

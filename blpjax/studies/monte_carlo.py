@@ -43,6 +43,7 @@ from blpjax.model.parameters import BLOCKS, Parameters, compress
 from blpjax.objective.structure import Specification
 from blpjax.optimize.optimize import Optimization
 from blpjax.problem.problem import Problem
+from blpjax.reporting.tables import Part, Shown
 from blpjax.simulation.simulation import Simulation
 from blpjax.studies.generator import NOTHING, DataGenerator, ExogenousDraws
 from blpjax.studies.lane_instruments import Observed, OptimalInstruments, estimate_optimally, plan_instruments
@@ -58,7 +59,7 @@ INVERSION = Iteration("anderson", {"max_evaluations": 200})
 _FIRST = np.zeros(1, int)
 
 
-class MonteCarlo:
+class MonteCarlo(Shown):
     """A Monte Carlo study of an estimator.
 
     In each replication structural errors are drawn anew, firms set prices, respondents of surveys are drawn if there
@@ -170,6 +171,15 @@ class MonteCarlo:
             counts.append(self._plan.count_moments(layout, problem.model_data.supply is not None))
         for count in counts:
             check_order_condition(count + len(self._surveys.moments), len(self.labels), self.labels, warn=False)
+
+    def _parts(self) -> list[Part]:
+        known = self.problem
+        sizes = f"{known.N} products in {known.T} markets"
+        text = f"Monte Carlo study of {'two-step' if self._options.steps == 2 else 'one-step'} GMM: {sizes}"
+        text += ", then again with optimal instruments" if self._plan is not None else ""
+        text += ". Exogenous variables are drawn anew" if self._generator is not None else ""
+        true = pd.DataFrame({"block": self.blocks, "parameter": self.labels, "true": self.true_values})
+        return [f"{text}. Seed {self.seed}.", true]
 
     @property
     def labels(self) -> list[str]:

@@ -70,7 +70,7 @@ def build_truth(simulation: Simulation, moments: tuple[float, float, float]) -> 
     )
 
 
-@filtered_program(effort=1)
+@filtered_program(effort=1, what="equilibria of replications")
 def draw_replications(
     truth: Truth,
     key: Array,

@@ -9,6 +9,7 @@ from scipy.special import ndtri
 from blpjax.inputs.arguments import check_level
 from blpjax.machine.memory import format_bytes
 from blpjax.reporting import report
+from blpjax.reporting.tables import Part, Shown
 
 #: Columns of a study's table.
 COLUMNS = (
@@ -27,8 +28,8 @@ COLUMNS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class MonteCarloResults:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class MonteCarloResults(Shown):
     """Estimates of all replications of a study.
 
     Attributes
@@ -93,11 +94,9 @@ class MonteCarloResults:
         index = pd.MultiIndex.from_tuples(rows, names=["block", "parameter"])
         return pd.DataFrame(list(rows.values()), index=index)
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[Part]:
         count = self.table["replication"].nunique()
         size = self.batches["size"].max()
-        return (
-            f"{self.summary().to_string(float_format=lambda x: f'{x:.4g}')}\n\n"
-            f"{count} replications in batches of {size}: {report.format_seconds(self.seconds)} in this run, at most "
-            f"{format_bytes(self.peak_memory)} of memory."
-        )
+        took = report.format_seconds(self.seconds)
+        memory = f"at most {format_bytes(self.peak_memory)} of memory."
+        return [self.summary(), f"{count} replications in batches of {size}: {took} in this run, {memory}"]
