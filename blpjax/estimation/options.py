@@ -31,7 +31,7 @@ class StepOptions:
 
     `parameters` have infinite bounds where the optimisation routine ignores bounds. `differences` is the step of finite
     differences, or None for exact derivatives. `moment_types` are levels unless they say something else. `micro` are
-    lines of tables of micro moments.
+    lines of tables of micro moments, and `micro_sampled` says whether their covariances were given.
     """
 
     parameters: Parameters
@@ -47,6 +47,7 @@ class StepOptions:
     differences: float | None = None
     moment_types: MomentTypes = MomentTypes()
     micro: tuple[MicroLine, ...] = ()
+    micro_sampled: bool = False
 
     @property
     def specification(self) -> Specification:
@@ -79,6 +80,7 @@ def read_step_options(
     n_clusters: int | None,
     moment_types: MomentTypes,
     micro: tuple[MicroLine, ...] = (),
+    micro_sampled: bool = False,
 ) -> StepOptions:
     """Options of `Problem.solve` as all GMM steps use them.
 
@@ -120,6 +122,7 @@ def read_step_options(
         differences=options.finite_differences_epsilon if finite_differences else None,
         moment_types=moment_types,
         micro=micro,
+        micro_sampled=micro_sampled,
     )
 
 
