@@ -38,6 +38,10 @@ class MonteCarloResults(Shown):
         on), `parameter`, `true`, `estimate`, `standard_error` (NaN where a replication failed), `ok` (whether the
         replication was simulated and all steps converged), `identified` (whether structural errors depend on the
         parameter), `status` (the sentence that says how it ended), `objective`, `gradient_norm` and `evaluations`.
+        Micro moments have two rows, whose `true` values are those of the population that respondents were drawn from.
+        Those of the block `survey` are what respondents say, with the standard error of their sampling; those of the
+        block `micro` what the model says at the estimates, with the standard error that follows from those of
+        parameters.
     seconds : time that this run took.
     batches : a row for each batch: number of its `first` replication, `size`, `seconds` that it took, and `peak_memory`
         of the process that ran it until then, in bytes. Those of batches that were found in files are of when they were
@@ -54,10 +58,11 @@ class MonteCarloResults(Shown):
     def summary(self, level: float = 0.95) -> pd.DataFrame:
         """A row for each parameter, from replications that are `ok`.
 
-        Columns are the `true` value, `mean`, `bias`, `median_bias`, `rmse`, `sd` (of estimates), `mean_se`, `coverage`
-        of confidence intervals at this level, `power` of the test at ``1 - level`` that the parameter is zero,
-        `replications`, `failures`, and how often a parameter was `unidentified`: such replications, as with a standard
-        deviation of zero and symmetric nodes, do not count for `mean_se`, `coverage` and `power`.
+        Columns are the `true` value (a mean where it varies between replications), `mean`, `bias`, `median_bias`,
+        `rmse`, `sd` (of estimates), `mean_se`, `coverage` of confidence intervals at this level, `power` of the test at
+        ``1 - level`` that the parameter is zero, `replications`, `failures`, and how often a parameter was
+        `unidentified`: such replications, as with a standard deviation of zero and symmetric nodes, do not count for
+        `mean_se`, `coverage` and `power`.
 
         Raises
         ------
@@ -73,7 +78,7 @@ class MonteCarloResults(Shown):
             told = known[known["identified"]]
             wrong, se = (told["estimate"] - told["true"]).abs(), told["standard_error"]
             rows[name] = {
-                "true": group["true"].iloc[0],
+                "true": group["true"].iloc[0] if group["true"].nunique() < 2 else group["true"].mean(),
                 "mean": known["estimate"].mean(),
                 "bias": error.mean(),
                 "median_bias": error.median(),
