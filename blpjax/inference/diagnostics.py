@@ -1,8 +1,22 @@
 """Diagnostics that results have after estimation, beside tests of restrictions."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
 import pandas as pd
 
 from blpjax.estimation.estimates import Estimates
+from blpjax.inference.integration_report import IntegrationReport
+from blpjax.model.model import Model
+from blpjax.objective.moments import lacks_influence
+
+
+class FirstStep(NamedTuple):
+    """Where the first step of each estimation begins: theta (P,), and the full sample's weighting matrix (M, M)."""
+
+    theta: np.ndarray
+    W: np.ndarray
 
 
 class DiagnosticMethods(Estimates):
@@ -49,3 +63,61 @@ class DiagnosticMethods(Estimates):
         from blpjax.inference.instrument_strength import strength_frame
 
         return strength_frame(self)
+
+    def integration_report(
+        self,
+        integrations: Any,
+        seeds: Any = 5,
+        outcome: Callable[[Model], Any] | None = None,
+        agent_data: Any = None,
+        costs_bounds: Any = None,
+    ) -> IntegrationReport:
+        """How estimates, and an outcome, move with the number and the seed of draws: estimation again with other nodes.
+
+        All GMM steps are repeated with the nodes and weights of every rule in place of the problem's, from these
+        estimates and with the default optimiser. Estimations with the same rule and other seeds are lanes of one
+        compiled program. Where estimates differ between seeds by more than a small part of their standard errors, draws
+        are too few: standard errors take them as given.
+
+        Parameters
+        ----------
+        integrations : Integration, several of them, or a mapping of names to them, such as
+            ``[Integration("halton", n) for n in (50, 200, 1000)]`` and ``Integration("product", 7)``.
+        seeds : how many seeds (0, 1, ...), or a sequence of them, for rules that have one, in place of their own.
+        outcome : function of a `Model` that returns a number, or a mapping of names to numbers: what the estimates are
+            for. It is evaluated at each estimation's parameters and agents, with mean utilities that reproduce observed
+            shares. For example ``lambda m: m.extract_diagonals(m.compute_elasticities()).mean()``.
+        agent_data : table with demographics, by default that of the problem. In each market there must be as many rows
+            as the rule has nodes; further ones are not used.
+        costs_bounds : those of `Problem.solve`, if there were any.
+
+        Returns
+        -------
+        IntegrationReport with a `table` of all estimations and a `summary`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For arguments that cannot be used; without X2; for results of an initial update; and when costs were bounded
+            and `costs_bounds` is missing.
+        DataError
+            When agent data have too few rows for a rule, naming the market.
+        NotImplementedError
+            With micro moments, covariance instruments, moments of one's own, simulation error, markets that are spread
+            over devices, or shares that were inverted by a method on the host.
+
+        Warns
+        -----
+        ConvergenceWarning
+            When mean utilities of some market were not found at the estimates of a seed. Its outcomes are NaN.
+        """
+        from blpjax.inference.integration_runs import read_rules, report_integration  # it needs what runs many lanes
+
+        rules = read_rules(integrations, seeds, agent_data)
+        return report_integration(self, self._options, self.first_step(), rules, outcome, costs_bounds)
+
+    def first_step(self) -> FirstStep:
+        """Where estimations that repeat this one begin."""
+        first = next(step for step in self._steps if step.step > 0 or step is self)
+        lacking = lacks_influence(self._result.outcome.evaluation, self.theta, self.layout)
+        return FirstStep(np.where(lacking, self._options.parameters.theta, self.theta), first.W)

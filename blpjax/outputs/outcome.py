@@ -23,11 +23,14 @@ from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outcome_numbers import MARKET_COLUMNS, PRODUCT_COLUMNS, Numbers, averaging, numbers_of, spread_of
 from blpjax.outputs.outputs import Outputs
 from blpjax.outputs.query import Given, Output
+from blpjax.reporting.tables import Part, Shown
 from blpjax.values import read_flag
 
 
 class OutcomeSource(Outputs):
     """Results whose counterfactuals there are."""
+
+    _hidden = Outputs._hidden | {"centre"}
 
     @property
     def formulated(self) -> Formulated:
@@ -40,7 +43,7 @@ class OutcomeSource(Outputs):
         return self
 
 
-class Counterfactual:
+class Counterfactual(Shown):
     """Markets before and after a change.
 
     Attributes
@@ -85,11 +88,13 @@ class Counterfactual:
         elif standard_errors:
             self._found = self.delta_method(self._numbers)
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[Part]:
+        failed = self.markets.loc[~self.markets["converged"], "market_ids"].tolist()
         draws = "" if self.draws is None else f", and intervals over {self.draws} draws"
-        return f"Counterfactual, means over {len(self.markets)} markets{draws}:\n{self.summary().to_string()}"
-
-    __repr__ = __str__
+        parts: list[Part] = [f"Counterfactual, means over {len(self.markets)} markets{draws}:", self.summary()]
+        if failed:
+            parts.insert(0, f"NOT CONVERGED: no equilibrium was found in {len(failed)} markets, such as {failed[0]!r}.")
+        return parts
 
     # tables
 
