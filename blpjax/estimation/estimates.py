@@ -18,6 +18,7 @@ from blpjax.model.model import Model
 from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout
 from blpjax.objective import iv
 from blpjax.objective.blocks import Point
+from blpjax.objective.clusters import counts_of_kinds
 from blpjax.objective.dynamics import MomentTypes
 from blpjax.objective.problem_data import ProblemData
 from blpjax.optimize.bounds import is_at_bound, mask, project_gradient
@@ -426,7 +427,7 @@ class Estimates:
             optimization_iterations=self.cumulative_optimization_iterations,
             fp_iterations=int(self.cumulative_fp_iterations.sum()) if K2 else None,
             contraction_evaluations=int(self.cumulative_contraction_evaluations.sum()) if K2 else None,
-            clusters=types.n_clusters or 0,
+            clusters=counts_of_kinds(types.n_clusters or 0),
             sigma=_coefficients(self.sigma_labels, self.sigma_labels, self.sigma, self.sigma_se, layout.sigma),
             sigma_squared=_coefficients(
                 self.sigma_labels, self.sigma_labels, self.sigma_squared, self.sigma_squared_se
