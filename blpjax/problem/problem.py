@@ -40,7 +40,7 @@ from blpjax.optimize.optimize import Optimization, OptimizationStatus
 from blpjax.problem.data import DataHolder
 from blpjax.problem.micro import read_micro, refuse_old_names
 from blpjax.problem.results import ProblemResults
-from blpjax.reporting import report
+from blpjax.reporting.tables import Table
 from blpjax.values import read_flag
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ class Problem(DataHolder, Picklable):
             last = interrupted or step == steps[-1][0]
             report_outcome(outcome, time.perf_counter() - began)
             micro.check_variances(np.asarray(outcome.summary.moments_covariances), self.N)
-            warn_of_singularity(outcome, current.types, context, current.parameters.theta_labels)
+            warn_of_singularity(outcome, current.types, context, current.parameters.theta_names)
             results = ProblemResults(self, results, outcome, current, estimated=last)
             results.starts, results.micro_moments = table, micro.moments
             theta, start_delta = outcome.theta, outcome.delta
@@ -621,7 +621,7 @@ class Problem(DataHolder, Picklable):
                 options.output("")
                 title = f"{side.capitalize()} Moment Counts"
                 rows = [kind for kind, _ in counts], [str(count) for _, count in counts]
-                options.output(report.table([rows[0]], [rows[1]], title))
+                options.output(str(Table([rows[0]], [rows[1]], title)))
 
     def _moment_labels(self, data: ModelData) -> list[str]:
         known = self.MD + self.MS + self.MC

@@ -1,4 +1,7 @@
-"""ProblemResults: estimates, covariances and diagnostics, and what they imply."""
+"""ProblemResults: estimates, covariances and diagnostics, and what they imply.
+
+It has more than 500 lines because methods document all that can be given to them.
+"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,7 +14,7 @@ from blpjax import options
 from blpjax.economy.buckets import AgentsInEconomy
 from blpjax.estimation.estimates import SolvedProblem
 from blpjax.inference.bootstrap import BootstrappedResults, bootstrap_results
-from blpjax.inference.delta_method import DeltaMethodResults, apply_delta_method
+from blpjax.inference.delta_method import apply_delta_method
 from blpjax.inference.diagnostics import DiagnosticMethods
 from blpjax.inference.fixed_effects import FixedEffectProjection, StepEstimates, Weighting, project_fixed_effects
 from blpjax.inference.importance_sampling import ImportanceSamplingResults, importance_sampling
@@ -32,6 +35,8 @@ from blpjax.outputs.pricing_pressure import PressureMethods
 from blpjax.outputs.scores import SurveySource
 from blpjax.problem.state import Step, read_step, step_state
 from blpjax.reporting.micro import micro_frame, parts_frame
+from blpjax.reporting.tables import Part
+from blpjax.values import read_flag
 
 
 class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable):
@@ -45,7 +50,8 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
     problem : the `Problem`.
     last_results : results of the previous GMM step, or None.
     step : number of the GMM step.
-    theta (P,), parameters (Q, 1) : estimates; `theta_labels`, `parameter_labels` name them.
+    theta (P,), parameters (Q, 1) : estimates; `theta_labels`, `parameter_labels` name them, `parameter_blocks` (Q
+        names such as sigma and beta) say what they belong to.
     sigma (K2, K2), pi (K2, D), beta (K1, 1) : estimates as matrices, and `sigma_squared` = sigma sigma'.
     sigma_se, sigma_squared_se, pi_se, beta_se : standard errors, NaN for fixed elements and before the last step.
     phi, phi_se (1, 1) or (2, 2) : how xi, and omega, follow from their lags; without columns where there are none.
@@ -69,6 +75,8 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
 
     starts: pd.DataFrame | None = None
     micro_moments: tuple[MicroMoment, ...] | None = ()
+
+    _hidden = PressureMethods._hidden | {"draws"}
 
     def micro_frame(self, parts: bool = False) -> pd.DataFrame:
         """Micro moments at these estimates as a table; see `Problem.compare_micro` for its columns.
@@ -146,7 +154,9 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         hold: str = "shares",
         iteration: Iteration | None = None,
         constant_costs: bool = True,
-    ) -> DeltaMethodResults:
+        *,
+        as_frame: bool = False,
+    ) -> Any:
         r"""Standard errors of any differentiable function of the model.
 
         With ``V = parameter_covariances / N`` and the derivatives J of the function in all Q `parameters` (theta and
@@ -176,6 +186,8 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
             m.compute_prices(firm_ids=merged, costs=m.compute_costs())[:, 0] - m.prices``.
         hold : see above.
         iteration, constant_costs : how to solve for prices with ``hold='xi'``, as in `compute_prices`.
+        as_frame : whether to return `DeltaMethodResults.to_frame`. `compute` gives outputs by product, market or agent
+            their labels, too.
 
         Returns
         -------
@@ -196,7 +208,8 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         ConvergenceWarning
             With ``hold='xi'``, naming markets in which no equilibrium was found at the estimates.
         """
-        return apply_delta_method(self, function, hold, iteration, constant_costs)
+        found = apply_delta_method(self, function, hold, iteration, constant_costs)
+        return found.to_frame() if read_flag("as_frame", as_frame) else found
 
     def bootstrap(
         self,
@@ -469,16 +482,12 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         lost = self.micro_moments is not None and moments_state(self.micro_moments) is None
         return {**self.__dict__, **({"micro_moments": None} if lost else {})}
 
-    def __str__(self) -> str:
-        text = super().__str__()
+    def _further_parts(self) -> list[Part]:
         if self.starts is None:
-            return text
-
+            return super()._further_parts()
         from blpjax.estimation.starts import describe_starts
 
-        return f"{text}\n\n{describe_starts(self.starts)}"
-
-    __repr__ = __str__
+        return [*super()._further_parts(), describe_starts(self.starts)]
 
     def survey_source(self) -> SurveySource:
         """What methods for micro data need."""
