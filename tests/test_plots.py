@@ -238,7 +238,7 @@ def test_price_changes_with_standard_errors_have_intervals() -> None:
     expected = found.delta_method(lambda before, after: (after.prices[one] / before.prices[one]).mean())
     place = list(ordered.index).index(2)
     (interval,) = ax.containers[place].lines[2][0].get_segments()
-    LINEAR_ALGEBRA.check(interval[1, 0] - interval[0, 0], 2 * 1.96 * 100 * float(expected.standard_errors))
+    LINEAR_ALGEBRA.check(interval[1, 0] - interval[0, 0], 100 * float(expected.upper - expected.lower))
     colors = [bars.lines[0].get_color() for bars in ax.containers]
     assert colors[place] == "tab:orange" and len(set(colors)) == 2
 
