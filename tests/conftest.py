@@ -47,12 +47,12 @@ jaxtyping.install_import_hook("blpjax", "beartype.beartype")
 import jax  # noqa: E402
 
 import blpjax.economy.buckets  # noqa: E402  (turns on 64-bit)
-from blpjax.machine import compilation  # noqa: E402
+from blpjax.machine import announcements, compilation  # noqa: E402
 from tests.support.silence import silent  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What is printed must not depend on how fast the machine compiles.
-compilation.ANNOUNCED_AFTER = 1e6
+announcements.ANNOUNCED_AFTER = 1e6
 
 # The first example pays for compilation, and a failure must be one that everybody gets.
 hypothesis.settings.register_profile("blpjax", deadline=None, derandomize=True, max_examples=25, database=None)

@@ -85,8 +85,17 @@ def test_heatmaps_of_some_products_have_given_labels() -> None:
     assert tick_labels(ax.yaxis) == ["third", "first"] and not ax.texts
 
 
-def test_large_heatmaps_are_not_annotated() -> None:
-    assert not plots.plot_elasticities(nevo(), "C01Q1").texts
+def test_diagonals_have_a_scale_of_their_own_where_there_is_no_room_for_numbers() -> None:
+    results = nevo()
+    for name, label in (("elasticities", "own elasticity"), ("diversion_ratios", "to the outside good")):
+        ax = getattr(plots, f"plot_{name}")(results, "C01Q1")
+        assert not ax.texts
+        shown = ax.images[1].get_array()
+        own = np.diag(getattr(results, f"compute_{name}")(market_id="C01Q1"))
+        np.testing.assert_array_equal(shown.compressed(), own)
+        low, high = ax.images[1].get_clim()
+        assert (low, high) == ((own.min(), 0) if name == "elasticities" else (0, own.max()))
+        assert label in [axes.get_ylabel() for axes in ax.figure.axes]
 
 
 def test_products_without_ids_are_numbered() -> None:
@@ -423,6 +432,7 @@ def test_replications_are_counted_in_standard_errors() -> None:
     np.testing.assert_allclose(heights, np.histogram(draws[draws < 1.5], 10, (-5, 5), density=True)[0])
     assert ax.get_title() == f"beta prices, {(draws < 1.5).sum()} replications"
     assert "beta 1" in plots.plot_replications(replications(), "1", "beta").get_title()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["replications", "standard normal"]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def report_outcome(result: StepResult, seconds: float) -> None:
 
 
 def warn_of_singularity(
-    result: StepResult, types: CovarianceTypes, context: StepContext, theta_labels: Sequence[str]
+    result: StepResult, types: CovarianceTypes, context: StepContext, theta_names: Sequence[str]
 ) -> None:
     """Warn with `IdentificationWarning` when W, standard errors, or the estimates themselves rest on a singular matrix.
 
@@ -41,7 +41,7 @@ def warn_of_singularity(
     result : the step.
     types : how covariances were estimated.
     context : data of the step, which names moments.
-    theta_labels : names of the P elements of theta.
+    theta_names : names of the P elements of theta, with the matrices that they belong to.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def warn_of_singularity(
     evaluation, layout = result.outcome.evaluation, context.objective.model.layout
     lacking = lacks_influence(evaluation, result.theta, layout) & ~_moves_samples(result, context)
     if lacking.any():
-        vanishing = ", ".join(repr(label) for label, lacks in zip(theta_labels, lacking, strict=True) if lacks)
+        vanishing = ", ".join(name for name, lacks in zip(theta_names, lacking, strict=True) if lacks)
         warn_user(
             f"Structural errors do not depend on {vanishing} near the estimates, so the standard errors of these "
             "parameters mean nothing. Standard deviations of zero do this when integration nodes are symmetric.",

@@ -34,6 +34,7 @@ from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outputs import Outputs
 from blpjax.outputs.query import Given, Output, read_iteration
 from blpjax.reporting import report
+from blpjax.reporting.tables import Part, one_row_table
 from blpjax.values import read_flag, read_seed
 
 
@@ -84,7 +85,7 @@ class BootstrappedResults(Outputs, Picklable):
         self.contraction_evaluations = loops.evaluations.T
         self.fp_residuals = loops.residuals.T
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[Part]:
         columns = {
             ("Computation", "Time"): report.format_seconds(self.computation_time),
             ("Bootstrap", "Draws"): str(self.draws),
@@ -92,9 +93,7 @@ class BootstrappedResults(Outputs, Picklable):
         if self.contraction_evaluations.any():
             columns["Fixed Point", "Iterations"] = str(self.fp_iterations.sum())
             columns["Contraction", "Evaluations"] = str(self.contraction_evaluations.sum())
-        return report.one_row_table(columns, "Bootstrapped Results Summary")
-
-    __repr__ = __str__
+        return [one_row_table(columns, "Bootstrapped Results Summary")]
 
     def to_dict(self, attributes: Sequence[str] | None = None) -> dict[str, Any]:
         """Attributes by name, all but `problem_results` by default.

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -23,6 +23,7 @@ from blpjax.estimation.estimates import Estimates
 from blpjax.estimation.lane import BatchOptions, Lane, build_lane, describe, largest_batch, read_batches, split_lanes
 from blpjax.estimation.lanes import BatchOutcome, estimate_batch, tabulate
 from blpjax.estimation.options import StepOptions
+from blpjax.inference.diagnostics import FirstStep
 from blpjax.inference.reestimation_results import COLUMNS, ReestimationResults
 from blpjax.inputs.arguments import check_choice, read_costs_bounds, read_draws
 from blpjax.machine.batch_files import fingerprint_of
@@ -40,13 +41,6 @@ from blpjax.objective.problem_data import ProblemData
 from blpjax.values import check_integer, read_flag
 
 _UNIDENTIFIED = "the sample does not identify the linear parameters"
-
-
-class FirstStep(NamedTuple):
-    """Where the first step of each estimation begins: theta (P,), and the full sample's weighting matrix (M, M)."""
-
-    theta: np.ndarray
-    W: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -208,7 +202,7 @@ def build_study(
         See `ProblemResults.reestimate`.
     """
     check_process()
-    _refuse(results, step_options, costs_bounds)
+    refuse_lanes(results, step_options, costs_bounds)
     problem = results.problem.data
     drawn = _read_unit(problem, step_options, unit)
     units = problem.clusters[0] if drawn == "clusters" else problem.market_index.codes
@@ -219,8 +213,7 @@ def build_study(
     offset = jnp.asarray(results.moments[:, 0]) if recentre else None
     known = problem.moments_of(step_options.moment_types)
     data = _weighted(known, bounds, absorbed, offset)
-    same = np.asarray(programs.initial_weights(known))
-    given = None if np.allclose(begin.W, same, rtol=1e-9, atol=0) else begin.W
+    given = first_weights(begin, known)
     model = step_options.parameters, step_options.iteration, problem.economy, data
     lane = build_lane(*model, begin.theta, results.delta[:, 0], problem.clusters[0], given)
     return BootstrapStudy(
@@ -316,7 +309,20 @@ def _check_lags(units: np.ndarray, lags: np.ndarray | None) -> None:
         )
 
 
-def _refuse(results: Estimates, step_options: StepOptions, costs_bounds: Any) -> None:
+def first_weights(begin: FirstStep, data: ModelData) -> np.ndarray | None:
+    """The weighting matrix of first steps, None where it is that of 2SLS, which other data have of their own."""
+    same = np.asarray(programs.initial_weights(data))
+    return None if np.allclose(begin.W, same, rtol=1e-9, atol=0) else begin.W
+
+
+def refuse_lanes(results: Estimates, step_options: StepOptions, costs_bounds: Any) -> None:
+    """Refuse results that lanes of compiled programs cannot estimate again.
+
+    Raises
+    ------
+    ValueError, NotImplementedError
+        See `ProblemResults.reestimate`.
+    """
     if results.step < 1:
         raise ValueError("Results of an initial update cannot be estimated again. Use those of a GMM step.")
     if results.problem.data.economy.placement is not None:

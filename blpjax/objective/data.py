@@ -170,6 +170,7 @@ class ModelData(eqx.Module):
         costs_bounds: Any = None,
         covariance_mean: float | None = None,
         equations: Sequence[Equation] | None = None,
+        more: Sequence[MomentBlock] | None = None,
     ) -> "ModelData":
         """The same moments of other data: all that a replication, a sample or other instruments may change.
 
@@ -177,7 +178,7 @@ class ModelData(eqx.Module):
         ----------
         characteristics : formulas with other variables, such as prices and shares. Fixed effects are not absorbed.
         instruments : instruments (N, M) of each equation, None for those that stay.
-        weights, offset, costs_bounds, covariance_mean, equations : in place of those that there are.
+        weights, offset, costs_bounds, covariance_mean, equations, more : in place of those that there are.
         """
         found = list(self.equations if equations is None else equations)
         supply = self.supply
@@ -194,13 +195,13 @@ class ModelData(eqx.Module):
                 found[side] = dataclasses.replace(found[side], Z=Z, instruments=Z)
         if supply is not None and costs_bounds is not None:
             supply = dataclasses.replace(supply, costs_bounds=jax.device_put(np.asarray(costs_bounds, float)))
-        more = self.more
+        blocks = self.more if more is None else tuple(more)
         if covariance_mean is not None:
             mean = jax.device_put(np.asarray(covariance_mean, float))
-            more = tuple(dataclasses.replace(b, mean=mean) if isinstance(b, CovarianceMoments) else b for b in more)
+            blocks = tuple(dataclasses.replace(b, mean=mean) if isinstance(b, CovarianceMoments) else b for b in blocks)
         return dataclasses.replace(
             dataclasses.replace(self, supply=supply)._with_equations(found),
-            more=more,
+            more=blocks,
             weights=self.weights if weights is None else weights,
             offset=self.offset if offset is None else offset,
         )

@@ -30,6 +30,7 @@ from blpjax.objective.build import Designs, Equations, build_equations
 from blpjax.objective.data import ModelData, place_data
 from blpjax.objective.dynamics import MomentTypes, build_dynamics, read_moment_types
 from blpjax.reporting import report
+from blpjax.reporting.tables import Part, Shown
 from blpjax.values import read_flag
 
 
@@ -48,8 +49,8 @@ class Absorbers(NamedTuple):
     supply: Absorber
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ProblemData(Formulated):
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ProblemData(Shown, Formulated):
     """What a problem is made of: `Formulated` with fixed effects and the data of all moments.
 
     Methods return other values that share what they do not replace.
@@ -309,7 +310,7 @@ class ProblemData(Formulated):
         )
         return records.product_records(self.product_table, matrices, self.designs)
 
-    def __str__(self) -> str:
+    def _parts(self) -> Sequence[Part]:
         names = ["T", "N", "F", "I", "K1", "K2", "K3", "D", "MD", "MS", "MC", "ED", "ES", "H"]
         kept = [name for name in names if self.K3 or name not in ("K3", "MS", "MC", "ES")]
         labels = self.labels
@@ -320,8 +321,6 @@ class ProblemData(Formulated):
             "d: Demographics": labels.demographics,
         }
         return report.describe_problem({name: getattr(self, name) for name in kept}, formulations)
-
-    __repr__ = __str__
 
 
 def build_problem_data(

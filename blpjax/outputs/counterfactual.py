@@ -22,6 +22,7 @@ from blpjax.outputs.changes import read_scenario, with_entry
 from blpjax.outputs.entry import Entry, read_entry
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outputs import Outputs
+from blpjax.reporting.tables import Part, Shown
 from blpjax.values import read_flag
 
 #: Numbers of tables, by table and column.
@@ -106,7 +107,7 @@ class CounterfactualMethods(Outputs):
         return _solve(self, (), given, standard_errors, hold_fixed, error_behavior)
 
 
-class Counterfactual:
+class Counterfactual(Shown):
     """Markets before and after a change.
 
     Attributes
@@ -141,10 +142,12 @@ class Counterfactual:
         if standard_errors:
             self._found = self.delta_method(self._numbers)
 
-    def __str__(self) -> str:
-        return f"Counterfactual, means over {len(self.markets)} markets:\n{self.summary().to_string()}"
-
-    __repr__ = __str__
+    def _parts(self) -> list[Part]:
+        failed = self.markets.loc[~self.markets["converged"], "market_ids"].tolist()
+        parts: list[Part] = [f"Counterfactual, means over {len(self.markets)} markets:", self.summary()]
+        if failed:
+            parts.insert(0, f"NOT CONVERGED: no equilibrium was found in {len(failed)} markets, such as {failed[0]!r}.")
+        return parts
 
     # tables
 
@@ -319,8 +322,8 @@ class Counterfactual:
 
     @property
     def taxed(self) -> bool:
-        """Whether there are taxes after the change."""
-        return any(scenario.kept is not None for scenario in self._scenarios)
+        """Whether firms get something else than prices after the change."""
+        return bool((self.after.kept != 1).any() or (self.after.unit != 0).any())
 
     def _states(self, model: Model) -> tuple[State, State]:
         if self._entry is None:
@@ -472,7 +475,7 @@ def _solve(
     entry = None
     if given.get("add") is not None:
         entry = read_entry(source.formulated, source.output_tables, given["add"], source.model)
-        scenario = with_entry(scenario, entry, given)
+        scenario = with_entry(scenario, entry, source.output_tables, given)
     found = Counterfactual(source, (*before, scenario), entry, standard_errors, hold_fixed)
     if (loops := found.after.loops) is not None:
         ids, action = source.output_tables.markets.ids, "The search for equilibrium prices"
