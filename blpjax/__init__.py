@@ -53,7 +53,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.objective.survey_moments import SurveyMoments, micro_moments
     from blpjax.optimize.optimize import Optimization
     from blpjax.outputs.comparison import compare
-    from blpjax.outputs.counterfactual import Counterfactual
+    from blpjax.outputs.outcome import Counterfactual
     from blpjax.problem.likelihood import LikelihoodResults
     from blpjax.problem.load import load
     from blpjax.problem.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem
@@ -161,7 +161,7 @@ _HOMES = {
     "blpjax.objective.survey_moments": ("SurveyMoments", "micro_moments"),
     "blpjax.optimize.optimize": ("Optimization",),
     "blpjax.outputs.comparison": ("compare",),
-    "blpjax.outputs.counterfactual": ("Counterfactual",),
+    "blpjax.outputs.outcome": ("Counterfactual",),
     "blpjax.problem.likelihood": ("LikelihoodResults",),
     "blpjax.problem.load": ("load",),
     "blpjax.problem.problem": ("ImportanceSamplingProblem", "OptimalInstrumentProblem", "Problem"),

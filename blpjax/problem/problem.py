@@ -60,9 +60,10 @@ class Problem(DataHolder, Picklable):
         N rows. Required: `market_ids`, `shares` (in (0, 1), summing to less than one in every market) and `prices`.
         With X3 also `firm_ids`, or `ownership` matrices stacked by market (`build_ownership`), which come first.
         Optional: `demand_instruments0`, `demand_instruments1`, ... or a matrix `demand_instruments`, and likewise
-        `supply_instruments` and `covariance_instruments` for X3, `product_ids`, `clustering_ids`, `nesting_ids` for
-        the nested logit and RCNL, `lag_indices`, the row of each product's lag (counted from zero in the order of the
-        table; the row itself for an initial period), and whatever the formulas name.
+        `supply_instruments` and `covariance_instruments` for X3, `product_ids`, `clustering_ids` (for errors that are
+        correlated within clusters of several kinds, such as markets and brands, `clustering_ids0`, `clustering_ids1`
+        and so on), `nesting_ids` for the nested logit and RCNL, `lag_indices`, the row of each product's lag (counted
+        from zero in the order of the table; the row itself for an initial period), and whatever the formulas name.
     agent_formulation : Formulation, optional
         Demographics d.
     agent_data : DataFrame, dict of arrays, or structured array, optional
@@ -234,7 +235,9 @@ class Problem(DataHolder, Picklable):
             adds to it. Results have it as `simulation_covariances`.) The callable is called anew in each GMM step.
         center_moments, W_type, se_type
             Whether moments are centred, and the type of W and of standard errors: ``'robust'``, ``'clustered'`` or
-            ``'unadjusted'``.
+            ``'unadjusted'``. With clusters of several kinds, contributions that share a cluster of any kind are
+            correlated (Cameron, Gelbach and Miller 2011). Negative eigenvalues, which there may be with few clusters,
+            are set to zero in covariances of parameters and before W is updated, with a warning.
         demand_moment_types, supply_moment_types : str or list of pairs, optional
             What instruments are orthogonal to: ``'levels'`` of xi or omega, ``'innovations'``, which are what their
             lags do not explain by `phi`, or ``'differenced_innovations'``, innovations less their lags (Arellano and

@@ -282,7 +282,8 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         draws : number of samples.
         unit : ``'markets'`` or ``'clusters'`` (by `clustering_ids`), as many of which are drawn as there are. By
             default clusters where standard errors or W are clustered, and otherwise markets. Clusters may divide
-            markets: shares are inverted with all products.
+            markets: shares are inverted with all products. Clusters of several kinds are drawn independently of each
+            other, and a product counts as often as the product of how often its clusters are drawn (Owen 2007).
         seed : of `jax.random`.
         recentre : whether averaged moments at these estimates are subtracted from those of samples (Hall and Horowitz
             1996). Without that an overidentified model does not hold in the population that samples are drawn from,
