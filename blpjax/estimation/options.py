@@ -13,6 +13,7 @@ from blpjax.iteration import Iteration
 from blpjax.model.parameters import Parameters
 from blpjax.objective import iv
 from blpjax.objective.blocks import MomentBlock, SampleMoments
+from blpjax.objective.clusters import Counts, counts_of_kinds
 from blpjax.objective.data import ModelData
 from blpjax.objective.dynamics import MomentTypes
 from blpjax.objective.inference import CovarianceTypes
@@ -76,7 +77,7 @@ def read_step_options(
     W_type: str,
     se_type: str,
     center_moments: bool,
-    n_clusters: int | None,
+    n_clusters: Counts | None,
     moment_types: MomentTypes,
     micro: tuple[MicroLine, ...] = (),
 ) -> StepOptions:
@@ -128,16 +129,17 @@ def usable_parameters(parameters: Parameters, optimization: Optimization) -> Par
     return parameters if optimization.supports_bounds else parameters.unbounded()
 
 
-def read_covariance_types(W_type: str, se_type: str, center_moments: bool, n_clusters: int | None) -> CovarianceTypes:
+def read_covariance_types(
+    W_type: str, se_type: str, center_moments: bool, n_clusters: Counts | None
+) -> CovarianceTypes:
     """How covariances are estimated; `ValueError` for kinds that there are not, and for clusters without IDs."""
     for name, covariances in (("W_type", W_type), ("se_type", se_type)):
         iv.check_kind(covariances, name)
         if covariances == "clustered" and n_clusters is None:
             raise ValueError(f"{name}='clustered' needs a column 'clustering_ids' in product_data.")
-        if covariances == "clustered" and n_clusters == 1:
-            raise ValueError(
-                f"{name}='clustered' needs at least two clusters, but 'clustering_ids' has a single value."
-            )
+        if covariances == "clustered" and n_clusters is not None and 1 in (found := counts_of_kinds(n_clusters)):
+            column = f"clustering_ids{found.index(1)}" if len(found) > 1 else "clustering_ids"
+            raise ValueError(f"{name}='clustered' needs at least two clusters, but '{column}' has a single value.")
     centered = read_flag("center_moments", center_moments)
     return CovarianceTypes(W_type, se_type, centered, 1 if n_clusters is None else n_clusters)
 

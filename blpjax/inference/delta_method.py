@@ -29,7 +29,12 @@ from blpjax.model.elsewhere import (
 )
 from blpjax.model.model import Model
 from blpjax.model.parameters import all_coefficients
+from blpjax.reporting.frames import with_confidence_limits
+from blpjax.reporting.tables import Part, Shown
 from blpjax.values import read_flag
+
+#: So many numbers are displayed.
+_SHOWN_ROWS = 10
 
 #: Jacobians and covariances have at most this many elements (2 GiB).
 MOST_ELEMENTS = 2**28
@@ -42,8 +47,8 @@ class Interval(NamedTuple):
     upper: Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class DeltaMethodResults:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class DeltaMethodResults(Shown):
     """A function of the model at the estimates, and how uncertain it is.
 
     The M numbers that the function returns are counted through all of its arrays, in the order of
@@ -56,6 +61,8 @@ class DeltaMethodResults:
     parameter_covariances : (Q, Q) covariances of the estimates, already divided by N.
     parameter_labels : Q labels of the parameters.
     hold : what stayed fixed, ``'shares'`` or ``'xi'``.
+    labels : the table of an output of compute methods, with the place of each number, counted by rows, instead of its
+        value; None for other functions.
     """
 
     value: Any
@@ -63,6 +70,7 @@ class DeltaMethodResults:
     parameter_covariances: np.ndarray
     parameter_labels: list[str]
     hold: str
+    labels: pd.DataFrame | None = None
 
     @cached_property
     def standard_errors(self) -> Any:
@@ -111,10 +119,18 @@ class DeltaMethodResults:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each number: output, index, value, standard_error, and limits of the 95% confidence interval.
+        """One row for each number, with standard_error, and lower and upper limits of the 95% confidence interval.
 
-        ``output`` says which array of a pytree it is in (empty for one array), ``index`` where it stands there.
+        For outputs of compute methods it is the table that ``as_frame=True`` gives: with labels of markets and
+        products, and without padding. For other functions ``output`` says which array of a pytree a number is in (empty
+        for one array), ``index`` where it stands there, and ``value`` what it is.
         """
+        if self.labels is not None:
+            name = str(self.labels.columns[-1])
+            places = self.labels[name].to_numpy().astype(int)
+            values = np.ravel(self.value)[places]
+            errors = np.ravel(self.standard_errors)[places]
+            return with_confidence_limits(self.labels.assign(**{name: values}), name, errors)
         rows: list[tuple[str, tuple[int, ...]]] = []
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.value):
             rows += [(jax.tree_util.keystr(path), index) for index in np.ndindex(leaf.shape)]
@@ -126,6 +142,20 @@ class DeltaMethodResults:
         }
         numbers = {name: _flatten(tree) for name, tree in columns.items()}
         return pd.DataFrame({"output": [r[0] for r in rows], "index": [r[1] for r in rows], **numbers})
+
+    def _parts(self) -> list[Part]:
+        M = len(self.jacobian)
+        fixed = "observed shares and prices" if self.hold == "shares" else "structural errors"
+        frame = self.to_frame()
+        shown: list[Part] = [f"{M} output{'s' * (M != 1)} with standard errors, holding {fixed} fixed:"]
+        if len(frame) > _SHOWN_ROWS:
+            shown[0] = f"{shown[0][:-1]}. The first {_SHOWN_ROWS}, of which to_frame() has all:"
+        numbers = frame.head(_SHOWN_ROWS)
+        if self.labels is None:
+            numbers = numbers.drop(
+                columns=[name for name in ("output", "index") if (numbers[name].map(len) == 0).all()]
+            )
+        return [*shown, numbers]
 
     def _like_value(self, numbers: np.ndarray) -> Any:
         leaves, structure = jax.tree.flatten(self.value)

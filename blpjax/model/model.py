@@ -511,7 +511,7 @@ def _surpluses(model: Model, eliminated: AnyArray, changes: dict[str, AnyArray])
     return model.economy.gather_markets(widened(parts, 1)), total
 
 
-@filtered_program(effort=1)
+@filtered_program(effort=1, what="equilibrium prices")
 def _equilibrium(
     model: Model,
     game: Ownership | ConductData,

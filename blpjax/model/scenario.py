@@ -13,11 +13,12 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Bool, Float
 
+from blpjax.economy.buckets import Economy
 from blpjax.economy.loops import Loops
 from blpjax.economy.ownership import Ownership, firm_codes, ownership_matrices
 from blpjax.iteration import Iteration
 from blpjax.kernels.arrays import AnyArray, constant, namespace
-from blpjax.model.demand import host_or_program, linear_change
+from blpjax.model.demand import consumer_offsets, consumer_payments, host_or_program, linear_change
 from blpjax.model.model import Model
 
 
@@ -33,6 +34,7 @@ class State(eqx.Module):
     owned : ownership matrices by bucket.
     costs : (N,) marginal costs.
     kept, unit : (N,) firms get ``kept * prices - unit``.
+    paid : what agents pay beyond prices (T, J, I), by bucket, which `model` knows as offsets of utilities; or None.
     loops : those that found prices, None where prices were given.
     """
 
@@ -44,11 +46,12 @@ class State(eqx.Module):
     costs: Float[AnyArray, " N"]
     kept: Float[AnyArray, " N"]
     unit: Float[AnyArray, " N"]
+    paid: tuple[Float[AnyArray, "T J I"], ...] | None = None
     loops: Loops | None = None
 
     @property
     def prices(self) -> Float[AnyArray, " N"]:
-        """What consumers pay (N,); NaN for products that are dropped."""
+        """What consumers pay (N,), before taxes on some of them; NaN for products that are dropped."""
         return self._where_sold(self.model.prices, float("nan"))
 
     @property
@@ -70,12 +73,16 @@ class State(eqx.Module):
     def revenues(self) -> Float[AnyArray, " N"]:
         """Tax revenue by product (N,) for each consumer in the market."""
         prices = self.model.prices
-        return self._where_sold((prices - self.kept * prices + self.unit) * self.model.shares, 0.0)
+        revenues = (prices - self.kept * prices + self.unit) * self.model.shares
+        if self.paid is not None:
+            revenues += consumer_payments(self.model, self.paid)
+        return self._where_sold(revenues, 0.0)
 
     def compute_consumer_surpluses(self, keep_all: bool = False) -> Float[AnyArray, "T columns"]:
         """Consumer surpluses by market (T, 1) or by agent (T, max I), with marginal utilities of income of the base."""
         moved = self.changes | {"prices": self.model.prices}
-        return self.base.compute_consumer_surpluses(keep_all=keep_all, eliminated=self.dropped, changes=moved)
+        base = self.base if self.paid is None else _with_offsets(self.base, self.model.economy)
+        return base.compute_consumer_surpluses(keep_all=keep_all, eliminated=self.dropped, changes=moved)
 
     def _where_sold(self, values: AnyArray, otherwise: float) -> AnyArray:
         return namespace(values).where(self.dropped, otherwise, values)
@@ -103,7 +110,7 @@ class Scenario:
     drop : products that leave.
     hold : products whose prices stay.
     prices : what consumers pay: nobody sets prices.
-    kept, unit : taxes, see `State`.
+    kept, unit, paid : taxes, see `State`: either all are as they were, or none.
     iteration, constant_costs : see `Model.compute_prices`.
     """
 
@@ -117,6 +124,7 @@ class Scenario:
     prices: Any = None
     kept: Any = None
     unit: Any = None
+    paid: Any = None
     iteration: Iteration | None = None
     constant_costs: bool = True
 
@@ -128,11 +136,12 @@ class Scenario:
         dropped = dropped if self.drop is None else dropped | self.drop
         kept = state.kept if self.kept is None else xp.asarray(self.kept)
         unit = state.unit if self.unit is None else xp.asarray(self.unit)
+        paid = state.paid if self.kept is None else self.paid
         owned, costs = self._owned(base, state.owned), self._costs(state)
-        going = State(base, changes, dropped, state.model, owned, costs, kept, unit)
+        going = State(base, changes, dropped, state.model, owned, costs, kept, unit, paid)
         prices = None if self.prices is None else xp.asarray(self.prices, float)
         model, costs, loops = _arrive(base, going, prices, self.hold, self.iteration, self.constant_costs)
-        return State(base, changes, dropped, model, owned, costs, kept, unit, loops)
+        return State(base, changes, dropped, model, owned, costs, kept, unit, paid, loops)
 
     def _costs(self, state: State) -> AnyArray:
         """Marginal costs: those of the state, moved with variables in X3, and then as the scenario says."""
@@ -168,6 +177,9 @@ def _arrive(
     before, loops = going.model, None
     remaining = _without(base, going.dropped)
     moved = remaining.at(going.changes, shares=before.shares)
+    if going.paid is not None:
+        remaining = _offset(remaining, consumer_offsets(moved, going.paid))
+        moved = _with_offsets(moved, remaining.economy)
     if prices is None:
         taxed = dataclasses.replace(moved, ownership=_taxed(base, going.owned, going.kept))
         costs, start = (going.costs + going.unit) / going.kept, constant(before.prices)
@@ -184,6 +196,18 @@ def _without(model: Model, dropped: AnyArray) -> Model:
     buckets = model.economy.buckets
     left = [xp.where(part[:, :, None], 0.0, bucket.availability) for part, bucket in zip(parts, buckets, strict=True)]
     return eqx.tree_at(lambda m: [bucket.availability for bucket in m.economy.buckets], model, left)
+
+
+def _offset(model: Model, offsets: tuple[AnyArray, ...]) -> Model:
+    """The model with other offsets of utilities, one array for each bucket."""
+    pairs = zip(model.economy.buckets, offsets, strict=True)
+    buckets = tuple(dataclasses.replace(bucket, offsets=part) for bucket, part in pairs)
+    return dataclasses.replace(model, economy=dataclasses.replace(model.economy, buckets=buckets))
+
+
+def _with_offsets(model: Model, economy: Economy) -> Model:
+    """The model with the offsets of utilities that another economy has."""
+    return _offset(model, tuple(bucket.offsets for bucket in economy.buckets))
 
 
 def _taxed(model: Model, owned: Ownership, kept: AnyArray) -> Ownership:

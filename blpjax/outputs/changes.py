@@ -13,7 +13,9 @@ from blpjax.inputs.table_format import plain_value, read_table
 from blpjax.inputs.taxes import Taxes
 from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.model.scenario import Scenario
+from blpjax.outputs.consumer_taxes import check_linear_prices, read_consumer_taxes
 from blpjax.outputs.entry import Entry
+from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.query import Query, Source, read_iteration
 from blpjax.values import read_flag
 
@@ -45,13 +47,16 @@ def read_scenario(source: Source, taxed: bool, given: dict[str, Any]) -> Scenari
     taxes = given["taxes"]
     if taxes is not None and not isinstance(taxes, Taxes):
         raise TypeError(f"taxes must be a Taxes, not {type(taxes).__name__}.")
-    kept = unit = None
+    kept = unit = paid = None
     if taxes is not None:
         kept, unit = (
             query.read(taxes=np.broadcast_to(values, N) if np.ndim(values) == 0 else values)["taxes"]
             for values in (taxes.kept, np.asarray(taxes.unit, float))
         )
-        if drop is not None and not ((kept != 1) | (unit != 0))[~drop].any():
+        if taxes.consumers is not None:
+            check_linear_prices(source.model)
+            paid = read_consumer_taxes(source.output_tables, taxes.consumers)
+        elif drop is not None and not ((kept != 1) | (unit != 0))[~drop].any():
             raise ValueError("taxes are on no product that remains.")
     if not constant_costs and (taxes is not None or taxed):
         raise NotImplementedError("Costs that move with shares are not supported with taxes. Use constant_costs=True.")
@@ -66,6 +71,7 @@ def read_scenario(source: Source, taxed: bool, given: dict[str, Any]) -> Scenari
         prices=None if given["prices"] is None else query.read(prices=given["prices"])["prices"],
         kept=kept,
         unit=unit,
+        paid=paid,
         iteration=None if iteration is None else read_iteration(iteration),
         constant_costs=constant_costs,
     )
@@ -84,8 +90,10 @@ def read_firms(query: Query, known: Any, firm_ids: Any) -> np.ndarray | None:
     return query.read_ids("firm_ids", firm_ids)
 
 
-def with_entry(scenario: Scenario, entry: Entry, given: Mapping[str, Any]) -> Scenario:
+def with_entry(scenario: Scenario, entry: Entry, tables: OutputTables, given: Mapping[str, Any]) -> Scenario:
     """The scenario with rows for new products, whose arguments are those of `counterfactual`.
+
+    `tables` are those without them.
 
     Raises
     ------
@@ -126,6 +134,7 @@ def with_entry(scenario: Scenario, entry: Entry, given: Mapping[str, Any]) -> Sc
         prices=longer(scenario.prices, prices[entry.known :]),
         kept=longer(scenario.kept, ad_valorem if np.ndim(ad_valorem) == 0 else 1.0),
         unit=longer(scenario.unit, unit if np.ndim(unit) == 0 else 0.0),
+        paid=None if scenario.paid is None else read_consumer_taxes(entry.tables, taxes.consumers, tables),
     )
 
 

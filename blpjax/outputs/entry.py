@@ -157,6 +157,7 @@ def read_entry(data: Formulated, tables: OutputTables, add: Any, model: Model) -
         ownership=None,
         shares=columns["shares"],
         prices=columns["prices"],
+        data=columns,
         index=None,
     )
     xi, costs = _read_unobserved(given, data, markets, like, model)

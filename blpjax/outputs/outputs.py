@@ -1,7 +1,7 @@
 """Outputs of a model with markets, products and agents by name: the compute methods of all results.
 
 `blpjax.model.model.Model` computes the numbers; `blpjax.outputs.query` checks arguments, picks markets and labels
-numbers. This module has more than 500 lines, most of which document arguments.
+numbers. It has more than 500 lines because methods document all that can be given to them.
 """
 
 from collections.abc import Callable
@@ -27,9 +27,10 @@ from blpjax.outputs.query import (
     read_matrices,
 )
 from blpjax.outputs.shared import Shared, compute_method
+from blpjax.reporting.tables import Shown
 
 
-class Outputs(Source):
+class Outputs(Shown, Source):
     """What a model at given parameters implies for demand and, where firms set prices, for supply.
 
     Methods have PyBLP's names and arguments and return NumPy arrays of its shapes, with products in the order of the
@@ -57,6 +58,12 @@ class Outputs(Source):
     TypeError
         When standard errors are asked for, but parameters are known.
     """
+
+    #: What other parts of the library use.
+    _hidden = frozenset(
+        ("ask", "build_agents", "evaluate_output", "formulated", "from_state", "layout", "model_in", "moment_types")
+        + ("output_tables", "point", "survey_source")
+    )
 
     @compute_method
     def compute(
@@ -245,6 +252,11 @@ class Outputs(Source):
 
         As in PyBLP, the derivative is that of a market's first product at unchanged prices. Surpluses have a meaning
         where marginal utility of income is the same for all products and at all prices, not with log(prices).
+
+        Prices that are given are constants: with ``standard_errors=True`` errors are those of surpluses at these very
+        prices, without the uncertainty of the prices themselves, as of those that `compute_prices` has found. Standard
+        errors of what a merger does to surpluses, where prices move with the parameters, are those of
+        ``counterfactual(..., standard_errors=True)``.
 
         Parameters
         ----------

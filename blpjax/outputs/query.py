@@ -23,7 +23,6 @@ from blpjax.machine.compilation import operations_of_jax
 from blpjax.model.model import MarketPlace, Model, find_market
 from blpjax.model.parameters import ParameterLayout
 from blpjax.outputs.labels import COLUMNS, KINDS, Extent, OutputTables
-from blpjax.reporting import frames
 
 #: Arguments of a method of `Model` that are arrays, by name.
 Given = dict[str, Any]
@@ -292,10 +291,10 @@ class Query:
             found = Checked(*result.value)
             self._check(found, loop)
             result = dataclasses.replace(result, value=found.values, jacobian=result.jacobian[: found.values.size])
-        if not self.as_frame:
-            return result
-        errors = frame(np.asarray(result.standard_errors), name)[name]
-        return frames.with_confidence_limits(frame(np.asarray(result.value), name), name, errors)
+        value = np.asarray(result.value)
+        places = np.arange(value.size, dtype=float).reshape(value.shape)
+        labelled = dataclasses.replace(result, labels=frame(places, name))
+        return labelled.to_frame() if self.as_frame else labelled
 
     def _restrict(self, model: Model) -> Model:
         if self.layout is not None:
