@@ -7,6 +7,7 @@ persistent compilation cache, unless one is configured already or the environmen
 """
 
 import importlib as _importlib
+import importlib.util as _importlib_util
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 import jax as _jax
@@ -22,6 +23,8 @@ _lapack.limit_lapack_threads()
 
 if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax import data
+    from blpjax import plots as plots  # not in __all__: it needs matplotlib
+    from blpjax.estimation.comparison import compare_estimates
     from blpjax.estimation.progress import OptimizationProgress
     from blpjax.estimation.start_frac import FracStarts
     from blpjax.estimation.starts import Starts
@@ -41,6 +44,22 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.inputs.micro import MicroDataset, MicroMoment, MicroPart
     from blpjax.inputs.taxes import Taxes
     from blpjax.iteration import Iteration
+    from blpjax.kernels.conduct import (
+        Bargaining,
+        Bertrand,
+        Conduct,
+        ConstantMarkup,
+        Cournot,
+        Mixed,
+        Monopoly,
+        PerfectCompetition,
+        ResalePriceMaintenance,
+        RuleOfThumb,
+        Stackelberg,
+        TwoTier,
+    )
+    from blpjax.kernels.own_conduct import conditions, conduct
+    from blpjax.kernels.priced_market import PricedMarket
     from blpjax.machine.parallel import parallel
     from blpjax.machine.pickling import read_pickle, save_pickle
     from blpjax.model.parameters import Transformation
@@ -50,12 +69,13 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.objective.survey_moments import SurveyMoments, micro_moments
     from blpjax.optimize.optimize import Optimization
     from blpjax.outputs.comparison import compare
-    from blpjax.outputs.counterfactual import Counterfactual
+    from blpjax.outputs.outcome import Counterfactual
     from blpjax.problem.likelihood import LikelihoodResults
     from blpjax.problem.load import load
     from blpjax.problem.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem
     from blpjax.problem.results import ProblemResults
     from blpjax.r_style import estimation_summary, problem_from_formula
+    from blpjax.reporting.estimates_table import EstimatesTable
     from blpjax.simulation.results import SimulationResults
     from blpjax.simulation.simulation import Simulation
     from blpjax.studies.lane_instruments import OptimalInstruments
@@ -66,9 +86,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Agents",
+    "Bargaining",
+    "Bertrand",
     "BootstrappedResults",
+    "Conduct",
+    "ConstantMarkup",
     "Counterfactual",
+    "Cournot",
     "DeltaMethodResults",
+    "EstimatesTable",
     "FixedEffectProjection",
     "Formulation",
     "FracStarts",
@@ -81,8 +107,10 @@ __all__ = [
     "MicroLikelihood",
     "MicroMoment",
     "MicroPart",
+    "Mixed",
     "ModelFunctions",
     "MomentBlock",
+    "Monopoly",
     "MonteCarlo",
     "MonteCarloResults",
     "OptimalInstrumentProblem",
@@ -90,18 +118,24 @@ __all__ = [
     "OptimalInstruments",
     "Optimization",
     "OptimizationProgress",
+    "PerfectCompetition",
     "Point",
+    "PricedMarket",
     "Problem",
     "ProblemResults",
     "Products",
     "ReestimationResults",
+    "ResalePriceMaintenance",
+    "RuleOfThumb",
     "SampleMoments",
     "Simulation",
     "SimulationResults",
+    "Stackelberg",
     "Starts",
     "SurveyMoments",
     "Taxes",
     "Transformation",
+    "TwoTier",
     "__version__",
     "build_agent_product_data",
     "build_blp_instruments",
@@ -111,6 +145,9 @@ __all__ = [
     "build_matrix",
     "build_ownership",
     "compare",
+    "compare_estimates",
+    "conditions",
+    "conduct",
     "data",
     "data_to_dict",
     "estimation_summary",
@@ -126,6 +163,7 @@ __all__ = [
 
 #: Modules, and the names that they give to this one.
 _HOMES = {
+    "blpjax.estimation.comparison": ("compare_estimates",),
     "blpjax.estimation.progress": ("OptimizationProgress",),
     "blpjax.estimation.start_frac": ("FracStarts",),
     "blpjax.estimation.starts": ("Starts",),
@@ -145,6 +183,22 @@ _HOMES = {
     "blpjax.inputs.micro": ("MicroDataset", "MicroMoment", "MicroPart"),
     "blpjax.inputs.taxes": ("Taxes",),
     "blpjax.iteration": ("Iteration",),
+    "blpjax.kernels.conduct": (
+        "Bargaining",
+        "Bertrand",
+        "Conduct",
+        "ConstantMarkup",
+        "Cournot",
+        "Mixed",
+        "Monopoly",
+        "PerfectCompetition",
+        "ResalePriceMaintenance",
+        "RuleOfThumb",
+        "Stackelberg",
+        "TwoTier",
+    ),
+    "blpjax.kernels.own_conduct": ("conditions", "conduct"),
+    "blpjax.kernels.priced_market": ("PricedMarket",),
     "blpjax.machine.parallel": ("parallel",),
     "blpjax.machine.pickling": ("read_pickle", "save_pickle"),
     "blpjax.model.parameters": ("Transformation",),
@@ -154,12 +208,13 @@ _HOMES = {
     "blpjax.objective.survey_moments": ("SurveyMoments", "micro_moments"),
     "blpjax.optimize.optimize": ("Optimization",),
     "blpjax.outputs.comparison": ("compare",),
-    "blpjax.outputs.counterfactual": ("Counterfactual",),
+    "blpjax.outputs.outcome": ("Counterfactual",),
     "blpjax.problem.likelihood": ("LikelihoodResults",),
     "blpjax.problem.load": ("load",),
     "blpjax.problem.problem": ("ImportanceSamplingProblem", "OptimalInstrumentProblem", "Problem"),
     "blpjax.problem.results": ("ProblemResults",),
     "blpjax.r_style": ("estimation_summary", "problem_from_formula"),
+    "blpjax.reporting.estimates_table": ("EstimatesTable",),
     "blpjax.simulation.results": ("SimulationResults",),
     "blpjax.simulation.simulation": ("Simulation",),
     "blpjax.studies.lane_instruments": ("OptimalInstruments",),
@@ -172,8 +227,8 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 if not _TYPE_CHECKING:  # where checkers would take it for a promise of any attribute
 
     def __getattr__(name: str) -> object:
-        if name == "data":
-            return _importlib.import_module("blpjax.data")
+        if name in ("data", "plots"):
+            return _importlib.import_module(f"blpjax.{name}")
         if name in _MODULES:
             value = getattr(_importlib.import_module(_MODULES[name]), name)
             globals()[name] = value
@@ -182,4 +237,6 @@ if not _TYPE_CHECKING:  # where checkers would take it for a promise of any attr
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """What is for users: not the modules that the names come from."""
+    drawn = {"plots"} if _importlib_util.find_spec("matplotlib") else set()
+    return sorted({*__all__, *drawn, *(name for name in globals() if name[:2] == "__")})

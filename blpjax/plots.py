@@ -15,7 +15,7 @@ import pandas as pd
 from blpjax.inputs.arguments import check_choice
 from blpjax.model.scenario import State
 from blpjax.objective.functions import ModelFunctions
-from blpjax.outputs.counterfactual import Counterfactual
+from blpjax.outputs.outcome import Counterfactual
 from blpjax.outputs.outputs import Outputs
 from blpjax.problem.problem import Problem
 from blpjax.problem.results import ProblemResults
@@ -44,8 +44,7 @@ def plot_elasticities(
 ) -> Axes:
     """Heatmap of one market's elasticities, of the share of the row's product in the variable of the column's.
 
-    Colours are those of cross elasticities. Own elasticities, usually larger by orders of magnitude, are on the grey
-    diagonal, as numbers.
+    Own elasticities, usually larger by orders of magnitude, are on the diagonal and have a grey scale of their own.
 
     Parameters
     ----------
@@ -70,7 +69,8 @@ def plot_elasticities(
     """
     _refuse_draws(results)
     matrix = results.compute_elasticities(name, market_id=market_id)
-    ax = _draw_matrix(_Market(results, market_id, products, labels), matrix, "cross elasticity", annotate, ax)
+    market = _Market(results, market_id, products, labels)
+    ax = _draw_matrix(market, matrix, ("cross elasticity", "own elasticity"), annotate, ax)
     ax.set(title=f"Elasticities, market {market_id}", ylabel="share of", xlabel=f"{name or 'delta'} of")
     return ax
 
@@ -86,11 +86,13 @@ def plot_diversion_ratios(
 ) -> Axes:
     """Heatmap of one market's diversion ratios from the product of the row to that of the column.
 
-    Diversion to the outside good is on the grey diagonal. Arguments and errors are those of `plot_elasticities`.
+    Diversion to the outside good is on the diagonal and has a grey scale of its own. Arguments and errors are those of
+    `plot_elasticities`.
     """
     _refuse_draws(results)
     matrix = results.compute_diversion_ratios(name, market_id=market_id)
-    ax = _draw_matrix(_Market(results, market_id, products, labels), matrix, "diversion ratio", annotate, ax)
+    market = _Market(results, market_id, products, labels)
+    ax = _draw_matrix(market, matrix, ("to the product of the column", "to the outside good"), annotate, ax)
     ax.set(title=f"Diversion ratios, market {market_id}", ylabel="from", xlabel="to (diagonal: to the outside good)")
     return ax
 
@@ -108,7 +110,7 @@ def plot_price_changes(
 ) -> Axes:
     """Changes of prices in per cent, a box for each firm: median, quartiles, and whiskers from 5% to 95%.
 
-    Counterfactuals with standard errors have the mean change of each firm instead, with its 95% interval.
+    Counterfactuals with standard errors or draws have the mean change of each firm instead, with its 95% interval.
 
     Parameters
     ----------
@@ -162,7 +164,7 @@ def plot_welfare(
 
     Parameters
     ----------
-    outcome : a counterfactual, or several by name, side by side. Those with standard errors have 95% intervals.
+    outcome : a counterfactual, or several by name, side by side. Standard errors or draws add 95% intervals.
     weights : (T,) of markets, as in `Counterfactual.summary`: without them, means over markets are shown.
     ax : where to draw.
 
@@ -188,6 +190,8 @@ def plot_welfare(
         table = one.summary(weights).loc[names]
         places = np.arange(len(names)) + width * (k - (len(outcomes) - 1) / 2)
         errors = 1.96 * table["change_se"] if "change_se" in table else None
+        if one.draws is not None:
+            errors = np.abs(table[["change_lower", "change_upper"]].T - table["change"]).to_numpy()
         color = "lightsteelblue" if len(outcomes) == 1 else f"C{k}"
         ax.bar(places, table["change"], width, yerr=errors, capsize=3, color=color, label=label)
     ax.axhline(0, color="black", linewidth=0.8)
@@ -373,11 +377,15 @@ def plot_replications(
     if not np.isfinite(distances).all() or not distances.size:
         raise ValueError(f"{blocks[0]} {parameter} has no known true value, or no replication that succeeded.")
     ax = _axis(ax)
-    ax.hist(np.clip(distances, -5, 5), bins=bins, range=(-5, 5), density=True, color="lightsteelblue")
+    ax.hist(
+        np.clip(distances, -5, 5), bins=bins, range=(-5, 5), density=True, color="lightsteelblue", label="replications"
+    )
     grid = np.linspace(-5, 5, 201)
-    ax.plot(grid, np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi), color="black", linewidth=0.8)
+    normal = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi)
+    ax.plot(grid, normal, color="black", linewidth=0.8, label="standard normal")
     ax.set(xlabel="(estimate - truth) / standard error", ylabel="density")
     ax.set_title(f"{blocks[0]} {parameter}, {len(rows)} replications")
+    ax.legend(fontsize="small")
     return ax
 
 
@@ -426,27 +434,37 @@ def _draw_means(outcome: Counterfactual, groups: Mapping[Any, np.ndarray], marke
     def means(before: State, after: State) -> Any:
         return {k: 100 * jnp.mean(after.prices[r] / before.prices[r] - 1) for k, r in enumerate(groups.values())}
 
-    found = outcome.delta_method(means)
+    if outcome.draws is None:
+        found = outcome.delta_method(means)
+        centres, limits = found.value, {k: (found.lower[k], found.upper[k]) for k in found.value}
+    else:
+        drawn = outcome.over_draws(means)
+        centres = {k: np.asarray(value) for k, value in means(outcome.before, outcome.after).items()}
+        limits = {k: np.nanquantile(values, [0.025, 0.975]) for k, values in drawn.items()}
     for k, key in enumerate(groups):
-        color = "tab:orange" if key in marked else "tab:blue"
-        ax.errorbar(float(found.value[k]), k + 1, xerr=1.96 * float(found.standard_errors[k]), fmt="o", color=color)
+        color, lengths = "tab:orange" if key in marked else "tab:blue", np.abs(np.asarray(limits[k]) - centres[k])
+        ax.errorbar(float(centres[k]), k + 1, xerr=lengths[:, None], fmt="o", color=color)
 
 
-def _draw_matrix(market: _Market, matrix: Any, label: str, annotate: bool | None, ax: Axes | None) -> Axes:
+def _draw_matrix(market: _Market, matrix: Any, scales: tuple[str, str], annotate: bool | None, ax: Axes | None) -> Axes:
+    """Draw a matrix whose elements off and on the diagonal have scales of their own, which are called so."""
     values = np.asarray(matrix)[np.ix_(market.products, market.products)]
     size = len(values)
     ax = _axis(ax, (2.2 + 0.45 * min(size, 20), 1.4 + 0.45 * min(size, 20)))
     diagonal = market.products[:, None] == market.products
-    ax.set_facecolor("0.9")  # shows through where cells are masked
     image = ax.imshow(np.ma.array(values, mask=diagonal), cmap="viridis")
-    ax.figure.colorbar(image, ax=ax, label=label)
+    own = ax.imshow(np.ma.array(values, mask=~diagonal), cmap="Greys_r" if values[diagonal].max() <= 0 else "Greys")
+    own.norm.autoscale(np.append(values[diagonal], 0.0))
+    for scale, label in zip((own, image), scales[::-1], strict=True):
+        ax.figure.colorbar(scale, ax=ax, label=label, shrink=0.8)
     ticks = range(size)
     ax.set_xticks(ticks, labels=market.labels, rotation=90)
     ax.set_yticks(ticks, labels=market.labels)
     if size <= ANNOTATED_SIZE if annotate is None else annotate:
         cells = zip(*np.nonzero(np.isfinite(values)), strict=True)
         for j, k in cells:
-            dark = not diagonal[j, k] and bool(np.asarray(image.norm(values[j, k])) < 0.6)
+            scale = own if diagonal[j, k] else image
+            dark = bool(np.dot(scale.cmap(scale.norm(values[j, k]))[:3], (0.3, 0.6, 0.1)) < 0.5)
             text = f"{values[j, k]:.3g}"
             ax.text(k, j, text, ha="center", va="center", color="white" if dark else "black", fontsize="x-small")
     return ax

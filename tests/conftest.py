@@ -32,7 +32,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ.setdefault("BLPJAX_COMPILATION_CACHE", os.environ["JAX_COMPILATION_CACHE_DIR"])
 # What tests compile themselves is small and runs once.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 # Parallel test processes share a GPU: none may take all of its memory when it starts.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Figures go to files.
@@ -44,12 +47,12 @@ jaxtyping.install_import_hook("blpjax", "beartype.beartype")
 import jax  # noqa: E402
 
 import blpjax.economy.buckets  # noqa: E402  (turns on 64-bit)
-from blpjax.machine import compilation  # noqa: E402
+from blpjax.machine import announcements, compilation  # noqa: E402
 from tests.support.silence import silent  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What is printed must not depend on how fast the machine compiles.
-compilation.ANNOUNCED_AFTER = 1e6
+announcements.ANNOUNCED_AFTER = 1e6
 
 # The first example pays for compilation, and a failure must be one that everybody gets.
 hypothesis.settings.register_profile("blpjax", deadline=None, derandomize=True, max_examples=25, database=None)

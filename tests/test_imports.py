@@ -71,6 +71,12 @@ def test_names_are_found(name: str) -> None:
     assert name in dir(blpjax)
 
 
+def test_only_names_for_users_are_completed() -> None:
+    found = run("import blpjax\nprint(*(name for name in dir(blpjax) if name[0] != '_'))\nprint(blpjax.plots.__name__)")
+    *names, plots = found.split()
+    assert set(names) == {name for name in blpjax.__all__ if name[0] != "_"} | {"plots"} and plots == "blpjax.plots"
+
+
 def test_all_names_are_imported_with_a_star() -> None:
     found = run("from blpjax import *\nprint(*(name for name in dir() if name[:2] != '__'))\nprint(__version__)")
     assert set(found.split()) == set(blpjax.__all__) - {"__version__"} | {blpjax.__version__}

@@ -48,8 +48,9 @@ class Bucket(eqx.Module):
     """Markets of similar size: T markets of at most J products and I agents.
 
     With nests, `groups` are codes of the groups in each market, and `nests` which of these a product belongs to, -1 for
-    padding. Demographics are (T, I, D, J) where they are specific to products. With a `placement`, markets are spread
-    over its devices, and some of them have no products: see `blpjax.economy.sharding`.
+    padding. Demographics are (T, I, D, J) where they are specific to products. Counterfactuals may have `offsets`
+    of utilities. With a `placement`, markets are spread over its devices, and some of them have no products: see
+    `blpjax.economy.sharding`.
     """
 
     shares: Float[AnyArray, "T J"]
@@ -60,6 +61,7 @@ class Bucket(eqx.Module):
     demographics: Float[AnyArray, "T I D"] | Float[AnyArray, "T I D J"]
     nests: Int[AnyArray, "T J"] | None = None
     groups: Int[AnyArray, "T H"] | None = None
+    offsets: Float[AnyArray, "T J I"] | None = None
     placement: Placement | None = eqx.field(static=True, default=None)
 
     @property
@@ -155,6 +157,21 @@ class Economy(eqx.Module):
     def gather_markets(self, parts: Sequence[AnyArray]) -> AnyArray:
         """Values by market (T, ...) in the sorted order of market IDs, from one array (T_b, ...) for each bucket."""
         return self._xp.concatenate(self.collect(parts))[self.market_positions]
+
+    def scatter_pairs(
+        self, products: "MarketIndex", agents: "MarketIndex", values: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """Arrays (T, J, I), one for each bucket, of rows of agents (I, max J) on the host. Padding is zero."""
+        places = np.asarray(self.market_positions)
+        parts, first = [], 0
+        for bucket in self.buckets:
+            part = np.zeros(bucket.size)
+            for t in np.flatnonzero((places >= first) & (places < first + bucket.size[0])):
+                own = values[agents.rows[t], : products.rows[t].size]
+                part[places[t] - first, : own.shape[1], : own.shape[0]] = own.T
+            parts.append(part)
+            first += bucket.size[0]
+        return tuple(parts)
 
     def scatter_markets(self, values: AnyArray) -> tuple[AnyArray, ...]:
         """Arrays (T_b, J), one for each bucket, that repeat values by market (T,) for all places of a market."""

@@ -26,6 +26,7 @@ _AXES = {
     "demographics": "TI.J",
     "nests": "TJ",
     "groups": "TH",
+    "offsets": "TJI",
 }
 
 #: Arrays that belong to agents.

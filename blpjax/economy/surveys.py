@@ -151,6 +151,46 @@ def build_surveys(
     return Surveys(tuple(buckets))
 
 
+def stack_surveys(several: Sequence[Surveys]) -> Surveys:
+    """Surveys of the same datasets in economies of one shape, with a first axis of all arrays.
+
+    Where numbers of factors differ there are as many as the most, and where some are in full all are.
+    """
+    buckets = []
+    for locals_ in zip(*(surveys.buckets for surveys in several), strict=True):
+        stacked = [_stack(same) for same in zip(*(local.surveys for local in locals_), strict=True)]
+        places = locals_[0].places
+        if places is not None:
+            places = np.broadcast_to(np.asarray(places), (len(several), len(places)))
+        buckets.append(BucketSurveys(places, tuple(stacked)))
+    return Surveys(tuple(buckets))
+
+
+def _stack(several: Sequence[Survey]) -> Survey:
+    agents = choices = dense = groups = None
+    if any(one.dense is not None for one in several):
+        dense = np.stack([_expanded(one) for one in several])
+    else:
+        K = max(one.agents.shape[2] for one in several)  # type: ignore[union-attr]
+        agents = np.stack([_widened(one.agents, 2, K) for one in several])
+        choices = np.stack([_widened(one.choices, 1, K) for one in several])
+    if several[0].groups is not None:
+        groups = np.stack([np.asarray(one.groups) for one in several])
+    return Survey(agents, choices, dense, groups, several[0].dataset, several[0].second)
+
+
+def _widened(values: Any, axis: int, size: int) -> np.ndarray:
+    missing = [(0, size - n if k == axis else 0) for k, n in enumerate(values.shape)]
+    return np.pad(np.asarray(values), missing)
+
+
+def _expanded(survey: Survey) -> np.ndarray:
+    if survey.dense is not None:
+        return np.asarray(survey.dense)
+    assert survey.agents is not None and survey.choices is not None
+    return np.einsum("trki,tk...->tri...", np.asarray(survey.agents), np.asarray(survey.choices))
+
+
 def dependent_rows(surveys: Surveys, dataset: int, tolerances: tuple[float, float]) -> list[int]:
     """Parts of a dataset, counted from zero, whose values are linear combinations of those of parts before them.
 

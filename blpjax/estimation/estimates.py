@@ -12,6 +12,7 @@ import pandas as pd
 from blpjax.economy.buckets import Economy
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.step import StepResult
+from blpjax.estimation.summaries import fill, summarise
 from blpjax.exceptions import succeeded
 from blpjax.inputs.tables import assign_node_columns
 from blpjax.model.model import Model
@@ -22,7 +23,9 @@ from blpjax.objective.dynamics import MomentTypes
 from blpjax.objective.problem_data import ProblemData
 from blpjax.optimize.bounds import is_at_bound, mask, project_gradient
 from blpjax.reporting import frames, report
+from blpjax.reporting.estimates_table import EstimatesTable
 from blpjax.reporting.micro import micro_table
+from blpjax.reporting.tables import Part, Shown, show_html
 
 Array = np.ndarray
 
@@ -46,7 +49,7 @@ class SolvedProblem(Protocol):
         """The problem as a tree of plain values."""
 
 
-class Estimates:
+class Estimates(Shown):
     """Estimates of one GMM step with covariances, diagnostics and tests.
 
     `ProblemResults` documents the attributes, and adds what estimates imply for demand.
@@ -95,6 +98,7 @@ class Estimates:
         self.gamma_labels = list(parameters.labels.X3)
         self.theta_labels = parameters.theta_labels
         self.parameter_labels = parameters.parameter_labels
+        self.parameter_blocks = parameters.parameter_blocks
         limits = parameters.limits
         self.sigma_bounds, self.pi_bounds = tuple(limits.sigma), tuple(limits.pi)
         self.rho_bounds = tuple(bound[:, None] for bound in limits.rho)
@@ -128,11 +132,11 @@ class Estimates:
         layout = self._options.parameters.layout
         errors = self._parameters_se
         theta, first = errors[: layout.P], layout.P + len(layout.concentrated_beta)
-        self.sigma_se = _fill(self.sigma.shape, layout.sigma, theta[layout.part("sigma")])
-        self.pi_se = _fill(self.pi.shape, layout.pi, theta[layout.part("pi")])
-        self.rho_se = _fill(self.rho.shape[:1], layout.rho, theta[layout.part("rho")])[:, None]
-        self.tau_se = _fill(self.tau.shape[:1], layout.tau, theta[layout.part("tau")])[:, None]
-        self.phi_se = _fill(self.phi.shape, layout.phi, theta[layout.part("phi")])
+        self.sigma_se = fill(self.sigma.shape, layout.sigma, theta[layout.part("sigma")])
+        self.pi_se = fill(self.pi.shape, layout.pi, theta[layout.part("pi")])
+        self.rho_se = fill(self.rho.shape[:1], layout.rho, theta[layout.part("rho")])[:, None]
+        self.tau_se = fill(self.tau.shape[:1], layout.tau, theta[layout.part("tau")])[:, None]
+        self.phi_se = fill(self.phi.shape, layout.phi, theta[layout.part("phi")])
         beta = np.concatenate([theta[layout.part("beta")], errors[layout.P : first]])
         gamma = np.concatenate([theta[layout.part("gamma")], errors[first:]])
         self.beta_se = _fill_vector(len(self.beta), layout.beta, layout.concentrated_beta, beta)
@@ -313,8 +317,35 @@ class Estimates:
         return {name: getattr(self, name) for name in (ATTRIBUTES if attributes is None else attributes)}
 
     def estimates(self) -> pd.DataFrame:
-        """One row for each parameter: estimate, standard error, t statistic, p value and 95% confidence interval."""
-        return frames.estimates_frame(self.parameter_labels, self.parameters[:, 0], self._parameters_se)
+        """One row for each parameter: estimate, standard error, t statistic, p value and 95% confidence interval.
+
+        The first column says which `block` a parameter belongs to: sigma, pi, rho, tau, phi, beta or gamma.
+        """
+        frame = frames.estimates_frame(self.parameter_labels, self.parameters[:, 0], self._parameters_se)
+        frame.insert(0, "block", np.array(self.parameter_blocks, dtype=object))
+        return frame
+
+    def summary(self, digits: int = 3) -> EstimatesTable:
+        """Estimates with standard errors in parentheses, as papers show them.
+
+        The table prints as text, is HTML in notebooks, and has `to_latex`, `to_markdown` and `to_frame`. Several
+        results side by side are `blpjax.compare_estimates`.
+
+        Parameters
+        ----------
+        digits : significant digits of numbers.
+        """
+        from blpjax.estimation.comparison import compare_estimates  # it is built on top of estimates
+
+        return compare_estimates({"estimate": self}, digits)
+
+    def to_latex(self, caption: str = "", label: str = "", digits: int = 3) -> str:
+        """The `summary` in LaTeX; see `EstimatesTable.to_latex`."""
+        return self.summary(digits).to_latex(caption, label)
+
+    def to_markdown(self, digits: int = 3) -> str:
+        """The `summary` in Markdown; see `EstimatesTable.to_markdown`."""
+        return self.summary(digits).to_markdown()
 
     def run_hansen_test(self) -> float:
         """Hansen's (1982) J statistic, N gbar'W gbar. Chi-squared with MD - Q degrees of freedom after two steps."""
@@ -375,8 +406,9 @@ class Estimates:
             coefficients=self._coefficients_in_model,
             delta=jax.device_put(self.delta[:, 0]),
             ownership=self.problem.data.ownership_in(economy),
-            layout=self._layout_in(economy),
+            layout=self.layout_in(economy),
             costs_type=self.problem.data.costs_type,
+            conduct=self.problem.data.conduct_data,
         )
 
     @property
@@ -393,86 +425,37 @@ class Estimates:
             omega=None if supply is None else jax.device_put(self.omega[:, 0]),
         )
 
-    def _layout_in(self, economy: Economy) -> ParameterLayout:
+    def layout_in(self, economy: Economy) -> ParameterLayout:
         """Where parameters belong when agents have perhaps other columns of nodes."""
         layout = self._options.parameters.layout
         nonzero = np.isin(np.arange(len(self.sigma)), layout.sigma_columns)
         columns = assign_node_columns(economy.buckets[0].nodes.shape[2], nonzero)
         return layout._replace(node_columns=tuple(columns.tolist()))
 
-    def __str__(self) -> str:
-        text, lines = report.summarise_results(self._summary()), self._options.micro
-        return f"{text}\n\n{micro_table(lines, self.micro_values[:, 0])}" if lines else text
+    def _parts(self) -> list[Part]:
+        return [*report.summarise_results(self._summary()), *self._further_parts()]
 
-    __repr__ = __str__
+    def _further_parts(self) -> list[Part]:
+        lines = self._options.micro
+        return [micro_table(lines, self.micro_values[:, 0])] if lines else []
+
+    def _folded(self) -> list[Part]:
+        summary = self._summary()
+        return [report.describe_step(summary), report.describe_effort(summary), *self._further_parts()]
+
+    def _repr_html_(self) -> str:
+        bounds = report.describe_bounds(self._summary())
+        folded = [*self._folded(), "Problem", *self.problem.data._parts()]
+        return show_html(type(self).__name__, [self.summary(), self.message, *bounds], folded)
 
     def _summary(self) -> report.ResultsSummary:
-        layout, types = self._options.parameters.layout, self._options.types
-        K2, P, Q = len(self.sigma), len(self.theta), len(self.parameters)
-        return report.ResultsSummary(
-            step=self.step,
-            objective=float(self.objective),
-            se_type=types.se_type,
-            seconds=self.cumulative_total_time,
-            objective_evaluations=self.cumulative_objective_evaluations,
-            clipped_shares=int(self.clipped_shares.sum()),
-            clipped_costs=int(self.clipped_costs.sum()) if self._options.costs_bounded else None,
-            gradient_norm=self.projected_gradient_norm if P else None,
-            eigenvalues=self.reduced_hessian_eigenvalues if np.isfinite(self.hessian).all() else None,
-            reduced=self._options.parameters.has_bounds,
-            W_condition=_condition_number(self.W),
-            covariance_condition=_condition_number(self.parameter_covariances) if Q > 1 and self._estimated else None,
-            converged=self.cumulative_converged if P else None,
-            optimization_iterations=self.cumulative_optimization_iterations,
-            fp_iterations=int(self.cumulative_fp_iterations.sum()) if K2 else None,
-            contraction_evaluations=int(self.cumulative_contraction_evaluations.sum()) if K2 else None,
-            clusters=types.n_clusters or 0,
-            sigma=_coefficients(self.sigma_labels, self.sigma_labels, self.sigma, self.sigma_se, layout.sigma),
-            sigma_squared=_coefficients(
-                self.sigma_labels, self.sigma_labels, self.sigma_squared, self.sigma_squared_se
-            ),
-            pi=_coefficients(self.sigma_labels, self.pi_labels, self.pi, self.pi_se, layout.pi),
-            phi=_coefficients(self.phi_labels, self.phi_labels, self.phi, self.phi_se, layout.phi),
-            linear={
-                "Rho": report.Coefficients(self._options.parameters.rho_labels, self.rho, self.rho_se),
-                "Tau": report.Coefficients(self.tau_labels, self.tau, self.tau_se),
-                "Beta": report.Coefficients(self.beta_labels, self.beta, self.beta_se),
-                "Gamma": report.Coefficients(self.gamma_labels, self.gamma, self.gamma_se),
-            },
-            at_bound=self.at_bound,
-            failed_markets=self.message if self._result.failed_markets else "",
-        )
-
-
-def _coefficients(
-    rows: Sequence[str],
-    columns: Sequence[str],
-    values: Array,
-    errors: Array,
-    index: Sequence[tuple[int, ...]] | None = None,
-) -> report.Coefficients | None:
-    """A matrix for tables, None without elements. Elements at `index` were estimated, by default those with errors."""
-    if values.size == 0:
-        return None
-    free = None if index is None else np.isfinite(_fill(values.shape, index, np.zeros(len(index))))
-    return report.Coefficients(rows, values, errors, columns, free)
-
-
-def _condition_number(matrix: Array) -> float:
-    return float(np.linalg.cond(matrix)) if np.isfinite(matrix).all() and matrix.size else float("nan")
+        failed = self.message if self._result.failed_markets else ""
+        return summarise(self, self._options, self._estimated, self._binding, failed)
 
 
 def _fill_vector(size: int, free: Sequence[tuple[int, ...]], concentrated: Sequence[int], values: Array) -> Array:
     """A column (size, 1) with values of free and then of concentrated elements, and NaN elsewhere."""
-    return _fill((size,), (*free, *((k,) for k in concentrated)), values)[:, None]
-
-
-def _fill(shape: tuple[int, ...], index: Sequence[tuple[int, ...]], values: Array) -> Array:
-    """A matrix with values at an index and NaN elsewhere."""
-    matrix = np.full(shape, np.nan)
-    if index:
-        matrix[tuple(np.array(index).T)] = values[: len(index)]
-    return matrix
+    return fill((size,), (*free, *((k,) for k in concentrated)), values)[:, None]
 
 
 #: What `Estimates.to_dict` returns by default.

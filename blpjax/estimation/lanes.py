@@ -20,6 +20,9 @@ from blpjax.exceptions import Status, succeeded
 from blpjax.machine.compilation import filtered_program
 from blpjax.machine.placement import Placement
 from blpjax.machine.spread import each_lane, one_by_one, spread
+from blpjax.objective.data import ModelData
+from blpjax.objective.inference import StepSummary
+from blpjax.objective.micro import MicroMoments
 from blpjax.objective.moments import Ending, Evaluation, Weighting, lacks_influence, weigh
 from blpjax.objective.programs import predicted_delta
 from blpjax.optimize.stepwise import RUNNING
@@ -38,7 +41,8 @@ class BatchOutcome(eqx.Module):
     `identified` (B, Q) says whether structural errors depend on a parameter, without which its standard error means
     nothing. `status` (B,) are codes of `Status`, that of the first step that failed or of the last one. `ok` (B,) says
     whether all steps succeeded and all numbers are finite. `gradient_norms`, `objectives` and `evaluations` (B,) are
-    those of the last step, evaluations summed over steps.
+    those of the last step, evaluations summed over steps. `micro_values` and `micro_errors` (B, MM) are the model's
+    micro moments at the estimates and their standard errors, None without any.
     """
 
     parameters: Float[np.ndarray, "B Q"]
@@ -49,6 +53,8 @@ class BatchOutcome(eqx.Module):
     evaluations: Int[np.ndarray, " B"]
     status: Int[np.ndarray, " B"]
     ok: Bool[np.ndarray, " B"]
+    micro_values: Float[np.ndarray, "B MM"] | None = None
+    micro_errors: Float[np.ndarray, "B MM"] | None = None
 
     @property
     def reasons(self) -> Int[np.ndarray, " B"]:
@@ -119,6 +125,12 @@ def estimate_lanes(options: BatchOptions, varying: Lane, shared: Lane, size: int
         theta = jnp.broadcast_to(shared.theta, (size, *shared.theta.shape))
     weights = _initial_weights(varying, shared)
     total, status = np.zeros(size, int), np.full(size, RUNNING)
+    if shared.data.needs_update and varying.W is None and shared.W is None:
+        # one evaluation at the starting values says how some moments are weighted
+        parts, run = _begin(options, varying, shared, theta, weights)
+        run = _round(options, varying, shared, parts, run, jnp.ones(size, int))
+        weights = _finish(options, 1, varying, shared, parts, run).updated_W
+        total += 1
     for step in range(1, options.steps + 1):
         parts, run = _begin(options, varying, shared, theta, weights)
         run = _minimise(options, varying, shared, parts, run)
@@ -139,6 +151,8 @@ def estimate_lanes(options: BatchOptions, varying: Lane, shared: Lane, size: int
         evaluations=total,
         status=status,
         ok=finite & found.ok & succeeded(status),
+        micro_values=found.micro_values,
+        micro_errors=found.micro_errors,
     )
 
 
@@ -156,6 +170,8 @@ class _Finished(eqx.Module):
     objective: Array
     updated_W: Array
     ok: Array
+    micro_values: Array | None
+    micro_errors: Array | None
 
 
 def _minimise(options: BatchOptions, varying: Lane, shared: Lane, parts: Weighting, run: _Run) -> _Run:
@@ -170,8 +186,9 @@ def _minimise(options: BatchOptions, varying: Lane, shared: Lane, parts: Weighti
         pieces = (_take(tree, chosen) for tree in (varying, parts, run))
         return _put(run, program(options, next(pieces), shared, *pieces), chosen)
 
+    most = jnp.iinfo(int).max if one_by_one() else ROUND
     while lanes.size:
-        run = work(_round)
+        run = work(lambda *given: _round(*given, jnp.full(given[-1].advance.state.status.shape, most)))
         lanes = np.flatnonzero(np.asarray(run.advance.stuck))
         if lanes.size:
             run = work(_inform)
@@ -203,12 +220,11 @@ def _put(tree: Any, part: Any, lanes: Array) -> Any:
     return jax.tree.map(lambda leaf, new: leaf.at[lanes].set(new, mode="drop"), tree, part)
 
 
-@filtered_program(effort=1)
-def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: Weighting, run: _Run) -> _Run:
-    """Evaluations of every lane until it ends or is stuck; a few of them where lanes are vectorised."""
-    most = jnp.iinfo(int).max if one_by_one() else ROUND
+@filtered_program(effort=1, what="estimations side by side")
+def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: Weighting, run: _Run, most: Array) -> _Run:
+    """Evaluations of every lane until it ends or is stuck, at most so many (B,)."""
 
-    def one(lane: Lane, part: Weighting, begun: _Run) -> _Run:
+    def one(lane: Lane, part: Weighting, begun: _Run, most: Array) -> _Run:
         whole = eqx.combine(lane, shared)
         objective = whole.objective(options.specification, part)
 
@@ -231,7 +247,7 @@ def _round(options: BatchOptions, varying: Lane, shared: Lane, parts: Weighting,
 
         return jax.lax.while_loop(continues, evaluate, (jnp.asarray(0), begun))[1]
 
-    return each_lane(one, varying, parts, run, placement=shared.placement)
+    return each_lane(one, varying, parts, run, most, placement=shared.placement)
 
 
 @filtered_program(effort=1)
@@ -283,7 +299,7 @@ def _nothing(leaf: jax.ShapeDtypeStruct) -> Array:
     return jnp.full(leaf.shape, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, leaf.dtype)
 
 
-@filtered_program(effort=1)
+@filtered_program(effort=1, what="standard errors of estimations side by side")
 def _finish(
     options: BatchOptions,
     step: int,
@@ -303,6 +319,7 @@ def _finish(
         ending = Ending(theta, evaluation, objective.point_at(coefficients, delta, tilde_costs))
         found = objective.finish(ending, options.types, step, lane.cluster_ids)
         concentrated = jnp.ones(found.parameters.size - theta.size, bool)
+        micro = _micro_outcome(lane.data, found)
         return _Finished(
             found.parameters,
             found.inference.standard_errors,
@@ -310,6 +327,19 @@ def _finish(
             evaluation.objective,
             found.updated_W,
             evaluation.ok,
+            *micro,
         )
 
     return each_lane(one, varying, parts, run, placement=shared.placement)
+
+
+def _micro_outcome(data: ModelData, found: StepSummary) -> tuple[Array | None, Array | None]:
+    """The model's micro moments (MM,), which stand last, and their standard errors at the estimates."""
+    blocks = [block for block in data.more if isinstance(block, MicroMoments)]
+    if not blocks:
+        return None, None
+    last = slice(-blocks[0].size, None)
+    moments = found.moments if data.offset is None else found.moments + data.offset
+    slopes = found.moments_jacobian[last]
+    variances = ((slopes @ found.inference.covariances) * slopes).sum(axis=1) / data.count
+    return blocks[0].observed - moments[last], jnp.sqrt(jnp.maximum(variances, 0.0))

@@ -130,7 +130,7 @@ class LikelihoodEvaluator(Evaluator):
         return f"{self.action} {failed}." if failed else ""
 
 
-@program(effort=1)
+@program(effort=1, what="the likelihood and its derivatives")
 def evaluate_likelihood(
     objective: Likelihood, theta: Float[Array, " P"], start: Float[Array, " N"]
 ) -> LikelihoodEvaluation:
@@ -138,7 +138,7 @@ def evaluate_likelihood(
     return objective.evaluate(theta, start)
 
 
-@program(effort=1)
+@program(effort=1, what="the Hessian")
 def _curvature(objective: Likelihood, theta: Float[Array, " P"], delta: Float[Array, " N"]) -> Float[Array, "P P"]:
     return objective.curvature(theta, delta)
 

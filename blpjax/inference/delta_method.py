@@ -29,7 +29,12 @@ from blpjax.model.elsewhere import (
 )
 from blpjax.model.model import Model
 from blpjax.model.parameters import all_coefficients
+from blpjax.reporting.frames import with_confidence_limits
+from blpjax.reporting.tables import Part, Shown
 from blpjax.values import read_flag
+
+#: So many numbers are displayed.
+_SHOWN_ROWS = 10
 
 #: Jacobians and covariances have at most this many elements (2 GiB).
 MOST_ELEMENTS = 2**28
@@ -42,8 +47,8 @@ class Interval(NamedTuple):
     upper: Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class DeltaMethodResults:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class DeltaMethodResults(Shown):
     """A function of the model at the estimates, and how uncertain it is.
 
     The M numbers that the function returns are counted through all of its arrays, in the order of
@@ -56,6 +61,8 @@ class DeltaMethodResults:
     parameter_covariances : (Q, Q) covariances of the estimates, already divided by N.
     parameter_labels : Q labels of the parameters.
     hold : what stayed fixed, ``'shares'`` or ``'xi'``.
+    labels : the table of an output of compute methods, with the place of each number, counted by rows, instead of its
+        value; None for other functions.
     """
 
     value: Any
@@ -63,6 +70,7 @@ class DeltaMethodResults:
     parameter_covariances: np.ndarray
     parameter_labels: list[str]
     hold: str
+    labels: pd.DataFrame | None = None
 
     @cached_property
     def standard_errors(self) -> Any:
@@ -111,10 +119,18 @@ class DeltaMethodResults:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each number: output, index, value, standard_error, and limits of the 95% confidence interval.
+        """One row for each number, with standard_error, and lower and upper limits of the 95% confidence interval.
 
-        ``output`` says which array of a pytree it is in (empty for one array), ``index`` where it stands there.
+        For outputs of compute methods it is the table that ``as_frame=True`` gives: with labels of markets and
+        products, and without padding. For other functions ``output`` says which array of a pytree a number is in (empty
+        for one array), ``index`` where it stands there, and ``value`` what it is.
         """
+        if self.labels is not None:
+            name = str(self.labels.columns[-1])
+            places = self.labels[name].to_numpy().astype(int)
+            values = np.ravel(self.value)[places]
+            errors = np.ravel(self.standard_errors)[places]
+            return with_confidence_limits(self.labels.assign(**{name: values}), name, errors)
         rows: list[tuple[str, tuple[int, ...]]] = []
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.value):
             rows += [(jax.tree_util.keystr(path), index) for index in np.ndindex(leaf.shape)]
@@ -126,6 +142,20 @@ class DeltaMethodResults:
         }
         numbers = {name: _flatten(tree) for name, tree in columns.items()}
         return pd.DataFrame({"output": [r[0] for r in rows], "index": [r[1] for r in rows], **numbers})
+
+    def _parts(self) -> list[Part]:
+        M = len(self.jacobian)
+        fixed = "observed shares and prices" if self.hold == "shares" else "structural errors"
+        frame = self.to_frame()
+        shown: list[Part] = [f"{M} output{'s' * (M != 1)} with standard errors, holding {fixed} fixed:"]
+        if len(frame) > _SHOWN_ROWS:
+            shown[0] = f"{shown[0][:-1]}. The first {_SHOWN_ROWS}, of which to_frame() has all:"
+        numbers = frame.head(_SHOWN_ROWS)
+        if self.labels is None:
+            numbers = numbers.drop(
+                columns=[name for name in ("output", "index") if (numbers[name].map(len) == 0).all()]
+            )
+        return [*shown, numbers]
 
     def _like_value(self, numbers: np.ndarray) -> Any:
         leaves, structure = jax.tree.flatten(self.value)
@@ -162,7 +192,7 @@ def apply_delta_method(
         return jax.tree.map(jnp.asarray, function(model)), loops
 
     shapes = _check_outputs(outputs_at, parameters)
-    found = _differentiate(outputs_at, parameters, lanes(estimated.economy, _count(shapes)))
+    found = differentiate(outputs_at, parameters, lanes(estimated.economy, _count(shapes)))
     if found.loops is not None:
         ids, action = results.problem.data.market_index.ids, "The search for equilibrium prices at the estimates"
         raise_for_status(found.loops.status, ids, action, found.loops.residuals, warn=True)
@@ -197,11 +227,11 @@ def apply_joint_delta_method(
 
     at = jnp.concatenate([jnp.asarray(results.parameters[:, 0]), jnp.asarray(results.delta[:, 0])])
     shapes = _check_outputs(outputs_at, at)
-    found = _differentiate(outputs_at, at, lanes(estimated.economy, _count(shapes)))
+    found = differentiate(outputs_at, at, lanes(estimated.economy, _count(shapes)))
     return _results(found, covariances(), list(labels), "shares")
 
 
-def _results(found: "_Derivatives", covariances: np.ndarray, labels: list[str], hold: str) -> DeltaMethodResults:
+def _results(found: "Derivatives", covariances: np.ndarray, labels: list[str], hold: str) -> DeltaMethodResults:
     """Results whose derivatives are NaN where the value is."""
     jacobian = np.where(np.isnan(_flatten(found.value))[:, None], np.nan, found.jacobian)
     return DeltaMethodResults(found.value, jacobian, covariances, labels, hold)
@@ -211,7 +241,7 @@ def _results(found: "_Derivatives", covariances: np.ndarray, labels: list[str], 
 OutputsAt = Callable[[Array], tuple[Any, Loops | None]]
 
 
-class _Derivatives(NamedTuple):
+class Derivatives(NamedTuple):
     """Outputs, their Jacobian (M, Q), and the loops for equilibrium prices, if there were some."""
 
     value: Any
@@ -239,15 +269,18 @@ def _check_outputs(outputs_at: OutputsAt, parameters: Array) -> Any:
     return shapes
 
 
-def _differentiate(outputs_at: OutputsAt, parameters: Float[Array, " Q"], width: int) -> _Derivatives:
-    """The outputs and their Jacobian by columns, `width` of them at a time.
+def differentiate(
+    outputs_at: OutputsAt, parameters: Float[Array, " Q"], width: int, directions: Float[Array, "P Q"] | None = None
+) -> Derivatives:
+    """The outputs and their Jacobian by columns, `width` of them at a time, perhaps in other `directions`.
 
     Nothing is compiled here but what methods of the model compile for themselves. These programs are found again
     whatever the function, while a program of the whole would have to be compiled for each.
     """
-    if not parameters.size:
+    known = jnp.eye(parameters.size) if directions is None else directions
+    if not len(known):
         value, loops = jax.tree.map(np.array, outputs_at(parameters))
-        return _Derivatives(value, np.zeros((_flatten(value).size, 0)), loops)
+        return Derivatives(value, np.zeros((_flatten(value).size, 0)), loops)
     primals: list[Any] = []
 
     def columns(directions: Float[Array, "lanes Q"]) -> Array:
@@ -259,9 +292,9 @@ def _differentiate(outputs_at: OutputsAt, parameters: Float[Array, " Q"], width:
         primals[:] = [primal]
         return tangents
 
-    jacobian = map_lanes(columns, jnp.eye(parameters.size), width).T
+    jacobian = map_lanes(columns, known, width).T
     value, loops = jax.tree.map(np.array, primals[0])
-    return _Derivatives(value, jacobian, loops)
+    return Derivatives(value, jacobian, loops)
 
 
 def _count(shapes: Any) -> int:

@@ -25,6 +25,7 @@ from blpjax.objective import iv
 from blpjax.objective.inference import CovarianceTypes
 from blpjax.objective.problem_data import ProblemData
 from blpjax.reporting import frames, report
+from blpjax.reporting.tables import Part, Shown, Table
 
 Weighting = Literal["gls", "ols"]
 
@@ -60,7 +61,7 @@ class StepEstimates:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class FixedEffectProjection:
+class FixedEffectProjection(Shown):
     """Fixed effects projected on characteristics, from `ProblemResults.project_fixed_effects`.
 
     There are G fixed effects and K characteristics.
@@ -121,9 +122,9 @@ class FixedEffectProjection:
     def _weights(self) -> np.ndarray:
         return np.linalg.inv(self.effect_covariances)
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[Part]:
         numbers = (self.r_squared, self.weighted_r_squared, float(self.test.statistic), float(self.test.p_value))
-        statistics = report.table(
+        statistics = Table(
             [
                 ["Fixed", "", "Weighted", "Chi-Squared", ""],
                 ["Effects", "R-Squared", "R-Squared", "Statistic", "P-Value"],
@@ -131,7 +132,7 @@ class FixedEffectProjection:
             [[str(len(self.effects)), *map(report.format_number, numbers)]],
             f"Minimum-Distance Summary ({self.weighting.upper()})",
         )
-        estimates = report.table(
+        estimates = Table(
             [list(self.labels)],
             [
                 [report.format_number(x) for x in self.coefficients[:, 0]],
@@ -139,9 +140,7 @@ class FixedEffectProjection:
             ],
             "Coefficient Estimates (SEs in Parentheses)",
         )
-        return f"{statistics}\n\n{estimates}"
-
-    __repr__ = __str__
+        return [statistics, estimates]
 
 
 def project_fixed_effects(
@@ -300,6 +299,11 @@ def _indicator_covariances(results: StepEstimates, codes: np.ndarray, G: int) ->
         others = others - others.mean(axis=0)
     if types.se_type == "clustered":
         clusters, size = results.data.clusters
+        if isinstance(size, tuple):
+            raise NotImplementedError(
+                "Fixed effects cannot be projected where standard errors are clustered in several ways. Solve with one "
+                "column of clustering_ids, or with se_type='robust'."
+            )
         sums_by_cluster = csr_matrix((np.ones(N), (clusters, np.arange(N))), (size, N))
         contributions, others = sums_by_cluster @ contributions, sums_by_cluster @ others
     return (contributions.T @ contributions).toarray() / N, contributions.T @ others / N

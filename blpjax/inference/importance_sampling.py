@@ -25,11 +25,12 @@ from blpjax.model.demand import MarketDemand, over_markets
 from blpjax.model.model import Model
 from blpjax.objective.problem_data import ProblemData
 from blpjax.reporting import report
+from blpjax.reporting.tables import Part, Shown, one_row_table
 from blpjax.values import read_seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ImportanceSamplingResults(Picklable):
+class ImportanceSamplingResults(Shown, Picklable):
     """Agents drawn by importance sampling, from `ProblemResults.importance_sampling`, with diagnostics (Owen 2013).
 
     Attributes
@@ -75,7 +76,7 @@ class ImportanceSamplingResults(Picklable):
         """Attributes by name; by default all but `problem_results` and `agent_data`."""
         return {name: getattr(self, name) for name in (ATTRIBUTES if attributes is None else attributes)}
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[Part]:
         effective = ("effective_draws", "effective_draws_for_variance", "effective_draws_for_skewness")
         sums = self.weight_sums
         columns = {
@@ -88,9 +89,7 @@ class ImportanceSamplingResults(Picklable):
             ("", "Min", "Weight Sum"): report.format_number(float(sums.min())),
             ("", "Max", "Weight Sum"): report.format_number(float(sums.max())),
         }
-        return report.one_row_table(columns, "Importance Sampling Results Summary")
-
-    __repr__ = __str__
+        return [one_row_table(columns, "Importance Sampling Results Summary")]
 
 
 #: What `ImportanceSamplingResults.to_dict` returns by default.
@@ -186,7 +185,7 @@ def _inside_probabilities(model: Model, delta: np.ndarray, candidates: AgentsInE
     return [rows[position][:count] for position, count in zip(positions, candidates.counts, strict=True)]
 
 
-@filtered_program(effort=1)
+@filtered_program(effort=1, what="choice probabilities")
 def _probabilities(model: Model, delta: tuple[Float[Array, "T J"], ...]) -> tuple[Float[Array, "T I"], ...]:
     def kernel(local: MarketDemand, mean: Array) -> Array:
         return local.point_at(mean, {}).choices().inside.sum(axis=0)

@@ -37,11 +37,12 @@ from blpjax.model.parameters import ParameterLayout
 from blpjax.objective.problem_data import ProblemData
 from blpjax.outputs.query import read_iteration
 from blpjax.reporting import report
+from blpjax.reporting.tables import Part, Shown, one_row_table
 from blpjax.values import read_flag, read_seed
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class OptimalInstrumentResults(Picklable):
+class OptimalInstrumentResults(Shown, Picklable):
     """Optimal instruments for theta, from `ProblemResults.compute_optimal_instruments`.
 
     Attributes may be replaced before `to_problem` is called, for example by instruments in other units. P is the number
@@ -154,7 +155,7 @@ class OptimalInstrumentResults(Picklable):
         """Attributes by name; by default all but `problem_results` and formulations."""
         return {name: getattr(self, name) for name in (ATTRIBUTES if attributes is None else attributes)}
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[Part]:
         columns = {
             ("Computation", "Time"): report.format_seconds(self.computation_time),
             ("Error Term", "Draws"): str(self.draws),
@@ -162,9 +163,7 @@ class OptimalInstrumentResults(Picklable):
         if self.fp_iterations.any() or self.contraction_evaluations.any():
             columns["Fixed Point", "Iterations"] = str(self.fp_iterations.sum())
             columns["Contraction", "Evaluations"] = str(self.contraction_evaluations.sum())
-        return report.one_row_table(columns, "Optimal Instrument Results Summary")
-
-    __repr__ = __str__
+        return [one_row_table(columns, "Optimal Instrument Results Summary")]
 
     @property
     def _has_supply(self) -> bool:

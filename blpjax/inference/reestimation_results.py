@@ -12,6 +12,7 @@ from blpjax.inputs.arguments import check_choice, check_level
 from blpjax.iteration import Iteration
 from blpjax.machine.pickling import Picklable
 from blpjax.reporting import report
+from blpjax.reporting.tables import Part, Shown
 
 #: Columns of the table of draws.
 COLUMNS = (
@@ -29,7 +30,7 @@ COLUMNS = (
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ReestimationResults(Picklable):
+class ReestimationResults(Shown, Picklable):
     """Estimates from bootstrap samples.
 
     Attributes
@@ -141,9 +142,6 @@ class ReestimationResults(Picklable):
         coefficients = jax.device_get(coefficients_of(self.problem_results, known))
         return results_at(self.problem_results, coefficients, hold, iteration, constant_costs)
 
-    def __str__(self) -> str:
-        title = f"Re-estimation from {self.draws} samples of {self.unit}"
+    def _parts(self) -> list[Part]:
         took = report.format_seconds(self.seconds)
-        return f"{title} after {took}:\n" + self.summary().to_string(float_format=lambda x: f"{x:.4g}")
-
-    __repr__ = __str__
+        return [f"Re-estimation from {self.draws} samples of {self.unit} after {took}:", self.summary()]

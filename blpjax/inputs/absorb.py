@@ -115,6 +115,20 @@ def build_absorber(formulation: Formulation, data: Mapping[str, np.ndarray], tab
     return Absorber(ids, formulation.absorb_method, dict(formulation.absorb_options or {}), labels)
 
 
+def count_effects(ids: np.ndarray) -> int:
+    """How many parameters fixed effects with IDs (N, E) are, less those that are redundant.
+
+    Exact with one or two dimensions. With more, redundant ones between pairs of dimensions are left out.
+    """
+    if ids.shape[1] < 2:
+        return np.unique(ids).size if ids.size else 0
+
+    import pyhdfe  # a slow import that one dimension does not need
+
+    found = pyhdfe.create(ids, drop_singletons=False, compute_degrees=True)
+    return int(found.degrees + found.singletons)  # rows that have a level of their own are not among the degrees
+
+
 class _Within:
     """Deviations from means of groups: what PyHDFE does with one dimension.
 

@@ -10,7 +10,7 @@ from blpjax.inputs.arguments import check_choice
 
 @dataclasses.dataclass(frozen=True)
 class Taxes:
-    """Taxes on products that firms remit: numbers, or arrays (N,) with one for each product. Subsidies are negative.
+    """Taxes on products: numbers, or arrays (N,) with one for each product. Subsidies are negative.
 
     Parameters
     ----------
@@ -18,6 +18,11 @@ class Taxes:
     ad_valorem : a, a fraction.
     base : of what the fraction is. With ``'net'``, of what firms get: consumers pay ``p = (1 + a) (r + t)`` where firms
         get r. With ``'price'``, of what consumers pay: ``r = (1 - a) p - t``.
+    consumers : what some consumers pay beyond the price, in units of prices; firms get the whole price. Text, such as
+        ``'-0.3 * (income < 0)'``, or ``'-0.3 * (income < 0) * electric'`` with a column of products, in the language of
+        `MicroMoment`; a function of the table of agents, such as ``lambda agents: -0.3 * (agents["income"] < 0)``; or
+        an array by rows of agents (I,), perhaps with a column for each product of their market (I, max J). For
+        utilities that are linear in prices.
 
     Raises
     ------
@@ -28,6 +33,7 @@ class Taxes:
     unit: Any = 0.0
     ad_valorem: Any = 0.0
     base: str = "net"
+    consumers: Any = None
 
     def __post_init__(self) -> None:
         check_choice("base", self.base, ("net", "price"))

@@ -6,9 +6,11 @@ What a study computes is its own business, see `Study`.
 import collections
 import contextlib
 import multiprocessing.context
+import shutil
 import sys
+import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -133,7 +135,7 @@ def run_study(
         results = (_run_batch(study, first, size) for first in missing)
     else:
         results = _run_elsewhere(study, missing, size, executor, in_flight)
-    with _open_bar(study, count, sum(min(size, count - first) for first in found)) as bar, contextlib.closing(results):
+    with _open_bar(study, count, _count(found, size, count)) as bar, contextlib.closing(results):
         try:
             for batch in results:
                 if files is not None:
@@ -141,8 +143,12 @@ def run_study(
                 finished[batch.first] = batch
                 bar.update(min(size, count - batch.first))
         except _WorkersLostError as error:
-            done = sum(min(size, count - first) for first in finished)
-            raise StudyError(f"{error} {_describe_kept(study, done, files)}") from error.__cause__
+            raise StudyError(
+                f"{error} {_describe_kept(study, _count(finished, size, count), files)}"
+            ) from error.__cause__
+        except KeyboardInterrupt:
+            # not from the interrupt, whose traceback leads through everything that ran
+            raise KeyboardInterrupt(_describe_kept(study, _count(finished, size, count), files)) from None
     return _collect(study, count, [finished[first] for first in starts], set(missing), time.perf_counter() - began)
 
 
@@ -256,16 +262,41 @@ def _check_executor(executor: Any) -> None:
         )
 
 
-def _open_bar(study: Study, count: int, kept: int) -> tqdm.tqdm:
-    """A bar on standard error, which is drawn seldom where that is a file."""
-    return tqdm.tqdm(
+@contextlib.contextmanager
+def _open_bar(study: Study, count: int, kept: int) -> Iterator[tqdm.tqdm]:
+    """A bar on standard error, which is drawn seldom where that is a file; elsewhere its clock does not stand still."""
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    bar = tqdm.tqdm(
         desc=study.unit.capitalize(),
         total=count,
         initial=kept,
         unit="",
-        mininterval=0.1 if sys.stderr.isatty() else 10.0,
+        mininterval=0.1 if watched else 10.0,
+        # some terminals say that they have no columns
+        ncols=shutil.get_terminal_size().columns if watched else None,
         disable=not options.verbose or kept == count,
     )
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(1.0):
+            bar.refresh()
+
+    clock = threading.Thread(target=tick, daemon=True)
+    with bar:
+        if watched and not bar.disable:
+            clock.start()
+        try:
+            yield bar
+        finally:
+            ended.set()
+            if clock.ident is not None:
+                clock.join()
+
+
+def _count(finished: Iterable[int], size: int, count: int) -> int:
+    """How many units are in batches that begin with these ones."""
+    return sum(min(size, count - first) for first in finished)
 
 
 def _describe_kept(study: Study, done: int, files: StudyFiles | None) -> str:

@@ -5,7 +5,6 @@ import enum
 import functools
 import gc
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from jax.extend.core import (  # type: ignore[attr-defined]
 
 from blpjax import options as global_options
 from blpjax.exceptions import SizeError
+from blpjax.machine.announcements import announced
 from blpjax.machine.caches import VARIABLE, cache_directory
 from blpjax.machine.forks import check_process
 from blpjax.machine.host_routines import raising_errors
@@ -38,12 +38,7 @@ _SMALL = 2**15
 #: The option that has XLA use its older emitters on CPUs; nothing where this version of XLA does not know it.
 _EMITTERS = {"xla_cpu_use_fusion_emitters": False}
 
-#: What to do where programs need more memory than there is.
 _SMALLER = "Use fewer agents, smaller markets or smaller batches, or a machine with more memory."
-
-#: Compilation of a program is announced when it takes longer than so many seconds.
-ANNOUNCED_AFTER = 2.0
-
 
 #: With more memory maps than this a process forgets its programs before it makes another one. Each takes some of the
 #: 65,530 that Linux allows a process by default, and one without any left is aborted.
@@ -59,13 +54,20 @@ class Program:
     """
 
     def __init__(
-        self, function: Callable[..., Any], effort: int, static_argnums: Sequence[int] = (), filtered: bool = False
+        self,
+        function: Callable[..., Any],
+        effort: int,
+        static_argnums: Sequence[int] = (),
+        filtered: bool = False,
+        what: str = "",
     ) -> None:
         self.function = function
+        self.what = what or function.__name__.strip("_").replace("_", " ")
         self.effort = effort
         self.static_argnums = frozenset(static_argnums)
         self.filtered = filtered
         self.executables: dict[Any, _Executable | None] = {}
+        self._differentiated: set[Any] = set()
         functools.update_wrapper(self, function)
         _programs.add(self)
 
@@ -76,7 +78,7 @@ class Program:
         """Run the program, which is compiled first where it is new. Interrupts wait until it has ended."""
         check_process()
         if self.filtered and is_traced((arguments, options)):
-            return self._nested(*arguments, **options)
+            return self._call_nested(arguments, options)
         with WaitingInterrupts(self._say_what_is_kept):
             return self._run(arguments, options)
 
@@ -88,7 +90,8 @@ class Program:
             # 1 and True are equal, but not the same argument
             types = tuple(map(type, statics))
             key = (tree, (statics, types), tuple(_kind(value) for value in values), settings())
-            if key not in self.executables:
+            new = key not in self.executables
+            if new:
                 if memory_maps() > MAPS_KEPT:
                     forget_programs()
                 built = self._build(key)
@@ -99,9 +102,25 @@ class Program:
             if executable is not None:
                 with _short_of_memory(self.function.__name__):
                     return executable(values)
-        with raising_errors(), _short_of_memory(self.function.__name__):
+        saying = self._announced(values or ()) if key is not None and new else contextlib.nullcontext()
+        with raising_errors(), _short_of_memory(self.function.__name__), saying:
             found = _with_options_known(lambda: self._jitted(bool(_EMITTERS))(*arguments, **options))
             return jax.block_until_ready(found)
+
+    def _call_nested(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Run inside of other programs, or of derivatives and maps, which compile a program of their own at first."""
+        if unsafe_am_i_under_a_jit_DO_NOT_USE():
+            return self._nested(*arguments, **options)
+        arrays = [leaf for leaf in jax.tree.leaves((arguments, options)) if isinstance(leaf, jax.Array | np.ndarray)]
+        key = tuple((type(array), *_kind(array)) for array in arrays)
+        if key in self._differentiated:
+            return self._nested(*arguments, **options)
+        self._differentiated.add(key)
+        with self._announced(arrays, "derivatives of "):
+            return self._nested(*arguments, **options)
+
+    def _announced(self, shapes: Sequence[Any], which: str = "") -> Any:
+        return announced(which + self.what, shapes, program_store() is not None)
 
     def _say_what_is_kept(self) -> None:
         kept = "in this process" if program_store() is None else "for later calls and processes"
@@ -194,18 +213,28 @@ class Program:
         shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds]
         size = sum(shape.size for shape in shapes)
         effort = self.effort if size > _SMALL else 0
+        with self._announced(shapes):
+            compiled = self._compile(flat, shapes, effort, store)
+        if compiled is None:
+            return None
+        executable = _Executable(compiled[0], *found)
+        if store is not None and path is not None and not compiled[1]:
+            with contextlib.suppress(NotStorableError):
+                store.write(path, executable.save())
+        return executable
+
+    def _compile(
+        self, flat: Callable[..., Any], shapes: Sequence[jax.ShapeDtypeStruct], effort: int, store: Store | None
+    ) -> tuple[Any, list[str]] | None:
+        """The compiled function, and what was read from JAX's own cache; None where it calls functions of Python."""
         with _uncollected():
             traced = jax.jit(flat).trace(*shapes)
         if calls_back(traced.jaxpr.jaxpr):
             return None  # executables hold addresses of this process's functions
-        with announced(self.function.__name__, shapes), _unwritten(store is not None) as hits:
+        with _unwritten(store is not None) as hits:
             lowered = traced.lower()
             compiled = _with_options_known(lambda: lowered.compile(compiler_options(effort)))
-        executable = _Executable(compiled, *found)
-        if store is not None and path is not None and not hits:
-            with contextlib.suppress(NotStorableError):
-                store.write(path, executable.save())
-        return executable
+        return compiled, hits
 
     def _check_memory(self, executable: "_Executable", values: Sequence[Any]) -> None:
         """Raise `SizeError` before a program is run for the first time if there is no memory for what it will hold."""
@@ -290,26 +319,28 @@ _HOLE = _Mark.HOLE
 _programs: "weakref.WeakSet[Program]" = weakref.WeakSet()
 
 
-def program(effort: int, static_argnums: int | tuple[int, ...] = ()) -> Callable[[Callable[..., Any]], Program]:
+def program(
+    effort: int, static_argnums: int | tuple[int, ...] = (), what: str = ""
+) -> Callable[[Callable[..., Any]], Program]:
     """Decorate a function that is compiled on its own, never inside another program.
 
     On CPUs LLVM's optimisation level `effort` (0 to 3) decides how long compilation takes. Matrix products,
     factorisations and exponentials are library calls, so level 1 runs as fast as the default where these dominate, and
     level 0 serves programs that take well under a millisecond anyway, and all programs of small arrays. Other backends
-    compile with their defaults.
+    compile with their defaults. Messages call the program by `what`, or else by its name.
     """
     static = (static_argnums,) if isinstance(static_argnums, int) else static_argnums
-    return lambda function: Program(function, effort, static)
+    return lambda function: Program(function, effort, static, what=what)
 
 
-def filtered_program(effort: int) -> Callable[[Callable[..., Any]], Program]:
+def filtered_program(effort: int, what: str = "") -> Callable[[Callable[..., Any]], Program]:
     """Decorate a function of equinox modules, arrays and static values that is compiled.
 
-    `effort` is that of `program`. Called with traced values, or where a program is being built, the function is
-    compiled without it: options may not be given inside of another program. Derivatives and maps of functions that are
-    not compiled as a whole then still consist of few programs, and these are found again.
+    `effort` and `what` are those of `program`. Called with traced values, or where a program is being built, the
+    function is compiled without it: options may not be given inside of another program. Derivatives and maps of
+    functions that are not compiled as a whole then still consist of few programs, and these are found again.
     """
-    return lambda function: Program(function, effort, filtered=True)
+    return lambda function: Program(function, effort, filtered=True, what=what)
 
 
 def compiler_options(effort: int) -> dict[str, int | bool] | None:
@@ -403,21 +434,6 @@ def program_store() -> Store | None:
     """Where programs are kept between processes, None where the environment says that they are not."""
     choice = os.environ.get(VARIABLE, "")
     return None if choice == "0" else Store(cache_directory(choice) / "programs")
-
-
-@contextlib.contextmanager
-def announced(name: str, shapes: Sequence[jax.ShapeDtypeStruct]) -> Iterator[None]:
-    """Where a program is compiled: says so when it takes long, unless `blpjax.options.verbose` is off."""
-    longest = max((shape.size for shape in shapes), default=0)
-    kept = "" if program_store() is None else " It is kept for later calls and processes."
-    text = f"Compiling {name.strip('_')} for arrays of up to {longest} numbers ...{kept}"
-    timer = threading.Timer(ANNOUNCED_AFTER, global_options.output, [text])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 @contextlib.contextmanager

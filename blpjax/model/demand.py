@@ -179,6 +179,26 @@ def market_shares(demand: Demand, delta: Float[AnyArray, " N"] | None, changes: 
     return demand.economy.gather(over_markets(demand, kernel, mean, _spread_changes(demand, changes)))
 
 
+def consumer_offsets(demand: Demand, paid: tuple[AnyArray, ...]) -> tuple[Float[AnyArray, "T J I"], ...]:
+    """Utility ``alpha_ji t_ji`` that agents have from what they pay beyond prices, one array for each bucket."""
+
+    def kernel(local: MarketDemand, paid: AnyArray) -> AnyArray:
+        return local.point("prices", {}).utility_slopes() * local.tastes.scale * paid
+
+    return over_markets(demand, kernel, paid)
+
+
+@host_or_program(effort=1)
+def consumer_payments(demand: Demand, paid: tuple[AnyArray, ...]) -> Float[AnyArray, " N"]:
+    """What agents pay beyond prices, by product: ``sum_i w_i P_ji t_ji``, with `paid` as in `consumer_offsets`."""
+
+    def kernel(local: MarketDemand, paid: AnyArray) -> AnyArray:
+        chosen = local.point_at(local.delta, {}).choices().inside * paid
+        return (chosen * local.market.weights[..., None, :]).sum(axis=-1)
+
+    return demand.economy.gather(over_markets(demand, kernel, paid))
+
+
 @host_or_program(effort=1)
 def demand_jacobians(demand: Demand, name: str | None) -> tuple[Float[AnyArray, "T J J"], ...]:
     """Derivatives ``ds_j / dx_k``, one array for each bucket, in a variable, or in delta when `name` is None."""

@@ -81,7 +81,7 @@ def hold_shares(model: Model, parameters: Float[Array, " Q"]) -> Model:
     return eqx.tree_at(lambda m: m.delta, moved, moved.invert(_NO_LOOP).delta)
 
 
-@filtered_program(effort=1)
+@filtered_program(effort=1, what="mean utilities at other parameters")
 def hold_shares_at(model: Model, coefficients: Coefficients, iteration: Iteration) -> Equilibrium:
     """Demand at other coefficients, with the mean utilities that reproduce observed shares at observed prices."""
     moved = eqx.tree_at(lambda m: m.coefficients, model, coefficients)
@@ -89,7 +89,7 @@ def hold_shares_at(model: Model, coefficients: Coefficients, iteration: Iteratio
     return Equilibrium(Draw(coefficients, found.delta, moved.prices, moved.shares), Loops(**found.fields()))
 
 
-@filtered_program(effort=1)
+@filtered_program(effort=1, what="equilibria at other parameters")
 def hold_errors(
     model: Model,
     tilde_costs: Float[Array, " N"] | None,

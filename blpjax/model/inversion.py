@@ -12,7 +12,7 @@ from blpjax.economy.mapping import loop_elements, map_markets
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.contraction import ObservedMarket, invert_shares, logit_delta
 from blpjax.kernels.fixed_point import FixedPoint
-from blpjax.model.tastes import MarketTastes
+from blpjax.model.tastes import MarketTastes, with_offsets
 
 
 class Inversion(Loops):
@@ -53,7 +53,10 @@ def invert_economy(
 
     def kernel(market: Bucket, begin: Array) -> tuple[FixedPoint, Array]:
         C, nests, scale = parameters.of_agents(market), parameters.of_groups(market), parameters.scale
-        observed = ObservedMarket(market.shares, market.X2 / scale, C, market.weights, market.availability, nests)
+        X2 = market.X2
+        if market.offsets is not None:
+            X2, C, _ = with_offsets(market.offsets, X2, C, X2)
+        observed = ObservedMarket(market.shares, X2 / scale, C, market.weights, market.availability, nests)
         found = invert_shares(observed, begin / scale, limits, method)
         clipped = jnp.zeros(begin.shape, bool)
         if method.clips:

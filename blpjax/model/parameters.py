@@ -218,6 +218,11 @@ class Parameters:
         return self.theta_labels + beta + [self.labels.X3[k] for k in self.layout.concentrated_gamma]
 
     @property
+    def theta_names(self) -> list[str]:
+        """What sentences call the elements of theta, such as ``'prices x income' of pi``."""
+        return [f"{label!r} of {block}" for label, block in zip(self.theta_labels, self.theta_blocks, strict=True)]
+
+    @property
     def theta_blocks(self) -> list[str]:
         """The block of each element of theta, such as `sigma`."""
         return [block for block in BLOCKS for _ in getattr(self.layout, block)]

@@ -2,7 +2,7 @@
 
 Taxes need no other equilibrium than Bertrand's: where firms get ``r = nu p - t`` of a price p, their conditions
 ``nu_j s_j + sum_k H_jk (r_k - c_k) ds_k / dp_j = 0`` are those at ownership ``H_jk nu_k / nu_j`` and costs
-``(c_k + t_k) / nu_k``.
+``(c_k + t_k) / nu_k``. The same is true of other conduct in which ownership matrices weigh profits.
 """
 
 import dataclasses
@@ -13,11 +13,13 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Bool, Float
 
+from blpjax.economy.buckets import Economy
+from blpjax.economy.conduct import ConductData
 from blpjax.economy.loops import Loops
 from blpjax.economy.ownership import Ownership, firm_codes, ownership_matrices
 from blpjax.iteration import Iteration
 from blpjax.kernels.arrays import AnyArray, constant, namespace
-from blpjax.model.demand import host_or_program, linear_change
+from blpjax.model.demand import consumer_offsets, consumer_payments, host_or_program, linear_change
 from blpjax.model.model import Model
 
 
@@ -30,25 +32,29 @@ class State(eqx.Module):
     changes : variables other than prices (N,) that are not those of the base.
     dropped : (N,) products that nobody can choose any more.
     model : the model at this point. Its rows of dropped products have no meaning.
-    owned : ownership matrices by bucket.
+    owned : ownership matrices by bucket; None where the base has other conduct.
     costs : (N,) marginal costs.
     kept, unit : (N,) firms get ``kept * prices - unit``.
+    paid : what agents pay beyond prices (T, J, I), by bucket, which `model` knows as offsets of utilities; or None.
     loops : those that found prices, None where prices were given.
+    conduct : how firms compete; None where they set prices, as `owned` says.
     """
 
     base: Model
     changes: dict[str, Float[AnyArray, " N"]]
     dropped: Bool[AnyArray, " N"]
     model: Model
-    owned: Ownership
+    owned: Ownership | None
     costs: Float[AnyArray, " N"]
     kept: Float[AnyArray, " N"]
     unit: Float[AnyArray, " N"]
+    paid: tuple[Float[AnyArray, "T J I"], ...] | None = None
     loops: Loops | None = None
+    conduct: ConductData | None = None
 
     @property
     def prices(self) -> Float[AnyArray, " N"]:
-        """What consumers pay (N,); NaN for products that are dropped."""
+        """What consumers pay (N,), before taxes on some of them; NaN for products that are dropped."""
         return self._where_sold(self.model.prices, float("nan"))
 
     @property
@@ -70,12 +76,16 @@ class State(eqx.Module):
     def revenues(self) -> Float[AnyArray, " N"]:
         """Tax revenue by product (N,) for each consumer in the market."""
         prices = self.model.prices
-        return self._where_sold((prices - self.kept * prices + self.unit) * self.model.shares, 0.0)
+        revenues = (prices - self.kept * prices + self.unit) * self.model.shares
+        if self.paid is not None:
+            revenues += consumer_payments(self.model, self.paid)
+        return self._where_sold(revenues, 0.0)
 
     def compute_consumer_surpluses(self, keep_all: bool = False) -> Float[AnyArray, "T columns"]:
         """Consumer surpluses by market (T, 1) or by agent (T, max I), with marginal utilities of income of the base."""
         moved = self.changes | {"prices": self.model.prices}
-        return self.base.compute_consumer_surpluses(keep_all=keep_all, eliminated=self.dropped, changes=moved)
+        base = self.base if self.paid is None else _with_offsets(self.base, self.model.economy)
+        return base.compute_consumer_surpluses(keep_all=keep_all, eliminated=self.dropped, changes=moved)
 
     def _where_sold(self, values: AnyArray, otherwise: float) -> AnyArray:
         return namespace(values).where(self.dropped, otherwise, values)
@@ -83,11 +93,11 @@ class State(eqx.Module):
 
 def starting_state(model: Model, absent: Bool[np.ndarray, " N"] | None = None) -> State:
     """The point at which a model is, with the costs that its prices imply, perhaps without some products (N,)."""
-    xp, owned = namespace(model.delta), model.owned()
+    xp, owned = namespace(model.delta), model.owned() if model.conduct is None else None
     dropped = xp.zeros(model.delta.shape, bool) if absent is None else xp.asarray(absent)
     there = model if absent is None else _without(model, dropped)
     costs, ones = there.compute_costs()[:, 0], xp.ones_like(model.prices)
-    return State(model, {}, dropped, there, owned, costs, ones, xp.zeros_like(model.prices))
+    return State(model, {}, dropped, there, owned, costs, ones, xp.zeros_like(model.prices), conduct=model.conduct)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +113,9 @@ class Scenario:
     drop : products that leave.
     hold : products whose prices stay.
     prices : what consumers pay: nobody sets prices.
-    kept, unit : taxes, see `State`.
+    kept, unit, paid : taxes, see `State`: either all are as they were, or none.
     iteration, constant_costs : see `Model.compute_prices`.
+    conduct : how firms compete, with the firms that there are then.
     """
 
     firm_ids: Any = None
@@ -117,8 +128,10 @@ class Scenario:
     prices: Any = None
     kept: Any = None
     unit: Any = None
+    paid: Any = None
     iteration: Iteration | None = None
     constant_costs: bool = True
+    conduct: ConductData | None = None
 
     def apply(self, state: State) -> State:
         """The point to which this leads from another one."""
@@ -128,11 +141,13 @@ class Scenario:
         dropped = dropped if self.drop is None else dropped | self.drop
         kept = state.kept if self.kept is None else xp.asarray(self.kept)
         unit = state.unit if self.unit is None else xp.asarray(self.unit)
-        owned, costs = self._owned(base, state.owned), self._costs(state)
-        going = State(base, changes, dropped, state.model, owned, costs, kept, unit)
+        paid = state.paid if self.kept is None else self.paid
+        conduct, costs = self._conduct(state), self._costs(state)
+        owned = state.owned if conduct is not None else self._owned(base, state.owned)
+        going = State(base, changes, dropped, state.model, owned, costs, kept, unit, paid, conduct=conduct)
         prices = None if self.prices is None else xp.asarray(self.prices, float)
         model, costs, loops = _arrive(base, going, prices, self.hold, self.iteration, self.constant_costs)
-        return State(base, changes, dropped, model, owned, costs, kept, unit, loops)
+        return State(base, changes, dropped, model, owned, costs, kept, unit, paid, loops, conduct)
 
     def _costs(self, state: State) -> AnyArray:
         """Marginal costs: those of the state, moved with variables in X3, and then as the scenario says."""
@@ -145,7 +160,12 @@ class Scenario:
         found = self.costs(costs) if callable(self.costs) else self.costs
         return xp.asarray(found, float).reshape(-1)
 
-    def _owned(self, base: Model, known: Ownership) -> Ownership:
+    def _conduct(self, state: State) -> ConductData | None:
+        if self.conduct is not None or state.conduct is None:
+            return self.conduct
+        return state.conduct.with_owners(self.firm_ids, self.ownership)
+
+    def _owned(self, base: Model, known: Ownership | None) -> Ownership | None:
         if self.ownership is not None:
             return base.owned(None, self.ownership)
         return known if self.firm_ids is None else ownership_matrices(firm_codes(base.economy, self.firm_ids))
@@ -168,12 +188,21 @@ def _arrive(
     before, loops = going.model, None
     remaining = _without(base, going.dropped)
     moved = remaining.at(going.changes, shares=before.shares)
+    if going.paid is not None:
+        remaining = _offset(remaining, consumer_offsets(moved, going.paid))
+        moved = _with_offsets(moved, remaining.economy)
     if prices is None:
-        taxed = dataclasses.replace(moved, ownership=_taxed(base, going.owned, going.kept))
+        taxed, conduct = moved, going.conduct
+        if conduct is None:
+            assert going.owned is not None
+            taxed = dataclasses.replace(moved, ownership=_taxed(base, going.owned, going.kept))
+        else:
+            conduct = dataclasses.replace(conduct, kept=going.kept)
         costs, start = (going.costs + going.unit) / going.kept, constant(before.prices)
-        found = taxed.solve_prices(None, None, costs, start, iteration, constant_costs, hold)
+        found = taxed.solve_prices(None, None, costs, start, iteration, constant_costs, hold, conduct)
         prices, loops = found.prices, Loops(**found.fields())
-    model = dataclasses.replace(remaining.at(going.changes | {"prices": prices}), ownership=going.owned)
+    there = remaining.at(going.changes | {"prices": prices})
+    model = dataclasses.replace(there, ownership=going.owned, conduct=going.conduct)
     return model, going.costs if constant_costs else moved.update_costs(going.costs, model.shares), loops
 
 
@@ -184,6 +213,18 @@ def _without(model: Model, dropped: AnyArray) -> Model:
     buckets = model.economy.buckets
     left = [xp.where(part[:, :, None], 0.0, bucket.availability) for part, bucket in zip(parts, buckets, strict=True)]
     return eqx.tree_at(lambda m: [bucket.availability for bucket in m.economy.buckets], model, left)
+
+
+def _offset(model: Model, offsets: tuple[AnyArray, ...]) -> Model:
+    """The model with other offsets of utilities, one array for each bucket."""
+    pairs = zip(model.economy.buckets, offsets, strict=True)
+    buckets = tuple(dataclasses.replace(bucket, offsets=part) for bucket, part in pairs)
+    return dataclasses.replace(model, economy=dataclasses.replace(model.economy, buckets=buckets))
+
+
+def _with_offsets(model: Model, economy: Economy) -> Model:
+    """The model with the offsets of utilities that another economy has."""
+    return _offset(model, tuple(bucket.offsets for bucket in economy.buckets))
 
 
 def _taxed(model: Model, owned: Ownership, kept: AnyArray) -> Ownership:

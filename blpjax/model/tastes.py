@@ -64,15 +64,38 @@ def demand_point(
     X2_slope: Float[AnyArray, "*T J K2"],
 ) -> DemandPoint:
     """Demand of one market at given tastes, mean utilities and X2, with the slopes of both in some variable."""
-    scale = parameters.scale
+    scale, C = parameters.scale, parameters.of_agents(market)
+    if market.offsets is not None:
+        X2, C, X2_slope = with_offsets(market.offsets, X2, C, X2_slope)
     return DemandPoint(
         delta / scale,
         X2 / scale,
-        parameters.of_agents(market),
+        C,
         market.weights,
         market.availability,
         delta_slope / scale,
         X2_slope / scale,
         market.present,
         parameters.of_groups(market),
+    )
+
+
+def with_offsets(
+    offsets: Float[AnyArray, "*T J I"],
+    X2: Float[AnyArray, "*T J K2"],
+    C: Tastes,
+    X2_slope: Float[AnyArray, "*T J K2"],
+) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """X2, tastes and the slopes of X2 with one more characteristic, of ones, for which offsets are agents' tastes.
+
+    Tastes are then specific to products, which all kernels know.
+    """
+    xp = namespace(X2)
+    common = C[..., None, :, :] if C.ndim == X2.ndim else C
+    C = xp.broadcast_to(common, (*X2.shape[:-1], *common.shape[-2:]))
+    one = xp.ones((*X2.shape[:-1], 1))
+    return (
+        xp.concatenate([X2, one], axis=-1),
+        xp.concatenate([C, offsets[..., :, None, :]], axis=-2),
+        xp.concatenate([X2_slope, 0.0 * one], axis=-1),
     )

@@ -46,6 +46,6 @@ def evaluate_by_differences(
     return objective.assemble(values, derivatives, found)
 
 
-@program(effort=1)
+@program(effort=1, what="the objective and its differences")
 def _vary(objective: GMM, theta: Float[Array, " P"], start: Float[Any, " N"]) -> tuple[Varying, Structure]:
     return objective.vary(theta, start)

@@ -3,6 +3,8 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pandas as pd
 from jaxtyping import Array, Float
 
 from blpjax.economy.characteristics import Characteristics
@@ -10,6 +12,7 @@ from blpjax.model import demand
 from blpjax.model.demand import Demand
 from blpjax.model.inversion import Inversion
 from blpjax.objective.moments import GMM
+from blpjax.reporting.tables import show_html
 
 
 class ModelFunctions(eqx.Module):
@@ -27,6 +30,15 @@ class ModelFunctions(eqx.Module):
     start: Float[Array, " N"]
     theta: Float[Array, " P"]
     theta_labels: tuple[str, ...] = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        named = ", ".join(self.theta_labels) or "none"
+        methods = "delta, moments, objective, shares, probabilities and their derivatives"
+        return f"ModelFunctions of {self.theta.size} parameters ({named}), {self.start.size} products: {methods}."
+
+    def _repr_html_(self) -> str:
+        starts = pd.DataFrame({"theta": self.theta_labels, "starting value": np.asarray(self.theta)})
+        return show_html("ModelFunctions", [repr(self), starts])
 
     def inversion(self, theta: Float[Array, " P"]) -> Inversion:
         """Mean utilities with the status and counters of every market."""

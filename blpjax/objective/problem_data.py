@@ -27,9 +27,11 @@ from blpjax.machine.placement import Placement
 from blpjax.model.formulated import Formulated, build_matrices, formulate, read_costs_type
 from blpjax.model.parameters import ParameterLayout
 from blpjax.objective.build import Designs, Equations, build_equations
+from blpjax.objective.clusters import Clusters, number_clusters
 from blpjax.objective.data import ModelData, place_data
 from blpjax.objective.dynamics import MomentTypes, build_dynamics, read_moment_types
 from blpjax.reporting import report
+from blpjax.reporting.tables import Part, Shown
 from blpjax.values import read_flag
 
 
@@ -48,8 +50,8 @@ class Absorbers(NamedTuple):
     supply: Absorber
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ProblemData(Formulated):
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ProblemData(Shown, Formulated):
     """What a problem is made of: `Formulated` with fixed effects and the data of all moments.
 
     Methods return other values that share what they do not replace.
@@ -249,13 +251,10 @@ class ProblemData(Formulated):
         return None if self.integration is None else AgentNodes(table.market_ids, table.nodes, table.weights)
 
     @cached_property
-    def clusters(self) -> tuple[np.ndarray, int]:
-        """Clusters of products (N,), counted from zero, and their number; one without clustering IDs."""
+    def clusters(self) -> Clusters:
+        """Clusters of products, of one or several kinds; one of all products without clustering IDs."""
         ids = self.product_table.clustering_ids
-        if ids is None:
-            return np.zeros(self.N, int), 1
-        unique, codes = np.unique(ids.reshape(-1), return_inverse=True)
-        return codes, unique.size
+        return Clusters(np.zeros(self.N, int), 1) if ids is None else number_clusters(ids)
 
     @property
     def MD(self) -> int:
@@ -309,7 +308,7 @@ class ProblemData(Formulated):
         )
         return records.product_records(self.product_table, matrices, self.designs)
 
-    def __str__(self) -> str:
+    def _parts(self) -> Sequence[Part]:
         names = ["T", "N", "F", "I", "K1", "K2", "K3", "D", "MD", "MS", "MC", "ED", "ES", "H"]
         kept = [name for name in names if self.K3 or name not in ("K3", "MS", "MC", "ES")]
         labels = self.labels
@@ -320,8 +319,6 @@ class ProblemData(Formulated):
             "d: Demographics": labels.demographics,
         }
         return report.describe_problem({name: getattr(self, name) for name in kept}, formulations)
-
-    __repr__ = __str__
 
 
 def build_problem_data(

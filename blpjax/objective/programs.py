@@ -55,7 +55,7 @@ def _evaluate_or_rescue(objective: GMM, theta: Float[Array, " P"], start: Float[
     return _evaluate(objective, theta, start)
 
 
-@program(effort=1)
+@program(effort=1, what="the objective and its derivatives")
 def _evaluate(objective: GMM, theta: Float[Array, " P"], start: Float[Any, " N"]) -> Evaluation:
     return objective.evaluate(theta, start)
 
@@ -133,7 +133,7 @@ def hessian_at(
     return (rows + rows.T) / 2
 
 
-@program(effort=1)
+@program(effort=1, what="the Hessian")
 def _curvature(
     objective: GMM, theta: Float[Array, " P"], delta: Float[Array, " N"], directions: Float[Array, "B P"]
 ) -> Float[Array, "B P"]:
@@ -166,7 +166,7 @@ def conclude(
     types: CovarianceTypes,
     *,
     step: int,
-    cluster_ids: Int[Array | np.ndarray, " N"],
+    cluster_ids: Int[Array | np.ndarray, "N *G"],
     curvature: bool,
     progress: bool = False,
     simulate: Simulate | None = None,
@@ -177,7 +177,7 @@ def conclude(
     ----------
     residualize : what absorbs fixed effects from each equation.
     step : 1 for formulas of a first step.
-    cluster_ids : (N,) clusters, counted from zero.
+    cluster_ids : (N,) or (N, G) clusters, see `blpjax.objective.clusters.Clusters`.
     curvature : whether the Hessian is computed; `progress` shows a bar for it.
     simulate : simulation error, None for none.
     """
@@ -225,6 +225,6 @@ def sensitivity_at(
     return found
 
 
-@program(effort=1)
+@program(effort=1, what="standard errors")
 def _sensitivity(objective: GMM, ending: Ending) -> Sensitivity:
     return objective.sensitivity(ending)

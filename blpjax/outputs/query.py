@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex
+from blpjax.economy.conduct import ConductData, prepare_conduct
 from blpjax.exceptions import ConvergenceError, raise_for_status
 from blpjax.inputs.arguments import check_index
 from blpjax.inputs.columns import find_unowned
@@ -22,7 +23,6 @@ from blpjax.machine.compilation import operations_of_jax
 from blpjax.model.model import MarketPlace, Model, find_market
 from blpjax.model.parameters import ParameterLayout
 from blpjax.outputs.labels import COLUMNS, KINDS, Extent, OutputTables
-from blpjax.reporting import frames
 
 #: Arguments of a method of `Model` that are arrays, by name.
 Given = dict[str, Any]
@@ -201,6 +201,21 @@ class Query:
         more = [(0, 0)] * len(leading) + [(0, missing), (0, missing)]
         return firms, {"ownership": np.pad(np.where(inside, array, 0.0), more)}
 
+    def read_conduct(self, conduct: Any, ownership: Any = None) -> ConductData | None:
+        """A conduct with what it reads from product data in the rows that are asked for; None where it is not given.
+
+        Raises
+        ------
+        TypeError, ValueError, DataError
+            See `prepare_conduct`; also when ownership matrices are given, too.
+        """
+        if conduct is None:
+            return None
+        if ownership is not None:
+            raise ValueError("Give either ownership or conduct: Bertrand(weights=...) has ownership matrices.")
+        known = prepare_conduct(conduct, self.source.output_tables.products)
+        return known if self.place is None else known.take(np.r_[self.rows, np.repeat(self.rows[:1], self._missing)])
+
     def pad(self, values: np.ndarray) -> np.ndarray:
         """Values (..., J) of one market with as many places as the model of one market has; the first one repeated."""
         return np.concatenate([values, np.repeat(values[..., :1], self._missing, axis=-1)], axis=-1)
@@ -276,10 +291,10 @@ class Query:
             found = Checked(*result.value)
             self._check(found, loop)
             result = dataclasses.replace(result, value=found.values, jacobian=result.jacobian[: found.values.size])
-        if not self.as_frame:
-            return result
-        errors = frame(np.asarray(result.standard_errors), name)[name]
-        return frames.with_confidence_limits(frame(np.asarray(result.value), name), name, errors)
+        value = np.asarray(result.value)
+        places = np.arange(value.size, dtype=float).reshape(value.shape)
+        labelled = dataclasses.replace(result, labels=frame(places, name))
+        return labelled.to_frame() if self.as_frame else labelled
 
     def _restrict(self, model: Model) -> Model:
         if self.layout is not None:

@@ -1,16 +1,17 @@
 """Surveys that are drawn from a model: respondents and their choices."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from blpjax.economy.buckets import Bucket
 from blpjax.economy.surveys import Markets, choice_offsets
 from blpjax.exceptions import DataError
-from blpjax.inputs.micro import MicroDataset
+from blpjax.inputs.micro import MicroDataset, MicroPart
 from blpjax.inputs.records import as_objects
-from blpjax.inputs.surveys import compute_weights, dataset_markets
+from blpjax.inputs.surveys import compute_values, compute_weights, dataset_markets
 from blpjax.inputs.table_format import plain_value
 from blpjax.kernels import micro
 from blpjax.kernels.shares import Choices
@@ -23,13 +24,66 @@ from blpjax.outputs.scores import SurveySource
 _TOGETHER = 2**22
 
 
+class SampledParts(NamedTuple):
+    """What micro parts of one dataset are in a sample of respondents.
+
+    `values` (n, PM) are those of respondents, `population` (PM,) means in the population that these are drawn from.
+    """
+
+    values: np.ndarray
+    population: np.ndarray
+
+
+class _Respondents(NamedTuple):
+    """Positions of markets (n,), and in them of agents and choices, (2, n), or (3, n) with second choices."""
+
+    owner: np.ndarray
+    indices: np.ndarray
+
+
 def simulate_survey(source: SurveySource, dataset: MicroDataset, seed: int | None) -> np.recarray:
-    """Draw respondents, see `MicroMethods.simulate_micro_data`.
+    """Draw respondents, see `MicroMethods.simulate_micro_data`."""
+    markets = source.data.survey_markets(source.products, source.data.agents_in_economy, source.layout)
+    found = _draw(source, markets, dataset, seed)
+    return _records(markets, found.owner, found.indices)
+
+
+def sample_parts(source: SurveySource, parts: Sequence[MicroPart], seed: int) -> SampledParts:
+    """Draw respondents of one dataset, those of `simulate_survey`, and evaluate its micro parts for them.
+
+    Raises
+    ------
+    DataError, RuntimeError, ValueError
+        When functions fail or what they return cannot be used, naming dataset, part and market.
+    """
+    dataset = parts[0].dataset
+    markets = source.data.survey_markets(source.products, source.data.agents_in_economy, source.layout)
+    found, model = _draw(source, markets, dataset, seed), on_host(source.model)
+    values, sums, total = np.zeros((found.owner.size, len(parts))), np.zeros(len(parts)), 0.0
+    for t in map(int, dataset_markets(dataset, markets.index.ids)):
+        here, first = found.owner == t, 0
+        known: list[np.ndarray] = []
+        for q in _probabilities(model, markets, dataset, t, None):
+            if not known:
+                shape = (len(markets.agent_rows[t]), *q.shape[1:])
+                known = [compute_values(part, markets.at(t), shape) for part in parts]
+            total += q.sum()
+            for p, part in enumerate(known):
+                # values of choices that cannot be made may be missing
+                own = part[first : first + len(q)]
+                sums[p] += (q * np.where(q > 0, own, 0.0)).sum()
+            first += len(q)
+        for p, part in enumerate(known):
+            values[here, p] = part[tuple(found.indices[:, here])]
+    return SampledParts(values, sums / total)
+
+
+def _draw(source: SurveySource, markets: Markets, dataset: MicroDataset, seed: int | None) -> _Respondents:
+    """Respondents of a dataset.
 
     All agents and choices of all markets are laid end to end, with their probabilities. Only sums by agent are kept;
     probabilities of the agents who are drawn are computed again.
     """
-    markets = source.data.survey_markets(source.products, source.data.agents_in_economy, source.layout)
     model, chosen = on_host(source.model), dataset_markets(dataset, markets.index.ids)
     totals = [
         np.concatenate(
@@ -62,15 +116,15 @@ def simulate_survey(source: SurveySource, dataset: MicroDataset, seed: int | Non
                 indices[0, own] = people[number]
                 indices[1 : q.ndim, own] = np.unravel_index(cell, q.shape[1:])
                 number += 1
-    shape_second = any(_second(source, markets, dataset, int(t)) for t in chosen[:1])
-    return _records(markets, chosen[owner], indices[: 3 if shape_second else 2], source)
+    second = any(_second(markets, dataset, int(t)) for t in chosen[:1])
+    return _Respondents(chosen[owner], indices[: 3 if second else 2])
 
 
-def _second(source: SurveySource, markets: Markets, dataset: MicroDataset, t: int) -> bool:
+def _second(markets: Markets, dataset: MicroDataset, t: int) -> bool:
     return compute_weights(dataset, markets.at(t)).ndim == 3
 
 
-def _records(markets: Markets, owner: np.ndarray, indices: np.ndarray, source: SurveySource) -> np.recarray:
+def _records(markets: Markets, owner: np.ndarray, indices: np.ndarray) -> np.recarray:
     """The structured array, in the smallest of PyBLP's types of integers."""
     sizes = [max(map(len, markets.agent_rows)), *[max(map(len, markets.index.rows))] * (len(indices) - 1)]
     names = ("agent_indices", "choice_indices", "second_choice_indices")

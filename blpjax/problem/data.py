@@ -19,10 +19,12 @@ from blpjax.machine.placement import build_placement
 from blpjax.model.formulated import Formulations
 from blpjax.model.parameters import Parameters, Transformation, UtilityForm
 from blpjax.model.starting_values import build_parameters, check_price_coefficients
+from blpjax.objective.clusters import Clusters
 from blpjax.objective.data import ModelData
 from blpjax.objective.problem_data import ProblemData, Tolerances, build_problem_data
 from blpjax.problem.state import problem_state, read_problem
 from blpjax.reporting import report
+from blpjax.reporting.tables import Part, Shown
 
 Holder = TypeVar("Holder", bound="DataHolder")
 
@@ -33,7 +35,7 @@ def _shared(name: str) -> Any:
     return property(operator.attrgetter(f"data.{name}"), doc=None if known is None else known.__doc__)
 
 
-class DataHolder:
+class DataHolder(Shown):
     """What problems do with their data; `Problem` documents arguments and attributes, and solves it.
 
     `data` never change: what differs is another problem.
@@ -81,10 +83,17 @@ class DataHolder:
     ownership: Ownership | None = _shared("ownership")
     demand_ids: np.ndarray = _shared("demand_ids")
     supply_ids: np.ndarray = _shared("supply_ids")
-    clusters: tuple[np.ndarray, int] = _shared("clusters")
+    clusters: Clusters = _shared("clusters")
     model_data: ModelData = _shared("model_data")
     instrument_labels: list[str] = _shared("instrument_labels")
     instrument_rank: int = _shared("instrument_rank")
+
+    #: What other parts of the library use.
+    _hidden = frozenset(
+        """agent_table agents_in_economy build_agents characteristics closed_form_delta clusters data demand_ids economy
+        form from_state instrument_rank market_index model_data ownership ownership_in product_table read_parameters
+        replace_agents replace_instruments residualize_demand residualize_supply supply_ids to_state""".split()
+    )
 
     def __init__(
         self,
@@ -289,10 +298,8 @@ class DataHolder:
         kinds = {kind.__name__: kind for kind in (cls, *cls.__subclasses__())}
         return kinds[state.get("kind", cls.__name__)]._hold(read_problem(state))
 
-    def __str__(self) -> str:
-        return str(self.data)
-
-    __repr__ = __str__
+    def _parts(self) -> Sequence[Part]:
+        return self.data._parts()
 
 
 def _announce(begin: str, end: str, build: Callable[[Tolerances], ProblemData]) -> ProblemData:

@@ -15,7 +15,7 @@ from blpjax.estimation.likelihood import LikelihoodContext, report_likelihood, s
 from blpjax.estimation.options import StepOptions, read_step_options
 from blpjax.estimation.step import StepResult
 from blpjax.exceptions import IdentificationError, warn_unused
-from blpjax.inference.delta_method import DeltaMethodResults, apply_delta_method, apply_joint_delta_method
+from blpjax.inference.delta_method import apply_joint_delta_method
 from blpjax.inputs import arguments
 from blpjax.inputs.identification import check_order_condition
 from blpjax.inputs.likelihood import MicroLikelihood
@@ -30,6 +30,7 @@ from blpjax.optimize.optimize import Optimization
 from blpjax.problem.data import DataHolder
 from blpjax.problem.results import ProblemResults
 from blpjax.reporting.report import ResultsSummary
+from blpjax.values import read_flag
 
 #: Arguments of `Problem.solve` that have no meaning for likelihoods, with their defaults and what to do.
 _UNUSED: Mapping[str, tuple[Any, str]] = {
@@ -113,7 +114,9 @@ class LikelihoodResults(ProblemResults):
         hold: str = "shares",
         iteration: Iteration | None = None,
         constant_costs: bool = True,
-    ) -> DeltaMethodResults:
+        *,
+        as_frame: bool = False,
+    ) -> Any:
         """Standard errors of any differentiable function of the model, see `ProblemResults.delta_method`.
 
         With ``hold='shares'`` the estimates are theta, beta and mean utilities, each with its error: shares are no
@@ -126,14 +129,16 @@ class LikelihoodResults(ProblemResults):
             See there.
         """
         if hold != "shares":
-            return apply_delta_method(self, function, hold, iteration, constant_costs)
+            return super().delta_method(function, hold, iteration, constant_costs, as_frame=as_frame)
         if iteration is not None or not constant_costs:
             raise ValueError("iteration and constant_costs are about prices that are solved again, with hold='xi'.")
         if not np.isfinite(self.parameter_covariances).all():
             raise ValueError("Covariances of these results are unknown, because estimation failed.")
         ids, index = self.problem.data.market_index.long_ids, np.arange(len(self.delta))
         names = [f"delta of row {i} in market {market}" for i, market in zip(index, ids, strict=True)]
-        return apply_joint_delta_method(self, function, self.joint_covariances, [*self.parameter_labels, *names])
+        labels = [*self.parameter_labels, *names]
+        found = apply_joint_delta_method(self, function, self.joint_covariances, labels)
+        return found.to_frame() if read_flag("as_frame", as_frame) else found
 
     def model_in(self, economy: Economy) -> Model:
         """The model at the estimates in an economy with other agents, with the shares that it simulates."""
@@ -156,6 +161,14 @@ class LikelihoodResults(ProblemResults):
     def reestimate(self, *given: Any, **options: Any) -> Any:
         """Refuse: likelihoods have no lanes yet."""
         self._refuse("reestimate", "bootstrap draws from the asymptotic distribution")
+
+    def compute_instrument_strength(self) -> Any:
+        """Refuse: likelihoods are not identified by instruments alone."""
+        self._refuse("compute_instrument_strength", "Use results of GMM with the same instruments")
+
+    def integration_report(self, *given: Any, **options: Any) -> Any:
+        """Refuse: likelihoods have no lanes yet."""
+        self._refuse("integration_report", "Solve problems with other nodes, one after the other")
 
     def project_fixed_effects(self, *given: Any, **options: Any) -> Any:
         """Refuse: covariances of fixed effects are those of GMM."""

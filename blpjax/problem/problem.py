@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from blpjax.estimation.options import StepOptions
 from blpjax.estimation.start_rho import fill_rho
 from blpjax.estimation.step import StepContext, solve_step
 from blpjax.inputs import arguments
+from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.identification import check_order_condition
 from blpjax.inputs.likelihood import MicroLikelihood
 from blpjax.iteration import Iteration
@@ -39,8 +40,11 @@ from blpjax.optimize.optimize import Optimization, OptimizationStatus
 from blpjax.problem.data import DataHolder
 from blpjax.problem.micro import read_micro, refuse_old_names
 from blpjax.problem.results import ProblemResults
-from blpjax.reporting import report
+from blpjax.reporting.tables import Table
 from blpjax.values import read_flag
+
+if TYPE_CHECKING:
+    from blpjax.inference.iia import IIATest
 
 
 class Problem(DataHolder, Picklable):
@@ -56,9 +60,10 @@ class Problem(DataHolder, Picklable):
         N rows. Required: `market_ids`, `shares` (in (0, 1), summing to less than one in every market) and `prices`.
         With X3 also `firm_ids`, or `ownership` matrices stacked by market (`build_ownership`), which come first.
         Optional: `demand_instruments0`, `demand_instruments1`, ... or a matrix `demand_instruments`, and likewise
-        `supply_instruments` and `covariance_instruments` for X3, `product_ids`, `clustering_ids`, `nesting_ids` for
-        the nested logit and RCNL, `lag_indices`, the row of each product's lag (counted from zero in the order of the
-        table; the row itself for an initial period), and whatever the formulas name.
+        `supply_instruments` and `covariance_instruments` for X3, `product_ids`, `clustering_ids` (for errors that are
+        correlated within clusters of several kinds, such as markets and brands, `clustering_ids0`, `clustering_ids1`
+        and so on), `nesting_ids` for the nested logit and RCNL, `lag_indices`, the row of each product's lag (counted
+        from zero in the order of the table; the row itself for an initial period), and whatever the formulas name.
     agent_formulation : Formulation, optional
         Demographics d.
     agent_data : DataFrame, dict of arrays, or structured array, optional
@@ -230,7 +235,9 @@ class Problem(DataHolder, Picklable):
             adds to it. Results have it as `simulation_covariances`.) The callable is called anew in each GMM step.
         center_moments, W_type, se_type
             Whether moments are centred, and the type of W and of standard errors: ``'robust'``, ``'clustered'`` or
-            ``'unadjusted'``.
+            ``'unadjusted'``. With clusters of several kinds, contributions that share a cluster of any kind are
+            correlated (Cameron, Gelbach and Miller 2011). Negative eigenvalues, which there may be with few clusters,
+            are set to zero in covariances of parameters and before W is updated, with a warning.
         demand_moment_types, supply_moment_types : str or list of pairs, optional
             What instruments are orthogonal to: ``'levels'`` of xi or omega, ``'innovations'``, which are what their
             lags do not explain by `phi`, or ``'differenced_innovations'``, innovations less their lags (Arellano and
@@ -253,7 +260,8 @@ class Problem(DataHolder, Picklable):
             the given value, and zeros of given matrices stay zero. With the default optimiser and its default options,
             or ``'optax-l-bfgs'``, starts are tried at the same time, and otherwise one after the other. The best one
             has the smallest objective of those where optimisation converged and second-order conditions hold. W is that
-            before any initial update. Results have a table of `starts`.
+            before any initial update; but with micro moments, or `SampleMoments`, and without W, that after the update
+            at the given values. Results have a table of `starts`.
         moment_blocks : sequence of MomentBlock, optional
             Moments of one's own, beside those of the instruments: see `blpjax.MomentBlock` for averages over products
             and `blpjax.SampleMoments` for what comes from another sample. They stand last in `moments`, `W` and so on.
@@ -306,6 +314,7 @@ class Problem(DataHolder, Picklable):
         step_options = estimation_options.read_step_options(
             parameters=parameters,
             micro=micro.lines,
+            micro_sampled=micro.size > 0 and micro_sample_covariances is not None,
             costs_bounded=bool(np.isfinite(bounds_on_costs).any()),
             optimization=optimization,
             iteration=arguments.read_inversion(iteration, fp_type, shares_bounds),
@@ -333,14 +342,16 @@ class Problem(DataHolder, Picklable):
         self._check_dynamics(step_options, context)
         theta = step_options.parameters.theta
         table = None
-        if starts is not None:
-            from blpjax.estimation.starts import try_starts  # it needs what runs many lanes
-
-            trials = try_starts(starts, step_options, context, start_delta)
-            table = trials.table
-            theta = theta if trials.theta is None else trials.theta
+        # where some moments have no weights yet, they get those of the given values first
+        before = 1 if W is None and data.needs_update else steps[0][0]
         results: ProblemResults | None = None
         for step, kind in steps:
+            if starts is not None and step == before:
+                from blpjax.estimation.starts import try_starts  # it needs what runs many lanes
+
+                trials = try_starts(starts, step_options, context, start_delta)
+                table = trials.table
+                theta = theta if trials.theta is None else trials.theta
             began = time.perf_counter()
             current = step_options
             if kind == "return":
@@ -354,7 +365,7 @@ class Problem(DataHolder, Picklable):
             last = interrupted or step == steps[-1][0]
             report_outcome(outcome, time.perf_counter() - began)
             micro.check_variances(np.asarray(outcome.summary.moments_covariances), self.N)
-            warn_of_singularity(outcome, current.types, context, current.parameters.theta_labels)
+            warn_of_singularity(outcome, current.types, context, current.parameters.theta_names)
             results = ProblemResults(self, results, outcome, current, estimated=last)
             results.starts, results.micro_moments = table, micro.moments
             theta, start_delta = outcome.theta, outcome.delta
@@ -471,6 +482,43 @@ class Problem(DataHolder, Picklable):
         """
         return start_frac.compute_frac_starts(self.data, sigma, pi, floor)
 
+    def run_iia_test(
+        self, formulation: Formulation, instruments: Formulation | None = None, se_type: str = "robust"
+    ) -> "IIATest":
+        r"""Test whether the logit's independence of irrelevant alternatives fits the data (Gandhi and Houde 2020).
+
+        Under the logit, mean utilities ``log(s_j / s_0)`` depend on a product's own characteristics alone. With random
+        coefficients or nests they depend on what rivals are like: a regression on X1 and on variables A such as
+        differentiation instruments, by two-stage least squares, has nonzero coefficients on A. The Wald test that these
+        are zero needs no estimates of random coefficients. Where it does not reject, A hardly identify them.
+
+        Parameters
+        ----------
+        formulation : A, exogenous columns of product data, such as ``Formulation("0 + quadratic0 + quadratic1")`` of
+            `build_differentiation_instruments`, without what X1 has. They are instruments for themselves. Fixed effects
+            of X1 are absorbed from them.
+        instruments : exogenous columns of product data that are instruments for prices, beside exogenous columns of X1,
+            by default the demand-side instruments. Other functions of what rivals are like, among them, belong to A.
+        se_type : ``'robust'``, ``'clustered'`` by `clustering_ids`, or ``'unadjusted'``.
+
+        Returns
+        -------
+        IIATest with `statistic`, `degrees_of_freedom`, `p_value`, and a `table` of coefficients.
+
+        Raises
+        ------
+        DataError
+            When a variable is missing from product data or cannot be used.
+        IdentificationError
+            When a formulation contains prices or shares, columns of A are collinear with each other or with X1, or
+            instruments are fewer than coefficients.
+        ValueError, TypeError
+            For other arguments that cannot be used.
+        """
+        from blpjax.inference.iia import iia_test
+
+        return iia_test(self.data, formulation, instruments, se_type)
+
     def functions(
         self,
         sigma: Any = None,
@@ -577,7 +625,7 @@ class Problem(DataHolder, Picklable):
                 options.output("")
                 title = f"{side.capitalize()} Moment Counts"
                 rows = [kind for kind, _ in counts], [str(count) for _, count in counts]
-                options.output(report.table([rows[0]], [rows[1]], title))
+                options.output(str(Table([rows[0]], [rows[1]], title)))
 
     def _moment_labels(self, data: ModelData) -> list[str]:
         known = self.MD + self.MS + self.MC

@@ -1,4 +1,7 @@
-"""ProblemResults: estimates, covariances and diagnostics, and what they imply."""
+"""ProblemResults: estimates, covariances and diagnostics, and what they imply.
+
+It has more than 500 lines because methods document all that can be given to them.
+"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,9 +12,10 @@ import pandas as pd
 
 from blpjax import options
 from blpjax.economy.buckets import AgentsInEconomy
-from blpjax.estimation.estimates import Estimates, SolvedProblem
+from blpjax.estimation.estimates import SolvedProblem
 from blpjax.inference.bootstrap import BootstrappedResults, bootstrap_results
-from blpjax.inference.delta_method import DeltaMethodResults, apply_delta_method
+from blpjax.inference.delta_method import apply_delta_method
+from blpjax.inference.diagnostics import DiagnosticMethods
 from blpjax.inference.fixed_effects import FixedEffectProjection, StepEstimates, Weighting, project_fixed_effects
 from blpjax.inference.importance_sampling import ImportanceSamplingResults, importance_sampling
 from blpjax.inference.optimal_instruments import OptimalInstrumentResults, compute_optimal_instruments
@@ -25,16 +29,19 @@ from blpjax.machine import storage
 from blpjax.machine.pickling import Picklable
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
-from blpjax.objective.moments import lacks_influence
+from blpjax.objective.micro import MicroMoments
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.micro import MicroMethods
 from blpjax.outputs.pricing_pressure import PressureMethods
 from blpjax.outputs.scores import SurveySource
+from blpjax.problem.micro import read_micro
 from blpjax.problem.state import Step, read_step, step_state
 from blpjax.reporting.micro import micro_frame, parts_frame
+from blpjax.reporting.tables import Part
+from blpjax.values import read_flag
 
 
-class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
+class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable):
     """Results of one GMM step of `Problem.solve`, the last of them with standard errors.
 
     Arrays have PyBLP's shapes and row order: vectors over products are (N, 1) in the order of the product table, P is
@@ -45,7 +52,8 @@ class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
     problem : the `Problem`.
     last_results : results of the previous GMM step, or None.
     step : number of the GMM step.
-    theta (P,), parameters (Q, 1) : estimates; `theta_labels`, `parameter_labels` name them.
+    theta (P,), parameters (Q, 1) : estimates; `theta_labels`, `parameter_labels` name them, `parameter_blocks` (Q
+        names such as sigma and beta) say what they belong to.
     sigma (K2, K2), pi (K2, D), beta (K1, 1) : estimates as matrices, and `sigma_squared` = sigma sigma'.
     sigma_se, sigma_squared_se, pi_se, beta_se : standard errors, NaN for fixed elements and before the last step.
     phi, phi_se (1, 1) or (2, 2) : how xi, and omega, follow from their lags; without columns where there are none.
@@ -69,6 +77,8 @@ class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
 
     starts: pd.DataFrame | None = None
     micro_moments: tuple[MicroMoment, ...] | None = ()
+
+    _hidden = PressureMethods._hidden | {"draws"}
 
     def micro_frame(self, parts: bool = False) -> pd.DataFrame:
         """Micro moments at these estimates as a table; see `Problem.compare_micro` for its columns.
@@ -146,7 +156,9 @@ class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
         hold: str = "shares",
         iteration: Iteration | None = None,
         constant_costs: bool = True,
-    ) -> DeltaMethodResults:
+        *,
+        as_frame: bool = False,
+    ) -> Any:
         r"""Standard errors of any differentiable function of the model.
 
         With ``V = parameter_covariances / N`` and the derivatives J of the function in all Q `parameters` (theta and
@@ -176,6 +188,8 @@ class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
             m.compute_prices(firm_ids=merged, costs=m.compute_costs())[:, 0] - m.prices``.
         hold : see above.
         iteration, constant_costs : how to solve for prices with ``hold='xi'``, as in `compute_prices`.
+        as_frame : whether to return `DeltaMethodResults.to_frame`. `compute` gives outputs by product, market or agent
+            their labels, too.
 
         Returns
         -------
@@ -196,7 +210,8 @@ class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
         ConvergenceWarning
             With ``hold='xi'``, naming markets in which no equilibrium was found at the estimates.
         """
-        return apply_delta_method(self, function, hold, iteration, constant_costs)
+        found = apply_delta_method(self, function, hold, iteration, constant_costs)
+        return found.to_frame() if read_flag("as_frame", as_frame) else found
 
     def bootstrap(
         self,
@@ -256,7 +271,9 @@ class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
         market that is drawn twice counts as two in all moments and covariances, and so does a cluster. Fixed effects
         are absorbed anew. A first step with another weighting matrix than that of 2SLS has it in all samples. Elements
         of theta on which structural errors do not depend at the estimates, such as a standard deviation of zero, begin
-        at the starting values of `Problem.solve`, because they would stay where they are.
+        at the starting values of `Problem.solve`, because they would stay where they are. Micro moments are those of
+        samples of their own, of which only means are known: observed values are drawn from the normal distribution
+        around those that there are, with `micro_covariances`.
 
         Draw d depends on `seed` and d alone. Samples are estimated in batches, as lanes of one compiled program.
 
@@ -265,7 +282,8 @@ class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
         draws : number of samples.
         unit : ``'markets'`` or ``'clusters'`` (by `clustering_ids`), as many of which are drawn as there are. By
             default clusters where standard errors or W are clustered, and otherwise markets. Clusters may divide
-            markets: shares are inverted with all products.
+            markets: shares are inverted with all products. Clusters of several kinds are drawn independently of each
+            other, and a product counts as often as the product of how often its clusters are drawn (Owen 2007).
         seed : of `jax.random`.
         recentre : whether averaged moments at these estimates are subtracted from those of samples (Hall and Horowitz
             1996). Without that an overidentified model does not hold in the population that samples are drawn from,
@@ -288,24 +306,24 @@ class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
             although covariances are clustered by what is in several markets; for results of an initial update; and
             when costs were bounded and `costs_bounds` is missing.
         NotImplementedError
-            With covariance instruments, simulation error, or shares that were inverted by a method on the host. With
-            moments of innovations, unless clusters have all periods of their products.
+            With covariance instruments, `moment_blocks`, simulation error, or shares that were inverted by a method on
+            the host. With moments of innovations, unless clusters have all periods of their products. With micro
+            moments whose functions files or pickles could not hold.
         StorageError, StudyError
             See `MonteCarlo.run`.
         """
-        from blpjax.inference.reestimation import FirstStep, reestimate  # it needs what runs many lanes
+        from blpjax.inference.reestimation import reestimate  # it needs what runs many lanes
 
-        first = next(step for step in self._steps if step.step > 0 or step is self)
-        lacking = lacks_influence(self._result.outcome.evaluation, self.theta, self.layout)
         return reestimate(
             self,
             self._options,
-            FirstStep(np.where(lacking, self._options.parameters.theta, self.theta), first.W),
+            self.first_step(),
             draws,
             unit,
             seed,
             recentre,
             costs_bounds,
+            micro=self._micro_blocks("reestimate"),
             batch_size=batch_size,
             path=path,
             executor=executor,
@@ -466,20 +484,29 @@ class ProblemResults(Estimates, PressureMethods, MicroMethods, Picklable):
         )
         return project_fixed_effects(estimates, formulation, product_data, weighting)
 
+    def _micro_blocks(self, user: str) -> list[MicroMoments]:
+        """The block of micro moments, for which functions of datasets and parts are called again, or none."""
+        if not self._options.micro:
+            return []
+        if self.micro_moments is None:
+            raise NotImplementedError(
+                f"{user} needs the functions of micro moments, which files and pickles do not hold. Use moments by "
+                "column, such as MicroMoment.mean, or results that were not loaded."
+            )
+        sample = self.micro_covariances if self._options.micro_sampled else None
+        given = self.problem.data, self.micro_moments, sample, self._options.parameters
+        return list(read_micro(*given, observed=False).blocks)
+
     def __getstate__(self) -> dict[str, Any]:
         lost = self.micro_moments is not None and moments_state(self.micro_moments) is None
         return {**self.__dict__, **({"micro_moments": None} if lost else {})}
 
-    def __str__(self) -> str:
-        text = super().__str__()
+    def _further_parts(self) -> list[Part]:
         if self.starts is None:
-            return text
-
+            return super()._further_parts()
         from blpjax.estimation.starts import describe_starts
 
-        return f"{text}\n\n{describe_starts(self.starts)}"
-
-    __repr__ = __str__
+        return [*super()._further_parts(), describe_starts(self.starts)]
 
     def survey_source(self) -> SurveySource:
         """What methods for micro data need."""

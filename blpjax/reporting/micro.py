@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from blpjax.inputs.micro import MicroMoment
-from blpjax.reporting.report import format_number, table
+from blpjax.reporting.report import format_number
+from blpjax.reporting.tables import Table
 
 #: A moment that moves by less than this share of its size, when a parameter moves by its own size, is uninformative.
 _NEGLIGIBLE = 1e-7
@@ -38,7 +39,7 @@ def micro_lines(moments: Sequence[MicroMoment]) -> tuple[MicroLine, ...]:
     return tuple(lines)
 
 
-def micro_table(lines: Sequence[MicroLine], estimated: np.ndarray | None = None) -> str:
+def micro_table(lines: Sequence[MicroLine], estimated: np.ndarray | None = None) -> Table:
     """The table of micro moments, with values (MM,) of the model once there are estimates."""
     header = ["Observed", *([] if estimated is None else ["Estimated", "Difference"])]
     header += ["Moment", "Part", "Dataset", "Observations", "Markets"]
@@ -51,7 +52,7 @@ def micro_table(lines: Sequence[MicroLine], estimated: np.ndarray | None = None)
         shown = [format_number(number) for number in numbers] if line.first else [""] * len(numbers)
         name = line.name if line.first else ""
         rows.append([*shown, name, line.part, line.dataset, str(line.observations), line.markets])
-    return table([header], rows, "Micro Moments" if estimated is None else "Estimated Micro Moments")
+    return Table([header], rows, "Micro Moments" if estimated is None else "Estimated Micro Moments")
 
 
 def micro_frame(

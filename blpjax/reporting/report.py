@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from blpjax import options
+from blpjax.reporting.tables import Part, Table, align, one_row_table, text_table
 
 Integer = int | np.integer
 
@@ -69,7 +70,7 @@ class ResultsSummary:
     converged : whether the optimisation converged; None when there was nothing to optimise.
     optimization_iterations : of the optimisation; shown unless `converged` is None.
     fp_iterations, contraction_evaluations : summed over markets; None leaves them out (closed-form logit).
-    clusters : number of clusters for clustered standard errors.
+    clusters : numbers of clusters of each kind for clustered standard errors.
     sigma : (K2, K2), or None. Its upper triangle is not shown.
     sigma_squared : (K2, K2), or None. Shown when sigma has free or nonzero elements below its diagonal.
     pi : (K2, D), or None.
@@ -95,7 +96,7 @@ class ResultsSummary:
     optimization_iterations: Integer = 0
     fp_iterations: Integer | None = None
     contraction_evaluations: Integer | None = None
-    clusters: Integer = 0
+    clusters: tuple[int, ...] = (0,)
     sigma: Coefficients | None = None
     sigma_squared: Coefficients | None = None
     pi: Coefficients | None = None
@@ -158,61 +159,6 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60:02}:{minutes % 60:02}:{rest:02}"
 
 
-def table(
-    header: Sequence[Sequence[str]],
-    rows: Sequence[Sequence[str]],
-    title: str = "",
-    include_border: bool = True,
-    minimum_widths: Sequence[int] | None = None,
-) -> str:
-    """Lay out centred columns under header lines; columns of `|` separate blocks.
-
-    Parameters
-    ----------
-    header : lines of the header, each with one string per column.
-    rows : rows below the header, each with one string per column.
-    title : a line above the table, without its colon.
-    include_border : whether to draw lines above and below.
-    minimum_widths : least number of characters of each column.
-
-    Raises
-    ------
-    ValueError
-        If lines differ in their number of columns.
-
-    """
-    columns = list(zip(*header, *rows, strict=True))
-    floors = minimum_widths or [0] * len(columns)
-    widths = [max(floor, *map(len, column)) for floor, column in zip(floors, columns, strict=True)]
-    rule = ["|" if set(column) == {"|"} else "-" * width for column, width in zip(columns, widths, strict=True)]
-    lines = [_align(cells, widths) for cells in [*header, rule, *rows]]
-    if include_border:
-        border = "=" * len(lines[0])
-        lines = [border, *lines, border]
-    return "\n".join([f"{title}:"] * bool(title) + lines)
-
-
-def one_row_table(columns: Mapping[tuple[str, str], str] | Mapping[tuple[str, str, str], str], title: str) -> str:
-    """Lay out one row of values below their names.
-
-    Parameters
-    ----------
-    columns : values by the lines of their names, for example {("Computation", "Time"): "00:01:30"}.
-    title : a line above the table, without its colon.
-
-    Raises
-    ------
-    ValueError
-        If names differ in their number of lines.
-
-    """
-    return table([list(line) for line in zip(*columns, strict=True)], [list(columns.values())], title)
-
-
-def _align(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(f"{cell:^{width}}" for cell, width in zip(cells, widths, strict=True))
-
-
 FORMULATION_NAMES = {
     "X1": "X1: Linear Characteristics",
     "X2": "X2: Nonlinear Characteristics",
@@ -221,8 +167,8 @@ FORMULATION_NAMES = {
 }
 
 
-def describe_problem(dimensions: Mapping[str, Integer], formulations: Mapping[str, Sequence[str]]) -> str:
-    """Describe a problem by its dimensions and by the columns of its matrices.
+def describe_problem(dimensions: Mapping[str, Integer], formulations: Mapping[str, Sequence[str]]) -> list[Table]:
+    """Describe a problem by its dimensions and by the columns of its matrices, in two tables.
 
     Parameters
     ----------
@@ -233,17 +179,18 @@ def describe_problem(dimensions: Mapping[str, Integer], formulations: Mapping[st
     sizes = {name: size for name, size in dimensions.items() if size}
     filled = {FORMULATION_NAMES.get(name, name): labels for name, labels in formulations.items() if len(labels)}
     count = max(map(len, filled.values()), default=0)
-    return "\n\n".join(
-        [
-            table([[f" {name} " for name in sizes]], [[str(size) for size in sizes.values()]], "Dimensions"),
-            table(
-                [["Column Indices:", *(f" {index} " for index in range(count))]],
-                [[name, *labels, *[""] * (count - len(labels))] for name, labels in filled.items()],
-                "Formulations",
-            ),
-        ]
-    )
+    return [
+        Table([[f" {name} " for name in sizes]], [[str(size) for size in sizes.values()]], "Dimensions"),
+        Table(
+            [["Column Indices:", *(f" {index} " for index in range(count))]],
+            [[name, *labels, *[""] * (count - len(labels))] for name, labels in filled.items()],
+            "Formulations",
+        ),
+    ]
 
+
+#: Progress lines show so many elements of theta, so that they stay shorter than 190 characters.
+_SHOWN_ELEMENTS = 3
 
 # Names of the columns of progress lines. Those of the gradient depend on whether there are bounds.
 _PROGRESS = [
@@ -269,11 +216,14 @@ def progress_header(parameters: Integer, projected: bool, supply: bool = False) 
     supply : whether there is a supply side, so that clipped costs are counted.
     """
     header = _progress_columns(projected, supply)
-    return table(header, [], include_border=False, minimum_widths=_progress_widths(header, int(parameters)))
+    return text_table(header, [], include_border=False, minimum_widths=_progress_widths(header, int(parameters)))
 
 
 def progress_row(evaluation: Evaluation, projected: bool) -> str:
-    """Describe an evaluation in a row, and in a second line what failed in which markets if something did."""
+    """Describe an evaluation in a row, and in a second line what failed in which markets if something did.
+
+    Of theta the row has the first elements.
+    """
     number = "" if evaluation.failed else format_number(evaluation.objective)
     gradient_norm, improvement = evaluation.gradient_norm, evaluation.improvement
     if evaluation.failed:
@@ -290,10 +240,11 @@ def progress_row(evaluation: Evaluation, projected: bool) -> str:
         number or "failed",
         "" if improvement is None else format_number(improvement),
         "" if gradient_norm is None else format_number(gradient_norm),
-        ", ".join(format_number(x) for x in evaluation.theta),
+        ", ".join(format_number(x) for x in evaluation.theta[:_SHOWN_ELEMENTS])
+        + ", ..." * (evaluation.theta.size > _SHOWN_ELEMENTS),
     ]
     columns = _progress_columns(projected, evaluation.clipped_costs is not None)
-    row = _align(cells, _progress_widths(columns, evaluation.theta.size))
+    row = align(cells, _progress_widths(columns, evaluation.theta.size))
     return f"{row}\n{evaluation.failed_markets}" if evaluation.failed_markets else row
 
 
@@ -308,14 +259,15 @@ def _progress_widths(header: list[list[str]], parameters: int) -> list[int]:
     """Return widths that hold any number with an exponent of two digits."""
     number = len(format_number(-1.0))
     widths = [max(len(top), len(bottom)) for top, bottom in zip(*header, strict=True)]
-    return [*widths[:-4], *(max(number, width) for width in widths[-4:-1]), max(5, (number + 2) * parameters - 2)]
+    theta = (number + 2) * min(parameters, _SHOWN_ELEMENTS) - 2 + len(", ...") * (parameters > _SHOWN_ELEMENTS)
+    return [*widths[:-4], *(max(number, width) for width in widths[-4:-1]), max(5, theta)]
 
 
 def _gradient_name(reduced: bool) -> tuple[str, str]:
     return ("Projected", "Gradient Norm") if reduced else ("Gradient", "Norm")
 
 
-def describe_step(summary: ResultsSummary) -> str:
+def describe_step(summary: ResultsSummary) -> Table:
     """Describe the outcome of a GMM step: its objective and what tells whether that is an optimum."""
     columns = {} if summary.se_type == "likelihood" else {("GMM", "Step"): str(summary.step)}
     columns["Objective", "Value"] = format_number(summary.objective)
@@ -338,32 +290,40 @@ def describe_step(summary: ResultsSummary) -> str:
     return one_row_table(columns, "Problem Results Summary")
 
 
-def summarise_results(summary: ResultsSummary) -> str:
+def summarise_results(summary: ResultsSummary) -> list[Part]:
     """Describe the results of an estimation, beginning with what went wrong if something did."""
-    parts = []
-    if summary.converged is not None and not summary.converged:
-        parts.append("NOT CONVERGED: the optimization did not reach an optimum, so these are not estimates.")
-    parts += [summary.failed_markets] if summary.failed_markets else []
-    parts += [describe_step(summary), _describe_cumulative(summary)]
+    parts: list[Part] = [*describe_failure(summary), describe_step(summary), describe_effort(summary)]
     errors = {"unadjusted": "Unadjusted SEs", "likelihood": "Likelihood SEs"}.get(summary.se_type, "Robust SEs")
     if summary.se_type == "clustered":
-        errors += f" Adjusted for {summary.clusters} Clusters"
+        errors += f" Adjusted for {' and '.join(map(str, summary.clusters))} Clusters"
     if summary.sigma is not None or summary.pi is not None:
         parts.append(_describe_nonlinear(summary, f"Nonlinear Coefficient Estimates ({errors} in Parentheses)"))
     if summary.phi is not None:
         lines = _matrix_block("Phi:", summary.phi)
-        parts.append(table(lines[:1], lines[1:], f"Phi Estimates ({errors} in Parentheses)"))
+        parts.append(Table(lines[:1], lines[1:], f"Phi Estimates ({errors} in Parentheses)"))
     for name, coefficients in (summary.linear or {}).items():
         if len(coefficients.labels):
             estimates, standard_errors = (cells[0] for cells in _coefficient_cells(coefficients, as_row=True))
             title = f"{name} Estimates ({errors} in Parentheses)"
-            parts.append(table([list(map(str, coefficients.labels))], [estimates, standard_errors], title))
-    if summary.at_bound:
-        parts.append(f"At bound: {', '.join(map(str, summary.at_bound))}.")
-    return "\n\n".join(parts)
+            parts.append(Table([list(map(str, coefficients.labels))], [estimates, standard_errors], title))
+    return parts + describe_bounds(summary)
 
 
-def _describe_cumulative(summary: ResultsSummary) -> str:
+def describe_failure(summary: ResultsSummary) -> list[str]:
+    """Sentences that say what went wrong; none where nothing did."""
+    parts = []
+    if summary.converged is not None and not summary.converged:
+        parts.append("NOT CONVERGED: the optimization did not reach an optimum, so these are not estimates.")
+    return parts + ([summary.failed_markets] if summary.failed_markets else [])
+
+
+def describe_bounds(summary: ResultsSummary) -> list[str]:
+    """A sentence on the parameters that are at bounds; none where no parameter is."""
+    return [f"At bound: {', '.join(map(str, summary.at_bound))}."] if summary.at_bound else []
+
+
+def describe_effort(summary: ResultsSummary) -> Table:
+    """Time and counts, cumulative over steps."""
     columns = {("Computation", "Time"): format_seconds(summary.seconds)}
     if summary.converged is not None:
         columns["Optimizer", "Converged"] = "Yes" if summary.converged else "No"
@@ -376,7 +336,7 @@ def _describe_cumulative(summary: ResultsSummary) -> str:
     return one_row_table(columns, "Cumulative Statistics")
 
 
-def _describe_nonlinear(summary: ResultsSummary, title: str) -> str:
+def _describe_nonlinear(summary: ResultsSummary, title: str) -> Table:
     """Put Sigma, Sigma Squared if it tells more than Sigma, and Pi side by side."""
     sigma, squared = summary.sigma, summary.sigma_squared
     blocks = []
@@ -387,7 +347,7 @@ def _describe_nonlinear(summary: ResultsSummary, title: str) -> str:
     if summary.pi is not None and summary.pi.column_labels:
         blocks.append(_matrix_block("Pi:", summary.pi))
     lines = [[cell for block in line for cell in ["|", *block]][1:] for line in zip(*blocks, strict=True)]
-    return table(lines[:1], lines[1:], title)
+    return Table(lines[:1], lines[1:], title)
 
 
 def _matrix_block(name: str, matrix: Coefficients, lower: bool = False) -> list[list[str]]:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from blpjax.model.parameters import Coefficients, Labels, UtilityForm
-from blpjax.reporting.report import format_number, format_seconds, one_row_table, table
+from blpjax.reporting.report import format_number, format_seconds
+from blpjax.reporting.tables import Table, one_row_table
 
 
-def describe_true_values(coefficients: Coefficients, labels: Labels, form: UtilityForm) -> str:
+def describe_true_values(coefficients: Coefficients, labels: Labels, form: UtilityForm) -> list[Table]:
     """Tables of the parameters of a simulation; blocks without elements are left out."""
     sigma, pi = np.asarray(coefficients.sigma), np.asarray(coefficients.pi)
     parts, blocks = [], []
@@ -20,18 +21,18 @@ def describe_true_values(coefficients: Coefficients, labels: Labels, form: Utili
         blocks.append(_block("Pi:", labels.X2, labels.demographics, pi))
     if blocks:
         lines = [[cell for block in line for cell in ["|", *block]][1:] for line in zip(*blocks, strict=True)]
-        parts.append(table(lines[:1], lines[1:], "Nonlinear Coefficient True Values"))
+        parts.append(Table(lines[:1], lines[1:], "Nonlinear Coefficient True Values"))
     if np.size(coefficients.phi):
         lines = _block("Phi:", labels.errors, labels.errors, np.asarray(coefficients.phi))
-        parts.append(table(lines[:1], lines[1:], "Phi True Values"))
+        parts.append(Table(lines[:1], lines[1:], "Phi True Values"))
     nests = ["All Groups"] if np.size(coefficients.rho) == 1 else labels.nests
     linear = (("Beta", labels.X1, coefficients.beta), ("Gamma", labels.X3, coefficients.gamma))
     tau = [f"{labels.X2[k]}: {name}" for k, name in form.tau]
     for name, columns, values in (("Rho", nests, coefficients.rho), ("Tau", tau, coefficients.tau), *linear):
         if len(columns):
             numbers = [format_number(x) for x in np.asarray(values)]
-            parts.append(table([[str(label) for label in columns]], [numbers], f"{name} True Values"))
-    return "\n\n".join(parts)
+            parts.append(Table([[str(label) for label in columns]], [numbers], f"{name} True Values"))
+    return parts
 
 
 def summarise_simulation(
@@ -41,7 +42,7 @@ def summarise_simulation(
     evaluations: int,
     gradient_norms: np.ndarray | None,
     eigenvalues: np.ndarray | None,
-) -> str:
+) -> Table:
     """Table of the outcome of a simulation.
 
     Parameters

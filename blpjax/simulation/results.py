@@ -1,7 +1,7 @@
 """SimulationResults: simulated data that are consistent with true parameters, and what they imply."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ from blpjax.exceptions import succeeded
 from blpjax.inputs import arguments, records
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
+from blpjax.inputs.tables import ProductTable
 from blpjax.machine.pickling import Picklable
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
@@ -22,6 +23,7 @@ from blpjax.outputs.micro import MicroMethods
 from blpjax.outputs.pricing_pressure import PressureMethods
 from blpjax.outputs.scores import SurveySource
 from blpjax.problem.problem import Problem
+from blpjax.reporting.tables import Part
 from blpjax.simulation.data import Primitives, basic_instruments
 from blpjax.simulation.profit_conditions import FirmConditions
 from blpjax.simulation.report import summarise_simulation
@@ -88,14 +90,8 @@ class SimulationResults(PressureMethods, MicroMethods, Picklable):
     @cached_property
     def output_tables(self) -> OutputTables:
         """The tables that label outputs."""
-        known, changes = self.simulation.primitives, self._solution.changes
-        table = known.product_table
-        products = dataclasses.replace(
-            table,
-            prices=changes.get("prices", table.prices),
-            shares=changes.get("shares", table.shares),
-            data={**table.data, **changes},
-        )
+        known = self.simulation.primitives
+        products = change_products(known.product_table, self._solution.changes)
         return OutputTables(products, known.market_index, known.agents_in_economy)
 
     @property
@@ -105,13 +101,7 @@ class SimulationResults(PressureMethods, MicroMethods, Picklable):
 
     def survey_source(self) -> SurveySource:
         """What methods for micro data need: with simulated prices and shares."""
-        known = self.simulation.primitives
-        formulas = self.model.characteristics
-        X1, X2, X3 = map(np.asarray, (*formulas.evaluate({}), formulas.evaluate_X3({})))
-        none, table = np.zeros((known.N, 0)), self.output_tables.products
-        matrices = records.ProductMatrices(X1, X2, X3, none, none, none, none, none)
-        products = records.product_records(table, matrices, known.designs)
-        return SurveySource(known, products, self.model, known.layout_of_all())
+        return survey_source(self.simulation.primitives, self.model, self._solution.changes)
 
     def build_agents(self, agent_data: Any, integration: Integration | None) -> AgentsInEconomy:
         """The simulation's economy with other agents."""
@@ -210,9 +200,9 @@ class SimulationResults(PressureMethods, MicroMethods, Picklable):
         columns = {**known.product_table.data, **self._solution.changes}
         return {**columns, **basic_instruments(known, columns)}
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[Part]:
         conditions = self._solution.conditions
-        return summarise_simulation(
+        shown = summarise_simulation(
             seconds=self.computation_time,
             failures=int((~self.fp_converged).sum()),
             iterations=int(self.fp_iterations.sum()),
@@ -220,8 +210,27 @@ class SimulationResults(PressureMethods, MicroMethods, Picklable):
             gradient_norms=None if conditions is None else conditions.gradient_norms,
             eigenvalues=None if conditions is None else conditions.eigenvalues,
         )
+        return [shown]
 
-    __repr__ = __str__
+
+def change_products(table: ProductTable, changes: Mapping[str, np.ndarray]) -> ProductTable:
+    """Product data with other values (N,) of some variables."""
+    return dataclasses.replace(
+        table,
+        prices=changes.get("prices", table.prices),
+        shares=changes.get("shares", table.shares),
+        data={**table.data, **changes},
+    )
+
+
+def survey_source(known: Primitives, model: Model, changes: Mapping[str, np.ndarray]) -> SurveySource:
+    """What micro data of a simulation follow from, after some variables (N,) have changed, at the model with these."""
+    table = change_products(known.product_table, changes)
+    changed, formulas = dataclasses.replace(known, product_table=table), model.characteristics
+    X1, X2, X3 = map(np.asarray, (*formulas.evaluate({}), formulas.evaluate_X3({})))
+    none = np.zeros((known.N, 0))
+    matrices = records.ProductMatrices(X1, X2, X3, none, none, none, none, none)
+    return SurveySource(changed, records.product_records(table, matrices, known.designs), model, known.layout_of_all())
 
 
 #: What `SimulationResults.to_dict` returns by default.

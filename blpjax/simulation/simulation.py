@@ -30,6 +30,7 @@ from blpjax.model.formulated import build_matrices, formulate, read_costs_type
 from blpjax.model.parameters import Transformation
 from blpjax.outputs.query import read_iteration
 from blpjax.reporting import report
+from blpjax.reporting.tables import Part, Shown
 from blpjax.simulation import data as simulation_data
 from blpjax.simulation.data import Lagged, Primitives
 from blpjax.simulation.profit_conditions import FirmConditions
@@ -38,7 +39,7 @@ from blpjax.simulation.results import SimulationResults, Solution
 from blpjax.values import read_flag, read_seed
 
 
-class Simulation(Picklable):
+class Simulation(Shown, Picklable):
     """A model with known parameters, in which variables that are not given are drawn.
 
     `replace_endogenous` replaces prices and shares by those of an equilibrium; `replace_exogenous` takes them as given
@@ -440,7 +441,7 @@ class Simulation(Picklable):
         raise_for_status(codes, self.unique_market_ids, what, warn=warn, kind=NonpositiveSyntheticCostsError)
         return np.log(np.where(bad, np.nan, costs))
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[Part]:
         names = ["T", "N", "F", "I", "K1", "K2", "K3", "D", "H"]
         labels = self.primitives.labels
         kind = "Log" if self.costs_type == "log" else "Linear"
@@ -451,11 +452,7 @@ class Simulation(Picklable):
             "d: Demographics": labels.demographics,
         }
         described = report.describe_problem({name: getattr(self, name) for name in names}, formulations)
-        return "\n\n".join(
-            [described, describe_true_values(self.primitives.coefficients, labels, self.primitives.form)]
-        )
-
-    __repr__ = __str__
+        return [*described, *describe_true_values(self.primitives.coefficients, labels, self.primitives.form)]
 
 
 def _refuse_absorption(formulations: Sequence[Formulation | None]) -> None:

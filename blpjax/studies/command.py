@@ -20,9 +20,11 @@ _DEVICES = 16
 
 _EPILOG = """\
 Finished batches are kept as Parquet files in the directory of --path, else of `path` in the table [run], else in one
-named like the file without its suffix. At the end all replications are written there as table.parquet and what
-describes the estimates as summary.csv. A study that was stopped, by whatever signal, goes on with --resume, which may
-also be given where there is nothing yet: a batch script can always give it.
+named like the file without its suffix, in the current directory. At the end all replications are written there as
+table.parquet and what describes the estimates as summary.csv. A study that was stopped, by whatever signal, goes on
+with --resume, which may also be given where there is nothing yet: a batch script can always give it.
+
+A batch is run whole: with --replications below the batch size of the file there is one batch of that many instead.
 
 exit status:
   0    the study is finished; replications that failed are counted in the summary
@@ -77,6 +79,8 @@ def _run(description: StudyDescription, replications: int, path: Path, given: ar
         options.verbose = not given.quiet
         known = description.run
         size = given.batch_size or known.get("batch_size")
+        if given.replications is not None and given.batch_size is None and size is not None and not has_parts(path):
+            size = min(size, given.replications)  # a few replications, to try a study out, do not take a whole batch
         results = study.run(replications, size, path, memory=known.get("memory"), devices=given.devices)
     finally:
         options.verbose = verbose

@@ -45,9 +45,9 @@ class StudyDescription:
 
     @property
     def path(self) -> Path:
-        """Directory for finished batches, by default the file's path without its suffix."""
+        """Directory for finished batches, by default one named like the file, without its suffix, where one is now."""
         given = self.run.get("path")
-        return self.file.with_suffix("") if given is None else self.file.parent / given
+        return Path(self.file.stem) if given is None else self.file.parent / given
 
     def build(self) -> MonteCarlo:
         """The study.

@@ -354,6 +354,9 @@ def _reinstrument(lane: Lane, own: _Again) -> Lane:
 def _combine(first: BatchOutcome, status: np.ndarray, second: BatchOutcome) -> BatchOutcome:
     """Outcomes of second estimations, where instruments have a status (B,) of success."""
     made = succeeded(status)
+    micro = [
+        None if x is None else np.where(made[:, None], x, np.nan) for x in (second.micro_values, second.micro_errors)
+    ]
     return BatchOutcome(
         parameters=np.where(made[:, None], second.parameters, np.nan),
         standard_errors=np.where(made[:, None], second.standard_errors, np.nan),
@@ -363,4 +366,6 @@ def _combine(first: BatchOutcome, status: np.ndarray, second: BatchOutcome) -> B
         evaluations=first.evaluations + np.where(made, second.evaluations, 0),
         status=np.where(made, second.status, status),
         ok=second.ok & made,
+        micro_values=micro[0],
+        micro_errors=micro[1],
     )

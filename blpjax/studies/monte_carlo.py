@@ -1,6 +1,7 @@
 """Monte Carlo studies: data that are simulated and estimated again and again, many replications at once."""
 
 import copy
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from blpjax.estimation.options import read_covariance_types
 from blpjax.exceptions import Status, succeeded
 from blpjax.inputs.arguments import check_choice, read_costs_bounds, read_draws, read_inversion
 from blpjax.inputs.identification import check_order_condition
+from blpjax.inputs.micro import MicroMoment
 from blpjax.iteration import Iteration
 from blpjax.machine.batch_files import fingerprint_of
 from blpjax.machine.batches import Sizes, run_study
@@ -41,24 +43,28 @@ from blpjax.model.parameters import BLOCKS, Parameters, compress
 from blpjax.objective.structure import Specification
 from blpjax.optimize.optimize import Optimization
 from blpjax.problem.problem import Problem
+from blpjax.reporting.tables import Part, Shown
 from blpjax.simulation.simulation import Simulation
 from blpjax.studies.generator import NOTHING, DataGenerator, ExogenousDraws
 from blpjax.studies.lane_instruments import Observed, OptimalInstruments, estimate_optimally, plan_instruments
 from blpjax.studies.replications import Drawn, Replication, build_lanes, build_truth, draw_replications
 from blpjax.studies.results import COLUMNS, MonteCarloResults
-from blpjax.values import check_integer
+from blpjax.studies.surveys import SurveyDraws, SurveyStudy
+from blpjax.values import check_integer, read_flag
 
 #: How shares are inverted by default. All lanes wait for the slowest one, so that a trial of the optimiser at which the
 #: inversion is hard has to fail soon: it steps back then.
 INVERSION = Iteration("anderson", {"max_evaluations": 200})
 
+_FIRST = np.zeros(1, int)
 
-class MonteCarlo:
+
+class MonteCarlo(Shown):
     """A Monte Carlo study of an estimator.
 
-    In each replication structural errors are drawn anew, firms set prices, and the model is estimated as by
-    `Problem.solve`. Exogenous variables and instruments stay those of the simulation unless a `data_generator` draws
-    them, too.
+    In each replication structural errors are drawn anew, firms set prices, respondents of surveys are drawn if there
+    are micro moments, and the model is estimated as by `Problem.solve`. Exogenous variables and instruments stay those
+    of the simulation unless a `data_generator` draws them, too.
     Replications are processed in batches, as lanes of one compiled program. Draws of a replication depend on `seed` and
     its number only.
 
@@ -80,6 +86,13 @@ class MonteCarlo:
     optimization : ``'trust-region'``, the default, or ``'optax-l-bfgs'``, which ignores bounds, and their options.
         Tolerances refer to the objective without the factor N. Defaults are strict, so that tables do not depend on
         rounding: a ``decrease_tol`` of 1e-21 for the first one and a ``gtol`` of 1e-9 for the second one.
+    micro_moments : as in `Problem.solve`, but for observed values, which play no role: in each replication as many
+        respondents are drawn as datasets have observations, as by `SimulationResults.simulate_micro_data`, and moments
+        have the values that they say. Datasets and parts are asked about the simulation's agents and products for that,
+        and about the problem's in estimation. The table has rows of moments, see `MonteCarloResults`. Where functions
+        use prices, shares or what `data_generator` draws, they are called again in each replication.
+    micro_sample_covariances : whether covariances of the values of micro moments are those of respondents. By default
+        they are those that the model has at the estimates.
     sigma, pi, rho, tau, beta, gamma, method, W_type, se_type, center_moments, costs_bounds, iteration, and bounds :
         those of `Problem.solve`. By default parameters start at the truth, and inversions that take more than 200
         evaluations fail, at which the optimiser steps back.
@@ -88,6 +101,8 @@ class MonteCarlo:
     ------
     ValueError
         For arguments that `Problem.solve` would refuse, or a problem of another shape than the simulation.
+    TypeError, ValueError, RuntimeError, DataError
+        For micro moments that cannot be used.
     IdentificationError
         When there are fewer moments than parameters.
     NotImplementedError
@@ -116,6 +131,8 @@ class MonteCarlo:
         optimization: Optimization | None = None,
         bounds: dict[str, Any] | None = None,
         optimal_instruments: OptimalInstruments | str | None = None,
+        micro_moments: Sequence[MicroMoment] = (),
+        micro_sample_covariances: bool = False,
         **parameters: Any,
     ) -> None:
         check_choice("method", method, ("1s", "2s"))
@@ -128,7 +145,6 @@ class MonteCarlo:
         self._parameters = _read_parameters(simulation, problem, parameters, bounds or {})
         n_clusters = None if problem.product_table.clustering_ids is None else problem.clusters[1]
         chosen = read_inversion(INVERSION if iteration is None else iteration, "safe_linear", (1e-300, None))
-        check_order_condition(problem.instrument_rank, len(self.labels), self.labels, warn=False)
         layout = self._parameters.layout
         self._options = BatchOptions(
             Specification(layout, chosen.fixed_point),
@@ -139,15 +155,31 @@ class MonteCarlo:
         self._iteration = chosen
         self._bounds = read_costs_bounds(costs_bounds, problem.model_data.supply is not None)
         self._truth = build_truth(simulation, (xi_variance, omega_variance, correlation))
-        self._plan = None
+        self._plan, shifters = None, []
         if optimal_instruments is not None:
             self._plan = plan_instruments(problem, layout, optimal_instruments, self._options.steps)
-            moments = self._plan.count_moments(layout, problem.model_data.supply is not None)
-            check_order_condition(moments, len(self.labels), self.labels, warn=False)
+            shifters = [one for one in self._plan.shifters if one is not None]
         self._generator = None
         if data_generator is not None:
-            shifters = [] if self._plan is None else [one for one in self._plan.shifters if one is not None]
             self._generator = DataGenerator(data_generator, self.seed, simulation, problem, shifters)
+        sampled = read_flag("micro_sample_covariances", micro_sample_covariances)
+        changing = [] if self._generator is None else list(self._generator.draw(_FIRST).variables)
+        study = self.seed, simulation, problem, self._parameters
+        self._surveys = SurveyStudy(micro_moments, sampled, *study, changing)
+        counts = [problem.instrument_rank]
+        if self._plan is not None:
+            counts.append(self._plan.count_moments(layout, problem.model_data.supply is not None))
+        for count in counts:
+            check_order_condition(count + len(self._surveys.moments), len(self.labels), self.labels, warn=False)
+
+    def _parts(self) -> list[Part]:
+        known = self.problem
+        sizes = f"{known.N} products in {known.T} markets"
+        text = f"Monte Carlo study of {'two-step' if self._options.steps == 2 else 'one-step'} GMM: {sizes}"
+        text += ", then again with optimal instruments" if self._plan is not None else ""
+        text += ". Exogenous variables are drawn anew" if self._generator is not None else ""
+        true = pd.DataFrame({"block": self.blocks, "parameter": self.labels, "true": self.true_values})
+        return [f"{text}. Seed {self.seed}.", true]
 
     @property
     def labels(self) -> list[str]:
@@ -242,14 +274,17 @@ class MonteCarlo:
         return self._lanes_within(BATCH_BYTES)
 
     def _lanes_within(self, memory: int) -> int:
-        problem = self.problem
-        return largest_batch(problem.economy, self._parameters.layout.P, problem.model_data.supply is not None, memory)
+        problem, P = self.problem, self._parameters.layout.P
+        supply = problem.model_data.supply is not None
+        return largest_batch(problem.economy, P, supply, memory, self._surveys.numbers)
 
     @functools.cached_property
     def _shared(self) -> Lane:
         """All of a lane; what replications draw anew is replaced."""
         problem, parameters = self.problem, self._parameters
         data, nowhere = problem.model_data.at(costs_bounds=self._bounds), np.zeros(problem.N)
+        if self._surveys.moments:
+            data = data.add([self._surveys.block], [None for _ in data.equations])
         model = parameters, self._iteration, problem.economy, data
         return build_lane(*model, parameters.theta, nowhere, problem.clusters[0])
 
@@ -261,10 +296,10 @@ class MonteCarlo:
     @property
     def _moving(self) -> Lane:
         """A tree of booleans: what differs between lanes."""
-        exogenous = NOTHING if self._generator is None else self._generator.draw(np.zeros(1, int))
+        exogenous = NOTHING if self._generator is None else self._generator.draw(_FIRST)
         one = jax.tree.map(lambda values: values[0], exogenous)
         variables = self.problem.characteristics.variables
-        drawn = Drawn(variables["prices"], variables["shares"], None, one)
+        drawn = Drawn(variables["prices"], variables["shares"], variables["shares"], None, one, self._surveys.nothing)
         return moving_leaves(self._replication, self._shared, drawn)
 
     @functools.cached_property
@@ -283,9 +318,8 @@ class MonteCarlo:
         ]
         true = describe_layout(truth.model.layout), truth.logarithmic
         again = None if plan is None else plan.description
-        return fingerprint_of(
-            repr((self.seed, formulas, true, describe(self._options, data), self.labels, again)), arrays
-        )
+        text = repr((self.seed, formulas, true, describe(self._options, data), self.labels, again))
+        return fingerprint_of(text + self._surveys.description, arrays)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what can be computed again."""
@@ -308,36 +342,56 @@ class MonteCarlo:
         if self._generator is not None:
             drawn = self._generator.draw(np.arange(first, first + size))
 
-        def work(lanes: np.ndarray, placement: Placement | None) -> tuple[BatchOutcome, Any]:
+        def work(lanes: np.ndarray, placement: Placement | None) -> tuple[BatchOutcome, Any, Any]:
             own = jax.tree.map(lambda values: jnp.asarray(values[lanes]), drawn)
             return self._estimate(first + lanes, own, placement)
 
-        found, equilibria = spread(work, size, self._devices, self.fingerprint)
-        return self._tabulate(first, found, np.asarray(equilibria))
+        found, equilibria, survey = spread(work, size, self._devices, self.fingerprint)
+        return self._tabulate(first, found, np.asarray(equilibria), survey)
 
     def _estimate(
         self, replications: np.ndarray, exogenous: ExogenousDraws, placement: Placement | None
-    ) -> tuple[BatchOutcome, Any]:
-        """Estimates of replications by their numbers, and how their equilibria went."""
+    ) -> tuple[BatchOutcome, Any, SurveyDraws | None]:
+        """Estimates of replications by their numbers, how their equilibria went, and what respondents said."""
         whole = place_lane(self._shared, placement)
         drawn = draw_replications(
             self._truth, jax.random.key(self.seed), jnp.asarray(replications), exogenous, placement
         )
+        survey = None
+        if self._surveys.moments:
+            survey = self._surveys.draw(replications, drawn, self._truth.model)
+            drawn = dataclasses.replace(drawn, survey=survey)
+            survey = dataclasses.replace(survey, sample=None, surveys=None)  # which tables do not have
         varying = build_lanes(self._replication, whole, drawn)
         shared = shared_part(whole, varying)
         if self._plan is None:
-            return estimate_lanes(self._options, varying, shared, replications.size), drawn.status
+            return estimate_lanes(self._options, varying, shared, replications.size), drawn.status, survey
         observed = Observed(drawn.prices, drawn.shares, exogenous.variables)
-        return estimate_optimally(self._options, self._plan, varying, shared, observed), drawn.status
+        return estimate_optimally(self._options, self._plan, varying, shared, observed), drawn.status, survey
 
-    def _tabulate(self, first: int, found: BatchOutcome, equilibria: np.ndarray) -> pd.DataFrame:
+    def _tabulate(
+        self, first: int, found: BatchOutcome, equilibria: np.ndarray, survey: SurveyDraws | None = None
+    ) -> pd.DataFrame:
         B = len(equilibria)
         solved, worst = succeeded(equilibria).all(axis=1), equilibria.max(axis=1)
         failures = [None if fine else Status(code).sentence for fine, code in zip(solved, worst, strict=True)]
-        rows = tabulate(found, first + np.arange(B), self.blocks, self.labels, failures)
-        rows = rows.rename(columns={"number": "replication"})
-        rows["true"] = np.tile(self.true_values, B)
-        return rows[list(COLUMNS)]
+
+        def rows(
+            blocks: list[str], labels: list[str], true: np.ndarray, values: Any = None, errors: Any = None
+        ) -> pd.DataFrame:
+            own = found
+            if values is not None:
+                known = np.ones(np.shape(values), bool)
+                own = dataclasses.replace(found, parameters=values, standard_errors=errors, identified=known)
+            return tabulate(own, first + np.arange(B), blocks, labels, failures).assign(true=true.ravel())
+
+        parts = [rows(self.blocks, self.labels, np.tile(self.true_values, B))]
+        if survey is not None:
+            names, true = self._surveys.names, np.asarray(survey.population)
+            parts.append(rows(["survey"] * len(names), names, true, survey.observed, survey.errors))
+            parts.append(rows(["micro"] * len(names), names, true, found.micro_values, found.micro_errors))
+        table = pd.concat(parts, ignore_index=True).rename(columns={"number": "replication"})
+        return table.sort_values("replication", kind="stable", ignore_index=True)[list(COLUMNS)]
 
 
 def _check_problem(simulation: Simulation, problem: Problem) -> None:
@@ -391,11 +445,6 @@ def _read_parameters(
     simulation: Simulation, problem: Problem, given: dict[str, Any], bounds: dict[str, Any]
 ) -> Parameters:
     """Starting values, which are the true ones where none are given and both models have the same parameters."""
-    if "micro_moments" in given:
-        raise NotImplementedError(
-            "micro_moments are not supported in Monte Carlo studies. Simulate and estimate one replication after the "
-            "other: Simulation(..., seed=...).replace_endogenous().to_problem().solve(micro_moments=...)."
-        )
     if unknown := sorted({*given, *bounds} - set(BLOCKS)):
         raise ValueError(f"{', '.join(unknown)} are no parameters. There are {', '.join(BLOCKS)}.")
     true = simulation.primitives.coefficients

@@ -20,6 +20,7 @@ from blpjax.model.parameters import ParameterLayout
 from blpjax.model.tastes import market_tastes
 from blpjax.simulation.simulation import Simulation
 from blpjax.studies.generator import NOTHING, ExogenousDraws
+from blpjax.studies.surveys import SurveyDraws
 
 
 class Truth(eqx.Module):
@@ -34,12 +35,17 @@ class Truth(eqx.Module):
 
 
 class Drawn(eqx.Module):
-    """Prices and shares (N,) of a replication, the status of its equilibrium, and what else was drawn."""
+    """Prices, shares and mean utilities (N,) of a replication, and the status of its equilibrium.
 
-    prices: Float[Array, " N"]
-    shares: Float[Array, " N"]
+    `exogenous` is what else was drawn, `survey` what respondents said, None without micro moments.
+    """
+
+    prices: Float[Array, "*B N"]
+    shares: Float[Array, "*B N"]
+    delta: Float[Array, "*B N"]
     status: Any
     exogenous: ExogenousDraws
+    survey: SurveyDraws | None = None
 
 
 def build_truth(simulation: Simulation, moments: tuple[float, float, float]) -> Truth:
@@ -64,7 +70,7 @@ def build_truth(simulation: Simulation, moments: tuple[float, float, float]) -> 
     )
 
 
-@filtered_program(effort=1)
+@filtered_program(effort=1, what="equilibria of replications")
 def draw_replications(
     truth: Truth,
     key: Array,
@@ -87,7 +93,7 @@ def draw_replications(
         model = eqx.tree_at(lambda m: (m.delta, m.characteristics), truth.model, (delta + xi, known))
         found = model.solve_prices(costs=costs, prices=costs)
         solved = model.at({"prices": found.prices})
-        return Drawn(found.prices, solved.shares, found.status, exogenous)
+        return Drawn(found.prices, solved.shares, solved.delta, found.status, exogenous)
 
     return each_lane(one, replications, exogenous, placement=placement)
 
@@ -104,7 +110,9 @@ class Replication(eqx.Module):
         changes = {"prices": drawn.prices, "shares": drawn.shares, **drawn.exogenous.of(self.characteristics)}
         known = self.characteristics.replace(changes)
         economy = lane.economy.with_products(drawn.shares, known.evaluate({})[1])
-        data = lane.data.at(known, instruments=drawn.exogenous.instruments(known, self.add_exogenous))
+        more = lane.data.more if drawn.survey is None else [drawn.survey.move(block) for block in lane.data.more]
+        instruments = drawn.exogenous.instruments(known, self.add_exogenous)
+        data = lane.data.at(known, instruments=instruments, more=more)
         delta = closed_form(economy, market_tastes(lane.fixed, self.layout))
         return dataclasses.replace(lane, economy=economy, data=data, delta=delta)
 

@@ -9,6 +9,7 @@ from scipy.special import ndtri
 from blpjax.inputs.arguments import check_level
 from blpjax.machine.memory import format_bytes
 from blpjax.reporting import report
+from blpjax.reporting.tables import Part, Shown
 
 #: Columns of a study's table.
 COLUMNS = (
@@ -27,8 +28,8 @@ COLUMNS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class MonteCarloResults:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class MonteCarloResults(Shown):
     """Estimates of all replications of a study.
 
     Attributes
@@ -37,6 +38,10 @@ class MonteCarloResults:
         on), `parameter`, `true`, `estimate`, `standard_error` (NaN where a replication failed), `ok` (whether the
         replication was simulated and all steps converged), `identified` (whether structural errors depend on the
         parameter), `status` (the sentence that says how it ended), `objective`, `gradient_norm` and `evaluations`.
+        Micro moments have two rows, whose `true` values are those of the population that respondents were drawn from.
+        Those of the block `survey` are what respondents say, with the standard error of their sampling; those of the
+        block `micro` what the model says at the estimates, with the standard error that follows from those of
+        parameters.
     seconds : time that this run took.
     batches : a row for each batch: number of its `first` replication, `size`, `seconds` that it took, and `peak_memory`
         of the process that ran it until then, in bytes. Those of batches that were found in files are of when they were
@@ -53,10 +58,11 @@ class MonteCarloResults:
     def summary(self, level: float = 0.95) -> pd.DataFrame:
         """A row for each parameter, from replications that are `ok`.
 
-        Columns are the `true` value, `mean`, `bias`, `median_bias`, `rmse`, `sd` (of estimates), `mean_se`, `coverage`
-        of confidence intervals at this level, `power` of the test at ``1 - level`` that the parameter is zero,
-        `replications`, `failures`, and how often a parameter was `unidentified`: such replications, as with a standard
-        deviation of zero and symmetric nodes, do not count for `mean_se`, `coverage` and `power`.
+        Columns are the `true` value (a mean where it varies between replications), `mean`, `bias`, `median_bias`,
+        `rmse`, `sd` (of estimates), `mean_se`, `coverage` of confidence intervals at this level, `power` of the test at
+        ``1 - level`` that the parameter is zero, `replications`, `failures`, and how often a parameter was
+        `unidentified`: such replications, as with a standard deviation of zero and symmetric nodes, do not count for
+        `mean_se`, `coverage` and `power`.
 
         Raises
         ------
@@ -72,7 +78,7 @@ class MonteCarloResults:
             told = known[known["identified"]]
             wrong, se = (told["estimate"] - told["true"]).abs(), told["standard_error"]
             rows[name] = {
-                "true": group["true"].iloc[0],
+                "true": group["true"].iloc[0] if group["true"].nunique() < 2 else group["true"].mean(),
                 "mean": known["estimate"].mean(),
                 "bias": error.mean(),
                 "median_bias": error.median(),
@@ -88,11 +94,9 @@ class MonteCarloResults:
         index = pd.MultiIndex.from_tuples(rows, names=["block", "parameter"])
         return pd.DataFrame(list(rows.values()), index=index)
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[Part]:
         count = self.table["replication"].nunique()
         size = self.batches["size"].max()
-        return (
-            f"{self.summary().to_string(float_format=lambda x: f'{x:.4g}')}\n\n"
-            f"{count} replications in batches of {size}: {report.format_seconds(self.seconds)} in this run, at most "
-            f"{format_bytes(self.peak_memory)} of memory."
-        )
+        took = report.format_seconds(self.seconds)
+        memory = f"at most {format_bytes(self.peak_memory)} of memory."
+        return [self.summary(), f"{count} replications in batches of {size}: {took} in this run, {memory}"]

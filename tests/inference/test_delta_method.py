@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.optimize
 
@@ -320,6 +321,20 @@ def test_one_market_alone_has_the_same_standard_errors(method: str) -> None:
     FIXED_PARAMETERS.check(alone.standard_errors, inside[:, : alone.value.shape[1]])
     frame = getattr(results, f"compute_{method}")(standard_errors=True, market_id="m001", as_frame=True)
     np.testing.assert_array_equal(frame.standard_error, alone.standard_errors.ravel())
+    pd.testing.assert_frame_equal(alone.to_frame(), frame)
+
+
+def test_results_are_displayed_in_few_lines_with_labels() -> None:
+    results = solved("linear costs")
+    elasticities = results.compute_elasticities(standard_errors=True)
+    shown = str(elasticities)
+    assert "The first 10, of which to_frame() has all" in shown and "row_product" in shown and len(shown) < 1500
+    assert elasticities.to_frame()["elasticity"].notna().all()
+    hhi = results.delta_method(lambda m: m.compute_hhi().mean())
+    assert repr(hhi).splitlines()[0] == "1 output with standard errors, holding observed shares and prices fixed:"
+    assert len(repr(hhi)) < 300 and f"{float(hhi.value):.4g}" in repr(hhi) and "<table" in hhi._repr_html_()
+    frame = results.delta_method(lambda m: m.compute_hhi().mean(), as_frame=True)
+    pd.testing.assert_frame_equal(frame, hhi.to_frame())
 
 
 def test_delta_with_shares_held_varies_as_the_inversion_says() -> None:

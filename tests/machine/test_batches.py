@@ -1,7 +1,9 @@
 """Studies in batches: kept, resumed, refused, and run by executors that lose workers."""
 
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -243,3 +245,36 @@ def test_progress_is_shown_unless_verbose_is_off(
     monkeypatch.setattr(options, "verbose", False)
     run(counting(), 14, path=tmp_path)
     assert not capsys.readouterr().err
+
+
+def test_terminals_without_columns_show_a_bar_whose_clock_runs(
+    counting: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, refreshed = counting(), threading.Event()
+    monkeypatch.setattr(options, "verbose", True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: os.terminal_size((0, 0)))
+    monkeypatch.setattr("tqdm.tqdm.refresh", lambda *_, **__: refreshed.set())
+    original = study.run_batch
+    monkeypatch.setattr(study, "run_batch", lambda first, size: refreshed.wait(10) and original(first, size))
+    run(study, 3)
+    assert refreshed.is_set() and "Replications:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_interrupts_say_what_is_kept(counting: Any, tmp_path: Path, kept: bool) -> None:
+    study = counting()
+
+    def interrupted(first: int, size: int, run: Any = study.run_batch) -> Any:
+        if first:
+            raise KeyboardInterrupt
+        return run(first, size)
+
+    study.run_batch = interrupted
+    with pytest.raises(KeyboardInterrupt) as ended:
+        run(study, 9, path=tmp_path if kept else None)
+    expected = f"3 replications are finished and kept in {tmp_path}: running the study again goes on from there."
+    if not kept:
+        expected = "The 3 replications that were finished are lost, because there is no path to keep them in."
+    assert str(ended.value) == expected
+    assert len(ended.traceback) <= 5 and ended.value.__suppress_context__

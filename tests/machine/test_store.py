@@ -16,7 +16,7 @@ import pytest
 
 from blpjax.iteration import FixedPointMethod
 from blpjax.kernels.fixed_point import FixedPoint
-from blpjax.machine import caches, compilation, store
+from blpjax.machine import announcements, caches, compilation, store
 from blpjax.machine.compilation import Program, calls_back
 from blpjax.machine.store import NotStorableError, Store, describe, restore
 
@@ -321,13 +321,15 @@ def test_long_compilation_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
         texts.append(text)
         done.set()
 
-    monkeypatch.setattr(compilation, "ANNOUNCED_AFTER", 0.01)
+    monkeypatch.setattr(announcements, "ANNOUNCED_AFTER", 0.01)
     monkeypatch.setattr("blpjax.options.verbose", True)
     monkeypatch.setattr("blpjax.options.verbose_output", show)
-    with compilation.announced("evaluate", [jax.ShapeDtypeStruct((3, 4), float)]):
+    with announcements.announced("the objective", [jax.ShapeDtypeStruct((30, 40), float)], True):
         assert done.wait(10)
-    assert "evaluate" in texts[0] and "12 numbers" in texts[0]
-    monkeypatch.setattr(compilation, "ANNOUNCED_AFTER", 60.0)
-    with compilation.announced("evaluate", []):
+    assert texts == [
+        "Compiling the objective for arrays of up to 1,200 numbers ... It is kept for later calls and processes."
+    ]
+    monkeypatch.setattr(announcements, "ANNOUNCED_AFTER", 60.0)
+    with announcements.announced("the objective", [], True):
         pass
     assert len(texts) == 1

@@ -11,7 +11,7 @@ import pyblp
 import pytest
 
 import blpjax
-from blpjax.reporting import report
+from blpjax.reporting import report, tables
 from blpjax.reporting.report import Coefficients, Evaluation, ResultsSummary
 
 NEVO_SIGMA = np.diag([0.3302, 2.4526, 0.0163, 0.2441])
@@ -122,6 +122,11 @@ def solved(problems: dict[str, Any], case: str) -> Any:
     return SOLVED[case]
 
 
+def described(summary: ResultsSummary) -> str:
+    """Results as they are printed."""
+    return "\n\n".join(map(str, report.summarise_results(summary)))
+
+
 def summary_of(results: Any, arguments: Mapping[str, Any], reduced: bool, optimised: bool) -> ResultsSummary:
     """What PyBLP's results say, in blpjax's words."""
     has_X2, eigenvalues = results.sigma.size > 0, results.reduced_hessian_eigenvalues
@@ -150,7 +155,7 @@ def summary_of(results: Any, arguments: Mapping[str, Any], reduced: bool, optimi
         optimization_iterations=results.cumulative_optimization_iterations,
         fp_iterations=results.cumulative_fp_iterations.sum() if has_X2 else None,
         contraction_evaluations=results.cumulative_contraction_evaluations.sum() if has_X2 else None,
-        clusters=len(results.problem.unique_product_ids),
+        clusters=(len(results.problem.unique_product_ids),),
         sigma=Coefficients(estimates=results.sigma, standard_errors=results.sigma_se, **X2) if has_X2 else None,
         sigma_squared=squared if has_X2 else None,
         pi=pi,
@@ -165,7 +170,7 @@ def summary_of(results: Any, arguments: Mapping[str, Any], reduced: bool, optimi
 def test_results_read_as_pyblps(problems: dict[str, Any], case: str, digits: int) -> None:
     _, arguments, reduced, optimised = CASES[case]
     results = solved(problems, case)
-    text = report.summarise_results(summary_of(results, arguments, reduced, optimised))
+    text = described(summary_of(results, arguments, reduced, optimised))
     if case == "not converged":
         warning, text = text.split("\n\n", 1)
         assert warning.startswith("NOT CONVERGED")
@@ -176,7 +181,7 @@ def test_results_read_as_pyblps(problems: dict[str, Any], case: str, digits: int
 
 def test_the_table_of_a_step_is_the_first_of_the_results(problems: dict[str, Any]) -> None:
     results = solved(problems, "logit")
-    step = report.describe_step(summary_of(results, {}, False, False))
+    step = str(report.describe_step(summary_of(results, {}, False, False)))
     assert step.startswith("Problem Results Summary:\n=")
     assert str(results).startswith(f"{step}\n\nCumulative Statistics:")
 
@@ -191,7 +196,7 @@ def test_problems_read_as_pyblps(problems: dict[str, Any], name: str) -> None:
         for key, attribute in matrices.items()
     }
     assert 0 in dimensions.values()  # and so left out
-    assert report.describe_problem(dimensions, formulations) == str(problem)
+    assert "\n\n".join(map(str, report.describe_problem(dimensions, formulations))) == str(problem)
 
 
 @pytest.mark.parametrize(
@@ -241,33 +246,33 @@ SUMMARY = ResultsSummary(step=1, objective=4.72, se_type="robust", seconds=0.1, 
 
 
 def test_convergence_is_said_on_top_only_where_it_failed() -> None:
-    assert report.summarise_results(SUMMARY).startswith("Problem Results Summary")
-    assert report.summarise_results(dataclasses.replace(SUMMARY, converged=True)).startswith("Problem Results Summary")
+    assert described(SUMMARY).startswith("Problem Results Summary")
+    assert described(dataclasses.replace(SUMMARY, converged=True)).startswith("Problem Results Summary")
     failed = dataclasses.replace(SUMMARY, converged=False, failed_markets="Delta failed in market 'C01Q1'.")
-    top, markets, _ = report.summarise_results(failed).split("\n\n", 2)
+    top, markets, _ = described(failed).split("\n\n", 2)
     assert top == "NOT CONVERGED: the optimization did not reach an optimum, so these are not estimates."
     assert markets == "Delta failed in market 'C01Q1'."
 
 
 def test_parameters_at_a_bound_are_named_under_the_tables() -> None:
-    text = report.summarise_results(dataclasses.replace(SUMMARY, at_bound=["sugar x sugar", "1 x 1"]))
+    text = described(dataclasses.replace(SUMMARY, at_bound=["sugar x sugar", "1 x 1"]))
     assert text.endswith("\n\nAt bound: sugar x sugar, 1 x 1.")
-    assert "bound" not in report.summarise_results(SUMMARY)
+    assert "bound" not in described(SUMMARY)
 
 
 def test_an_unknown_hessian_is_shown_as_such() -> None:
-    text = report.describe_step(dataclasses.replace(SUMMARY, eigenvalues=np.array([np.nan, np.nan])))
+    text = str(report.describe_step(dataclasses.replace(SUMMARY, eigenvalues=np.array([np.nan, np.nan]))))
     assert text.count("NAN") == 2 and "Hessian" in text
-    assert "Hessian" not in report.describe_step(SUMMARY)
+    assert "Hessian" not in str(report.describe_step(SUMMARY))
 
 
 def test_a_standard_error_that_could_not_be_computed_is_not_hidden() -> None:
     estimates, errors, free = np.array([1.0, 2.0]), np.array([np.nan, np.nan]), np.array([True, False])
     fixed = Coefficients(["prices", "sugar"], estimates, errors)
-    text = report.summarise_results(dataclasses.replace(SUMMARY, linear={"Beta": fixed}))
+    text = described(dataclasses.replace(SUMMARY, linear={"Beta": fixed}))
     assert "NAN" not in text
     failed = dataclasses.replace(fixed, free=free)
-    text = report.summarise_results(dataclasses.replace(SUMMARY, linear={"Beta": failed}))
+    text = described(dataclasses.replace(SUMMARY, linear={"Beta": failed}))
     assert text.count("(NAN)") == 1
 
 
@@ -291,6 +296,12 @@ def test_failed_evaluations_say_so(changes: dict[str, Any]) -> None:
     assert rest == [text for name, text in changes.items() if name == "failed_markets"]
     assert len(row) == len(header[2]) == len(report.progress_row(EVALUATION, True))
     assert "failed" not in report.progress_row(EVALUATION, True)
+
+
+def test_progress_lines_stay_short() -> None:
+    many = dataclasses.replace(EVALUATION, theta=np.linspace(0, 1, 13), clipped_costs=0)
+    lines = [*report.progress_header(13, True, supply=True).split("\n"), report.progress_row(many, True)]
+    assert max(map(len, lines)) < 200 and lines[-1].rstrip().endswith("+1.666667E-01, ...")
 
 
 # Small pieces
@@ -321,12 +332,12 @@ def test_seconds(seconds: float, text: str) -> None:
 
 
 def test_tables_are_centred_between_borders() -> None:
-    text = report.table([["a", "|", "wide"]], [["four", "|", "1"]], "Title")
+    text = tables.text_table([["a", "|", "wide"]], [["four", "|", "1"]], "Title")
     assert text.split("\n") == ["Title:", "=" * 13, " a    |  wide", "----  |  ----", "four  |   1  ", "=" * 13]
-    bare = report.table([["a"]], [["b"]], include_border=False, minimum_widths=[3])
+    bare = tables.text_table([["a"]], [["b"]], include_border=False, minimum_widths=[3])
     assert bare.split("\n") == [" a ", "---", " b "]
 
 
 def test_ragged_tables_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
-        report.table([["a", "b"]], [["1"]])
+        tables.text_table([["a", "b"]], [["1"]])

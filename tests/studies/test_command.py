@@ -53,6 +53,7 @@ seed = 3
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A description of the study of other tests, its data, and quiet options that the command has to keep."""
     monkeypatch.setattr(options, "verbose", False)
+    monkeypatch.chdir(tmp_path)
     data = study(True).simulation.product_data
     names = [name for name in data.dtype.names if name not in ("prices", "shares") and data[name].size == len(data)]
     frame = pd.DataFrame({name: data[name].ravel() for name in names})
@@ -264,6 +265,19 @@ def test_arguments_come_before_the_file(file: Path, monkeypatch: pytest.MonkeyPa
     assert not options.verbose
 
 
+def test_a_few_replications_are_no_whole_batch_and_leave_nothing_beside_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recorded = Recorded(monkeypatch)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    edit(file, "batch_size = 2", "batch_size = 50")
+    assert main([str(file), "--replications", "3"]) == 1
+    assert main([str(file)]) == 1
+    assert [arguments for arguments, _ in recorded.calls] == [(3, 3, Path("study")), (4, 50, Path("study"))]
+
+
 def test_failures_have_their_own_status(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,9 +287,10 @@ def test_failures_have_their_own_status(
     assert main([str(file), "--devices", "1000"]) == 2
     assert "--devices 1000: this process has" in capsys.readouterr().err
     monkeypatch.undo()
+    monkeypatch.chdir(file.parent)
     file.with_name("study").write_text("")
     assert main([str(file), "--quiet"]) == 1
-    assert f"{file.with_name('study')} cannot be used as the directory of a study" in capsys.readouterr().err
+    assert "study cannot be used as the directory of a study" in capsys.readouterr().err
 
 
 def test_studies_are_run_and_resumed(

@@ -265,8 +265,6 @@ def test_wrong_studies_are_refused() -> None:
         MonteCarlo(simulation, **MOMENTS).run(2, memory=0)
     with pytest.raises(ValueError, match="Variances must be at least zero"):
         MonteCarlo(simulation, xi_variance=-1.0)
-    with pytest.raises(NotImplementedError, match="micro_moments are not supported in Monte Carlo studies"):
-        MonteCarlo(simulation, micro_moments=[])
     with pytest.raises(ValueError, match="alpha are no parameters"):
         MonteCarlo(simulation, alpha=1.0)
     with pytest.raises(ValueError, match="method must be one of"):
