@@ -99,13 +99,15 @@ def _rivals(X2: Array, moves: Moves, owned: Firms | Array, eta: Array, R: Array,
     kinds = sorted(set(moves.characteristics))
     places = jnp.array([kinds.index(k) for k in moves.characteristics], int)
     characteristics = X2.T[jnp.array(kinds, int)]
-    if isinstance(owned, Firms):
-        # sums over each firm's products, for each characteristic, then over agents, for each parameter
+    F, K, n = owned.members.shape[1] if isinstance(owned, Firms) else X2.shape[0], len(kinds), len(places)
+    if isinstance(owned, Firms) and F * (K + n) < K * (2 * F + n):
+        # sums over each firm's products for each characteristic, then over agents for each parameter: with few firms,
+        # or about as many characteristics as parameters, these are fewer products than below
         members = owned.members.astype(float)
         sums = jax.lax.map(lambda X_k: (members * (eta * X_k)[:, None]).T @ P, characteristics)
 
         def weighted(p: Array) -> Array:
-            return (members * (R @ (sums[places[p]] * moves.B[:, p]).T)).sum(axis=1)
+            return (members * (R @ (sums[places[p]] * moves.B[None, :, p]).T)).sum(axis=1)
 
         return jax.lax.map(weighted, jnp.arange(places.size)).T
 
