@@ -1,10 +1,10 @@
 """Measurements behind `docs/choose.md`: how many nodes, and which optimiser.
 
-``python -m benchmarks.choices`` prints two tables, in about two minutes.
+``python -m benchmarks.choices`` prints two tables, in about five minutes.
 
 Integration: errors of rules on Nevo's cereals (20 markets, four random coefficients, no demographics) at fixed
-parameters. For each rule its number of nodes in a market, and root mean squared errors of mean utilities and of own-price
-elasticities (relative), against a product rule of 9 nodes in each dimension; for draws over ten seeds.
+parameters. For each rule its number of nodes in a market, and root mean squared errors of mean utilities and of
+own-price elasticities (relative), against a product rule of 9 nodes in each dimension; for draws over ten seeds.
 
 Optimisers: Nevo's cereals with demographics (13 parameters, one step) from the published starting values and from
 random ones, which are the first of those of ``python -m benchmarks --rows starts``: whether each routine came to the
@@ -26,14 +26,17 @@ SIGMA = np.diag([0.558, 3.312, 0.006, 0.093]) * 2
 RULES = [("monte_carlo", (50, 200, 1000)), ("mlhs", (50, 200, 1000)), ("halton", (50, 200, 1000))]
 RULES += [("grid", (5, 7, 9)), ("product", (3, 5))]
 SEEDS = 10
-OPTIMIZERS = ("trust-region", "optax-l-bfgs", "bfgs", "l-bfgs-b", "slsqp", "trust-constr")
+OPTIMIZERS = ("trust-region", "optax-l-bfgs", "bfgs", "l-bfgs-b")
 STARTS = 10
 MARKETS = 20
 
 
 def outputs(products: pd.DataFrame, integration: blpjax.Integration) -> tuple[int, np.ndarray, np.ndarray]:
     """Number of nodes in a market, mean utilities, and own-price elasticities."""
-    formulas = blpjax.Formulation("0 + prices", absorb="C(product_ids)"), blpjax.Formulation("1 + prices + sugar + mushy")
+    formulas = (
+        blpjax.Formulation("0 + prices", absorb="C(product_ids)"),
+        blpjax.Formulation("1 + prices + sugar + mushy"),
+    )
     problem = blpjax.Problem(formulas, products, integration=integration)
     fixed = {"sigma_bounds": (SIGMA, SIGMA), "beta": [-30.0], "beta_bounds": ([-30.0], [-30.0])}
     results = problem.solve(SIGMA, **fixed, method="1s", optimization=blpjax.Optimization("return"))
@@ -84,7 +87,10 @@ def print_optimizers() -> None:
                 results = problem.solve(sigma, pi, **given)
             evaluations.append(int(results.objective_evaluations))
             reached += bool(results.converged) and models.at_optimum(float(results.objective))
-        print(f"| `{name}` | {reached} of {STARTS} | {statistics.median(evaluations):g} | {max(evaluations)} |", flush=True)
+        print(
+            f"| `{name}` | {reached} of {STARTS} | {statistics.median(evaluations):g} | {max(evaluations)} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def main(target: Path) -> int:
     done = subprocess.run(command)
     if done.returncode:
         return done.returncode
-    redirect = '<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html"><a href="docs/index.html">blpjax</a>'
+    start = "docs/index.html"
+    redirect = f'<!doctype html><meta http-equiv="refresh" content="0; url={start}"><a href="{start}">blpjax</a>'
     (target / "index.html").write_text(redirect)
     (target / "llms.txt").write_text(describe_for_machines())
     problems = broken_links(target)
@@ -170,7 +171,9 @@ def reference_page(name: str, example: str) -> str:
     title = name.replace("_", r"\_")
     shown = "\n".join(f"   {line}".rstrip() for line in example.rstrip().split("\n"))
     note = "Names that are not defined here are those of the :doc:`first example </docs/examples>`."
-    return f"{title}\n{'=' * len(title)}\n\n{body}\n.. rubric:: Example\n\n.. code-block:: python\n\n{shown}\n\n{note}\n"
+    return (
+        f"{title}\n{'=' * len(title)}\n\n{body}\n.. rubric:: Example\n\n.. code-block:: python\n\n{shown}\n\n{note}\n"
+    )
 
 
 def summary(name: str) -> str:

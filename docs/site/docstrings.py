@@ -9,7 +9,13 @@ import blpjax
 GROUPS = {
     "Data and formulas": (
         ["Formulation", "Integration", "build_integration", "build_matrix", "build_ownership", "build_id_data"]
-        + ["build_blp_instruments", "build_differentiation_instruments", "build_agent_product_data", "data_to_dict", "data"]
+        + [
+            "build_blp_instruments",
+            "build_differentiation_instruments",
+            "build_agent_product_data",
+            "data_to_dict",
+            "data",
+        ]
     ),
     "Problems": (
         ["Problem", "Iteration", "Optimization", "OptimizationProgress", "Starts", "FracStarts", "Transformation"]
@@ -53,6 +59,8 @@ VARIABLES = {
 DOCUMENTED = {*blpjax.__all__, "plots", "kernels", "model", "objective"}
 
 _SECTION = re.compile(r"^(Parameters|Attributes|Returns|Raises|Warns|Notes|Yields)\n-+\n", re.MULTILINE)
+#: So long are lines of docstrings of methods at most.
+_WIDTH = 110
 _ENTRY = re.compile(r"^(?P<names>[A-Za-z_*][\w*., ()']*?) : (?P<text>.*)$")
 
 
@@ -79,14 +87,23 @@ def skip(app: Any, what: str, name: str, thing: Any, skipped: bool, options: Any
 
 def _entries(lines: list[str]) -> list[str]:
     found: list[str] = []
-    for line in lines:
+    for number, line in enumerate(lines):
         entry = _ENTRY.match(line)
         if entry is None:
             found.append(line if not line or line.startswith(" ") else f"    {line}" if found else line)
             continue
         names = ", ".join(f"``{one.strip()}``" for one in _split(entry["names"]))
         found += ["", names, f"    {entry['text']}"]
+        if _ends_early(line, lines[number + 1 :]):
+            found.append("")  # a type on a line of its own, and then what is said
     return [*found, ""]
+
+
+def _ends_early(line: str, rest: list[str]) -> bool:
+    """Whether the first word of the next line, which belongs to the same entry, would have had room."""
+    if not rest or not rest[0].startswith(" "):
+        return False
+    return len(line) + 1 + len(rest[0].split()[0]) <= _WIDTH
 
 
 def _split(names: str) -> list[str]:

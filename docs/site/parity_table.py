@@ -20,11 +20,18 @@ def table() -> str:
     """Estimates of Nevo's cereals without bounds, one step, as Markdown."""
     stored = json.loads(STORED.read_text(encoding="utf-8"))
     products, agents = blpjax.data.load_nevo()
-    formulas = blpjax.Formulation("0 + prices", absorb="C(product_ids)"), blpjax.Formulation("1 + prices + sugar + mushy")
-    problem = blpjax.Problem(formulas, products, blpjax.Formulation("0 + income + income_squared + age + child"), agents)
+    formulas = (
+        blpjax.Formulation("0 + prices", absorb="C(product_ids)"),
+        blpjax.Formulation("1 + prices + sugar + mushy"),
+    )
+    problem = blpjax.Problem(
+        formulas, products, blpjax.Formulation("0 + income + income_squared + age + child"), agents
+    )
     free = np.full((4, 4), np.inf)
     results = problem.solve(SIGMA, PI, sigma_bounds=(-free, free), method="1s")
-    known = {name: np.array(stored[name], dtype=float) for name in ("sigma", "pi", "beta", "sigma_se", "pi_se", "beta_se")}
+    known = {
+        name: np.array(stored[name], dtype=float) for name in ("sigma", "pi", "beta", "sigma_se", "pi_se", "beta_se")
+    }
     lines = [f"| | PyBLP {stored['versions']['pyblp']} | blpjax | its standard error |", "|---|---|---|---|"]
     for block, rows, columns in (
         ("sigma", results.sigma_labels, results.sigma_labels),
