@@ -11,6 +11,7 @@ from blpjax.exceptions import ConvergenceWarning, IdentificationError, Identific
 from blpjax.inputs.identification import collinear_moments, find_collinearity
 from blpjax.objective import iv
 from blpjax.objective.blocks import SampleMoments
+from blpjax.objective.clusters import counts_of_kinds
 from blpjax.objective.inference import CovarianceTypes
 from blpjax.objective.moments import NEGLIGIBLE, lacks_influence
 from blpjax.reporting import report
@@ -53,7 +54,10 @@ def warn_of_singularity(
         return
     condition = _scaled_condition_number(np.asarray(summary.moments_covariances))
     _refuse_pseudo_inverses(result, M)
-    if np.isfinite(options.singular_tol) and (summary.covariances_rank < M or condition > options.singular_tol):
+    crossed = isinstance(types.n_clusters, tuple) and "clustered" in (types.W_type, types.se_type)
+    if crossed:
+        _warn_of_crossed_clusters(result, types)
+    elif np.isfinite(options.singular_tol) and (summary.covariances_rank < M or condition > options.singular_tol):
         point = context.point(result.theta, result.outcome.evaluation)
         data = context.objective.data
         Z, residuals = jax.device_get((data.instruments, data.residuals(point)))
@@ -87,6 +91,29 @@ def warn_of_singularity(
             "nothing. Consider more instruments or fewer parameters.",
             IdentificationWarning,
         )
+
+
+def _warn_of_crossed_clusters(result: StepResult, types: CovarianceTypes) -> None:
+    """Say where covariances that are clustered in several ways had negative eigenvalues."""
+    summary, M = result.summary, result.summary.moments.size
+    counts = " and ".join(map(str, counts_of_kinds(types.n_clusters or 0)))
+    if types.W_type == "clustered" and summary.covariances_rank < M:
+        warn_user(
+            f"The covariances of the {M} moments, clustered in several ways by {counts} clusters, have "
+            f"{summary.covariances_rank} positive eigenvalues only, so the updated weighting matrix is a "
+            "pseudo-inverse without the others. Consider fewer instruments, or W_type='robust'.",
+            IdentificationWarning,
+        )
+    if types.se_type == "clustered":
+        B = np.asarray(summary.inference.sensitivity)
+        before, after = B @ summary.moments_covariances @ B.T, np.asarray(summary.inference.covariances)
+        if not np.allclose(before, after, rtol=1e-9, atol=1e-9 * np.abs(after).max(initial=0.0)):
+            warn_user(
+                f"The covariances of the parameters, clustered in several ways by {counts} clusters, had negative "
+                "eigenvalues, which are set to zero (Cameron, Gelbach and Miller 2011). Some standard errors are too "
+                "large then, and there are too few clusters to trust the others.",
+                IdentificationWarning,
+            )
 
 
 def _moves_samples(result: StepResult, context: StepContext) -> np.ndarray:

@@ -55,7 +55,7 @@ class Lane(eqx.Module):
     lower: Float[Array, " P"]
     upper: Float[Array, " P"]
     delta: Float[Array, " N"]
-    cluster_ids: Int[Array, " N"]
+    cluster_ids: Int[Array, "N *G"]
     limits: FixedPointLimits
     W: Float[Array, "M M"] | None = None
     placement: Placement | None = eqx.field(static=True, default=None)
@@ -91,7 +91,7 @@ def build_lane(
     Parameters
     ----------
     theta, delta : (P,) and (N,) where the optimiser and inversions start.
-    cluster_ids : (N,) clusters, counted from zero.
+    cluster_ids : (N,) or (N, G) clusters, see `blpjax.objective.clusters.Clusters`.
     W : (M, M) weighting matrix of the first step, by default that of 2SLS.
     """
     lower, upper = parameters.bounds

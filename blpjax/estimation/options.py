@@ -13,6 +13,7 @@ from blpjax.iteration import Iteration
 from blpjax.model.parameters import Parameters
 from blpjax.objective import iv
 from blpjax.objective.blocks import MomentBlock, SampleMoments
+from blpjax.objective.clusters import Counts, counts_of_kinds
 from blpjax.objective.data import ModelData
 from blpjax.objective.dynamics import MomentTypes
 from blpjax.objective.inference import CovarianceTypes
@@ -31,7 +32,7 @@ class StepOptions:
 
     `parameters` have infinite bounds where the optimisation routine ignores bounds. `differences` is the step of finite
     differences, or None for exact derivatives. `moment_types` are levels unless they say something else. `micro` are
-    lines of tables of micro moments.
+    lines of tables of micro moments, and `micro_sampled` says whether their covariances were given.
     """
 
     parameters: Parameters
@@ -47,6 +48,7 @@ class StepOptions:
     differences: float | None = None
     moment_types: MomentTypes = MomentTypes()
     micro: tuple[MicroLine, ...] = ()
+    micro_sampled: bool = False
 
     @property
     def specification(self) -> Specification:
@@ -76,9 +78,10 @@ def read_step_options(
     W_type: str,
     se_type: str,
     center_moments: bool,
-    n_clusters: int | None,
+    n_clusters: Counts | None,
     moment_types: MomentTypes,
     micro: tuple[MicroLine, ...] = (),
+    micro_sampled: bool = False,
 ) -> StepOptions:
     """Options of `Problem.solve` as all GMM steps use them.
 
@@ -120,6 +123,7 @@ def read_step_options(
         differences=options.finite_differences_epsilon if finite_differences else None,
         moment_types=moment_types,
         micro=micro,
+        micro_sampled=micro_sampled,
     )
 
 
@@ -128,16 +132,17 @@ def usable_parameters(parameters: Parameters, optimization: Optimization) -> Par
     return parameters if optimization.supports_bounds else parameters.unbounded()
 
 
-def read_covariance_types(W_type: str, se_type: str, center_moments: bool, n_clusters: int | None) -> CovarianceTypes:
+def read_covariance_types(
+    W_type: str, se_type: str, center_moments: bool, n_clusters: Counts | None
+) -> CovarianceTypes:
     """How covariances are estimated; `ValueError` for kinds that there are not, and for clusters without IDs."""
     for name, covariances in (("W_type", W_type), ("se_type", se_type)):
         iv.check_kind(covariances, name)
         if covariances == "clustered" and n_clusters is None:
             raise ValueError(f"{name}='clustered' needs a column 'clustering_ids' in product_data.")
-        if covariances == "clustered" and n_clusters == 1:
-            raise ValueError(
-                f"{name}='clustered' needs at least two clusters, but 'clustering_ids' has a single value."
-            )
+        if covariances == "clustered" and n_clusters is not None and 1 in (found := counts_of_kinds(n_clusters)):
+            column = f"clustering_ids{found.index(1)}" if len(found) > 1 else "clustering_ids"
+            raise ValueError(f"{name}='clustered' needs at least two clusters, but '{column}' has a single value.")
     centered = read_flag("center_moments", center_moments)
     return CovarianceTypes(W_type, se_type, centered, 1 if n_clusters is None else n_clusters)
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from blpjax.estimation.options import StepOptions
+from blpjax.objective.clusters import counts_of_kinds
 from blpjax.reporting import report
 
 Array = np.ndarray
@@ -44,7 +45,7 @@ def summarise(
         optimization_iterations=results.cumulative_optimization_iterations,
         fp_iterations=int(results.cumulative_fp_iterations.sum()) if K2 else None,
         contraction_evaluations=int(results.cumulative_contraction_evaluations.sum()) if K2 else None,
-        clusters=types.n_clusters or 0,
+        clusters=counts_of_kinds(types.n_clusters or 0),
         sigma=_coefficients(results.sigma_labels, results.sigma_labels, results.sigma, results.sigma_se, layout.sigma),
         sigma_squared=_coefficients(
             results.sigma_labels, results.sigma_labels, results.sigma_squared, results.sigma_squared_se

@@ -299,6 +299,11 @@ def _indicator_covariances(results: StepEstimates, codes: np.ndarray, G: int) ->
         others = others - others.mean(axis=0)
     if types.se_type == "clustered":
         clusters, size = results.data.clusters
+        if isinstance(size, tuple):
+            raise NotImplementedError(
+                "Fixed effects cannot be projected where standard errors are clustered in several ways. Solve with one "
+                "column of clustering_ids, or with se_type='robust'."
+            )
         sums_by_cluster = csr_matrix((np.ones(N), (clusters, np.arange(N))), (size, N))
         contributions, others = sums_by_cluster @ contributions, sums_by_cluster @ others
     return (contributions.T @ contributions).toarray() / N, contributions.T @ others / N

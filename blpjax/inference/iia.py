@@ -10,6 +10,7 @@ from blpjax.inputs.arguments import check_choice
 from blpjax.inputs.formulation import Formulation
 from blpjax.objective import iv
 from blpjax.objective.build import exogenous_columns
+from blpjax.objective.clusters import Clusters
 from blpjax.objective.problem_data import ProblemData
 from blpjax.objective.projections import orthonormal_basis
 from blpjax.reporting import frames
@@ -96,7 +97,7 @@ def _estimate(
     Z: np.ndarray,
     labels: list[str],
     se_type: str,
-    clusters: tuple[np.ndarray, int] | None,
+    clusters: Clusters | None,
 ) -> IIATest:
     """The test of the last coefficients of a regression by two-stage least squares, those with `labels`."""
     N, K = X.shape
@@ -110,7 +111,10 @@ def _estimate(
     b = step.coefficients(iv.average_moments([Z], [y]))
     ids, count = (None, None) if clusters is None else clusters
     S = iv.moment_covariances([Z], [y - X @ b], kind=se_type, center=False, cluster_ids=ids, n_clusters=count)
-    found = iv.parameter_inference(-iv.cross_moments([Z], [X]), W, S, N=N, se_type=se_type, step=1)
+    crossed = se_type == "clustered" and isinstance(count, tuple)
+    robust = iv.moment_covariances([Z], [y - X @ b], kind="robust", center=False) if crossed else None
+    G = -iv.cross_moments([Z], [X])
+    found = iv.parameter_inference(G, W, S, N=N, se_type=se_type, step=1, robust=robust)
     tested = np.arange(K - len(labels), K)
     wald = iv.wald_test(b[tested], np.eye(K)[tested], found.covariances, N=N)
     table = frames.estimates_frame(labels, b[tested], found.standard_errors[tested])

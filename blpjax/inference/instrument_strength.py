@@ -15,6 +15,7 @@ from blpjax.exceptions import IdentificationError
 from blpjax.inputs.absorb import count_effects
 from blpjax.objective import iv
 from blpjax.objective.build import exogenous_columns
+from blpjax.objective.clusters import Clusters
 from blpjax.objective.projections import orthonormal_basis, residuals_on
 
 #: Columns of Y that are smaller than this, next to what they were before they were residualised, do not vary.
@@ -110,9 +111,7 @@ def instrument_strength(Y: np.ndarray, basis: np.ndarray, partialled: int) -> St
     return Strength(partial, conditional, cragg_donald, (K, left))
 
 
-def effective_f(
-    Y: np.ndarray, basis: np.ndarray, clusters: tuple[np.ndarray, int] | None = None, bias: float = 0.1
-) -> EffectiveF:
+def effective_f(Y: np.ndarray, basis: np.ndarray, clusters: Clusters | None = None, bias: float = 0.1) -> EffectiveF:
     """Effective F statistics of Montiel Olea and Pflueger (2013), ``y'Py / tr((Z'Z)^{-1} S)``.
 
     S is ``sum_i z_i z_i' v_i^2`` with first-stage residuals v, and with `clusters` z_i v_i are added up within them
@@ -123,7 +122,7 @@ def effective_f(
     ----------
     Y : (N, n) endogenous regressors. A column of NaN has statistics of NaN.
     basis : (N, K) orthonormal columns that span the instruments.
-    clusters : numbers of clusters (N,) from zero, and how many there are. Without them errors are heteroscedastic.
+    clusters : of observations; without them errors are heteroscedastic.
     """
     from scipy.stats import ncx2  # a slow import that only this needs
 
@@ -135,6 +134,8 @@ def effective_f(
         v = Y[:, j] - basis @ fitted
         S = len(Y) * iv.moment_covariances([basis], [v], kind=kind, center=False, cluster_ids=ids, n_clusters=count)
         trace, largest, x = np.trace(S), np.linalg.eigvalsh(S)[-1], 1 / bias
+        if trace <= 0:  # with several kinds of clusters
+            continue
         statistic[j] = fitted @ fitted / trace
         degrees = trace**2 * (1 + 2 * x) / (np.sum(S**2) + 2 * x * trace * largest)
         critical[j] = ncx2.ppf(0.95, degrees, x * degrees) / degrees

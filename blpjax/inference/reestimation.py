@@ -8,6 +8,7 @@ tests based on generalized-method-of-moments estimators, Econometrica 64, 891-91
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,11 @@ from blpjax.machine.forks import check_process
 from blpjax.machine.spread import each_lane
 from blpjax.objective import programs
 from blpjax.objective.absorption import Projection, build_projection
+from blpjax.objective.clusters import Counts, counts_of_kinds
 from blpjax.objective.data import ModelData
 from blpjax.objective.dynamics import MovingStep
 from blpjax.objective.equations import Equation
+from blpjax.objective.micro import MicroMoments
 from blpjax.objective.moments import weigh
 from blpjax.objective.problem_data import ProblemData
 from blpjax.values import check_integer, read_flag
@@ -51,20 +54,23 @@ class BootstrapStudy:
     ----------
     options : what decides which programs are compiled.
     lane : the estimation with the full sample, all weights one.
-    units : (N,) unit of each product, counted from zero. count : their number.
+    units : (N,) unit of each product, counted from zero, or (N, kinds) clusters of several kinds.
+    count : their number, or numbers.
     seed : of all draws.
     labels, blocks : names and blocks of the Q parameters.
     absorbed : levels of fixed effects (N, E) of each equation.
+    sampling : (MM, MM) covariances of observed values of micro moments, None without any.
     """
 
     options: BatchOptions
     lane: Lane
     units: np.ndarray
-    count: int
+    count: Counts
     seed: int
     labels: tuple[str, ...]
     blocks: tuple[str, ...]
     absorbed: tuple[np.ndarray, ...]
+    sampling: np.ndarray | None = None
 
     @property
     def unit(self) -> str:
@@ -80,24 +86,43 @@ class BootstrapStudy:
     def fingerprint(self) -> str:
         """Identifies data, estimator, units and seed."""
         text = repr((self.seed, self.count, describe(self.options, self.lane.data), self.labels))
-        return fingerprint_of(text, [self.units, *jax.tree.leaves(self.lane)])
+        sampling = [] if self.sampling is None else [self.sampling]
+        return fingerprint_of(text, [self.units, *jax.tree.leaves(self.lane), *sampling])
 
     def run_batch(self, first: int, size: int) -> pd.DataFrame:
         """Estimates of draws `first`, ..., ``first + size - 1``."""
         draws = jnp.arange(first, first + size)
-        weights = draw_weights(jax.random.key(self.seed), draws, jnp.asarray(self.units), self.count)
-        varying, shared = self._split(weights)
+        key, units, observed = jax.random.key(self.seed), jnp.asarray(self.units), self._draw_observed(draws)
+        if isinstance(self.count, tuple):
+            drawn = draw_crossed(key, draws, units, self.count)
+            varying, shared = self._split(drawn.prod(axis=2), drawn, observed)
+        else:
+            varying, shared = self._split(draw_weights(key, draws, units, self.count), observed=observed)
         identified = _is_identified(self.options, varying, shared)
         found = estimate_batch(self.options, varying, shared, size)
         return self._tabulate(first, found, np.asarray(identified))
 
-    def _split(self, weights: Float[Array, "B N"]) -> tuple[Lane, Lane]:
-        """Lanes with these weights, and X and Z residualised with them."""
+    def _draw_observed(self, draws: Int[Array, " B"]) -> Float[Array, "B MM"] | None:
+        """Values of micro moments: surveys are samples of their own, of which nothing but means is known."""
+        if self.sampling is None:
+            return None
+        known = next(block.observed for block in self.lane.data.more if isinstance(block, MicroMoments))
+        values, vectors = np.linalg.eigh(self.sampling)
+        root = vectors * np.sqrt(values.clip(0.0))
+        return draw_around(jax.random.key(self.seed), draws, known, jnp.asarray(root))
+
+    def _split(
+        self,
+        weights: Float[Array, "B N"],
+        drawn: Float[Array, "B N kinds"] | None = None,
+        observed: Float[Array, "B MM"] | None = None,
+    ) -> tuple[Lane, Lane]:
+        """Lanes with these weights, X and Z residualised with them, and observed values of micro moments."""
         equations = [
             self._absorb(equation, ids, weights) if ids.shape[1] else None
             for equation, ids in zip(self.lane.data.equations, self.absorbed, strict=True)
         ]
-        return split_lanes(_reweight, self.lane, _Sample(weights, equations))
+        return split_lanes(_reweight, self.lane, _Sample(weights, drawn, equations, observed))
 
     def _absorb(self, equation: Equation, ids: np.ndarray, weights: Float[Array, "B N"]) -> "_Absorbed":
         built = [build_projection(ids, row) for row in np.asarray(weights)]
@@ -123,10 +148,16 @@ class _Absorbed(eqx.Module):
 
 
 class _Sample(eqx.Module):
-    """What a sample's own is: weights of products, and equations where fixed effects are absorbed."""
+    """What a sample's own is: weights of products, and equations where fixed effects are absorbed.
+
+    Where clusters of several kinds are drawn, weights are products of how often each kind is `drawn`. `observed` are
+    values of micro moments, None without any.
+    """
 
     weights: Float[Array, "*B N"]
+    drawn: Float[Array, "*B N kinds"] | None
     equations: list[_Absorbed | None]
+    observed: Float[Array, "*B MM"] | None = None
 
 
 def _reweight(lane: Lane, sample: _Sample) -> Lane:
@@ -139,7 +170,12 @@ def _reweight(lane: Lane, sample: _Sample) -> Lane:
             instruments = equation.instruments if own.instruments is None else own.instruments
             equation = dataclasses.replace(equation, X=own.X, Z=own.Z, instruments=instruments, absorb=absorb)
         equations.append(equation)
-    return dataclasses.replace(lane, data=lane.data.at(weights=sample.weights, equations=equations))
+    more = [
+        dataclasses.replace(block, observed=sample.observed) if isinstance(block, MicroMoments) else block
+        for block in lane.data.more
+    ]
+    data = lane.data.at(weights=sample.weights, drawn=sample.drawn, equations=equations, more=more)
+    return dataclasses.replace(lane, data=data)
 
 
 def reestimate(
@@ -151,11 +187,13 @@ def reestimate(
     seed: int,
     recentre: bool,
     costs_bounds: Any,
+    *,
+    micro: Sequence[MicroMoments] = (),
     **running: Any,
 ) -> ReestimationResults:
     """Draw samples and estimate; see `ProblemResults.reestimate`, whose `running` arguments decide where and how."""
     count, recentre = read_draws(draws), read_flag("recentre", recentre)
-    study = build_study(results, step_options, begin, unit, seed, recentre, costs_bounds)
+    study = build_study(results, step_options, begin, unit, seed, recentre, costs_bounds, micro=micro)
     outcome = run_draws(study, results.problem.data, count, **running)
     drawn = _read_unit(results.problem.data, step_options, unit)
     found = ReestimationResults(
@@ -193,8 +231,10 @@ def build_study(
     seed: int,
     recentre: bool,
     costs_bounds: Any,
+    *,
+    micro: Sequence[MicroMoments] = (),
 ) -> BootstrapStudy:
-    """The study of bootstrap samples of some results.
+    """The study of bootstrap samples of some results, with the block of their micro moments.
 
     Raises
     ------
@@ -202,16 +242,17 @@ def build_study(
         See `ProblemResults.reestimate`.
     """
     check_process()
-    refuse_lanes(results, step_options, costs_bounds)
+    refuse_lanes(results, step_options, costs_bounds, sum(block.size for block in micro))
     problem = results.problem.data
     drawn = _read_unit(problem, step_options, unit)
-    units = problem.clusters[0] if drawn == "clusters" else problem.market_index.codes
+    units, count = _kinds_of(problem) if drawn == "clusters" else _markets_of(problem)
     if step_options.moment_types:
         _check_lags(units, problem.product_table.lag_indices)
     bounds = read_costs_bounds(costs_bounds, problem.model_data.supply is not None)
     absorbed = (problem.demand_ids, problem.supply_ids)[: len(problem.model_data.equations)]
     offset = jnp.asarray(results.moments[:, 0]) if recentre else None
     known = problem.moments_of(step_options.moment_types)
+    known = known.at(more=(*known.more, *micro))
     data = _weighted(known, bounds, absorbed, offset)
     given = first_weights(begin, known)
     model = step_options.parameters, step_options.iteration, problem.economy, data
@@ -220,12 +261,26 @@ def build_study(
         options=BatchOptions(step_options.specification, step_options.types, min(results.step, 2)),
         lane=lane,
         units=np.asarray(units),
-        count=int(np.max(units)) + 1,
+        count=count,
         seed=check_integer("seed", seed, minimum=0),
         labels=tuple(results.parameter_labels),
         blocks=tuple(step_options.parameters.parameter_blocks),
         absorbed=absorbed,
+        sampling=np.asarray(results.micro_covariances) if micro else None,
     )
+
+
+@filtered_program(effort=0)
+def draw_around(
+    key: Array, draws: Int[Array, " B"], mean: Float[Array, " MM"], root: Float[Array, "MM MM"]
+) -> Float[Array, "B MM"]:
+    """Normal draws with covariances ``root root'``, by numbers of draws, independent of `draw_weights`."""
+
+    def one(draw: Array) -> Array:
+        own = jax.random.fold_in(jax.random.fold_in(key, draw), 1)
+        return mean + root @ jax.random.normal(own, mean.shape)
+
+    return jax.vmap(one)(draws)
 
 
 @filtered_program(effort=0)
@@ -235,6 +290,27 @@ def draw_weights(key: Array, draws: Int[Array, " B"], units: Int[Array, " N"], c
     def one(draw: Array) -> Array:
         drawn = jax.random.randint(jax.random.fold_in(key, draw), (count,), 0, count)
         return jnp.bincount(drawn, length=count)[units].astype(float)
+
+    return jax.vmap(one)(draws)
+
+
+@filtered_program(effort=0)
+def draw_crossed(
+    key: Array, draws: Int[Array, " B"], units: Int[Array, "N kinds"], counts: tuple[int, ...]
+) -> Float[Array, "B N kinds"]:
+    """How often each product's cluster of each kind is drawn, where kinds are drawn independently of each other.
+
+    A product counts as often as the product of these (the pigeonhole bootstrap of Owen 2007, The Annals of Applied
+    Statistics 1, which Davezies, D'Haultfoeuille and Guyonvarch 2021, The Annals of Statistics 49, show to be valid).
+    """
+
+    def one(draw: Array) -> Array:
+        keys = jax.random.split(jax.random.fold_in(key, draw), len(counts))
+        kinds = [
+            jnp.bincount(jax.random.randint(k, (count,), 0, count), length=count)[units[:, kind]].astype(float)
+            for kind, (k, count) in enumerate(zip(keys, counts, strict=True))
+        ]
+        return jnp.stack(kinds, axis=1)
 
     return jax.vmap(one)(draws)
 
@@ -281,6 +357,19 @@ def _weighted(
     return data.at(costs_bounds=costs_bounds, equations=equations, weights=ones, offset=offset)
 
 
+def _markets_of(problem: ProblemData) -> tuple[np.ndarray, Counts]:
+    """Markets (N,) and their number."""
+    return problem.market_index.codes, int(np.max(problem.market_index.codes)) + 1
+
+
+def _kinds_of(problem: ProblemData) -> tuple[np.ndarray, Counts]:
+    """Clusters (N,) and their number, or with several kinds (N, kinds) and as many numbers."""
+    clusters = problem.clusters
+    if not isinstance(clusters.counts, tuple):
+        return clusters.ids, clusters.counts
+    return clusters.ids[:, : clusters.kinds], counts_of_kinds(clusters.counts)
+
+
 def _read_unit(problem: ProblemData, step_options: StepOptions, unit: str | None) -> str:
     """What is drawn; `ValueError` when that cannot be, or would not be what covariances stand for."""
     clustered = "clustered" in (step_options.types.W_type, step_options.types.se_type)
@@ -288,11 +377,13 @@ def _read_unit(problem: ProblemData, step_options: StepOptions, unit: str | None
     chosen = unit or ("clusters" if clustered else "markets")
     if chosen == "clusters" and problem.product_table.clustering_ids is None:
         raise ValueError("unit='clusters' needs a column 'clustering_ids' in product_data.")
-    if chosen == "clusters" and problem.clusters[1] < 2:
+    if chosen == "clusters" and min(counts_of_kinds(problem.clusters.counts)) < 2:
         raise ValueError("unit='clusters' needs at least two clusters, but 'clustering_ids' has a single value.")
     if chosen == "markets" and clustered:
-        clusters, markets = problem.clusters[0], problem.market_index.codes
-        if len(np.unique(np.column_stack([clusters, markets]), axis=0)) > problem.clusters[1]:
+        units, markets = _kinds_of(problem)[0].reshape(problem.N, -1), problem.market_index.codes
+        for kind, count in zip(units.T, counts_of_kinds(problem.clusters.counts), strict=True):
+            if len(np.unique(np.column_stack([kind, markets]), axis=0)) == count:
+                continue
             raise ValueError(
                 "Errors of different markets are correlated, because there are clusters in several markets, and "
                 "covariances are clustered. Use unit='clusters'."
@@ -315,8 +406,8 @@ def first_weights(begin: FirstStep, data: ModelData) -> np.ndarray | None:
     return None if np.allclose(begin.W, same, rtol=1e-9, atol=0) else begin.W
 
 
-def refuse_lanes(results: Estimates, step_options: StepOptions, costs_bounds: Any) -> None:
-    """Refuse results that lanes of compiled programs cannot estimate again.
+def refuse_lanes(results: Estimates, step_options: StepOptions, costs_bounds: Any, micro: int = 0) -> None:
+    """Refuse results that lanes of compiled programs cannot estimate again, with so many micro moments.
 
     Raises
     ------
@@ -330,10 +421,11 @@ def refuse_lanes(results: Estimates, step_options: StepOptions, costs_bounds: An
             "The markets of the problem are spread over devices, which re-estimation spreads samples over. Solve the "
             "problem without shard()."
         )
-    if results.moments.size != results.problem.data.model_data.size:
+    if results.moments.size != results.problem.data.model_data.size + micro:
+        kinds = "moment_blocks" if micro else "micro_moments or moment_blocks"
         raise NotImplementedError(
-            "Results with micro_moments or moment_blocks cannot be estimated again, because samples of products are no "
-            "samples for them. Solve without them, or use bootstrap, which draws parameters."
+            f"Results with {kinds} cannot be estimated again in this way. Solve without them, or use bootstrap, which "
+            "draws parameters."
         )
     for block in results.problem.data.model_data.more:
         if not block.resampled:

@@ -30,6 +30,9 @@ from blpjax.inputs.integration import Integration
 from blpjax.inputs.spelling import warn_of_misspelt_fields
 from blpjax.inputs.table_format import plain_value, read_table
 
+#: Covariances add up products within clusters of all combinations of kinds: 31 of five.
+MOST_CLUSTERINGS = 5
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProductTable:
@@ -41,7 +44,8 @@ class ProductTable:
     firm_ids : (N,) firm of each product, or None.
     nesting_ids : (N,) group of each product, or None.
     product_ids : (N,) or (N, n) names of products, or None.
-    clustering_ids : (N,) clusters for clustered weighting matrices and standard errors, or None.
+    clustering_ids : (N,) clusters for clustered weighting matrices and standard errors, (N, n) of several kinds, or
+        None.
     lag_indices : (N,) row of each product's lag, its own row in an initial period, or None.
     shares : (N,) shares of market size, each in (0, 1), summing to less than one in every market.
     prices : (N,) prices in data units.
@@ -132,7 +136,12 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
     shares = read_vector(columns, "shares", table, market_ids)
     prices = read_vector(columns, "prices", table, market_ids)
     _check_shares(shares, market_ids, table)
-    clustering_ids = read_ids(columns, "clustering_ids", table, market_ids)
+    clustering_ids = read_id_columns(columns, "clustering_ids", table, market_ids)
+    if clustering_ids is not None and clustering_ids.ndim > 1 and clustering_ids.shape[1] > MOST_CLUSTERINGS:
+        raise DataError(
+            f"{table}: 'clustering_ids' have {clustering_ids.shape[1]} columns, but errors can be correlated within at "
+            f"most {MOST_CLUSTERINGS} kinds of clusters."
+        )
     product_ids = read_id_columns(columns, "product_ids", table, market_ids)
     if product_ids is not None:
         _warn_duplicated_products(product_ids, market_ids, table)

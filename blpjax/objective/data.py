@@ -21,6 +21,7 @@ from blpjax.objective.blocks import (
     Point,
     SampleMoments,
 )
+from blpjax.objective.clusters import Counts
 from blpjax.objective.dynamics import Dynamics
 from blpjax.objective.equations import Equation, Supply
 
@@ -40,7 +41,8 @@ class ModelData(eqx.Module):
     """Data of all moments: the demand equation and, perhaps, a supply side and more blocks of moments.
 
     `more` are blocks beyond those of the two equations, `SampleMoments` last. With `weights` (N,) products count so
-    many times in all moments and their covariances, as in a bootstrap sample. `offset` (M,) is subtracted from averaged
+    many times in all moments and their covariances, as in a bootstrap sample; where clusters of several kinds were
+    drawn, `drawn` (N, kinds) say how often each of a product's clusters was. `offset` (M,) is subtracted from averaged
     moments: what they are in the population that a sample is drawn from. `dynamics` say which moments are of
     innovations instead of structural errors; None where all are levels.
     """
@@ -51,6 +53,7 @@ class ModelData(eqx.Module):
     weights: Float[Any, " N"] | None = None
     offset: Float[Any, " M"] | None = None
     dynamics: Dynamics | None = None
+    drawn: Float[Any, "N kinds"] | None = None
 
     @property
     def count(self) -> ArrayLike:
@@ -143,8 +146,8 @@ class ModelData(eqx.Module):
         *,
         kind: str,
         center: bool,
-        cluster_ids: Int[Any, " N"] | None,
-        n_clusters: int | None,
+        cluster_ids: Int[Any, "N *G"] | None,
+        n_clusters: Counts | None,
     ) -> Float[Any, "M M"]:
         """Covariances S (M, M) of moments times sqrt(N). Arguments are those of `iv.moment_covariances`."""
         size = sum(block.size for block in self.product_blocks)
@@ -156,6 +159,7 @@ class ModelData(eqx.Module):
             cluster_ids=cluster_ids,
             n_clusters=n_clusters,
             weights=self.weights,
+            drawn=self.drawn,
             mean=None if self.offset is None else self.offset[:size],
         )
         return iv.block_diagonal([S, *(self.count * sample for sample in uncertainty.samples)])
@@ -166,6 +170,7 @@ class ModelData(eqx.Module):
         *,
         instruments: Sequence[Array | None] = (),
         weights: Array | None = None,
+        drawn: Array | None = None,
         offset: Array | None = None,
         costs_bounds: Any = None,
         covariance_mean: float | None = None,
@@ -178,7 +183,11 @@ class ModelData(eqx.Module):
         ----------
         characteristics : formulas with other variables, such as prices and shares. Fixed effects are not absorbed.
         instruments : instruments (N, M) of each equation, None for those that stay.
+        <<<<<<< HEAD
+        weights, drawn, offset, costs_bounds, covariance_mean, equations : in place of those that there are.
+        =======
         weights, offset, costs_bounds, covariance_mean, equations, more : in place of those that there are.
+        >>>>>>> main
         """
         found = list(self.equations if equations is None else equations)
         supply = self.supply
@@ -203,6 +212,7 @@ class ModelData(eqx.Module):
             dataclasses.replace(self, supply=supply)._with_equations(found),
             more=blocks,
             weights=self.weights if weights is None else weights,
+            drawn=self.drawn if drawn is None else drawn,
             offset=self.offset if offset is None else offset,
         )
 

@@ -6,15 +6,16 @@ import equinox as eqx
 from jaxtyping import Float, Int
 
 from blpjax.objective import iv
+from blpjax.objective.clusters import Counts
 
 
 class CovarianceTypes(NamedTuple):
-    """How covariances of moments are estimated (static)."""
+    """How covariances of moments are estimated (static). Clusters of several kinds have a tuple of numbers."""
 
     W_type: str = "robust"
     se_type: str = "robust"
     center_moments: bool = True
-    n_clusters: int | None = None
+    n_clusters: Counts | None = None
 
 
 class StepSummary(eqx.Module):

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from blpjax.kernels.arrays import namespace, on_host
+from blpjax.objective.clusters import Counts, clustered_products, crossed_products
 
 _KINDS = ("robust", "clustered", "unadjusted")
 
@@ -151,6 +152,19 @@ def updated_weights(S: Float[Any, "M M"]) -> Float[Any, "M M"]:
     return (W + W.T) / 2
 
 
+def positive_part(S: Float[Any, "M M"], scale: Float[Any, " M"]) -> Float[Any, "M M"]:
+    """S with zeros in place of negative eigenvalues, those of S in units in which all of `scale` (M,) are one.
+
+    Covariances that are clustered by several kinds of clusters may have some (Cameron, Gelbach and Miller 2011).
+    """
+    xp = namespace(S, scale)
+    units = xp.sqrt(xp.where(scale > 0, scale, 1.0))
+    eigenvalues, vectors = _decompose(xp.linalg.eigh, S / units[:, None] / units[None, :])
+    clipped = (vectors * xp.where(eigenvalues < 0, 0.0, eigenvalues)[None, :]) @ vectors.T
+    # nothing changes where there is nothing to clip
+    return xp.where((eigenvalues < 0).any(), clipped * units[:, None] * units[None, :], S)
+
+
 def numerical_rank(S: Float[Any, "M M"]) -> Int[Any, ""]:
     """Rank of a positive semidefinite matrix scaled to a unit diagonal.
 
@@ -171,9 +185,10 @@ def moment_covariances(
     *,
     kind: str,
     center: bool = True,
-    cluster_ids: Int[Any, " N"] | None = None,
-    n_clusters: int | None = None,
+    cluster_ids: Int[Any, "N *G"] | None = None,
+    n_clusters: Counts | None = None,
     weights: Float[Any, " N"] | None = None,
+    drawn: Float[Any, "N kinds"] | None = None,
     mean: Float[Any, " M"] | None = None,
 ) -> Float[Any, "M M"]:
     """Covariances S of the moments, jointly over equations, without small-sample factors. Equations (3.25)-(3.28).
@@ -186,9 +201,11 @@ def moment_covariances(
         and divided by N).
     center : whether to subtract each moment's mean, before contributions are summed over clusters. No effect on
         'unadjusted'.
-    cluster_ids : (N,) integers from 0 to n_clusters - 1, for 'clustered'. Any other ID makes the result NaN.
-    n_clusters : number of clusters; by default N, which is always enough and costs memory only.
+    cluster_ids : (N,) integers from 0 to n_clusters - 1, for 'clustered'. Any other ID makes the result NaN. With
+        several kinds of clusters (N, G) of them, see `blpjax.objective.clusters`. S may then have negative eigenvalues.
+    n_clusters : number of clusters, or G of them; for one kind by default N, which is always enough and costs memory.
     weights : how often each observation counts. Those of a cluster must be equal: a cluster that counts twice is two.
+    drawn : how often each observation's cluster of each kind counts, where `weights` are the products of these.
     mean : (M,) what is subtracted from contributions if they are not centred, by default nothing.
 
     Raises
@@ -215,7 +232,7 @@ def moment_covariances(
         return _mean_product(g, g, weights)
     if cluster_ids is None:
         raise ValueError("Clustered covariances need cluster_ids: an integer for the cluster of each observation.")
-    return _clustered(g, cluster_ids, N if n_clusters is None else n_clusters, weights)
+    return _clustered(g, cluster_ids, N if n_clusters is None else n_clusters, weights, drawn)
 
 
 def parameter_inference(
@@ -226,6 +243,7 @@ def parameter_inference(
     N: ArrayLike,
     se_type: str,
     step: int,
+    robust: Float[Any, "M M"] | None = None,
 ) -> Inference:
     """Covariances, standard errors and sensitivities of the estimates. Equations (3.30) and (3.31).
 
@@ -240,6 +258,8 @@ def parameter_inference(
     N : number of observations.
     se_type : 'robust', 'clustered' or 'unadjusted'.
     step : 1 for one-step GMM or the first step, 2 for the second.
+    robust : where S may have negative eigenvalues, robust covariances of the moments, which have none. Negative
+        eigenvalues of covariances of parameters, in the units that these give, are then set to zero.
 
     Raises
     ------
@@ -258,6 +278,8 @@ def parameter_inference(
     coefficient_map = inverse @ L.T
     covariances = inverse @ inverse.T if unadjusted else coefficient_map @ S @ coefficient_map.T
     covariances = (covariances + covariances.T) / 2
+    if robust is not None:
+        covariances = positive_part(covariances, xp.diagonal(coefficient_map @ robust @ coefficient_map.T))
     return Inference(covariances, standard_errors(covariances, N), -coefficient_map, rank)
 
 
@@ -372,31 +394,16 @@ def _mean(values: Float[Any, "N *R"], weights: Float[Any, " N"] | None) -> Float
 
 
 def _clustered(
-    g: Float[Any, "N M"], cluster_ids: Int[Any, " N"], n_clusters: int, weights: Float[Any, " N"] | None
+    g: Float[Any, "N M"],
+    ids: Int[Any, "N *G"],
+    counts: Counts,
+    weights: Float[Any, " N"] | None,
+    drawn: Float[Any, "N kinds"] | None,
 ) -> Float[Any, "M M"]:
-    if on_host(g):
-        return _clustered_on_host(g, np.asarray(cluster_ids), n_clusters, weights)
-    sums = jax.ops.segment_sum(g, cluster_ids, num_segments=n_clusters)
-    # segment_sum drops observations whose ID is out of range. NaN, rather than covariances without them.
-    valid = jnp.all((cluster_ids >= 0) & (cluster_ids < n_clusters))
-    if weights is None:
-        return jnp.where(valid, sums.T @ sums / g.shape[0], jnp.nan)
-    drawn = jnp.maximum(jax.ops.segment_max(weights, cluster_ids, num_segments=n_clusters), 0.0)
-    return jnp.where(valid, (sums * drawn[:, None]).T @ sums / weights.sum(), jnp.nan)
-
-
-def _clustered_on_host(
-    g: np.ndarray, cluster_ids: np.ndarray, n_clusters: int, weights: np.ndarray | None
-) -> np.ndarray:
-    """The same with NumPy."""
-    if ((cluster_ids < 0) | (cluster_ids >= n_clusters)).any():
-        return np.full((g.shape[1], g.shape[1]), np.nan)
-    sums = np.stack([np.bincount(cluster_ids, column, n_clusters) for column in g.T], axis=1)
-    if weights is None:
-        return sums.T @ sums / g.shape[0]
-    drawn = np.zeros(n_clusters)
-    np.maximum.at(drawn, cluster_ids, weights)
-    return (sums * drawn[:, None]).T @ sums / weights.sum()
+    """Covariances of contributions that are correlated within clusters of one or several kinds."""
+    if not isinstance(counts, tuple):
+        return clustered_products(g, ids, counts, weights) / _count(g, weights)
+    return crossed_products(g, ids, counts, weights, drawn) / _count(g, weights)
 
 
 def block_diagonal(blocks: Sequence[Any]) -> Any:

@@ -273,7 +273,7 @@ class GMM(eqx.Module):
         b = self._linear_moments(self.model.dependent(coefficients, delta, tilde_costs), coefficients)
         return self._fill(coefficients, self._step_at(coefficients).coefficients(b))
 
-    def finish(self, ending: Ending, types: CovarianceTypes, step: int, cluster_ids: Int[Array, " N"]) -> StepSummary:
+    def finish(self, ending: Ending, types: CovarianceTypes, step: int, cluster_ids: Int[Array, "N *G"]) -> StepSummary:
         """Moments, their Jacobian and covariances, and inference about all parameters at the end of a GMM step."""
         return summarise(self.data, self.weighting.W, self.sensitivity(ending), types, step, cluster_ids)
 
@@ -356,7 +356,7 @@ def summarise(
     found: Sensitivity,
     types: CovarianceTypes,
     step: int,
-    cluster_ids: Int[Any, " N"],
+    cluster_ids: Int[Any, "N *G"],
     simulation_covariances: Float[Any, "M M"] | None = None,
 ) -> StepSummary:
     """Covariances of moments and inference about all parameters: with NumPy alone where all arrays are NumPy's.
@@ -376,13 +376,26 @@ def summarise(
 
     S = covariances(types.se_type)
     S_for_W = S if types.W_type == types.se_type else covariances(types.W_type)
+    robust = None
+    if isinstance(types.n_clusters, tuple) and "clustered" in (types.se_type, types.W_type):
+        robust = covariances("robust")
+        if types.W_type == "clustered":
+            S_for_W = iv.positive_part(S_for_W, namespace(robust).diagonal(robust))
     return StepSummary(
         parameters=found.parameters,
         moments=found.moments,
         moments_jacobian=found.jacobian,
         moments_covariances=S,
         updated_W=iv.updated_weights(S_for_W),
-        inference=iv.parameter_inference(found.jacobian, W, S, N=data.count, se_type=types.se_type, step=step),
+        inference=iv.parameter_inference(
+            found.jacobian,
+            W,
+            S,
+            N=data.count,
+            se_type=types.se_type,
+            step=step,
+            robust=robust if types.se_type == "clustered" else None,
+        ),
         covariances_rank=iv.numerical_rank(S_for_W),
         simulation_covariances=simulation_covariances,
     )

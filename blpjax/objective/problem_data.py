@@ -27,6 +27,7 @@ from blpjax.machine.placement import Placement
 from blpjax.model.formulated import Formulated, build_matrices, formulate, read_costs_type
 from blpjax.model.parameters import ParameterLayout
 from blpjax.objective.build import Designs, Equations, build_equations
+from blpjax.objective.clusters import Clusters, number_clusters
 from blpjax.objective.data import ModelData, place_data
 from blpjax.objective.dynamics import MomentTypes, build_dynamics, read_moment_types
 from blpjax.reporting import report
@@ -250,13 +251,10 @@ class ProblemData(Shown, Formulated):
         return None if self.integration is None else AgentNodes(table.market_ids, table.nodes, table.weights)
 
     @cached_property
-    def clusters(self) -> tuple[np.ndarray, int]:
-        """Clusters of products (N,), counted from zero, and their number; one without clustering IDs."""
+    def clusters(self) -> Clusters:
+        """Clusters of products, of one or several kinds; one of all products without clustering IDs."""
         ids = self.product_table.clustering_ids
-        if ids is None:
-            return np.zeros(self.N, int), 1
-        unique, codes = np.unique(ids.reshape(-1), return_inverse=True)
-        return codes, unique.size
+        return Clusters(np.zeros(self.N, int), 1) if ids is None else number_clusters(ids)
 
     @property
     def MD(self) -> int:

@@ -165,7 +165,7 @@ def conclude(
     types: CovarianceTypes,
     *,
     step: int,
-    cluster_ids: Int[Array | np.ndarray, " N"],
+    cluster_ids: Int[Array | np.ndarray, "N *G"],
     curvature: bool,
     progress: bool = False,
     simulate: Simulate | None = None,
@@ -176,7 +176,7 @@ def conclude(
     ----------
     residualize : what absorbs fixed effects from each equation.
     step : 1 for formulas of a first step.
-    cluster_ids : (N,) clusters, counted from zero.
+    cluster_ids : (N,) or (N, G) clusters, see `blpjax.objective.clusters.Clusters`.
     curvature : whether the Hessian is computed; `progress` shows a bar for it.
     simulate : simulation error, None for none.
     """

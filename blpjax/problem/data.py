@@ -19,6 +19,7 @@ from blpjax.machine.placement import build_placement
 from blpjax.model.formulated import Formulations
 from blpjax.model.parameters import Parameters, Transformation, UtilityForm
 from blpjax.model.starting_values import build_parameters, check_price_coefficients
+from blpjax.objective.clusters import Clusters
 from blpjax.objective.data import ModelData
 from blpjax.objective.problem_data import ProblemData, Tolerances, build_problem_data
 from blpjax.problem.state import problem_state, read_problem
@@ -82,7 +83,7 @@ class DataHolder(Shown):
     ownership: Ownership | None = _shared("ownership")
     demand_ids: np.ndarray = _shared("demand_ids")
     supply_ids: np.ndarray = _shared("supply_ids")
-    clusters: tuple[np.ndarray, int] = _shared("clusters")
+    clusters: Clusters = _shared("clusters")
     model_data: ModelData = _shared("model_data")
     instrument_labels: list[str] = _shared("instrument_labels")
     instrument_rank: int = _shared("instrument_rank")

@@ -60,9 +60,10 @@ class Problem(DataHolder, Picklable):
         N rows. Required: `market_ids`, `shares` (in (0, 1), summing to less than one in every market) and `prices`.
         With X3 also `firm_ids`, or `ownership` matrices stacked by market (`build_ownership`), which come first.
         Optional: `demand_instruments0`, `demand_instruments1`, ... or a matrix `demand_instruments`, and likewise
-        `supply_instruments` and `covariance_instruments` for X3, `product_ids`, `clustering_ids`, `nesting_ids` for
-        the nested logit and RCNL, `lag_indices`, the row of each product's lag (counted from zero in the order of the
-        table; the row itself for an initial period), and whatever the formulas name.
+        `supply_instruments` and `covariance_instruments` for X3, `product_ids`, `clustering_ids` (for errors that are
+        correlated within clusters of several kinds, such as markets and brands, `clustering_ids0`, `clustering_ids1`
+        and so on), `nesting_ids` for the nested logit and RCNL, `lag_indices`, the row of each product's lag (counted
+        from zero in the order of the table; the row itself for an initial period), and whatever the formulas name.
     agent_formulation : Formulation, optional
         Demographics d.
     agent_data : DataFrame, dict of arrays, or structured array, optional
@@ -234,7 +235,9 @@ class Problem(DataHolder, Picklable):
             adds to it. Results have it as `simulation_covariances`.) The callable is called anew in each GMM step.
         center_moments, W_type, se_type
             Whether moments are centred, and the type of W and of standard errors: ``'robust'``, ``'clustered'`` or
-            ``'unadjusted'``.
+            ``'unadjusted'``. With clusters of several kinds, contributions that share a cluster of any kind are
+            correlated (Cameron, Gelbach and Miller 2011). Negative eigenvalues, which there may be with few clusters,
+            are set to zero in covariances of parameters and before W is updated, with a warning.
         demand_moment_types, supply_moment_types : str or list of pairs, optional
             What instruments are orthogonal to: ``'levels'`` of xi or omega, ``'innovations'``, which are what their
             lags do not explain by `phi`, or ``'differenced_innovations'``, innovations less their lags (Arellano and
@@ -257,7 +260,8 @@ class Problem(DataHolder, Picklable):
             the given value, and zeros of given matrices stay zero. With the default optimiser and its default options,
             or ``'optax-l-bfgs'``, starts are tried at the same time, and otherwise one after the other. The best one
             has the smallest objective of those where optimisation converged and second-order conditions hold. W is that
-            before any initial update. Results have a table of `starts`.
+            before any initial update; but with micro moments, or `SampleMoments`, and without W, that after the update
+            at the given values. Results have a table of `starts`.
         moment_blocks : sequence of MomentBlock, optional
             Moments of one's own, beside those of the instruments: see `blpjax.MomentBlock` for averages over products
             and `blpjax.SampleMoments` for what comes from another sample. They stand last in `moments`, `W` and so on.
@@ -310,6 +314,7 @@ class Problem(DataHolder, Picklable):
         step_options = estimation_options.read_step_options(
             parameters=parameters,
             micro=micro.lines,
+            micro_sampled=micro.size > 0 and micro_sample_covariances is not None,
             costs_bounded=bool(np.isfinite(bounds_on_costs).any()),
             optimization=optimization,
             iteration=arguments.read_inversion(iteration, fp_type, shares_bounds),
@@ -337,14 +342,16 @@ class Problem(DataHolder, Picklable):
         self._check_dynamics(step_options, context)
         theta = step_options.parameters.theta
         table = None
-        if starts is not None:
-            from blpjax.estimation.starts import try_starts  # it needs what runs many lanes
-
-            trials = try_starts(starts, step_options, context, start_delta)
-            table = trials.table
-            theta = theta if trials.theta is None else trials.theta
+        # where some moments have no weights yet, they get those of the given values first
+        before = 1 if W is None and data.needs_update else steps[0][0]
         results: ProblemResults | None = None
         for step, kind in steps:
+            if starts is not None and step == before:
+                from blpjax.estimation.starts import try_starts  # it needs what runs many lanes
+
+                trials = try_starts(starts, step_options, context, start_delta)
+                table = trials.table
+                theta = theta if trials.theta is None else trials.theta
             began = time.perf_counter()
             current = step_options
             if kind == "return":

@@ -183,7 +183,7 @@ def read_step(state: State, form: UtilityForm) -> Step:
                 "parameters": usable_parameters(_read_parameters(options["parameters"], form), optimization),
                 "optimization": optimization,
                 "iteration": _read_iteration(options["iteration"]),
-                "types": CovarianceTypes(**options["types"]),
+                "types": _read_types(options["types"]),
                 "moment_types": MomentTypes(**_tuple_fields(options.get("moment_types", {}))),
                 "micro": tuple(MicroLine(**line) for line in options.get("micro", ())),
             }
@@ -203,6 +203,11 @@ def _tree(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_tree(item) for item in value]
     return np.asarray(value) if isinstance(value, jax.Array) else value
+
+
+def _read_types(state: State) -> CovarianceTypes:
+    types = CovarianceTypes(**state)
+    return types._replace(n_clusters=tuple(types.n_clusters)) if isinstance(types.n_clusters, list) else types
 
 
 def _read_result(state: State) -> StepResult:

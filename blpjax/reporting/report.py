@@ -70,7 +70,7 @@ class ResultsSummary:
     converged : whether the optimisation converged; None when there was nothing to optimise.
     optimization_iterations : of the optimisation; shown unless `converged` is None.
     fp_iterations, contraction_evaluations : summed over markets; None leaves them out (closed-form logit).
-    clusters : number of clusters for clustered standard errors.
+    clusters : numbers of clusters of each kind for clustered standard errors.
     sigma : (K2, K2), or None. Its upper triangle is not shown.
     sigma_squared : (K2, K2), or None. Shown when sigma has free or nonzero elements below its diagonal.
     pi : (K2, D), or None.
@@ -96,7 +96,7 @@ class ResultsSummary:
     optimization_iterations: Integer = 0
     fp_iterations: Integer | None = None
     contraction_evaluations: Integer | None = None
-    clusters: Integer = 0
+    clusters: tuple[int, ...] = (0,)
     sigma: Coefficients | None = None
     sigma_squared: Coefficients | None = None
     pi: Coefficients | None = None
@@ -295,7 +295,7 @@ def summarise_results(summary: ResultsSummary) -> list[Part]:
     parts: list[Part] = [*describe_failure(summary), describe_step(summary), describe_effort(summary)]
     errors = {"unadjusted": "Unadjusted SEs", "likelihood": "Likelihood SEs"}.get(summary.se_type, "Robust SEs")
     if summary.se_type == "clustered":
-        errors += f" Adjusted for {summary.clusters} Clusters"
+        errors += f" Adjusted for {' and '.join(map(str, summary.clusters))} Clusters"
     if summary.sigma is not None or summary.pi is not None:
         parts.append(_describe_nonlinear(summary, f"Nonlinear Coefficient Estimates ({errors} in Parentheses)"))
     if summary.phi is not None:

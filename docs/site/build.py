@@ -141,7 +141,7 @@ def write_reference() -> None:
         lines += [f"## {title}", "", "```{toctree}", ":hidden:", "", *names, "```", "", "| name | |", "|---|---|"]
         for name in names:
             lines.append(f"| [`{name}`]({name}.rst) | {summary(name)} |")
-            (folder / f"{name}.rst").write_text(reference_page(name, examples[name]), encoding="utf-8")
+            (folder / f"{name}.rst").write_text(reference_page(name, examples.get(name, "")), encoding="utf-8")
         lines.append("")
     lines += ["## Modules", "", "```{toctree}", *docstrings.MODULES, "```", ""]
     for title, modules in docstrings.MODULES.items():
@@ -170,6 +170,8 @@ def reference_page(name: str, example: str) -> str:
         body = f".. autofunction:: blpjax.{name}\n"
     title = name.replace("_", r"\_")
     shown = "\n".join(f"   {line}".rstrip() for line in example.rstrip().split("\n"))
+    if not example:
+        return f"{title}\n{'=' * len(title)}\n\n{body}"
     note = "Names that are not defined here are those of the :doc:`first example </docs/examples>`."
     return (
         f"{title}\n{'=' * len(title)}\n\n{body}\n.. rubric:: Example\n\n.. code-block:: python\n\n{shown}\n\n{note}\n"

@@ -28,6 +28,11 @@ GROUPS = {
         + ["FixedEffectProjection", "load"]
     ),
     "Counterfactuals": ["Counterfactual", "Taxes", "compare"],
+    "Conduct": (
+        ["Conduct", "Bertrand", "Cournot", "Mixed", "Monopoly", "PerfectCompetition", "Stackelberg", "TwoTier"]
+        + ["ResalePriceMaintenance", "Bargaining", "RuleOfThumb", "ConstantMarkup", "conduct", "conditions"]
+        + ["PricedMarket"]
+    ),
     "Micro data": ["MicroDataset", "MicroPart", "MicroMoment", "micro_moments", "SurveyMoments", "MicroLikelihood"],
     "Simulation and studies": (
         ["Simulation", "SimulationResults", "MonteCarlo", "MonteCarloResults", "OptimalInstruments"]
@@ -35,6 +40,10 @@ GROUPS = {
     "For users of R": ["problem_from_formula", "estimation_summary"],
     "Settings, files and errors": ["options", "exceptions", "save_pickle", "read_pickle", "parallel", "__version__"],
 }
+#: Names that are in no group come last, in one of their own.
+if _others := sorted({*blpjax.__all__} - {name for names in GROUPS.values() for name in names}):
+    GROUPS["Other names"] = _others
+
 #: Pages of what is no name of `blpjax`: titles, and modules whose public members they have.
 MODULES = {
     "plots": ["blpjax.plots"],

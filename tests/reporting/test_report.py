@@ -155,7 +155,7 @@ def summary_of(results: Any, arguments: Mapping[str, Any], reduced: bool, optimi
         optimization_iterations=results.cumulative_optimization_iterations,
         fp_iterations=results.cumulative_fp_iterations.sum() if has_X2 else None,
         contraction_evaluations=results.cumulative_contraction_evaluations.sum() if has_X2 else None,
-        clusters=len(results.problem.unique_product_ids),
+        clusters=(len(results.problem.unique_product_ids),),
         sigma=Coefficients(estimates=results.sigma, standard_errors=results.sigma_se, **X2) if has_X2 else None,
         sigma_squared=squared if has_X2 else None,
         pi=pi,
