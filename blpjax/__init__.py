@@ -44,6 +44,22 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.inputs.micro import MicroDataset, MicroMoment, MicroPart
     from blpjax.inputs.taxes import Taxes
     from blpjax.iteration import Iteration
+    from blpjax.kernels.conduct import (
+        Bargaining,
+        Bertrand,
+        Conduct,
+        ConstantMarkup,
+        Cournot,
+        Mixed,
+        Monopoly,
+        PerfectCompetition,
+        ResalePriceMaintenance,
+        RuleOfThumb,
+        Stackelberg,
+        TwoTier,
+    )
+    from blpjax.kernels.own_conduct import conditions, conduct
+    from blpjax.kernels.priced_market import PricedMarket
     from blpjax.machine.parallel import parallel
     from blpjax.machine.pickling import read_pickle, save_pickle
     from blpjax.model.parameters import Transformation
@@ -53,7 +69,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
     from blpjax.objective.survey_moments import SurveyMoments, micro_moments
     from blpjax.optimize.optimize import Optimization
     from blpjax.outputs.comparison import compare
-    from blpjax.outputs.counterfactual import Counterfactual
+    from blpjax.outputs.outcome import Counterfactual
     from blpjax.problem.likelihood import LikelihoodResults
     from blpjax.problem.load import load
     from blpjax.problem.problem import ImportanceSamplingProblem, OptimalInstrumentProblem, Problem
@@ -70,8 +86,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Agents",
+    "Bargaining",
+    "Bertrand",
     "BootstrappedResults",
+    "Conduct",
+    "ConstantMarkup",
     "Counterfactual",
+    "Cournot",
     "DeltaMethodResults",
     "EstimatesTable",
     "FixedEffectProjection",
@@ -86,8 +107,10 @@ __all__ = [
     "MicroLikelihood",
     "MicroMoment",
     "MicroPart",
+    "Mixed",
     "ModelFunctions",
     "MomentBlock",
+    "Monopoly",
     "MonteCarlo",
     "MonteCarloResults",
     "OptimalInstrumentProblem",
@@ -95,18 +118,24 @@ __all__ = [
     "OptimalInstruments",
     "Optimization",
     "OptimizationProgress",
+    "PerfectCompetition",
     "Point",
+    "PricedMarket",
     "Problem",
     "ProblemResults",
     "Products",
     "ReestimationResults",
+    "ResalePriceMaintenance",
+    "RuleOfThumb",
     "SampleMoments",
     "Simulation",
     "SimulationResults",
+    "Stackelberg",
     "Starts",
     "SurveyMoments",
     "Taxes",
     "Transformation",
+    "TwoTier",
     "__version__",
     "build_agent_product_data",
     "build_blp_instruments",
@@ -117,6 +146,8 @@ __all__ = [
     "build_ownership",
     "compare",
     "compare_estimates",
+    "conditions",
+    "conduct",
     "data",
     "data_to_dict",
     "estimation_summary",
@@ -152,6 +183,22 @@ _HOMES = {
     "blpjax.inputs.micro": ("MicroDataset", "MicroMoment", "MicroPart"),
     "blpjax.inputs.taxes": ("Taxes",),
     "blpjax.iteration": ("Iteration",),
+    "blpjax.kernels.conduct": (
+        "Bargaining",
+        "Bertrand",
+        "Conduct",
+        "ConstantMarkup",
+        "Cournot",
+        "Mixed",
+        "Monopoly",
+        "PerfectCompetition",
+        "ResalePriceMaintenance",
+        "RuleOfThumb",
+        "Stackelberg",
+        "TwoTier",
+    ),
+    "blpjax.kernels.own_conduct": ("conditions", "conduct"),
+    "blpjax.kernels.priced_market": ("PricedMarket",),
     "blpjax.machine.parallel": ("parallel",),
     "blpjax.machine.pickling": ("read_pickle", "save_pickle"),
     "blpjax.model.parameters": ("Transformation",),
@@ -161,7 +208,7 @@ _HOMES = {
     "blpjax.objective.survey_moments": ("SurveyMoments", "micro_moments"),
     "blpjax.optimize.optimize": ("Optimization",),
     "blpjax.outputs.comparison": ("compare",),
-    "blpjax.outputs.counterfactual": ("Counterfactual",),
+    "blpjax.outputs.outcome": ("Counterfactual",),
     "blpjax.problem.likelihood": ("LikelihoodResults",),
     "blpjax.problem.load": ("load",),
     "blpjax.problem.problem": ("ImportanceSamplingProblem", "OptimalInstrumentProblem", "Problem"),

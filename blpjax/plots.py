@@ -15,7 +15,7 @@ import pandas as pd
 from blpjax.inputs.arguments import check_choice
 from blpjax.model.scenario import State
 from blpjax.objective.functions import ModelFunctions
-from blpjax.outputs.counterfactual import Counterfactual
+from blpjax.outputs.outcome import Counterfactual
 from blpjax.outputs.outputs import Outputs
 from blpjax.problem.problem import Problem
 from blpjax.problem.results import ProblemResults
@@ -110,7 +110,7 @@ def plot_price_changes(
 ) -> Axes:
     """Changes of prices in per cent, a box for each firm: median, quartiles, and whiskers from 5% to 95%.
 
-    Counterfactuals with standard errors have the mean change of each firm instead, with its 95% interval.
+    Counterfactuals with standard errors or draws have the mean change of each firm instead, with its 95% interval.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def plot_welfare(
 
     Parameters
     ----------
-    outcome : a counterfactual, or several by name, side by side. Those with standard errors have 95% intervals.
+    outcome : a counterfactual, or several by name, side by side. Standard errors or draws add 95% intervals.
     weights : (T,) of markets, as in `Counterfactual.summary`: without them, means over markets are shown.
     ax : where to draw.
 
@@ -190,6 +190,8 @@ def plot_welfare(
         table = one.summary(weights).loc[names]
         places = np.arange(len(names)) + width * (k - (len(outcomes) - 1) / 2)
         errors = 1.96 * table["change_se"] if "change_se" in table else None
+        if one.draws is not None:
+            errors = np.abs(table[["change_lower", "change_upper"]].T - table["change"]).to_numpy()
         color = "lightsteelblue" if len(outcomes) == 1 else f"C{k}"
         ax.bar(places, table["change"], width, yerr=errors, capsize=3, color=color, label=label)
     ax.axhline(0, color="black", linewidth=0.8)
@@ -432,10 +434,16 @@ def _draw_means(outcome: Counterfactual, groups: Mapping[Any, np.ndarray], marke
     def means(before: State, after: State) -> Any:
         return {k: 100 * jnp.mean(after.prices[r] / before.prices[r] - 1) for k, r in enumerate(groups.values())}
 
-    found = outcome.delta_method(means)
+    if outcome.draws is None:
+        found = outcome.delta_method(means)
+        centres, limits = found.value, {k: (found.lower[k], found.upper[k]) for k in found.value}
+    else:
+        drawn = outcome.over_draws(means)
+        centres = {k: np.asarray(value) for k, value in means(outcome.before, outcome.after).items()}
+        limits = {k: np.nanquantile(values, [0.025, 0.975]) for k, values in drawn.items()}
     for k, key in enumerate(groups):
-        color = "tab:orange" if key in marked else "tab:blue"
-        ax.errorbar(float(found.value[k]), k + 1, xerr=1.96 * float(found.standard_errors[k]), fmt="o", color=color)
+        color, lengths = "tab:orange" if key in marked else "tab:blue", np.abs(np.asarray(limits[k]) - centres[k])
+        ax.errorbar(float(centres[k]), k + 1, xerr=lengths[:, None], fmt="o", color=color)
 
 
 def _draw_matrix(market: _Market, matrix: Any, scales: tuple[str, str], annotate: bool | None, ax: Axes | None) -> Axes:

@@ -30,22 +30,23 @@ from blpjax.model.elsewhere import (
 )
 from blpjax.model.model import Model
 from blpjax.model.parameters import BLOCKS, Coefficients, all_coefficients
+from blpjax.outputs.counterfactual import CounterfactualMethods
 from blpjax.outputs.labels import OutputTables
-from blpjax.outputs.outputs import Outputs
+from blpjax.outputs.outcome import OutcomeSource
 from blpjax.outputs.query import Given, Output, read_iteration
 from blpjax.reporting import report
 from blpjax.reporting.tables import Part, one_row_table
 from blpjax.values import read_flag, read_seed
 
 
-class BootstrappedResults(Outputs, Picklable):
+class BootstrappedResults(CounterfactualMethods, Picklable):
     """Results at parameters drawn from their asymptotic distribution, with xi and omega as estimated.
 
     Or at parameters that were estimated again, see `ReestimationResults.to_bootstrapped`.
 
     Has the compute methods of `ProblemResults`. What they return has a first axis of draws; arrays that they are given
     (but not firm IDs) may have one, too. Where an equilibrium was not found, prices, shares and delta are NaN, and
-    what is computed from them.
+    what is computed from them. Outcomes of `counterfactual` are those at the estimates, with intervals over draws.
 
     Attributes
     ----------
@@ -113,6 +114,12 @@ class BootstrappedResults(Outputs, Picklable):
     def model(self) -> Model:
         """There is none: `model_of` has that of one draw."""
         raise NotImplementedError("Bootstrapped results have a model for each draw. Use model_of(draw).")
+
+    @property
+    def centre(self) -> OutcomeSource:
+        """Results at the estimates."""
+        assert isinstance(self.problem_results, OutcomeSource)
+        return self.problem_results
 
     @property
     def output_tables(self) -> OutputTables:

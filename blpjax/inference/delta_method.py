@@ -192,7 +192,7 @@ def apply_delta_method(
         return jax.tree.map(jnp.asarray, function(model)), loops
 
     shapes = _check_outputs(outputs_at, parameters)
-    found = _differentiate(outputs_at, parameters, lanes(estimated.economy, _count(shapes)))
+    found = differentiate(outputs_at, parameters, lanes(estimated.economy, _count(shapes)))
     if found.loops is not None:
         ids, action = results.problem.data.market_index.ids, "The search for equilibrium prices at the estimates"
         raise_for_status(found.loops.status, ids, action, found.loops.residuals, warn=True)
@@ -227,11 +227,11 @@ def apply_joint_delta_method(
 
     at = jnp.concatenate([jnp.asarray(results.parameters[:, 0]), jnp.asarray(results.delta[:, 0])])
     shapes = _check_outputs(outputs_at, at)
-    found = _differentiate(outputs_at, at, lanes(estimated.economy, _count(shapes)))
+    found = differentiate(outputs_at, at, lanes(estimated.economy, _count(shapes)))
     return _results(found, covariances(), list(labels), "shares")
 
 
-def _results(found: "_Derivatives", covariances: np.ndarray, labels: list[str], hold: str) -> DeltaMethodResults:
+def _results(found: "Derivatives", covariances: np.ndarray, labels: list[str], hold: str) -> DeltaMethodResults:
     """Results whose derivatives are NaN where the value is."""
     jacobian = np.where(np.isnan(_flatten(found.value))[:, None], np.nan, found.jacobian)
     return DeltaMethodResults(found.value, jacobian, covariances, labels, hold)
@@ -241,7 +241,7 @@ def _results(found: "_Derivatives", covariances: np.ndarray, labels: list[str], 
 OutputsAt = Callable[[Array], tuple[Any, Loops | None]]
 
 
-class _Derivatives(NamedTuple):
+class Derivatives(NamedTuple):
     """Outputs, their Jacobian (M, Q), and the loops for equilibrium prices, if there were some."""
 
     value: Any
@@ -269,15 +269,18 @@ def _check_outputs(outputs_at: OutputsAt, parameters: Array) -> Any:
     return shapes
 
 
-def _differentiate(outputs_at: OutputsAt, parameters: Float[Array, " Q"], width: int) -> _Derivatives:
-    """The outputs and their Jacobian by columns, `width` of them at a time.
+def differentiate(
+    outputs_at: OutputsAt, parameters: Float[Array, " Q"], width: int, directions: Float[Array, "P Q"] | None = None
+) -> Derivatives:
+    """The outputs and their Jacobian by columns, `width` of them at a time, perhaps in other `directions`.
 
     Nothing is compiled here but what methods of the model compile for themselves. These programs are found again
     whatever the function, while a program of the whole would have to be compiled for each.
     """
-    if not parameters.size:
+    known = jnp.eye(parameters.size) if directions is None else directions
+    if not len(known):
         value, loops = jax.tree.map(np.array, outputs_at(parameters))
-        return _Derivatives(value, np.zeros((_flatten(value).size, 0)), loops)
+        return Derivatives(value, np.zeros((_flatten(value).size, 0)), loops)
     primals: list[Any] = []
 
     def columns(directions: Float[Array, "lanes Q"]) -> Array:
@@ -289,9 +292,9 @@ def _differentiate(outputs_at: OutputsAt, parameters: Float[Array, " Q"], width:
         primals[:] = [primal]
         return tangents
 
-    jacobian = map_lanes(columns, jnp.eye(parameters.size), width).T
+    jacobian = map_lanes(columns, known, width).T
     value, loops = jax.tree.map(np.array, primals[0])
-    return _Derivatives(value, jacobian, loops)
+    return Derivatives(value, jacobian, loops)
 
 
 def _count(shapes: Any) -> int:

@@ -299,7 +299,7 @@ def _linearise(game: _Game, prices: Array) -> _Linear:
 
 def _checked(found: FixedPoint, point: DemandPoint, free: Array, conditions: _Conditions, start: Array) -> FixedPoint:
     """Replace prices that are not an equilibrium by NaN, and say why."""
-    own = _own_slopes(point)
+    own = own_slopes(point)
     upward = (free & (own >= 0)).any()
     finite = jnp.isfinite(jnp.where(point.present, own + found.value, 0.0)).all()
     status = jnp.where(finite | ~succeeded(found.status), found.status, int(Status.NOT_FINITE))
@@ -315,7 +315,7 @@ def _checked(found: FixedPoint, point: DemandPoint, free: Array, conditions: _Co
     )
 
 
-def _own_slopes(point: DemandPoint) -> Array:
+def own_slopes(point: DemandPoint) -> Array:
     """``ds_j / dp_j`` (J,)."""
     found = point.choices()
     P, scales, within = found.inside, 1.0, 0.0

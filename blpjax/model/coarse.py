@@ -13,6 +13,7 @@ import numpy as np
 
 from blpjax.economy.buckets import Economy
 from blpjax.economy.characteristics import Characteristics
+from blpjax.economy.conduct import ConductData
 from blpjax.economy.padding import SMALL, BucketSizes, coarse_economy, coarse_sizes
 from blpjax.machine.sizes import pad_axes
 
@@ -28,7 +29,10 @@ class CoarseModel(NamedTuple):
     sizes: list[BucketSizes]
 
     def argument(self, value: Any) -> Any:
-        """An argument of an output: arrays (N,) and matrices by bucket are made larger."""
+        """An argument of an output: arrays (N,), matrices by bucket and conduct are made larger."""
+        if isinstance(value, ConductData):
+            rows = np.arange(self.model.delta.size)
+            return value.take(np.where(rows < self.original.positions.size, rows, 0))
         if isinstance(value, tuple):
             return tuple(pad_axes(part, (size.T, size.J, size.J)) for part, size in zip(value, self.sizes, strict=True))
         return _longer(value, self.model.delta.size) if isinstance(value, np.ndarray) and value.ndim == 1 else value
@@ -77,6 +81,7 @@ def coarsen(model: "Model", moving: Collection[str], costs_move: bool = False) -
             ),
             ownership=None,
             costs_type="linear",
+            conduct=None,
         ),
         economy,
         sizes,

@@ -2,7 +2,7 @@
 
 Everything after estimation goes through `Model`: results call its methods at the estimates, bootstraps map them over
 draws, and the delta method differentiates them. Results ask the model on the host, where first answers do not wait for
-compilation.
+compilation. It has more than 500 lines, because every output is a method of one class.
 """
 
 import dataclasses
@@ -16,13 +16,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax.economy.buckets import Economy, widened
+from blpjax.economy.conduct import ConductData
 from blpjax.economy.loops import Loops, gather_loops
 from blpjax.economy.ownership import Ownership, firm_codes, ownership_matrices
 from blpjax.iteration import FixedPointLimits, FixedPointMethod, Iteration
 from blpjax.kernels.arrays import AnyArray, namespace
+from blpjax.kernels.conduct import PriceSetting
 from blpjax.machine.compilation import filtered_program, is_traced
+from blpjax.model import conduct as conducts
 from blpjax.model import demand, pricing
-from blpjax.model.coarse import coarsen
+from blpjax.model.coarse import CoarseModel, coarsen
 from blpjax.model.demand import Demand, host_or_program, linear_change
 from blpjax.model.inversion import Inversion
 from blpjax.model.parameters import ParameterLayout
@@ -78,10 +81,12 @@ class Model(Demand):
     layout : which node columns go with which columns of sigma.
     ownership : who owns what, None when there are neither firm IDs nor ownership matrices.
     costs_type : whether marginal costs (``'linear'``) or their logarithms (``'log'``) are linear in X3.
+    conduct : how firms compete; None where they set prices, as `ownership` says.
     """
 
     ownership: Ownership | None = None
     costs_type: str = eqx.field(static=True, default="linear")
+    conduct: ConductData | None = None
 
     # demand
 
@@ -161,20 +166,31 @@ class Model(Demand):
 
     # supply
 
-    def compute_costs(self, firm_ids: Any = None, ownership: Values = None) -> Float[AnyArray, "N 1"]:
+    def compute_costs(
+        self, firm_ids: Any = None, ownership: Values = None, conduct: ConductData | None = None
+    ) -> Float[AnyArray, "N 1"]:
         """Marginal costs that make prices optimal."""
-        return (self.prices - self.markups(firm_ids, ownership))[:, None]
+        return (self.prices - self.markups(firm_ids, ownership, conduct))[:, None]
 
-    def compute_passthrough(self, firm_ids: Any = None, ownership: Values = None) -> Float[AnyArray, "N J"]:
+    def compute_passthrough(
+        self, firm_ids: Any = None, ownership: Values = None, conduct: ConductData | None = None
+    ) -> Float[AnyArray, "N J"]:
         """Passthrough ``dp_j / dc_k`` of marginal costs to equilibrium prices."""
         self.check_variable("prices")
+        known = self.conducted(firm_ids, ownership, conduct)
+        if known is not None:
+            return self._program_rows(_stacked, {"prices"}, conducts.passthrough, known)
         return self._program_rows(_stacked, {"prices"}, pricing.passthrough, self.owned(firm_ids, ownership))
 
     def compute_approximate_prices(
-        self, firm_ids: Any = None, ownership: Values = None, costs: Values = None
+        self,
+        firm_ids: Any = None,
+        ownership: Values = None,
+        costs: Values = None,
+        conduct: ConductData | None = None,
     ) -> Float[AnyArray, "N 1"]:
-        """Prices after changes of ownership or costs if shares and their slopes did not change."""
-        return (self._costs(costs) + self.markups(firm_ids, ownership))[:, None]
+        """Prices after changes of ownership, costs or conduct if shares and their slopes did not change."""
+        return (self._costs(costs) + self.markups(firm_ids, ownership, conduct))[:, None]
 
     def compute_prices(
         self,
@@ -184,9 +200,11 @@ class Model(Demand):
         prices: Values = None,
         iteration: Iteration | None = None,
         constant_costs: bool = True,
+        conduct: ConductData | None = None,
     ) -> Float[AnyArray, "N 1"]:
         """Equilibrium prices, NaN in markets in which none was found (`solve_prices` says why)."""
-        return self.solve_prices(firm_ids, ownership, costs, prices, iteration, constant_costs).prices[:, None]
+        given = firm_ids, ownership, costs, prices, iteration, constant_costs
+        return self.solve_prices(*given, conduct=conduct).prices[:, None]
 
     def solve_prices(
         self,
@@ -197,6 +215,7 @@ class Model(Demand):
         iteration: Iteration | None = None,
         constant_costs: bool = True,
         held: Values = None,
+        conduct: ConductData | None = None,
     ) -> Prices:
         """Equilibrium prices with statuses and counters. Arguments are those of `compute_prices`.
 
@@ -204,17 +223,28 @@ class Model(Demand):
         """
         self.check_variable("prices")
         start = self._prices(prices)
-        limits, method = _options(PRICE_ITERATION if iteration is None else iteration)
+        known = self.conducted(firm_ids, ownership, conduct)
+        setting = known is None or isinstance(known.conduct, PriceSetting)
+        limits, method = _options(
+            (PRICE_ITERATION if setting else CONDUCT_ITERATION) if iteration is None else iteration
+        )
+        if method.host is not None and not setting:
+            raise NotImplementedError(
+                "Iterations on the host are supported where firms set prices. Use Iteration('newton') with conduct."
+            )
         moving = None if constant_costs or not self._costs_move else self.costs_type
-        known = self.owned(firm_ids, ownership), self._costs(costs), start
+        game = self.owned(firm_ids, ownership) if known is None else known
         nobody = np.zeros(start.shape, bool)
         fixed = nobody if held is None else np.asarray(held, bool).reshape(-1)
+        arrays = self._costs(costs), start, fixed
         coarse = None if method.host is not None else coarsen(self, {"prices"}, moving is not None)
-        if coarse is None:
-            return self._home(_equilibrium(self, *known, limits, method, moving, fixed))
-        found = _equilibrium(coarse.model, *map(coarse.argument, known), limits, method, moving, coarse.argument(fixed))
-        loops = {name: coarse.markets(values) for name, values in found.fields().items()}
-        return Prices(prices=coarse.rows(found.prices), **loops)
+        model = self
+        if coarse is not None:
+            model, game, arrays = coarse.model, coarse.argument(game), tuple(map(coarse.argument, arrays))
+        if known is not None and setting:
+            game = _call(conducts.profit_weights, model, game)
+        found = _equilibrium(model, game, *arrays[:2], limits, method, moving, arrays[2])
+        return self._home(found) if coarse is None else _of_rows(coarse, found, "prices")
 
     def compute_hhi(self, firm_ids: Any = None, shares: Values = None) -> Float[AnyArray, "T 1"]:
         """Herfindahl-Hirschman indices of concentration."""
@@ -227,17 +257,19 @@ class Model(Demand):
         s = self.shares if shares is None else self._long(shares)
         return _values(demand.herfindahl_hirschman_indices, self, firms, s)[:, None]
 
-    def compute_markups(self, prices: Values = None, costs: Values = None) -> Float[AnyArray, "N 1"]:
+    def compute_markups(
+        self, prices: Values = None, costs: Values = None, conduct: ConductData | None = None
+    ) -> Float[AnyArray, "N 1"]:
         """Lerner indices ``(p - c) / p``."""
-        p, c = self._prices(prices), self._costs(costs)
+        p, c = self._prices(prices), self._costs(costs, conduct)
         return ((p - c) / p)[:, None]
 
     def compute_profits(
-        self, prices: Values = None, shares: Values = None, costs: Values = None
+        self, prices: Values = None, shares: Values = None, costs: Values = None, conduct: ConductData | None = None
     ) -> Float[AnyArray, "N 1"]:
         """Profits ``(p - c) s`` of each product per consumer."""
         s = self._long(shares)
-        return ((self._prices(prices) - self._costs(costs)) * (self.shares if s is None else s))[:, None]
+        return ((self._prices(prices) - self._costs(costs, conduct)) * (self.shares if s is None else s))[:, None]
 
     def compute_profit_hessians(self, prices: Values = None, costs: Values = None) -> Float[AnyArray, "N J J"]:
         """Second derivatives of each product's profits in prices, ``d^2 pi_j / dp_k dp_l``."""
@@ -264,10 +296,32 @@ class Model(Demand):
             _stacked, {"prices"}, pricing.firm_profit_hessians, self.owned(firm_ids, ownership), p, c
         )
 
-    def markups(self, firm_ids: Any = None, ownership: Values = None) -> Float[AnyArray, " N"]:
+    def markups(
+        self, firm_ids: Any = None, ownership: Values = None, conduct: ConductData | None = None
+    ) -> Float[AnyArray, " N"]:
         """Markups ``p - c`` (N,) that make prices optimal, in units of prices."""
+        known = self.conducted(firm_ids, ownership, conduct)
+        if known is not None:
+            return self.solve_markups(known).markups
         self.check_variable("prices")
         return _values(pricing.markups, self, self.owned(firm_ids, ownership))
+
+    def solve_markups(self, conduct: ConductData) -> conducts.Markups:
+        """Markups under some conduct at the model's prices, with a status of each market."""
+        self.check_variable("prices")
+        coarse = coarsen(self, {"prices"})
+        if coarse is None:
+            return self._home(_call(conducts.markups, self, conduct))
+        return _of_rows(coarse, _call(conducts.markups, coarse.model, coarse.argument(conduct)), "markups")
+
+    def conducted(
+        self, firm_ids: Any = None, ownership: Values = None, conduct: ConductData | None = None
+    ) -> ConductData | None:
+        """The conduct in effect, the model's own by default, with other firms; None where only ownership matters."""
+        known = self.conduct if conduct is None else conduct
+        if known is None:
+            return None
+        return known.with_owners(firm_ids, None if ownership is None else self._array(ownership))
 
     def owned(self, firm_ids: Any = None, ownership: Values = None) -> Ownership:
         """Ownership matrices by firm IDs (N,), by stacked matrices (N, max J), or else the model's own.
@@ -278,7 +332,14 @@ class Model(Demand):
         ------
         ValueError
             When both are given, or neither and the model has none.
+        NotImplementedError
+            Where the model's firms do not just set prices.
         """
+        if self.conduct is not None:
+            raise NotImplementedError(
+                f"This needs firms that set prices, but their conduct is {self.conduct.name}. Outputs with an argument "
+                "conduct know it."
+            )
         if firm_ids is not None and ownership is not None:
             raise ValueError("Give either firm_ids or ownership, not both.")
         if ownership is not None:
@@ -324,7 +385,8 @@ class Model(Demand):
 
         It has no ownership, which belongs to the other economy's buckets.
         """
-        return Model(economy, self.characteristics, self.coefficients, self.delta, layout, None, self.costs_type)
+        known = self.characteristics, self.coefficients, self.delta
+        return Model(economy, *known, layout, None, self.costs_type, self.conduct)
 
     def update_costs(self, costs: Values, shares: Values) -> Float[AnyArray, " N"]:
         """Marginal costs at other shares: `costs` (N,) moved by ``(X3(s') - X3(s)) gamma``, perhaps in logs."""
@@ -371,9 +433,9 @@ class Model(Demand):
         given = self._long(prices)
         return self.prices if given is None else given
 
-    def _costs(self, costs: Values) -> AnyArray:
+    def _costs(self, costs: Values, conduct: ConductData | None = None) -> AnyArray:
         given = self._long(costs)
-        return self.prices - self.markups() if given is None else given
+        return self.prices - self.markups(conduct=conduct) if given is None else given
 
     def _changes(self, prices: Values) -> dict[str, AnyArray]:
         """Prices, also where they do not change, so that programs are the same."""
@@ -407,9 +469,19 @@ class Model(Demand):
 PRICE_ITERATION = Iteration("squarem", {"atol": 1e-12})
 
 
+#: The same under other conduct: see `blpjax.kernels.conduct_prices`.
+CONDUCT_ITERATION = Iteration("newton", {"atol": 1e-12})
+
+
 def _options(iteration: Iteration) -> tuple[FixedPointLimits, FixedPointMethod]:
     """Limits as arrays, so that other tolerances compile nothing."""
     return jax.tree.map(np.asarray, iteration.limits), iteration.fixed_point
+
+
+def _of_rows(coarse: CoarseModel, found: Any, name: str) -> Any:
+    """What a program returned for a coarse model, loops with an array (N,) of this name."""
+    loops = {each: coarse.markets(values) for each, values in found.fields().items()}
+    return type(found)(**{name: coarse.rows(getattr(found, name))}, **loops)
 
 
 def _apply(function: Callable[..., Any], model: Model, *arguments: Any) -> Any:
@@ -442,7 +514,7 @@ def _surpluses(model: Model, eliminated: AnyArray, changes: dict[str, AnyArray])
 @filtered_program(effort=1, what="equilibrium prices")
 def _equilibrium(
     model: Model,
-    owned: Ownership,
+    game: Ownership | ConductData,
     costs: Array,
     start: Array,
     limits: FixedPointLimits,
@@ -450,7 +522,11 @@ def _equilibrium(
     costs_type: str | None,
     held: AnyArray,
 ) -> Prices:
-    found = pricing.equilibrium_prices(model, owned, costs, start, limits, held, method=method, costs_type=costs_type)
+    known = costs, start, limits, held
+    if isinstance(game, ConductData):
+        found = conducts.equilibrium_prices(model, game, *known, method=method, costs_type=costs_type)
+    else:
+        found = pricing.equilibrium_prices(model, game, *known, method=method, costs_type=costs_type)
     prices = model.economy.gather([part.value for part in found])
     return Prices(prices=prices, **gather_loops(model.economy, found).fields())
 
@@ -479,4 +555,5 @@ def _cut(model: Model, bucket: int, place: Any, rows: AnyArray, positions: AnyAr
         model.layout,
         ownership,
         model.costs_type,
+        None if model.conduct is None else model.conduct.take(rows),
     )

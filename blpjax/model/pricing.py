@@ -50,7 +50,7 @@ def passthrough(demand: Demand, owned: Ownership) -> tuple[Float[Array, "T J J"]
     """Derivatives of equilibrium prices in marginal costs ``dp_j / dc_k``, one array for each bucket."""
 
     def kernel(local: MarketDemand, owned: Array) -> Array:
-        return equilibrium.passthrough(_demand_at, owned, local.characteristics.variables["prices"], local)
+        return equilibrium.passthrough(demand_at, owned, local.characteristics.variables["prices"], local)
 
     return over_markets(demand, kernel, owned)
 
@@ -62,7 +62,7 @@ def profit_gradients(
 
     def kernel(local: MarketDemand, owned: Array, prices: Array, costs: Array) -> Array:
         H = markup_kernels.ownership_matrix(owned)
-        return equilibrium.first_order_conditions(_demand_at(prices, local), H, prices, costs)
+        return equilibrium.first_order_conditions(demand_at(prices, local), H, prices, costs)
 
     economy = demand.economy
     return economy.gather(over_markets(demand, kernel, owned, economy.spread(prices), economy.spread(costs)))
@@ -75,7 +75,7 @@ def firm_profit_hessians(
 
     def kernel(local: MarketDemand, owned: Array, prices: Array, costs: Array) -> Array:
         H = markup_kernels.ownership_matrix(owned)
-        return equilibrium.first_order_jacobian(_demand_at, H, prices, costs, local)
+        return equilibrium.first_order_jacobian(demand_at, H, prices, costs, local)
 
     economy = demand.economy
     return over_markets(demand, kernel, owned, economy.spread(prices), economy.spread(costs))
@@ -87,7 +87,7 @@ def profit_hessians(
     """Second derivatives of products' profits in prices, ``d^2 pi_j / dp_k dp_l``, one array for each bucket."""
 
     def kernel(local: MarketDemand, prices: Array, costs: Array) -> Array:
-        return equilibrium.profit_hessian(_demand_at, prices, costs, local)
+        return equilibrium.profit_hessian(demand_at, prices, costs, local)
 
     economy = demand.economy
     return over_markets(demand, kernel, economy.spread(prices), economy.spread(costs))
@@ -120,24 +120,31 @@ def equilibrium_prices(
     held : (N,) whose prices stay at `start`.
     costs_type : how costs move with shares in X3, ``'linear'`` or ``'log'``; None when they are constant.
     """
-    costs_at = {None: _constant_costs, "linear": _linear_costs, "log": _log_costs}[costs_type]
     gamma = jnp.asarray(demand.coefficients.gamma)
 
     def kernel(local: MarketDemand, owned: Array, costs: Array, start: Array, held: Array) -> FixedPoint:
         pricing = Pricing(local, costs, gamma)
-        return equilibrium.solve_prices(_priced_demand_at, costs_at, owned, start, pricing, method, limits, held)
+        return equilibrium.solve_prices(
+            _priced_demand_at, costs_at(costs_type), owned, start, pricing, method, limits, held
+        )
 
     economy = demand.economy
     known = *map(economy.spread, (costs, start)), economy.spread(jnp.zeros(costs.shape, bool) if held is None else held)
     return over_markets(demand, kernel, owned, *known, elements=loop_elements())
 
 
-def _demand_at(prices: AnyArray, demand: MarketDemand) -> DemandPoint:
+def demand_at(prices: AnyArray, demand: MarketDemand) -> DemandPoint:
+    """Demand of one market at prices, with its slopes in these."""
     return demand.point("prices", {"prices": prices})
 
 
 def _priced_demand_at(prices: AnyArray, pricing: Pricing) -> DemandPoint:
-    return _demand_at(prices, pricing.demand)
+    return demand_at(prices, pricing.demand)
+
+
+def costs_at(costs_type: str | None) -> equilibrium.CostsAt:
+    """Marginal costs at given shares as a function of a `Pricing`; constant without a type."""
+    return {None: _constant_costs, "linear": _linear_costs, "log": _log_costs}[costs_type]
 
 
 def _constant_costs(shares: AnyArray, pricing: Pricing) -> AnyArray:

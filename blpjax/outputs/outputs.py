@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from blpjax.economy.conduct import ConductData
 from blpjax.exceptions import DeltaConvergenceError, EquilibriumPricesConvergenceError
 from blpjax.inputs.arguments import check_choice, read_inversion
 from blpjax.inputs.integration import Integration
@@ -18,6 +19,7 @@ from blpjax.outputs.query import (
     Checked,
     Given,
     Loop,
+    Query,
     Source,
     find_products,
     read_factor,
@@ -319,7 +321,9 @@ class Outputs(Shown, Source):
     # supply
 
     @compute_method
-    def compute_costs(self, firm_ids: Any = None, ownership: Any = None, **shared: Unpack[Shared]) -> Any:
+    def compute_costs(
+        self, firm_ids: Any = None, ownership: Any = None, *, conduct: Any = None, **shared: Unpack[Shared]
+    ) -> Any:
         """Marginal costs that make prices optimal, ``c = p - eta``.
 
         Parameters
@@ -327,40 +331,67 @@ class Outputs(Shown, Source):
         firm_ids : (N,) firm IDs instead of the model's ownership.
         ownership : (N, max J) ownership matrices instead, stacked by market; (J, J) for one market.
         market_id, as_frame, standard_errors, hold : see the class.
+        conduct : how firms compete, such as ``blpjax.Cournot()`` (docs/conduct.md); by default as the problem says.
 
         Returns
         -------
         (N, 1) array, (J, 1) for one market.
+
+        Raises
+        ------
+        DataError
+            When product data lack a column that `conduct` reads.
+        ConvergenceError
+            When there are no markups under `conduct` in some market, or demand rises in prices. Results with draws warn
+            instead, and have NaN there.
         """
         asked = self.ask(**shared)
         firms, given = asked.read_ownership(firm_ids, ownership)
+        known = asked.read_conduct(conduct, ownership)
+        if known is not None:
+            known = known.with_owners(firms)
+            return self._answer_markups(asked, "cost", known, given, lambda model, markups, _: model.prices - markups)
         return asked.answer("product", "cost", lambda model, given: model.compute_costs(firms, **given), given)
 
     @compute_method
-    def compute_passthrough(self, firm_ids: Any = None, ownership: Any = None, **shared: Unpack[Shared]) -> Any:
+    def compute_passthrough(
+        self, firm_ids: Any = None, ownership: Any = None, *, conduct: Any = None, **shared: Unpack[Shared]
+    ) -> Any:
         """Passthrough ``dp_j / dc_k`` of marginal costs of the column's product to the equilibrium price of the row's.
 
-        Arguments are those of `compute_costs`, shapes those of `compute_elasticities`.
+        Arguments are those of `compute_costs`, shapes those of `compute_elasticities`. Under any conduct it is
+        ``(I - dm / dp)^{-1}`` with the markups m.
         """
         asked = self.ask(**shared)
         firms, given = asked.read_ownership(firm_ids, ownership)
+        known = asked.read_conduct(conduct, ownership)
         return asked.answer(
-            "pair", "passthrough", lambda model, given: model.compute_passthrough(firms, **given), given
+            "pair", "passthrough", lambda model, given: model.compute_passthrough(firms, **given, conduct=known), given
         )
 
     @compute_method
     def compute_approximate_prices(
-        self, firm_ids: Any = None, ownership: Any = None, costs: Any = None, **shared: Unpack[Shared]
+        self,
+        firm_ids: Any = None,
+        ownership: Any = None,
+        costs: Any = None,
+        *,
+        conduct: Any = None,
+        **shared: Unpack[Shared],
     ) -> Any:
-        """Prices after changes of ownership or costs if shares and their derivatives did not change.
+        """Prices after changes of ownership, costs or conduct if shares and their derivatives did not change.
 
         Arguments are those of `compute_prices`, shapes those of `compute_costs`.
         """
         asked = self.ask(**shared)
         firms, given = asked.read_ownership(firm_ids, ownership)
+        known = asked.read_conduct(conduct, ownership)
         given |= asked.read(costs=costs)
         return asked.answer(
-            "product", "price", lambda model, given: model.compute_approximate_prices(firms, **given), given
+            "product",
+            "price",
+            lambda model, given: model.compute_approximate_prices(firms, **given, conduct=known),
+            given,
         )
 
     @compute_method
@@ -374,19 +405,23 @@ class Outputs(Shown, Source):
         constant_costs: bool = True,
         *,
         error_behavior: str = "warn",
+        conduct: Any = None,
         **shared: Unpack[Shared],
     ) -> Any:
-        """Equilibrium prices after changes of ownership or costs.
+        """Equilibrium prices after changes of ownership, costs or conduct.
 
         Parameters
         ----------
         firm_ids, ownership : as in `compute_costs`.
-        costs : (N,) marginal costs; by default those of `compute_costs` under unchanged ownership.
+        costs : (N,) marginal costs; by default those of `compute_costs` under unchanged ownership and conduct.
         prices : (N,) prices to start at.
-        iteration : how to solve for prices, by default ``Iteration('squarem', {'atol': 1e-12})``.
+        iteration : how to solve for prices, by default ``Iteration('squarem', {'atol': 1e-12})`` where firms set
+            prices. Under other conduct ``Iteration('newton', {'atol': 1e-12})`` on ``p - c - m(p)``; other methods
+            iterate on ``p <- (p + c + m(p)) / 2``.
         constant_costs : whether costs stay as they are when shares change; if not, they move with shares in X3.
         market_id, as_frame, standard_errors, hold : see the class.
         error_behavior : ``'warn'`` or ``'raise'`` when no equilibrium is found in some market.
+        conduct : how firms compete, see `compute_costs`.
 
         Returns
         -------
@@ -394,6 +429,8 @@ class Outputs(Shown, Source):
 
         Raises
         ------
+        DataError
+            When product data lack a column that `conduct` reads.
         EquilibriumPricesConvergenceError
             With ``error_behavior='raise'``, naming the markets in which no equilibrium was found.
 
@@ -406,10 +443,11 @@ class Outputs(Shown, Source):
         chosen = None if iteration is None else read_iteration(iteration)
         asked = self.ask(**shared)
         firms, given = asked.read_ownership(firm_ids, ownership)
+        known = asked.read_conduct(conduct, ownership)
         given |= asked.read(costs=costs, prices=prices)
 
         def solve(model: Model, given: Given) -> Checked:
-            found = model.solve_prices(firms, iteration=chosen, constant_costs=constant_costs, **given)
+            found = model.solve_prices(firms, iteration=chosen, constant_costs=constant_costs, conduct=known, **given)
             return Checked(found.prices[:, None], found.status, found.residuals)
 
         loop = Loop("The search for equilibrium prices", error_behavior == "warn", EquilibriumPricesConvergenceError)
@@ -440,7 +478,9 @@ class Outputs(Shown, Source):
         return asked.answer("market", "hhi", lambda model, given: model.compute_hhi(firms, **given), given)
 
     @compute_method
-    def compute_markups(self, prices: Any = None, costs: Any = None, **shared: Unpack[Shared]) -> Any:
+    def compute_markups(
+        self, prices: Any = None, costs: Any = None, *, conduct: Any = None, **shared: Unpack[Shared]
+    ) -> Any:
         """Markups as fractions of prices, ``(p - c) / p``.
 
         Parameters
@@ -448,18 +488,39 @@ class Outputs(Shown, Source):
         prices : (N,) prices, by default unchanged ones.
         costs : (N,) marginal costs, by default those of `compute_costs` at unchanged prices.
         market_id, as_frame, standard_errors, hold : see the class.
+        conduct : how firms compete, see `compute_costs`: where costs that prices imply are those under another conduct.
 
         Returns
         -------
         (N, 1) array, (J, 1) for one market.
+
+        Raises
+        ------
+        ValueError
+            When costs are given, and conduct, too.
+        DataError, ConvergenceError
+            As in `compute_costs`.
         """
         asked = self.ask(**shared)
         given = asked.read(prices=prices, costs=costs)
+        if (known := _conduct_of_costs(asked, conduct, costs)) is not None:
+
+            def lerner(model: Model, markups: Any, given: Given) -> Any:
+                p = given.get("prices", model.prices)
+                return (p - model.prices + markups) / p
+
+            return self._answer_markups(asked, "markup", known, given, lerner)
         return asked.answer("product", "markup", lambda model, given: model.compute_markups(**given), given)
 
     @compute_method
     def compute_profits(
-        self, prices: Any = None, shares: Any = None, costs: Any = None, **shared: Unpack[Shared]
+        self,
+        prices: Any = None,
+        shares: Any = None,
+        costs: Any = None,
+        *,
+        conduct: Any = None,
+        **shared: Unpack[Shared],
     ) -> Any:
         """Profits per consumer of each product, ``(p - c) s``.
 
@@ -471,6 +532,13 @@ class Outputs(Shown, Source):
         """
         asked = self.ask(**shared)
         given = asked.read(prices=prices, shares=shares, costs=costs)
+        if (known := _conduct_of_costs(asked, conduct, costs)) is not None:
+
+            def profits(model: Model, markups: Any, given: Given) -> Any:
+                margins = given.get("prices", model.prices) - model.prices + markups
+                return margins * given.get("shares", model.shares)
+
+            return self._answer_markups(asked, "profit", known, given, profits)
         return asked.answer("product", "profit", lambda model, given: model.compute_profits(**given), given)
 
     @compute_method
@@ -504,3 +572,22 @@ class Outputs(Shown, Source):
         diagonals = self.extract_diagonals(matrices, market_id)
         _, chosen = read_matrices(self, matrices, market_id)
         return np.stack([diagonals[..., rows, :].mean(axis=-2) for rows in chosen], axis=-2)
+
+    def _answer_markups(
+        self, asked: Query, name: str, conduct: ConductData, given: Given, values: Callable[[Model, Any, Given], Any]
+    ) -> Any:
+        """Outputs of the model, of markups (N,) under some conduct, and of what is given."""
+
+        def solve(model: Model, given: Given) -> Checked:
+            found = model.solve_markups(conduct)
+            return Checked(values(model, found.markups, given)[:, None], found.status, found.residuals)
+
+        loop = Loop(f"Computation of markups with conduct {conduct.name}", self.draws is not None)
+        return asked.answer("product", name, solve, given, loop)
+
+
+def _conduct_of_costs(asked: Query, conduct: Any, costs: Any) -> ConductData | None:
+    """The conduct under which prices imply costs, None where it is not given."""
+    if conduct is not None and costs is not None:
+        raise ValueError("Give either costs or conduct, which says what costs are.")
+    return asked.read_conduct(conduct)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex
+from blpjax.economy.conduct import ConductData, prepare_conduct
 from blpjax.exceptions import ConvergenceError, raise_for_status
 from blpjax.inputs.arguments import check_index
 from blpjax.inputs.columns import find_unowned
@@ -199,6 +200,21 @@ class Query:
         missing = self._missing
         more = [(0, 0)] * len(leading) + [(0, missing), (0, missing)]
         return firms, {"ownership": np.pad(np.where(inside, array, 0.0), more)}
+
+    def read_conduct(self, conduct: Any, ownership: Any = None) -> ConductData | None:
+        """A conduct with what it reads from product data in the rows that are asked for; None where it is not given.
+
+        Raises
+        ------
+        TypeError, ValueError, DataError
+            See `prepare_conduct`; also when ownership matrices are given, too.
+        """
+        if conduct is None:
+            return None
+        if ownership is not None:
+            raise ValueError("Give either ownership or conduct: Bertrand(weights=...) has ownership matrices.")
+        known = prepare_conduct(conduct, self.source.output_tables.products)
+        return known if self.place is None else known.take(np.r_[self.rows, np.repeat(self.rows[:1], self._missing)])
 
     def pad(self, values: np.ndarray) -> np.ndarray:
         """Values (..., J) of one market with as many places as the model of one market has; the first one repeated."""

@@ -76,7 +76,13 @@ def gaps_of(markets: list[StressMarket], found: FixedPoint) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("method", "nested"),
-    [("anderson", False), ("newton", False), ("squarem", False), ("anderson", True), ("newton", True)],
+    [
+        ("anderson", False),
+        pytest.param("newton", False, marks=pytest.mark.slow),
+        pytest.param("squarem", False, marks=pytest.mark.slow),
+        ("anderson", True),
+        pytest.param("newton", True, marks=pytest.mark.slow),
+    ],
 )
 def test_hard_markets_are_solved_and_success_is_true(method: str, nested: bool) -> None:
     markets = [m for m in MARKETS if (m.rho > 0) == nested]

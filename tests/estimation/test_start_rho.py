@@ -31,7 +31,7 @@ def nested_logit(seed: int, epsilon_scale: float = 1.0) -> Problem:
     return Problem(Formulation("1 + prices + x"), table, epsilon_scale=epsilon_scale)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_automatic_starts_leave_rho_free(groups: int) -> None:
     """Linear estimates may be negative or above one; rho stays an element of theta, and the optimum is the same."""
     for seed in range(4):

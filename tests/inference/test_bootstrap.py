@@ -130,7 +130,13 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize(("call", "market_id"), [*((call, None) for call in CALLS), ("prices of a merger", "m001")])
+@pytest.mark.parametrize(
+    ("call", "market_id"),
+    [
+        *((call, None) for call in CALLS),
+        pytest.param("prices of a merger", "m001", marks=pytest.mark.slow),
+    ],
+)
 def test_outputs_of_draws_are_those_of_pyblp(call: str, market_id: Any) -> None:
     ours, theirs = (bootstrapped("linear costs", library) for library in (blpjax, pyblp))
     actual, expected = (CALLS[call].answer(results, market_id) for results in (ours, theirs))

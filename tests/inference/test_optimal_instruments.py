@@ -132,7 +132,7 @@ def test_given_expected_prices_replace_equilibrium_prices(name: str) -> None:
     assert not ours.fp_iterations.any() and ours.fp_converged.all()
 
 
-@pytest.mark.parametrize("constant_costs", [True, False])
+@pytest.mark.parametrize("constant_costs", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_search_for_prices_can_be_asked_for_where_costs_depend_on_shares(constant_costs: bool) -> None:
     results = solved("log costs of shares")
     found = []

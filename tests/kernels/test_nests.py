@@ -11,24 +11,24 @@ import pytest
 
 from blpjax.exceptions import Status
 from blpjax.iteration import Iteration
+from blpjax.kernels import markups as supply
+from blpjax.kernels import shares as logit
 from blpjax.kernels.contraction import ObservedMarket, invert_shares, logit_delta
 from blpjax.kernels.demand import DemandPoint, demand_hessian, demand_with_curvature
 from blpjax.kernels.equilibrium import first_order_conditions, passthrough, profit_hessian, solve_prices
-from blpjax.kernels.markups import (
-    markup_matrix,
-    markup_product,
-    markups,
-    ownership_matrix,
-    price_derivatives,
-)
-from blpjax.kernels.shares import Nests, choices, inclusive_values, nests_of, probabilities, share_jacobian, shares
+from blpjax.kernels.markups import ownership_matrix, price_derivatives
+from blpjax.kernels.shares import Nests, nests_of
 from blpjax.kernels.substitution import consumer_surpluses, diversion_ratios, long_run_diversion_ratios
 from tests.support.designs import mostly_slow
 from tests.support.economies import I, J, market
 from tests.support.firms import DEMANDS, Firms, arrays, firms, fixed_costs, partial_ownership
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, LINEAR_ALGEBRA, ROUNDING, SECOND_CENTRAL_DIFFERENCE
 
-every_demand = pytest.mark.parametrize("demand", DEMANDS.values(), ids=DEMANDS)
+# Compiled as a whole: one operation after another takes longer.
+choices, inclusive_values, probabilities, share_jacobian, shares = map(
+    jax.jit, (logit.choices, logit.inclusive_values, logit.probabilities, logit.share_jacobian, logit.shares)
+)
+markup_matrix, markup_product, markups = map(jax.jit, (supply.markup_matrix, supply.markup_product, supply.markups))
 
 #: Two groups of several products and one of a single product.
 CODES = np.array([0, 1, 0, 2, 1, 0])
@@ -136,15 +136,15 @@ def flat(n: Nested) -> tuple[jax.Array, ...]:
 @pytest.mark.parametrize("specific", [False, True], ids=["tastes", "tastes of products"])
 def test_probabilities_are_those_of_a_loop(rho: np.ndarray, specific: bool) -> None:
     n = nested(1, rho, specific)
-    found = jax.jit(choices)(utilities_of(n), n.availability, n.nests)
+    found = choices(utilities_of(n), n.availability, n.nests)
     expected = loop(utilities_of(n), n.availability, CODES, rho)
     # utilities are divided by one minus rho, and so are their rounding errors multiplied
     ROUNDING.check(found.inside, expected.inside)
     ROUNDING.check(found.outside, expected.outside)
     ROUNDING.check(found.inclusive, expected.inclusive)
-    ROUNDING.check(jax.jit(inclusive_values)(utilities_of(n), n.availability, n.nests), expected.inclusive)
+    ROUNDING.check(inclusive_values(utilities_of(n), n.availability, n.nests), expected.inclusive)
     ROUNDING.check(found.inside.sum(axis=0) + found.outside, np.ones(I))
-    ROUNDING.check(jax.jit(shares)(*n), expected.inside @ np.asarray(n.weights))
+    ROUNDING.check(shares(*n), expected.inside @ np.asarray(n.weights))
     assert (np.asarray(found.inside)[np.asarray(n.availability) == 0] == 0).all()
 
 

@@ -24,6 +24,7 @@ assert peak_memory() >= before
 """
 
 
+@pytest.mark.slow
 def test_peaks_remember_what_was_freed() -> None:
     subprocess.run(
         [sys.executable, "-c", FREED], check=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

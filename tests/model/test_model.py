@@ -96,6 +96,7 @@ def test_costs_move_with_shares_as_formulated() -> None:
     ROUNDING.check(log.update_costs(costs, 1.2 * log.shares), moved)
 
 
+@pytest.mark.slow
 def test_passthrough_is_the_derivative_of_resolved_prices() -> None:
     m, firms = model(), merged()
     costs = m.compute_costs()[:, 0]

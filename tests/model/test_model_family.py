@@ -127,7 +127,7 @@ ATTRIBUTES = (
 ).split()
 
 
-@pytest.mark.parametrize("name", mostly_slow([*CASES], [*SUPPLIED, "everything"]))
+@pytest.mark.parametrize("name", mostly_slow([*CASES], [*SUPPLIED]))
 def test_results_are_those_of_pyblp(name: str) -> None:
     ours, theirs = solved(name), solved(name, pyblp)
     assert ours.fp_converged.all() and theirs.fp_converged.all()

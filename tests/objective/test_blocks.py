@@ -83,6 +83,7 @@ def test_a_block_of_ones_own_moves_estimates_to_what_it_says() -> None:
     np.testing.assert_allclose(found.moments[-1, 0], markup(found) - value, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_moments_of_a_block_enter_two_steps_and_standard_errors() -> None:
     block = mean_markup(markup(without()))
     found = problem().solve(**START, moment_blocks=[block])
@@ -126,6 +127,7 @@ def test_covariance_moments_can_be_written_by_users() -> None:
         FIXED_PARAMETERS.check(getattr(own, name), getattr(known, name), name)
 
 
+@pytest.mark.slow
 def test_moments_of_another_sample_are_weighted_by_its_variance() -> None:
     """They have no weight before W is updated at the starting values, which happens by default."""
     value, variance = markup(without()) + 0.02, 1e-6

@@ -129,6 +129,7 @@ def test_derivatives_under_vmap_are_those_of_each_theta(
     DELTA.check(second, derivatives["hessian"])
 
 
+@pytest.mark.slow
 def test_objective_agrees_with_an_unrolled_contraction(functions: ModelFunctions, derivatives: dict[str, Any]) -> None:
     """Delta of each market by 400 plain steps through which JAX differentiates; beta, moments and objective by NumPy's
     formulas."""

@@ -26,6 +26,7 @@ from blpjax.objective.likelihood import Likelihood
 from blpjax.objective.likelihood_data import build_likelihood
 from tests.support import consumers
 from tests.support.consumers import PI, SIGMA, SIZES, likelihood, logs, problem, restriction, tables
+from tests.support.designs import mostly_slow
 from tests.support.silence import quiet
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, ESTIMATES, LINEAR_ALGEBRA, ROUNDING, Tolerance
 
@@ -68,7 +69,7 @@ def solved(estimator: str) -> Any:
 # values
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", mostly_slow([*ESTIMATORS], ["cler", "share-constrained"]))
 def test_values_are_those_of_loops(estimator: str) -> None:
     found = evaluation(estimator)
     micro, macro = logs(THETA, found.inversion.delta)

@@ -12,6 +12,7 @@ import pytest
 
 import blpjax
 from blpjax.exceptions import ConvergenceWarning, DataError, IdentificationError, IdentificationWarning
+from tests.support.designs import mostly_slow
 from tests.support.problems import PI, SIGMA, build, evaluate
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, FIXED_PARAMETERS, LINEAR_ALGEBRA
 
@@ -76,7 +77,7 @@ NAMES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["plain", "sample", "unscaled", "clustered"])
+@pytest.mark.parametrize("kind", mostly_slow(["plain", "sample", "unscaled", "clustered"], ["plain", "clustered"]))
 def test_pyblp_has_the_same_moments(kind: str) -> None:
     options: dict[str, Any] = {
         "sample": {"micro_sample_covariances": [[2e-3, 5e-4], [5e-4, 1e-3]]},

@@ -15,6 +15,7 @@ from blpjax.economy import surveys
 from blpjax.exceptions import DataError, IdentificationWarning
 from blpjax.inputs.expressions import SURVEYS, parse_expression
 from blpjax.inputs.named_surveys import SurveyValues
+from tests.support.designs import mostly_slow
 from tests.support.named_surveys import PI, SIGMA, build, evaluate, everything, problem, tables
 from tests.support.programs import compilations
 from tests.tolerances import CENTRAL_DIFFERENCE, ROUNDING
@@ -93,7 +94,7 @@ def results() -> Any:
     return evaluate([])
 
 
-@pytest.mark.parametrize("kind", DATASETS)
+@pytest.mark.parametrize("kind", mostly_slow([*DATASETS], ["buyers", "second"]))
 def test_expressions_are_functions_of_arrays(kind: str, results: Any) -> None:
     """To rounding, for every expression; also where callables have the weights and columns the values."""
     for text, values in FIRST + (SECOND if len(DATASETS[kind][1]) == 2 else []):

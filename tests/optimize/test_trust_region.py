@@ -12,6 +12,7 @@ import scipy.optimize
 from blpjax.exceptions import Status
 from blpjax.optimize.stepwise import RUNNING, START_REDUCTIONS, Trial
 from blpjax.optimize.trust_region import METHOD, TrustRegionState
+from tests.support.designs import mostly_slow
 from tests.support.optimizers import minimize_in_graph, trial
 
 # All problems are padded with zero residuals to one length, so that one program serves all of the same P.
@@ -116,7 +117,9 @@ def run(
     return state, np.array(points)
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize(
+    "name", mostly_slow([*PROBLEMS], [name for name in PROBLEMS if name not in ("meyer", "osborne")])
+)
 def test_reaches_the_optimum_of_standard_problems_in_few_evaluations(name: str) -> None:
     function, start, budget = PROBLEMS[name]
     state, _ = run(function, start)

@@ -342,6 +342,49 @@ def test_standard_errors_with_taxes_on_consumers_are_those_of_differences(more: 
     CENTRAL_DIFFERENCE.check(np.concatenate([found.markets[f"{c}_change_se"] for c in columns]), errors)
 
 
+def test_draws_are_what_compute_methods_of_draws_say() -> None:
+    known, products = solved("logit"), CASES["logit"].tables[0]
+    drawn, new = known.bootstrap(4, seed=0), merged(products)
+    found = drawn.counterfactual(firm_ids=new)
+    assert found.draws == 4 and "intervals over 4 draws" in str(found)
+    prices = drawn.compute_prices(new)
+    FIXED_PARAMETERS.check(found.drawn["products"]["prices_after"], prices[:, :, 0])
+    profits = drawn.compute_profits(prices, drawn.compute_shares(prices), drawn.compute_costs())[:, :, 0]
+    LINEAR_ALGEBRA.check(found.drawn["products"]["profits_after"], profits)
+    surplus = (drawn.compute_consumer_surpluses(prices) - drawn.compute_consumer_surpluses())[:, :, 0]
+    LINEAR_ALGEBRA.check(found.drawn["markets"]["consumer_surplus_change"], surplus)
+    # the middle is at the estimates, intervals are those of draws
+    point = known.counterfactual(firm_ids=new)
+    DELTA.check(found.markets["total_change"], point.markets["total_change"])
+    ROUNDING.check(found.markets["consumer_surplus_change_lower"], np.quantile(surplus, 0.025, axis=0))
+    ROUNDING.check(found.summary().loc["consumer_surplus", "change_se"], surplus.mean(axis=1).std(ddof=1))
+    by_market = {market: rows for market, rows in enumerate(products.groupby("market_ids").indices.values())}
+    sold = np.stack(
+        [(products.x.to_numpy() * found.drawn["products"]["shares_after"])[:, r].sum(1) for r in by_market.values()]
+    )
+    ROUNDING.check(found.total(products.x)["after_upper"], np.quantile(sold, 0.975, axis=1))
+    own = found.over_draws(lambda before, after: (after.prices - before.prices).mean())
+    LINEAR_ALGEBRA.check(own, (prices - drawn.bootstrapped_prices).mean(axis=(1, 2)))
+    assert found.compute_elasticities().shape == (4, *known.compute_elasticities().shape)
+    everybody = found.by_agent(np.zeros(len(found.markets)))
+    LINEAR_ALGEBRA.check(everybody["change_lower"].item(), np.quantile(surplus.mean(axis=1), 0.025))
+    assert (found.markets["failures"] == 0).all()
+    with pytest.raises(TypeError, match="no standard errors by the delta method"):
+        found.delta_method(lambda before, after: after.prices)
+
+
+def test_draws_without_an_equilibrium_are_counted_and_left_out() -> None:
+    drawn, short = solved("logit").bootstrap(4, seed=0), blpjax.Iteration("simple", {"max_evaluations": 2})
+    markets = CASES["logit"].tables[0].market_ids
+    with pytest.warns(ConvergenceWarning) as warned:
+        found = drawn.counterfactual(costs=lambda c: c + 0.5 * (markets == markets[0]).to_numpy(), iteration=short)
+    assert "failed for 4 of 4 draws" in str(warned[-1].message) and "leave these out" in str(warned[-1].message)
+    failed = np.isnan(found.drawn["markets"]["total_after"])
+    assert found.markets["total_after_lower"].isna().tolist() == failed.any(axis=0).tolist()
+    assert 0 < failed.sum() < failed.size
+    assert found.markets["failures"].tolist() == failed.sum(axis=0).tolist()
+
+
 def test_a_second_scenario_of_the_same_kind_compiles_nothing() -> None:
     def solve(cheaper: float) -> Any:
         new = {"firm_ids": {2: 1}, "costs": lambda costs: cheaper * costs, "taxes": Taxes(1 - cheaper)}
@@ -547,7 +590,8 @@ def test_taxes_on_consumers_need_agents_and_linear_prices() -> None:
         (lambda: results().counterfactual().counterfactual(typo=1), TypeError, "'typo'"),
         (lambda: results().counterfactual().compute_typo, AttributeError, "compute_typo"),
         (lambda: blpjax.compare([{}], results()), TypeError, "mapping of names"),
-        (lambda: solved("logit").bootstrap(2).counterfactual, AttributeError, "counterfactual"),
+        (lambda: results().counterfactual().over_draws(lambda b, a: a.prices), TypeError, "no draws"),
+        (lambda: solved("logit").bootstrap(2).counterfactual(standard_errors=True), TypeError, "Draws say themselves"),
     ],
 )
 def test_other_mistakes_are_named(call: Callable[[], Any], error: type[Exception], message: str) -> None:

@@ -99,8 +99,15 @@ def answers(results: Any, second: bool = False) -> pd.DataFrame:
     return people if second else people.drop(columns="second_choice_indices")
 
 
-@pytest.mark.parametrize("second", [False, True])
-@pytest.mark.parametrize("results", [estimated, simulated])
+@pytest.mark.parametrize(
+    ("results", "second"),
+    [
+        pytest.param(estimated, False, marks=pytest.mark.slow),
+        (estimated, True),
+        (simulated, False),
+        pytest.param(simulated, True, marks=pytest.mark.slow),
+    ],
+)
 def test_scores_are_those_of_pyblp(results: Any, second: bool) -> None:
     found = []
     for library in (blpjax, pyblp):

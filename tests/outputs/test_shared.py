@@ -50,6 +50,9 @@ def test_calls_that_do_not_fit_name_the_method(args: tuple[Any, ...], kwargs: di
         Echo().compute(*args, **kwargs)
 
 
+OF_CONDUCT = [f"compute_{name}" for name in "costs passthrough approximate_prices prices markups profits".split()]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_compute_method_has_them_and_a_docstring(name: str) -> None:
     method = getattr(Outputs, name)
@@ -57,6 +60,7 @@ def test_every_compute_method_has_them_and_a_docstring(name: str) -> None:
     names = list(parameters)
     first = names.index("market_id")
     assert names[first : first + 4] == list(DEFAULTS)
-    assert names[first + 4 :] == (["error_behavior"] if name == "compute_prices" else [])
+    more = ["error_behavior"] if name == "compute_prices" else []
+    assert names[first + 4 :] == more + (["conduct"] if name in OF_CONDUCT else [])
     assert {key: parameters[key].default for key in DEFAULTS} == DEFAULTS
     assert inspect.getdoc(method) and all(argument in (Outputs.__doc__ or "") for argument in DEFAULTS)

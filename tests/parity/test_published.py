@@ -342,6 +342,7 @@ def test_vignette_starting_mean_utilities_are_the_fit_of_a_plain_logit() -> None
         check_printed(value, printed)
 
 
+@pytest.mark.slow
 def test_vignette_jacobian_of_mean_utilities_is_built_from_share_derivatives(nevo: blpjax.Problem) -> None:
     functions = nevo.functions(SIGMA, PI)
     theta, delta = functions.theta, functions.delta(functions.theta)

@@ -251,6 +251,7 @@ def test_merger(results: blpjax.ProblemResults) -> None:
     assert np.mean(approximate > before) > 0.75
 
 
+@pytest.mark.slow
 def test_bootstrap(results: blpjax.ProblemResults) -> None:
     """Draws with a seed are PyBLP's, so that this table can be compared although it is random."""
     bootstrapped = results.bootstrap(draws=100, seed=0)
@@ -316,6 +317,7 @@ def simulated(simulation: blpjax.Simulation) -> blpjax.SimulationResults:
     return simulation.replace_endogenous()
 
 
+@pytest.mark.slow
 def test_simulation(simulation: blpjax.Simulation, simulated: blpjax.SimulationResults) -> None:
     check_dimensions(simulation, "T=50 N=1000 F=10 I=450 K1=3 K2=1 K3=2")
     check_dimensions(simulated.to_problem(), "T=50 N=1000 F=10 I=450 K1=3 K2=1 K3=2 MD=5 MS=6")

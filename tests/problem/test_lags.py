@@ -103,6 +103,7 @@ def test_files_and_pickles_hold_phi_and_types(tmp_path: Path) -> None:
         FIXED_PARAMETERS.check(again.moments, results.moments)
 
 
+@pytest.mark.slow
 def test_starts_run_as_lanes() -> None:
     usual = {"optimization": None, "phi": 0.3, "method": "1s"}
     results = problem().solve(
@@ -114,6 +115,7 @@ def test_starts_run_as_lanes() -> None:
     ESTIMATES.check(results.phi, alone.phi)
 
 
+@pytest.mark.slow
 def test_bootstraps_draw_phi_and_outputs_have_standard_errors() -> None:
     results = estimated(True)
     drawn = results.bootstrap(200, seed=1)

@@ -16,6 +16,7 @@ from blpjax.exceptions import (
     SyntheticPricesConvergenceError,
     UnusedOptionWarning,
 )
+from tests.support.designs import mostly_slow
 from tests.support.silence import quiet
 from tests.tolerances import DELTA, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
 
@@ -410,7 +411,7 @@ def test_failure_of_one_market_leaves_the_others_alone() -> None:
 # exogenous characteristics
 
 
-@pytest.mark.parametrize("costs_type", ["linear", "log"])
+@pytest.mark.parametrize("costs_type", mostly_slow(["linear", "log"], ["log"]))
 def test_exogenous_characteristics_are_those_of_pyblp(costs_type: str) -> None:
     formulas = ("1 + prices + x + v", "1 + x", "1 + x + w")
     rng = np.random.default_rng(2)

@@ -1,0 +1,259 @@
+"""Conduct with what it reads from product data: owners and columns, which are found out by asking it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from blpjax.economy.buckets import Economy
+from blpjax.exceptions import DataError
+from blpjax.inputs.columns import list_rows, read_ids, read_ownership, read_vector
+from blpjax.inputs.table_format import find_vector, plain_value
+from blpjax.inputs.tables import ProductTable
+from blpjax.kernels.arrays import AnyArray
+from blpjax.kernels.conduct import Conduct, check_conduct
+from blpjax.kernels.demand import DemandPoint
+from blpjax.kernels.priced_market import Matrices, Owners, PricedMarket
+from blpjax.machine.compilation import operations_of_jax
+
+_TABLE = "product_data"
+
+#: The column that says who sets which prices, and the name of matrices in its place.
+FIRMS, OWNERSHIP = "firm_ids", "ownership"
+
+
+class ConductData(eqx.Module):
+    """A conduct whose numbers are arrays, with the rows of product data that it reads.
+
+    Attributes
+    ----------
+    conduct : the conduct.
+    owners : codes of owners (N,), or ownership matrices (N, max J), by name.
+    columns : columns (N,), by name.
+    """
+
+    conduct: Conduct
+    owners: dict[str, AnyArray]
+    columns: dict[str, AnyArray]
+
+    @property
+    def name(self) -> str:
+        """What messages call the conduct."""
+        return self.conduct.name
+
+    def take(self, rows: AnyArray) -> "ConductData":
+        """The same for some rows, which may be repeated."""
+        owners, columns = jax.tree.map(lambda values: values[rows], (self.owners, self.columns))
+        return dataclasses.replace(self, owners=owners, columns=columns)
+
+    def spread(self, economy: Economy) -> tuple[tuple[dict[str, AnyArray], dict[str, AnyArray]], ...]:
+        """Owners and columns of each bucket's markets: codes (T, J), -1 for padding, matrices (T, J, J), columns."""
+        owners = {
+            name: economy.unstack(values) if values.ndim == 2 else [part - 1 for part in economy.scatter(values + 1)]
+            for name, values in self.owners.items()
+        }
+        columns = {name: economy.spread(values) for name, values in self.columns.items()}
+        return tuple(
+            (
+                {name: parts[b] for name, parts in owners.items()},
+                {name: parts[b] for name, parts in columns.items()},
+            )
+            for b in range(len(economy.buckets))
+        )
+
+    def with_owners(self, firm_ids: Any = None, ownership: AnyArray | None = None) -> "ConductData":
+        """The same with other firms, by IDs (N,), which are not traced, or by matrices (N, max J).
+
+        Raises
+        ------
+        ValueError
+            When the conduct does not depend on firm IDs, or weighs some pairs of firms by their IDs.
+        """
+        if firm_ids is None and ownership is None:
+            return self
+        if FIRMS not in self.owners:
+            raise ValueError(
+                f"Conduct {self.name} does not depend on {FIRMS}, so other firms change nothing. Change the column "
+                "that it reads in product_data, or give another conduct."
+            )
+        pairs = [one for one in _owners_of(self.conduct) if one.name == FIRMS and np.ndim(one.weights) == 2]
+        if pairs:
+            raise ValueError(
+                f"Conduct {self.name} has weights by pairs of firms. Give a conduct with those of new firms."
+            )
+        known = ownership
+        if known is None:
+            known = _codes(np.asarray(firm_ids).reshape(-1))
+        return dataclasses.replace(self, owners=self.owners | {FIRMS: known})
+
+
+def prepare_conduct(conduct: Any, table: ProductTable) -> ConductData:
+    """A conduct with what it reads from product data.
+
+    Raises
+    ------
+    TypeError
+        When it is none, or a user's function is none of operations of JAX, or does not return numbers.
+    ValueError
+        When a user's function returns another shape than (J,), or weights do not fit.
+    DataError
+        When a column is missing or cannot be used, naming column, market and row.
+    """
+    known = check_conduct(conduct)
+    reader = _Reader(known.name, table)
+    resolved = jax.tree.map(reader.resolve, known, is_leaf=lambda leaf: isinstance(leaf, Owners))
+    with operations_of_jax(f"Conduct {known.name!r}", "jax.numpy in place of numpy"):
+        found = jax.eval_shape(lambda prices: resolved.markups(_asked(reader, prices)), jnp.ones(_PRODUCTS))
+    if found.shape != (_PRODUCTS,):
+        raise ValueError(
+            f"Conduct {known.name!r} must return a markup for each product of a market, an array of the shape "
+            f"{(_PRODUCTS,)} for {_PRODUCTS} products, not {found.shape}."
+        )
+    known.check(reader.check)
+    return ConductData(resolved, reader.owners, reader.columns)
+
+
+def in_market(
+    demand_at: Callable[..., DemandPoint], arguments: Any, prices: Array, known: Any, kept: Array | None = None
+) -> PricedMarket:
+    """One market with the owners and columns that `ConductData.spread` has for it."""
+    owners, columns = known
+    return PricedMarket(demand_at, prices, arguments, owners, columns, kept)
+
+
+# reading
+
+#: How many products the market has that a conduct is shown to find out what it reads.
+_PRODUCTS = 3
+
+
+class _Reader:
+    """Reads what a conduct asks for."""
+
+    def __init__(self, name: str, table: ProductTable) -> None:
+        self.user = f"conduct {name}"
+        self.table = table
+        self.owners: dict[str, np.ndarray] = {}
+        self.columns: dict[str, np.ndarray] = {}
+
+    def resolve(self, leaf: Any) -> Any:
+        """Numbers as arrays, and weights as kernels read them."""
+        if not isinstance(leaf, Owners):
+            return np.asarray(leaf, float)
+        weights = leaf.weights
+        if isinstance(weights, Mapping):
+            return Owners(leaf.name, self._pairs(leaf.name, weights))
+        if weights is None or np.ndim(weights) == 0:
+            return Owners(leaf.name, None if weights is None else np.asarray(weights, float))
+        name = f"weights {len(self.owners)}"
+        self.owners[name] = self._matrices(weights)
+        return Owners(leaf.name, Matrices(name))
+
+    def owner(self, name: str) -> np.ndarray:
+        """Codes of owners, or matrices."""
+        if name not in self.owners:
+            if name == OWNERSHIP and self.table.ownership is not None:
+                self.owners[name] = np.nan_to_num(self.table.ownership)
+            else:
+                self.owners[name] = _codes(self._ids(name))
+        return self.owners[name]
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of numbers."""
+        if name not in self.columns:
+            table = self.table
+            self.columns[name] = read_vector(table.data, name, _TABLE, table.market_ids, self.user)
+        return self.columns[name]
+
+    def check(self, name: str, allowed: Callable[[Any], Any], words: str) -> None:
+        """Refuse rows of a column."""
+        values = self.column(name)
+        bad = np.flatnonzero(~np.asarray(allowed(values)))
+        if bad.size:
+            rows = list_rows(bad, self.table.market_ids, values)
+            raise DataError(f"{_TABLE}: column '{name}' must {words} for {self.user}, but is not in {rows}.")
+
+    def _ids(self, name: str) -> np.ndarray:
+        table = self.table
+        if name == FIRMS and table.firm_ids is not None:
+            return table.firm_ids
+        if name == FIRMS and table.ownership is not None and FIRMS not in table.data:
+            raise DataError(
+                f"{_TABLE}: there is no column '{FIRMS}', which {self.user} needs. Use ownership='{OWNERSHIP}' for the "
+                "matrices that there are."
+            )
+        find_vector(table.data, name, _TABLE, self.user)
+        found = read_ids(table.data, name, _TABLE, table.market_ids)
+        assert found is not None
+        return found
+
+    def _matrices(self, weights: Any) -> np.ndarray:
+        """Ownership matrices (N, max J), zero in padding."""
+        values, N = np.asarray(weights, float), self.table.market_ids.size
+        if len(values) != N:
+            raise ValueError(f"weights must be matrices with {N} rows, one for each product, not {len(values)}.")
+        try:
+            found = read_ownership({OWNERSHIP: values}, "weights", self.table.market_ids)
+        except DataError as error:
+            raise ValueError(str(error)) from None
+        assert found is not None
+        return np.nan_to_num(found)
+
+    def _pairs(self, name: str, weights: Mapping[Any, Any]) -> np.ndarray:
+        """Weights (F, F) by codes of owners."""
+        ids = np.unique(self._ids(name))
+        matrix, places = np.eye(ids.size), {plain_value(one): place for place, one in enumerate(ids)}
+        for pair, weight in weights.items():
+            unknown = [one for one in pair if plain_value(one) not in places]
+            if unknown:
+                shown = ", ".join(repr(one) for one in list(places)[:10]) + ", ..." * (len(places) > 10)
+                raise ValueError(
+                    f"weights have {unknown[0]!r}, which is no value of column '{name}'. There are {shown}."
+                )
+            f, g = (places[plain_value(one)] for one in pair)
+            matrix[f, g] = float(weight)
+        return matrix
+
+
+class _AskedMarket(PricedMarket):
+    """A market with any numbers that takes note of what it is asked for."""
+
+    reader: _Reader | None = eqx.field(static=True, default=None)
+
+    def column(self, name: str) -> Array:
+        """Ones."""
+        assert self.reader is not None
+        self.reader.column(name)
+        return jnp.ones_like(self.prices)
+
+    def _owner(self, name: str) -> Array:
+        assert self.reader is not None
+        J = self.prices.size
+        return jnp.eye(J) if self.reader.owner(name).ndim == 2 else jnp.arange(J) * 0
+
+
+def _asked(reader: _Reader, prices: Array) -> PricedMarket:
+    return _AskedMarket(_some_demand, prices, None, {}, {}, reader=reader)
+
+
+def _some_demand(prices: Array, arguments: Any) -> DemandPoint:
+    """A logit."""
+    J = prices.size
+    none, ones = jnp.zeros((J, 0)), jnp.ones(J)
+    return DemandPoint(
+        -prices, none, jnp.zeros((0, 1)), jnp.ones(1), ones[:, None], -ones, none, jnp.ones(J, bool), None
+    )
+
+
+def _codes(ids: np.ndarray) -> np.ndarray:
+    return np.unique(ids, return_inverse=True)[1].reshape(-1)
+
+
+def _owners_of(conduct: Conduct) -> list[Owners]:
+    leaves = jax.tree.leaves(conduct, is_leaf=lambda leaf: isinstance(leaf, Owners))
+    return [leaf for leaf in leaves if isinstance(leaf, Owners)]
