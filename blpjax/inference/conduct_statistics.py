@@ -52,7 +52,7 @@ class Products(NamedTuple):
     apart: np.ndarray
     longer: np.ndarray
 
-    def scaled(self, factor: float) -> "Products":
+    def scaled(self, factor: float | int) -> "Products":
         """All times a factor."""
         return Products(*(factor * part for part in self))
 
@@ -137,7 +137,7 @@ def confidence_set(fit: Fit, seed: int = 0) -> ConfidenceSet:
         return ConfidenceSet(p_values, steps)
     eigenvalues, vectors = np.linalg.eigh(fit.C)
     root = vectors * np.sqrt(np.maximum(eigenvalues, 0))
-    draws = np.random.default_rng(seed).standard_normal((DRAWS if len(left) > 2 else 0, M)) @ root.T
+    draws = root @ np.random.default_rng(seed).standard_normal((M, DRAWS if len(left) > 2 else 0))
     own, highest = np.diag(fit.C), 0.0
     scale = np.sqrt(np.maximum(own[:, None] + own[None, :] - 2 * fit.C, np.finfo(float).tiny))
     while len(left) > 1:
@@ -149,7 +149,10 @@ def confidence_set(fit: Fit, seed: int = 0) -> ConfidenceSet:
             largest = np.zeros(DRAWS)
             for i, a in enumerate(left):
                 for b in left[:i]:
-                    np.maximum(largest, np.abs(draws[:, a] - draws[:, b]) / scale[a, b], out=largest)
+                    gap = draws[a] - draws[b]
+                    np.abs(gap, out=gap)
+                    gap /= scale[a, b]
+                    np.maximum(largest, gap, out=largest)
             p = float(np.mean(largest > T[worst, other]))
         highest = max(highest, p)
         eliminated = left.pop(int(worst))
@@ -160,13 +163,10 @@ def confidence_set(fit: Fit, seed: int = 0) -> ConfidenceSet:
 
 def _products(contributions: np.ndarray, clusters: Clusters | None) -> Products:
     """Products of the columns of contributions (N, M), which are added up within clusters before."""
-    parts = [(1, contributions)] if clusters is None else sums_within(contributions, clusters)
-    return Products(
-        *(
-            sum(sign * found for (sign, _), found in zip(parts, kind, strict=True))
-            for kind in zip(*(_products_of(part) for _, part in parts), strict=True)
-        )
-    )
+    if clusters is None:
+        return _products_of(contributions)
+    parts = [_products_of(sums).scaled(sign) for sign, sums in sums_within(contributions, clusters)]
+    return Products(*(sum(kind[1:], kind[0]) for kind in zip(*parts, strict=True)))
 
 
 def _products_of(x: np.ndarray) -> Products:

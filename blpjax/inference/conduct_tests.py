@@ -193,13 +193,20 @@ def _read_taxes(taxes: Any, names: list[str]) -> dict[str, Taxes | None]:
 
 def _imply(results: Estimates, question: Question, name: str) -> ImpliedCosts:
     """Markups and costs of a model: what firms get for a unit less its markup, ``c = r(p) - nu o m``."""
-    taxes, prices = question.taxes[name], results.problem.data.product_table.prices
+    problem, conduct, taxes = results.problem.data, question.models[name], question.taxes[name]
+    prices = problem.product_table.prices
     kept, unit = np.ones_like(prices), np.zeros_like(prices)
     if taxes is not None:
         kept, unit = _spread("ad_valorem", taxes.kept, prices.size), _spread("unit", taxes.unit, prices.size)
-    found = markups_with_slopes(results, question.models[name], None if taxes is None else kept)
+    varies = _varies(kept, problem.market_index.codes)
+    if varies and not conduct.taxable:
+        raise NotImplementedError(
+            f"Model {name!r} is a function of one's own, which does not say what it is where ad valorem taxes differ "
+            "between products of a market. Give rates that are the same within markets."
+        )
+    found = markups_with_slopes(results, conduct, kept if varies else None)
     if not np.isfinite(found.markups).all():
-        rows = list_rows(np.flatnonzero(~np.isfinite(found.markups)), results.problem.data.market_index.long_ids)
+        rows = list_rows(np.flatnonzero(~np.isfinite(found.markups)), problem.market_index.long_ids)
         raise DataError(f"Model {name!r} has no markups in {rows}.")
     markups = kept * found.markups
     costs = kept * prices - unit - markups
@@ -207,13 +214,19 @@ def _imply(results: Estimates, question: Question, name: str) -> ImpliedCosts:
     if question.costs_type == "log":
         bad = np.flatnonzero(costs <= 0)
         if bad.size:
-            rows = list_rows(bad, results.problem.data.market_index.long_ids, costs)
+            rows = list_rows(bad, problem.market_index.long_ids, costs)
             raise DataError(
                 f"Costs that model {name!r} implies are not positive in {rows}, so they have no logarithms. Use "
                 "costs_type='linear', or leave the model out."
             )
         slopes, explained = slopes / costs[:, None], np.log(costs)
     return ImpliedCosts(markups, costs, explained, slopes, found.parameters)
+
+
+def _varies(kept: np.ndarray, markets: np.ndarray) -> bool:
+    """Whether products of some market differ."""
+    order = np.argsort(markets, kind="stable")
+    return bool(((np.diff(kept[order]) != 0) & (np.diff(markets[order]) == 0)).any())
 
 
 def _spread(what: str, values: Any, N: int) -> np.ndarray:

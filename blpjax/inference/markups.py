@@ -26,7 +26,7 @@ class MarkupSlopes(NamedTuple):
     parameters: np.ndarray
 
 
-def markups_with_slopes(results: Estimates, conduct: Any = None) -> MarkupSlopes:
+def markups_with_slopes(results: Estimates, conduct: Any = None, kept: np.ndarray | None = None) -> MarkupSlopes:
     """Markups under a conduct at observed shares and prices, and their derivatives in the parameters of demand.
 
     Mean utilities follow the parameters so that shares stay, by the implicit function theorem. The parameters are those
@@ -36,6 +36,8 @@ def markups_with_slopes(results: Estimates, conduct: Any = None) -> MarkupSlopes
     Parameters
     ----------
     conduct : see `ProblemResults.compute_costs`.
+    kept : (N,) which part of a price firms get after ad valorem taxes, see `blpjax.model.conduct.markups`; only with a
+        conduct. None where it is the same for all products of a market.
 
     Raises
     ------
@@ -53,7 +55,7 @@ def markups_with_slopes(results: Estimates, conduct: Any = None) -> MarkupSlopes
         moved = hold_shares(model, parameters)
         if data is None:
             return moved.markups(), None
-        found = moved.solve_markups(data)
+        found = moved.solve_markups(data, kept)
         return found.markups, Loops(**found.fields())
 
     found = differentiate(markups_at, parameters, lanes(model.economy), jnp.eye(parameters.size)[moving])

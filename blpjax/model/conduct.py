@@ -25,17 +25,22 @@ class Markups(Loops):
     markups: Float[AnyArray, " N"]
 
 
-def markups(demand: Demand, conduct: ConductData) -> Markups:
+def markups(demand: Demand, conduct: ConductData, kept: Float[AnyArray, " N"] | None = None) -> Markups:
     """Markups at the prices of `demand`, in their units.
+
+    `kept` say which part of a price firms get after ad valorem taxes: profit weights are then those that have the same
+    conditions without taxes, and markups times `kept` are what firms get for a unit, less costs.
 
     The status of a market is `Status.NOT_FINITE` where some are not finite, and `Status.UPWARD_SLOPING` where demand
     for some product does not fall in its own price.
     """
 
-    def kernel(local: MarketDemand, known: Any) -> FixedPoint:
-        return conduct_markups(conduct.conduct, _market(local, known))
+    def kernel(local: MarketDemand, known: Any, kept: Array | None) -> FixedPoint:
+        return conduct_markups(conduct.conduct, _market(local, known, kept))
 
-    found = over_markets(demand, kernel, conduct.spread(demand.economy))
+    economy = demand.economy
+    parts = [None] * len(economy.buckets) if kept is None else [*economy.spread(kept)]
+    found = over_markets(demand, kernel, conduct.spread(economy), parts)
     values = demand.economy.gather([part.value for part in found])
     return Markups(markups=values, **gather_loops(demand.economy, found).fields())
 
@@ -84,5 +89,5 @@ def equilibrium_prices(
     return over_markets(demand, kernel, *arrays, elements=loop_elements())
 
 
-def _market(local: MarketDemand, known: Any) -> PricedMarket:
-    return in_market(demand_at, local, local.characteristics.variables["prices"], known)
+def _market(local: MarketDemand, known: Any, kept: Array | None = None) -> PricedMarket:
+    return in_market(demand_at, local, local.characteristics.variables["prices"], known, kept)
