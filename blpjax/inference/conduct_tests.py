@@ -166,6 +166,8 @@ def _refuse_adjustment(results: Estimates) -> None:
     remedy = "Use demand_adjustment=False, which takes demand as if it were known."
     if results.step < 1:
         raise ValueError(f"Results of an initial update are no estimates to adjust for. {remedy}")
+    if results.se_type == "likelihood":
+        raise NotImplementedError(f"The demand adjustment is not implemented for estimates by likelihood. {remedy}")
     if results.moments.size != results.problem.data.model_data.size:
         raise NotImplementedError(
             "The demand adjustment is not implemented for results with micro_moments or moment_blocks, because other "
