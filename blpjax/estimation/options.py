@@ -32,7 +32,7 @@ class StepOptions:
 
     `parameters` have infinite bounds where the optimisation routine ignores bounds. `differences` is the step of finite
     differences, or None for exact derivatives. `moment_types` are levels unless they say something else. `micro` are
-    lines of tables of micro moments.
+    lines of tables of micro moments, and `micro_sampled` says whether their covariances were given.
     """
 
     parameters: Parameters
@@ -48,6 +48,7 @@ class StepOptions:
     differences: float | None = None
     moment_types: MomentTypes = MomentTypes()
     micro: tuple[MicroLine, ...] = ()
+    micro_sampled: bool = False
 
     @property
     def specification(self) -> Specification:
@@ -80,6 +81,7 @@ def read_step_options(
     n_clusters: Counts | None,
     moment_types: MomentTypes,
     micro: tuple[MicroLine, ...] = (),
+    micro_sampled: bool = False,
 ) -> StepOptions:
     """Options of `Problem.solve` as all GMM steps use them.
 
@@ -121,6 +123,7 @@ def read_step_options(
         differences=options.finite_differences_epsilon if finite_differences else None,
         moment_types=moment_types,
         micro=micro,
+        micro_sampled=micro_sampled,
     )
 
 

@@ -1,5 +1,6 @@
 """Markups under some conduct at the estimates, and how they move with the parameters of demand."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -36,8 +37,8 @@ def markups_with_slopes(results: Estimates, conduct: Any = None, kept: np.ndarra
     Parameters
     ----------
     conduct : see `ProblemResults.compute_costs`.
-    kept : (N,) which part of a price firms get after ad valorem taxes, see `blpjax.model.conduct.markups`; only with a
-        conduct. None where it is the same for all products of a market.
+    kept : (N,) which part of a price firms get after ad valorem taxes, see `ConductData`; only with a conduct. None
+        where it is the same for all products of a market.
 
     Raises
     ------
@@ -48,6 +49,8 @@ def markups_with_slopes(results: Estimates, conduct: Any = None, kept: np.ndarra
     """
     model = results.model
     data = None if conduct is None else prepare_conduct(conduct, results.problem.data.product_table)
+    if data is not None and kept is not None:
+        data = dataclasses.replace(data, kept=kept)
     moving = _moving(results)
     parameters = jnp.asarray(results.parameters[:, 0])
 
@@ -55,7 +58,7 @@ def markups_with_slopes(results: Estimates, conduct: Any = None, kept: np.ndarra
         moved = hold_shares(model, parameters)
         if data is None:
             return moved.markups(), None
-        found = moved.solve_markups(data, kept)
+        found = moved.solve_markups(data)
         return found.markups, Loops(**found.fields())
 
     found = differentiate(markups_at, parameters, lanes(model.economy), jnp.eye(parameters.size)[moving])

@@ -8,6 +8,7 @@ tests based on generalized-method-of-moments estimators, Econometrica 64, 891-91
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from blpjax.objective.clusters import Counts, counts_of_kinds
 from blpjax.objective.data import ModelData
 from blpjax.objective.dynamics import MovingStep
 from blpjax.objective.equations import Equation
+from blpjax.objective.micro import MicroMoments
 from blpjax.objective.moments import weigh
 from blpjax.objective.problem_data import ProblemData
 from blpjax.values import check_integer, read_flag
@@ -57,6 +59,7 @@ class BootstrapStudy:
     seed : of all draws.
     labels, blocks : names and blocks of the Q parameters.
     absorbed : levels of fixed effects (N, E) of each equation.
+    sampling : (MM, MM) covariances of observed values of micro moments, None without any.
     """
 
     options: BatchOptions
@@ -67,6 +70,7 @@ class BootstrapStudy:
     labels: tuple[str, ...]
     blocks: tuple[str, ...]
     absorbed: tuple[np.ndarray, ...]
+    sampling: np.ndarray | None = None
 
     @property
     def unit(self) -> str:
@@ -82,28 +86,43 @@ class BootstrapStudy:
     def fingerprint(self) -> str:
         """Identifies data, estimator, units and seed."""
         text = repr((self.seed, self.count, describe(self.options, self.lane.data), self.labels))
-        return fingerprint_of(text, [self.units, *jax.tree.leaves(self.lane)])
+        sampling = [] if self.sampling is None else [self.sampling]
+        return fingerprint_of(text, [self.units, *jax.tree.leaves(self.lane), *sampling])
 
     def run_batch(self, first: int, size: int) -> pd.DataFrame:
         """Estimates of draws `first`, ..., ``first + size - 1``."""
         draws = jnp.arange(first, first + size)
-        key, units = jax.random.key(self.seed), jnp.asarray(self.units)
+        key, units, observed = jax.random.key(self.seed), jnp.asarray(self.units), self._draw_observed(draws)
         if isinstance(self.count, tuple):
             drawn = draw_crossed(key, draws, units, self.count)
-            varying, shared = self._split(drawn.prod(axis=2), drawn)
+            varying, shared = self._split(drawn.prod(axis=2), drawn, observed)
         else:
-            varying, shared = self._split(draw_weights(key, draws, units, self.count))
+            varying, shared = self._split(draw_weights(key, draws, units, self.count), observed=observed)
         identified = _is_identified(self.options, varying, shared)
         found = estimate_batch(self.options, varying, shared, size)
         return self._tabulate(first, found, np.asarray(identified))
 
-    def _split(self, weights: Float[Array, "B N"], drawn: Float[Array, "B N kinds"] | None = None) -> tuple[Lane, Lane]:
-        """Lanes with these weights, and X and Z residualised with them."""
+    def _draw_observed(self, draws: Int[Array, " B"]) -> Float[Array, "B MM"] | None:
+        """Values of micro moments: surveys are samples of their own, of which nothing but means is known."""
+        if self.sampling is None:
+            return None
+        known = next(block.observed for block in self.lane.data.more if isinstance(block, MicroMoments))
+        values, vectors = np.linalg.eigh(self.sampling)
+        root = vectors * np.sqrt(values.clip(0.0))
+        return draw_around(jax.random.key(self.seed), draws, known, jnp.asarray(root))
+
+    def _split(
+        self,
+        weights: Float[Array, "B N"],
+        drawn: Float[Array, "B N kinds"] | None = None,
+        observed: Float[Array, "B MM"] | None = None,
+    ) -> tuple[Lane, Lane]:
+        """Lanes with these weights, X and Z residualised with them, and observed values of micro moments."""
         equations = [
             self._absorb(equation, ids, weights) if ids.shape[1] else None
             for equation, ids in zip(self.lane.data.equations, self.absorbed, strict=True)
         ]
-        return split_lanes(_reweight, self.lane, _Sample(weights, drawn, equations))
+        return split_lanes(_reweight, self.lane, _Sample(weights, drawn, equations, observed))
 
     def _absorb(self, equation: Equation, ids: np.ndarray, weights: Float[Array, "B N"]) -> "_Absorbed":
         built = [build_projection(ids, row) for row in np.asarray(weights)]
@@ -131,12 +150,14 @@ class _Absorbed(eqx.Module):
 class _Sample(eqx.Module):
     """What a sample's own is: weights of products, and equations where fixed effects are absorbed.
 
-    Where clusters of several kinds are drawn, weights are products of how often each kind is `drawn`.
+    Where clusters of several kinds are drawn, weights are products of how often each kind is `drawn`. `observed` are
+    values of micro moments, None without any.
     """
 
     weights: Float[Array, "*B N"]
     drawn: Float[Array, "*B N kinds"] | None
     equations: list[_Absorbed | None]
+    observed: Float[Array, "*B MM"] | None = None
 
 
 def _reweight(lane: Lane, sample: _Sample) -> Lane:
@@ -149,7 +170,12 @@ def _reweight(lane: Lane, sample: _Sample) -> Lane:
             instruments = equation.instruments if own.instruments is None else own.instruments
             equation = dataclasses.replace(equation, X=own.X, Z=own.Z, instruments=instruments, absorb=absorb)
         equations.append(equation)
-    return dataclasses.replace(lane, data=lane.data.at(weights=sample.weights, drawn=sample.drawn, equations=equations))
+    more = [
+        dataclasses.replace(block, observed=sample.observed) if isinstance(block, MicroMoments) else block
+        for block in lane.data.more
+    ]
+    data = lane.data.at(weights=sample.weights, drawn=sample.drawn, equations=equations, more=more)
+    return dataclasses.replace(lane, data=data)
 
 
 def reestimate(
@@ -161,11 +187,13 @@ def reestimate(
     seed: int,
     recentre: bool,
     costs_bounds: Any,
+    *,
+    micro: Sequence[MicroMoments] = (),
     **running: Any,
 ) -> ReestimationResults:
     """Draw samples and estimate; see `ProblemResults.reestimate`, whose `running` arguments decide where and how."""
     count, recentre = read_draws(draws), read_flag("recentre", recentre)
-    study = build_study(results, step_options, begin, unit, seed, recentre, costs_bounds)
+    study = build_study(results, step_options, begin, unit, seed, recentre, costs_bounds, micro=micro)
     outcome = run_draws(study, results.problem.data, count, **running)
     drawn = _read_unit(results.problem.data, step_options, unit)
     found = ReestimationResults(
@@ -203,8 +231,10 @@ def build_study(
     seed: int,
     recentre: bool,
     costs_bounds: Any,
+    *,
+    micro: Sequence[MicroMoments] = (),
 ) -> BootstrapStudy:
-    """The study of bootstrap samples of some results.
+    """The study of bootstrap samples of some results, with the block of their micro moments.
 
     Raises
     ------
@@ -212,7 +242,7 @@ def build_study(
         See `ProblemResults.reestimate`.
     """
     check_process()
-    refuse_lanes(results, step_options, costs_bounds)
+    refuse_lanes(results, step_options, costs_bounds, sum(block.size for block in micro))
     problem = results.problem.data
     drawn = _read_unit(problem, step_options, unit)
     units, count = _kinds_of(problem) if drawn == "clusters" else _markets_of(problem)
@@ -222,6 +252,7 @@ def build_study(
     absorbed = (problem.demand_ids, problem.supply_ids)[: len(problem.model_data.equations)]
     offset = jnp.asarray(results.moments[:, 0]) if recentre else None
     known = problem.moments_of(step_options.moment_types)
+    known = known.at(more=(*known.more, *micro))
     data = _weighted(known, bounds, absorbed, offset)
     given = first_weights(begin, known)
     model = step_options.parameters, step_options.iteration, problem.economy, data
@@ -235,7 +266,21 @@ def build_study(
         labels=tuple(results.parameter_labels),
         blocks=tuple(step_options.parameters.parameter_blocks),
         absorbed=absorbed,
+        sampling=np.asarray(results.micro_covariances) if micro else None,
     )
+
+
+@filtered_program(effort=0)
+def draw_around(
+    key: Array, draws: Int[Array, " B"], mean: Float[Array, " MM"], root: Float[Array, "MM MM"]
+) -> Float[Array, "B MM"]:
+    """Normal draws with covariances ``root root'``, by numbers of draws, independent of `draw_weights`."""
+
+    def one(draw: Array) -> Array:
+        own = jax.random.fold_in(jax.random.fold_in(key, draw), 1)
+        return mean + root @ jax.random.normal(own, mean.shape)
+
+    return jax.vmap(one)(draws)
 
 
 @filtered_program(effort=0)
@@ -361,8 +406,8 @@ def first_weights(begin: FirstStep, data: ModelData) -> np.ndarray | None:
     return None if np.allclose(begin.W, same, rtol=1e-9, atol=0) else begin.W
 
 
-def refuse_lanes(results: Estimates, step_options: StepOptions, costs_bounds: Any) -> None:
-    """Refuse results that lanes of compiled programs cannot estimate again.
+def refuse_lanes(results: Estimates, step_options: StepOptions, costs_bounds: Any, micro: int = 0) -> None:
+    """Refuse results that lanes of compiled programs cannot estimate again, with so many micro moments.
 
     Raises
     ------
@@ -376,10 +421,11 @@ def refuse_lanes(results: Estimates, step_options: StepOptions, costs_bounds: An
             "The markets of the problem are spread over devices, which re-estimation spreads samples over. Solve the "
             "problem without shard()."
         )
-    if results.moments.size != results.problem.data.model_data.size:
+    if results.moments.size != results.problem.data.model_data.size + micro:
+        kinds = "moment_blocks" if micro else "micro_moments or moment_blocks"
         raise NotImplementedError(
-            "Results with micro_moments or moment_blocks cannot be estimated again, because samples of products are no "
-            "samples for them. Solve without them, or use bootstrap, which draws parameters."
+            f"Results with {kinds} cannot be estimated again in this way. Solve without them, or use bootstrap, which "
+            "draws parameters."
         )
     for block in results.problem.data.model_data.more:
         if not block.resampled:

@@ -1,11 +1,9 @@
 """Conduct in all markets: markups, profit weights, passthrough and equilibrium prices as pure functions of demand."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from blpjax.economy.conduct import ConductData, in_market
+from blpjax.economy.conduct import ConductData, MarketData, in_market
 from blpjax.economy.loops import Loops, gather_loops
 from blpjax.economy.mapping import loop_elements
 from blpjax.economy.ownership import Ownership
@@ -25,22 +23,17 @@ class Markups(Loops):
     markups: Float[AnyArray, " N"]
 
 
-def markups(demand: Demand, conduct: ConductData, kept: Float[AnyArray, " N"] | None = None) -> Markups:
+def markups(demand: Demand, conduct: ConductData) -> Markups:
     """Markups at the prices of `demand`, in their units.
-
-    `kept` say which part of a price firms get after ad valorem taxes: profit weights are then those that have the same
-    conditions without taxes, and markups times `kept` are what firms get for a unit, less costs.
 
     The status of a market is `Status.NOT_FINITE` where some are not finite, and `Status.UPWARD_SLOPING` where demand
     for some product does not fall in its own price.
     """
 
-    def kernel(local: MarketDemand, known: Any, kept: Array | None) -> FixedPoint:
-        return conduct_markups(conduct.conduct, _market(local, known, kept))
+    def kernel(local: MarketDemand, known: MarketData) -> FixedPoint:
+        return conduct_markups(conduct.conduct, _market(local, known))
 
-    economy = demand.economy
-    parts = [None] * len(economy.buckets) if kept is None else [*economy.spread(kept)]
-    found = over_markets(demand, kernel, conduct.spread(economy), parts)
+    found = over_markets(demand, kernel, conduct.spread(demand.economy))
     values = demand.economy.gather([part.value for part in found])
     return Markups(markups=values, **gather_loops(demand.economy, found).fields())
 
@@ -50,7 +43,7 @@ def profit_weights(demand: Demand, conduct: ConductData) -> Ownership:
     rule = conduct.conduct
     assert isinstance(rule, PriceSetting)
 
-    def kernel(local: MarketDemand, known: Any) -> Array:
+    def kernel(local: MarketDemand, known: MarketData) -> Array:
         return rule.weights_in(_market(local, known))
 
     return over_markets(demand, kernel, conduct.spread(demand.economy))
@@ -59,7 +52,7 @@ def profit_weights(demand: Demand, conduct: ConductData) -> Ownership:
 def passthrough(demand: Demand, conduct: ConductData) -> tuple[Float[Array, "T J J"], ...]:
     """Derivatives of equilibrium prices in marginal costs ``dp_j / dc_k``, one array for each bucket."""
 
-    def kernel(local: MarketDemand, known: Any) -> Array:
+    def kernel(local: MarketDemand, known: MarketData) -> Array:
         return conduct_passthrough(conduct.conduct, _market(local, known))
 
     return over_markets(demand, kernel, conduct.spread(demand.economy))
@@ -79,7 +72,7 @@ def equilibrium_prices(
     """Equilibrium prices from `start`, one batch of loops for each bucket: see `pricing.equilibrium_prices`."""
     gamma = jnp.asarray(demand.coefficients.gamma)
 
-    def kernel(local: MarketDemand, known: Any, costs: Array, start: Array, held: Array) -> FixedPoint:
+    def kernel(local: MarketDemand, known: MarketData, costs: Array, start: Array, held: Array) -> FixedPoint:
         pricing = Pricing(local, costs, gamma)
         market = in_market(demand_at, local, start, known)
         return solve_conduct_prices(conduct.conduct, costs_at(costs_type), market, pricing, held, method, limits)
@@ -89,5 +82,5 @@ def equilibrium_prices(
     return over_markets(demand, kernel, *arrays, elements=loop_elements())
 
 
-def _market(local: MarketDemand, known: Any, kept: Array | None = None) -> PricedMarket:
-    return in_market(demand_at, local, local.characteristics.variables["prices"], known, kept)
+def _market(local: MarketDemand, known: MarketData) -> PricedMarket:
+    return in_market(demand_at, local, local.characteristics.variables["prices"], known)

@@ -306,14 +306,13 @@ class Model(Demand):
         self.check_variable("prices")
         return _values(pricing.markups, self, self.owned(firm_ids, ownership))
 
-    def solve_markups(self, conduct: ConductData, kept: Values = None) -> conducts.Markups:
-        """Markups under some conduct at the model's prices, with a status of each market; see `conduct.markups`."""
+    def solve_markups(self, conduct: ConductData) -> conducts.Markups:
+        """Markups under some conduct at the model's prices, with a status of each market."""
         self.check_variable("prices")
         coarse = coarsen(self, {"prices"})
         if coarse is None:
-            return self._home(_call(conducts.markups, self, conduct, kept))
-        given = coarse.argument(conduct), None if kept is None else coarse.argument(np.asarray(kept))
-        return _of_rows(coarse, _call(conducts.markups, coarse.model, *given), "markups")
+            return self._home(_call(conducts.markups, self, conduct))
+        return _of_rows(coarse, _call(conducts.markups, coarse.model, coarse.argument(conduct)), "markups")
 
     def conducted(
         self, firm_ids: Any = None, ownership: Values = None, conduct: ConductData | None = None

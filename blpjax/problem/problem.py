@@ -260,7 +260,8 @@ class Problem(DataHolder, Picklable):
             the given value, and zeros of given matrices stay zero. With the default optimiser and its default options,
             or ``'optax-l-bfgs'``, starts are tried at the same time, and otherwise one after the other. The best one
             has the smallest objective of those where optimisation converged and second-order conditions hold. W is that
-            before any initial update. Results have a table of `starts`.
+            before any initial update; but with micro moments, or `SampleMoments`, and without W, that after the update
+            at the given values. Results have a table of `starts`.
         moment_blocks : sequence of MomentBlock, optional
             Moments of one's own, beside those of the instruments: see `blpjax.MomentBlock` for averages over products
             and `blpjax.SampleMoments` for what comes from another sample. They stand last in `moments`, `W` and so on.
@@ -313,6 +314,7 @@ class Problem(DataHolder, Picklable):
         step_options = estimation_options.read_step_options(
             parameters=parameters,
             micro=micro.lines,
+            micro_sampled=micro.size > 0 and micro_sample_covariances is not None,
             costs_bounded=bool(np.isfinite(bounds_on_costs).any()),
             optimization=optimization,
             iteration=arguments.read_inversion(iteration, fp_type, shares_bounds),
@@ -340,14 +342,16 @@ class Problem(DataHolder, Picklable):
         self._check_dynamics(step_options, context)
         theta = step_options.parameters.theta
         table = None
-        if starts is not None:
-            from blpjax.estimation.starts import try_starts  # it needs what runs many lanes
-
-            trials = try_starts(starts, step_options, context, start_delta)
-            table = trials.table
-            theta = theta if trials.theta is None else trials.theta
+        # where some moments have no weights yet, they get those of the given values first
+        before = 1 if W is None and data.needs_update else steps[0][0]
         results: ProblemResults | None = None
         for step, kind in steps:
+            if starts is not None and step == before:
+                from blpjax.estimation.starts import try_starts  # it needs what runs many lanes
+
+                trials = try_starts(starts, step_options, context, start_delta)
+                table = trials.table
+                theta = theta if trials.theta is None else trials.theta
             began = time.perf_counter()
             current = step_options
             if kind == "return":

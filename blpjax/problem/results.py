@@ -29,10 +29,12 @@ from blpjax.machine import storage
 from blpjax.machine.pickling import Picklable
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
+from blpjax.objective.micro import MicroMoments
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.micro import MicroMethods
 from blpjax.outputs.pricing_pressure import PressureMethods
 from blpjax.outputs.scores import SurveySource
+from blpjax.problem.micro import read_micro
 from blpjax.problem.state import Step, read_step, step_state
 from blpjax.reporting.micro import micro_frame, parts_frame
 from blpjax.reporting.tables import Part
@@ -120,7 +122,11 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         starts = None if self.starts is None else {name: column.to_numpy() for name, column in self.starts.items()}
         moments = None if self.micro_moments is None else moments_state(self.micro_moments)
         state = {"problem": self.problem.to_state(), "steps": steps, "starts": starts, "micro_moments": moments}
-        storage.write(path, "results", state)
+        storage.write(path, "results", {**state, **self._more_state()})
+
+    def _more_state(self) -> dict[str, Any]:
+        """What files hold beside that."""
+        return {}
 
     @classmethod
     def from_state(
@@ -269,7 +275,9 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         market that is drawn twice counts as two in all moments and covariances, and so does a cluster. Fixed effects
         are absorbed anew. A first step with another weighting matrix than that of 2SLS has it in all samples. Elements
         of theta on which structural errors do not depend at the estimates, such as a standard deviation of zero, begin
-        at the starting values of `Problem.solve`, because they would stay where they are.
+        at the starting values of `Problem.solve`, because they would stay where they are. Micro moments are those of
+        samples of their own, of which only means are known: observed values are drawn from the normal distribution
+        around those that there are, with `micro_covariances`.
 
         Draw d depends on `seed` and d alone. Samples are estimated in batches, as lanes of one compiled program.
 
@@ -302,8 +310,9 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
             although covariances are clustered by what is in several markets; for results of an initial update; and
             when costs were bounded and `costs_bounds` is missing.
         NotImplementedError
-            With covariance instruments, simulation error, or shares that were inverted by a method on the host. With
-            moments of innovations, unless clusters have all periods of their products.
+            With covariance instruments, `moment_blocks`, simulation error, or shares that were inverted by a method on
+            the host. With moments of innovations, unless clusters have all periods of their products. With micro
+            moments whose functions files or pickles could not hold.
         StorageError, StudyError
             See `MonteCarlo.run`.
         """
@@ -318,6 +327,7 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
             seed,
             recentre,
             costs_bounds,
+            micro=self._micro_blocks("reestimate"),
             batch_size=batch_size,
             path=path,
             executor=executor,
@@ -477,6 +487,19 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
             parameter_sensitivity=self.parameter_sensitivity,
         )
         return project_fixed_effects(estimates, formulation, product_data, weighting)
+
+    def _micro_blocks(self, user: str) -> list[MicroMoments]:
+        """The block of micro moments, for which functions of datasets and parts are called again, or none."""
+        if not self._options.micro:
+            return []
+        if self.micro_moments is None:
+            raise NotImplementedError(
+                f"{user} needs the functions of micro moments, which files and pickles do not hold. Use moments by "
+                "column, such as MicroMoment.mean, or results that were not loaded."
+            )
+        sample = self.micro_covariances if self._options.micro_sampled else None
+        given = self.problem.data, self.micro_moments, sample, self._options.parameters
+        return list(read_micro(*given, observed=False).blocks)
 
     def __getstate__(self) -> dict[str, Any]:
         lost = self.micro_moments is not None and moments_state(self.micro_moments) is None
