@@ -29,7 +29,6 @@ AS_IN_PYBLP = {
 PUBLIC_MODULES = {"blpjax.data", "blpjax.exceptions", "blpjax.options", "blpjax.plots", "blpjax.r_style"}
 #: Names that no code of the library mentions, and why they stay.
 KEPT = {
-    "blpjax.inference.markups.markups_with_slopes": "tests of conduct are written with it",
     "blpjax.kernels.linear_algebra._factorise_many": "its decorator registers it as a rule of vmap",
     "blpjax.machine.store._Describer.persistent_id": "pickle calls it",
     "blpjax.machine.store._Describer.reducer_override": "pickle calls it",
