@@ -7,11 +7,12 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+import pandas as pd
 
 from blpjax import options
 from blpjax.economy.buckets import Economy
 from blpjax.estimation.estimates import SolvedProblem
-from blpjax.estimation.likelihood import LikelihoodContext, report_likelihood, solve_likelihood
+from blpjax.estimation.likelihood import LikelihoodContext, report_likelihood, solve_likelihood, try_likelihood_starts
 from blpjax.estimation.options import StepOptions, read_step_options
 from blpjax.estimation.step import StepResult
 from blpjax.exceptions import IdentificationError, warn_unused
@@ -28,7 +29,9 @@ from blpjax.objective.likelihood_data import build_likelihood
 from blpjax.objective.likelihood_inference import JointCovariances
 from blpjax.optimize.optimize import Optimization
 from blpjax.problem.data import DataHolder
+from blpjax.problem.likelihood_state import LikelihoodEstimates, likelihood_state, read_likelihood_state
 from blpjax.problem.results import ProblemResults
+from blpjax.problem.state import read_step
 from blpjax.reporting.report import ResultsSummary
 from blpjax.values import read_flag
 
@@ -52,7 +55,6 @@ _UNUSED: Mapping[str, tuple[Any, str]] = {
     "micro_moments": ((), "MicroLikelihood has the survey itself. GMM uses micro moments of surveys that are not rows"),
     "micro_sample_covariances": (None, "There are no micro moments"),
     "resample_agent_data": (None, "Simulation error is not accounted for: use more agents, or GMM"),
-    "starts": (None, "Call solve for each of the starting values and compare objectives"),
     "moment_blocks": ((), "Moments beside those of instruments need GMM"),
 }
 
@@ -178,15 +180,24 @@ class LikelihoodResults(ProblemResults):
         """Refuse: they are instruments of GMM."""
         self._refuse("compute_optimal_instruments", "Use results of GMM, whose instruments a likelihood may have, too")
 
-    def save(self, path: Any) -> None:
-        """Refuse: files hold steps of GMM."""
-        self._refuse("save", "Use to_pickle, or save to_dict() in a format of your own")
+    def _more_state(self) -> dict[str, Any]:
+        found = LikelihoodEstimates(self.likelihood, self._joint, self._coefficient_map)
+        return {"likelihood": likelihood_state(found, self.problem.data)}
 
     def _refuse(self, name: str, instead: str) -> NoReturn:
         raise NotImplementedError(f"{name} is not supported for estimates by likelihood. {instead}.")
 
     def _summary(self) -> ResultsSummary:
         return dataclasses.replace(super()._summary(), W_condition=None)
+
+
+def read_likelihood_results(problem: SolvedProblem, state: dict[str, Any]) -> LikelihoodResults:
+    """Results that `LikelihoodResults.save` described."""
+    (step,) = (read_step(one, problem.data.form) for one in state["steps"])
+    found = read_likelihood_state(state["likelihood"], problem.data)
+    results = LikelihoodResults(problem, step.result, step.options, *found)
+    results.starts = None if state.get("starts") is None else pd.DataFrame(state["starts"])
+    return results
 
 
 def solve_by_likelihood(problem: Any, likelihood: Any, given: Mapping[str, Any]) -> LikelihoodResults:
@@ -205,8 +216,10 @@ def solve_by_likelihood(problem: Any, likelihood: Any, given: Mapping[str, Any])
     data = problem.data
     if data.model_data.supply is not None:
         raise NotImplementedError(
-            "A likelihood with a supply side is not supported. Leave out the third formulation, or use GMM with "
-            "micro_moments."
+            "A likelihood with a supply side is not supported: it has no restrictions of costs. Leave out the third "
+            "formulation; compute_costs of the results then gives marginal costs, which can be regressed on what "
+            "explains them. For moments of supply beside those of a survey use GMM with micro_moments, perhaps optimal "
+            "ones (MicroMoment.scores)."
         )
     if data.placement is not None:
         raise NotImplementedError(
@@ -266,9 +279,14 @@ def solve_by_likelihood(problem: Any, likelihood: Any, given: Mapping[str, Any])
     began = time.perf_counter()
     options.output("")
     options.output(f"Starting estimation by likelihood ('{likelihood.estimator}', {asked.sum()} respondents) ...")
-    result, joint = solve_likelihood(step_options, context, step_options.parameters.theta, delta)
+    theta, trials = step_options.parameters.theta, None
+    if given["starts"] is not None:
+        trials = try_likelihood_starts(given["starts"], step_options, context, delta)
+        theta = theta if trials.theta is None else trials.theta
+    result, joint = solve_likelihood(step_options, context, theta, delta)
     report_likelihood(result, parameters.theta_labels, time.perf_counter() - began)
     results = LikelihoodResults(problem, result, step_options, likelihood, joint, linear.coefficient_map)
+    results.starts = None if trials is None else trials.table
     if options.verbose:
         options.output(f"\n{results}")
     return results
