@@ -501,6 +501,9 @@ def test_results_refuse_what_belongs_to_gmm() -> None:
             getattr(found, name)()
     with pytest.raises(NotImplementedError, match="run_distance_test"):
         found.run_distance_test(found)
+    models = {"Bertrand": blpjax.Bertrand(), "monopoly": blpjax.Monopoly()}
+    with pytest.raises(NotImplementedError, match="by likelihood. Use demand_adjustment=False"):
+        found.test_conduct(models, blpjax.Formulation("1"), blpjax.Formulation("0 + x"))
     with pytest.raises(NotImplementedError, match="project_fixed_effects"):
         found.project_fixed_effects(blpjax.Formulation("1"))
     with pytest.raises(ValueError, match="hold='xi'"):
