@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -35,11 +35,13 @@ class ConductData(eqx.Module):
     conduct : the conduct.
     owners : codes of owners (N,), or ownership matrices (N, max J), by name.
     columns : columns (N,), by name.
+    kept : (N,) which part of a price firms get after ad valorem taxes, None where that is all.
     """
 
     conduct: Conduct
     owners: dict[str, AnyArray]
     columns: dict[str, AnyArray]
+    kept: AnyArray | None = None
 
     @property
     def name(self) -> str:
@@ -48,23 +50,33 @@ class ConductData(eqx.Module):
 
     def take(self, rows: AnyArray) -> "ConductData":
         """The same for some rows, which may be repeated."""
-        owners, columns = jax.tree.map(lambda values: values[rows], (self.owners, self.columns))
-        return dataclasses.replace(self, owners=owners, columns=columns)
+        known = jax.tree.map(lambda values: values[rows], (self.owners, self.columns, self.kept))
+        return ConductData(self.conduct, *known)
 
-    def spread(self, economy: Economy) -> tuple[tuple[dict[str, AnyArray], dict[str, AnyArray]], ...]:
-        """Owners and columns of each bucket's markets: codes (T, J), -1 for padding, matrices (T, J, J), columns."""
+    def spread(self, economy: Economy) -> tuple["MarketData", ...]:
+        """What each bucket's markets have of it."""
         owners = {
             name: economy.unstack(values) if values.ndim == 2 else [part - 1 for part in economy.scatter(values + 1)]
             for name, values in self.owners.items()
         }
         columns = {name: economy.spread(values) for name, values in self.columns.items()}
+        kept = None if self.kept is None else economy.spread(self.kept)
         return tuple(
-            (
+            MarketData(
                 {name: parts[b] for name, parts in owners.items()},
                 {name: parts[b] for name, parts in columns.items()},
+                None if kept is None else kept[b],
             )
             for b in range(len(economy.buckets))
         )
+
+    def check_firms(self) -> None:
+        """Raise `ValueError` where the conduct does not depend on firm IDs."""
+        if FIRMS not in self.owners:
+            raise ValueError(
+                f"Conduct {self.name} does not depend on {FIRMS}, so other firms change nothing. Change the column "
+                "that it reads in product_data, or give another conduct."
+            )
 
     def with_owners(self, firm_ids: Any = None, ownership: AnyArray | None = None) -> "ConductData":
         """The same with other firms, by IDs (N,), which are not traced, or by matrices (N, max J).
@@ -76,11 +88,7 @@ class ConductData(eqx.Module):
         """
         if firm_ids is None and ownership is None:
             return self
-        if FIRMS not in self.owners:
-            raise ValueError(
-                f"Conduct {self.name} does not depend on {FIRMS}, so other firms change nothing. Change the column "
-                "that it reads in product_data, or give another conduct."
-            )
+        self.check_firms()
         pairs = [one for one in _owners_of(self.conduct) if one.name == FIRMS and np.ndim(one.weights) == 2]
         if pairs:
             raise ValueError(
@@ -90,6 +98,14 @@ class ConductData(eqx.Module):
         if known is None:
             known = _codes(np.asarray(firm_ids).reshape(-1))
         return dataclasses.replace(self, owners=self.owners | {FIRMS: known})
+
+
+class MarketData(NamedTuple):
+    """Rows of one market: codes of owners (J,), -1 for padding, or matrices (J, J), columns (J,), and what is kept."""
+
+    owners: dict[str, AnyArray]
+    columns: dict[str, AnyArray]
+    kept: AnyArray | None
 
 
 def prepare_conduct(conduct: Any, table: ProductTable) -> ConductData:
@@ -118,12 +134,9 @@ def prepare_conduct(conduct: Any, table: ProductTable) -> ConductData:
     return ConductData(resolved, reader.owners, reader.columns)
 
 
-def in_market(
-    demand_at: Callable[..., DemandPoint], arguments: Any, prices: Array, known: Any, kept: Array | None = None
-) -> PricedMarket:
-    """One market with the owners and columns that `ConductData.spread` has for it."""
-    owners, columns = known
-    return PricedMarket(demand_at, prices, arguments, owners, columns, kept)
+def in_market(demand_at: Callable[..., DemandPoint], arguments: Any, prices: Array, known: MarketData) -> PricedMarket:
+    """One market with what `ConductData.spread` has for it."""
+    return PricedMarket(demand_at, prices, arguments, *known)
 
 
 # reading

@@ -408,6 +408,7 @@ class Estimates(Shown):
             ownership=self.problem.data.ownership_in(economy),
             layout=self.layout_in(economy),
             costs_type=self.problem.data.costs_type,
+            conduct=self.problem.data.conduct_data,
         )
 
     @property

@@ -1,11 +1,9 @@
 """Conduct in all markets: markups, profit weights, passthrough and equilibrium prices as pure functions of demand."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from blpjax.economy.conduct import ConductData, in_market
+from blpjax.economy.conduct import ConductData, MarketData, in_market
 from blpjax.economy.loops import Loops, gather_loops
 from blpjax.economy.mapping import loop_elements
 from blpjax.economy.ownership import Ownership
@@ -32,7 +30,7 @@ def markups(demand: Demand, conduct: ConductData) -> Markups:
     for some product does not fall in its own price.
     """
 
-    def kernel(local: MarketDemand, known: Any) -> FixedPoint:
+    def kernel(local: MarketDemand, known: MarketData) -> FixedPoint:
         return conduct_markups(conduct.conduct, _market(local, known))
 
     found = over_markets(demand, kernel, conduct.spread(demand.economy))
@@ -45,7 +43,7 @@ def profit_weights(demand: Demand, conduct: ConductData) -> Ownership:
     rule = conduct.conduct
     assert isinstance(rule, PriceSetting)
 
-    def kernel(local: MarketDemand, known: Any) -> Array:
+    def kernel(local: MarketDemand, known: MarketData) -> Array:
         return rule.weights_in(_market(local, known))
 
     return over_markets(demand, kernel, conduct.spread(demand.economy))
@@ -54,7 +52,7 @@ def profit_weights(demand: Demand, conduct: ConductData) -> Ownership:
 def passthrough(demand: Demand, conduct: ConductData) -> tuple[Float[Array, "T J J"], ...]:
     """Derivatives of equilibrium prices in marginal costs ``dp_j / dc_k``, one array for each bucket."""
 
-    def kernel(local: MarketDemand, known: Any) -> Array:
+    def kernel(local: MarketDemand, known: MarketData) -> Array:
         return conduct_passthrough(conduct.conduct, _market(local, known))
 
     return over_markets(demand, kernel, conduct.spread(demand.economy))
@@ -74,7 +72,7 @@ def equilibrium_prices(
     """Equilibrium prices from `start`, one batch of loops for each bucket: see `pricing.equilibrium_prices`."""
     gamma = jnp.asarray(demand.coefficients.gamma)
 
-    def kernel(local: MarketDemand, known: Any, costs: Array, start: Array, held: Array) -> FixedPoint:
+    def kernel(local: MarketDemand, known: MarketData, costs: Array, start: Array, held: Array) -> FixedPoint:
         pricing = Pricing(local, costs, gamma)
         market = in_market(demand_at, local, start, known)
         return solve_conduct_prices(conduct.conduct, costs_at(costs_type), market, pricing, held, method, limits)
@@ -84,5 +82,5 @@ def equilibrium_prices(
     return over_markets(demand, kernel, *arrays, elements=loop_elements())
 
 
-def _market(local: MarketDemand, known: Any) -> PricedMarket:
+def _market(local: MarketDemand, known: MarketData) -> PricedMarket:
     return in_market(demand_at, local, local.characteristics.variables["prices"], known)

@@ -9,6 +9,7 @@ import numpy as np
 
 from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, build_agents, index_markets
 from blpjax.economy.characteristics import Characteristics, build_characteristics
+from blpjax.economy.conduct import ConductData, prepare_conduct
 from blpjax.economy.logit import closed_form_delta
 from blpjax.economy.ownership import Ownership, table_ownership
 from blpjax.economy.surveys import Markets
@@ -22,6 +23,7 @@ from blpjax.inputs.integration import Integration
 from blpjax.inputs.survey_expressions import SurveyTables
 from blpjax.inputs.surveys import spread_nodes
 from blpjax.inputs.tables import AgentTable, ProductTable
+from blpjax.kernels.conduct import Conduct
 from blpjax.model.parameters import Labels, ParameterLayout, UtilityForm
 from blpjax.model.starting_values import read_utility_form
 
@@ -44,6 +46,7 @@ class Formulated:
     agents_in_economy : checked agent data in their economy.
     form : transformations of random coefficients, and the scale of epsilon. rc_types : K2 types as they were given.
     costs_type : whether costs (``'linear'``) or their logarithms (``'log'``) are linear in X3.
+    conduct : how firms compete, as it was given; None where they set prices.
     """
 
     product_formulations: Formulations
@@ -55,6 +58,7 @@ class Formulated:
     form: UtilityForm
     rc_types: list[Any]
     costs_type: str
+    conduct: Conduct | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -125,6 +129,11 @@ class Formulated:
         nests = tuple(map(str, self.unique_nesting_ids))
         demographics = self.agents_in_economy.demographic_labels
         return Labels(X1, X2, X3, demographics, nests, lagged=self.product_table.lag_indices is not None)
+
+    @cached_property
+    def conduct_data(self) -> ConductData | None:
+        """The conduct with what it reads from product data; None where firms set prices."""
+        return None if self.conduct is None else prepare_conduct(self.conduct, self.product_table)
 
     @cached_property
     def characteristics(self) -> Characteristics:

@@ -2,7 +2,7 @@
 
 Taxes need no other equilibrium than Bertrand's: where firms get ``r = nu p - t`` of a price p, their conditions
 ``nu_j s_j + sum_k H_jk (r_k - c_k) ds_k / dp_j = 0`` are those at ownership ``H_jk nu_k / nu_j`` and costs
-``(c_k + t_k) / nu_k``.
+``(c_k + t_k) / nu_k``. The same is true of other conduct in which ownership matrices weigh profits.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from blpjax.economy.buckets import Economy
+from blpjax.economy.conduct import ConductData
 from blpjax.economy.loops import Loops
 from blpjax.economy.ownership import Ownership, firm_codes, ownership_matrices
 from blpjax.iteration import Iteration
@@ -31,23 +32,25 @@ class State(eqx.Module):
     changes : variables other than prices (N,) that are not those of the base.
     dropped : (N,) products that nobody can choose any more.
     model : the model at this point. Its rows of dropped products have no meaning.
-    owned : ownership matrices by bucket.
+    owned : ownership matrices by bucket; None where the base has other conduct.
     costs : (N,) marginal costs.
     kept, unit : (N,) firms get ``kept * prices - unit``.
     paid : what agents pay beyond prices (T, J, I), by bucket, which `model` knows as offsets of utilities; or None.
     loops : those that found prices, None where prices were given.
+    conduct : how firms compete; None where they set prices, as `owned` says.
     """
 
     base: Model
     changes: dict[str, Float[AnyArray, " N"]]
     dropped: Bool[AnyArray, " N"]
     model: Model
-    owned: Ownership
+    owned: Ownership | None
     costs: Float[AnyArray, " N"]
     kept: Float[AnyArray, " N"]
     unit: Float[AnyArray, " N"]
     paid: tuple[Float[AnyArray, "T J I"], ...] | None = None
     loops: Loops | None = None
+    conduct: ConductData | None = None
 
     @property
     def prices(self) -> Float[AnyArray, " N"]:
@@ -90,11 +93,11 @@ class State(eqx.Module):
 
 def starting_state(model: Model, absent: Bool[np.ndarray, " N"] | None = None) -> State:
     """The point at which a model is, with the costs that its prices imply, perhaps without some products (N,)."""
-    xp, owned = namespace(model.delta), model.owned()
+    xp, owned = namespace(model.delta), model.owned() if model.conduct is None else None
     dropped = xp.zeros(model.delta.shape, bool) if absent is None else xp.asarray(absent)
     there = model if absent is None else _without(model, dropped)
     costs, ones = there.compute_costs()[:, 0], xp.ones_like(model.prices)
-    return State(model, {}, dropped, there, owned, costs, ones, xp.zeros_like(model.prices))
+    return State(model, {}, dropped, there, owned, costs, ones, xp.zeros_like(model.prices), conduct=model.conduct)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Scenario:
     prices : what consumers pay: nobody sets prices.
     kept, unit, paid : taxes, see `State`: either all are as they were, or none.
     iteration, constant_costs : see `Model.compute_prices`.
+    conduct : how firms compete, with the firms that there are then.
     """
 
     firm_ids: Any = None
@@ -127,6 +131,7 @@ class Scenario:
     paid: Any = None
     iteration: Iteration | None = None
     constant_costs: bool = True
+    conduct: ConductData | None = None
 
     def apply(self, state: State) -> State:
         """The point to which this leads from another one."""
@@ -137,11 +142,12 @@ class Scenario:
         kept = state.kept if self.kept is None else xp.asarray(self.kept)
         unit = state.unit if self.unit is None else xp.asarray(self.unit)
         paid = state.paid if self.kept is None else self.paid
-        owned, costs = self._owned(base, state.owned), self._costs(state)
-        going = State(base, changes, dropped, state.model, owned, costs, kept, unit, paid)
+        conduct, costs = self._conduct(state), self._costs(state)
+        owned = state.owned if conduct is not None else self._owned(base, state.owned)
+        going = State(base, changes, dropped, state.model, owned, costs, kept, unit, paid, conduct=conduct)
         prices = None if self.prices is None else xp.asarray(self.prices, float)
         model, costs, loops = _arrive(base, going, prices, self.hold, self.iteration, self.constant_costs)
-        return State(base, changes, dropped, model, owned, costs, kept, unit, paid, loops)
+        return State(base, changes, dropped, model, owned, costs, kept, unit, paid, loops, conduct)
 
     def _costs(self, state: State) -> AnyArray:
         """Marginal costs: those of the state, moved with variables in X3, and then as the scenario says."""
@@ -154,7 +160,12 @@ class Scenario:
         found = self.costs(costs) if callable(self.costs) else self.costs
         return xp.asarray(found, float).reshape(-1)
 
-    def _owned(self, base: Model, known: Ownership) -> Ownership:
+    def _conduct(self, state: State) -> ConductData | None:
+        if self.conduct is not None or state.conduct is None:
+            return self.conduct
+        return state.conduct.with_owners(self.firm_ids, self.ownership)
+
+    def _owned(self, base: Model, known: Ownership | None) -> Ownership | None:
         if self.ownership is not None:
             return base.owned(None, self.ownership)
         return known if self.firm_ids is None else ownership_matrices(firm_codes(base.economy, self.firm_ids))
@@ -181,11 +192,17 @@ def _arrive(
         remaining = _offset(remaining, consumer_offsets(moved, going.paid))
         moved = _with_offsets(moved, remaining.economy)
     if prices is None:
-        taxed = dataclasses.replace(moved, ownership=_taxed(base, going.owned, going.kept))
+        taxed, conduct = moved, going.conduct
+        if conduct is None:
+            assert going.owned is not None
+            taxed = dataclasses.replace(moved, ownership=_taxed(base, going.owned, going.kept))
+        else:
+            conduct = dataclasses.replace(conduct, kept=going.kept)
         costs, start = (going.costs + going.unit) / going.kept, constant(before.prices)
-        found = taxed.solve_prices(None, None, costs, start, iteration, constant_costs, hold)
+        found = taxed.solve_prices(None, None, costs, start, iteration, constant_costs, hold, conduct)
         prices, loops = found.prices, Loops(**found.fields())
-    model = dataclasses.replace(remaining.at(going.changes | {"prices": prices}), ownership=going.owned)
+    there = remaining.at(going.changes | {"prices": prices})
+    model = dataclasses.replace(there, ownership=going.owned, conduct=going.conduct)
     return model, going.costs if constant_costs else moved.update_costs(going.costs, model.shares), loops
 
 

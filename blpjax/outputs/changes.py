@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from blpjax.economy.conduct import ConductData, prepare_conduct
 from blpjax.exceptions import DataError
 from blpjax.inputs.arguments import check_index
 from blpjax.inputs.table_format import plain_value, read_table
+from blpjax.inputs.tables import ProductTable
 from blpjax.inputs.taxes import Taxes
 from blpjax.kernels.arrays import AnyArray, namespace
+from blpjax.model.model import Model
 from blpjax.model.scenario import Scenario
 from blpjax.outputs.consumer_taxes import check_linear_prices, read_consumer_taxes
 from blpjax.outputs.entry import Entry
@@ -20,8 +23,8 @@ from blpjax.outputs.query import Query, Source, read_iteration
 from blpjax.values import read_flag
 
 
-def read_scenario(source: Source, taxed: bool, given: dict[str, Any]) -> Scenario:
-    """The scenario that arguments of `counterfactual` describe, for a point at which products may be `taxed`.
+def read_scenario(source: Source, before: Sequence[Scenario], given: dict[str, Any]) -> Scenario:
+    """The scenario that arguments of `counterfactual` describe, after those that there were `before`.
 
     Raises
     ------
@@ -58,10 +61,10 @@ def read_scenario(source: Source, taxed: bool, given: dict[str, Any]) -> Scenari
             paid = read_consumer_taxes(source.output_tables, taxes.consumers)
         elif drop is not None and not ((kept != 1) | (unit != 0))[~drop].any():
             raise ValueError("taxes are on no product that remains.")
-    if not constant_costs and (taxes is not None or taxed):
+    if not constant_costs and (taxes is not None or any(one.kept is not None for one in before)):
         raise NotImplementedError("Costs that move with shares are not supported with taxes. Use constant_costs=True.")
     iteration = given["iteration"]
-    return Scenario(
+    scenario = Scenario(
         firm_ids=firms,
         ownership=owned.get("ownership"),
         costs=costs,
@@ -75,6 +78,40 @@ def read_scenario(source: Source, taxed: bool, given: dict[str, Any]) -> Scenari
         iteration=None if iteration is None else read_iteration(iteration),
         constant_costs=constant_costs,
     )
+    scenario = dataclasses.replace(scenario, conduct=read_conduct(given.get("conduct"), products, (*before, scenario)))
+    _check_taxes(source.model, (*before, scenario))
+    return scenario
+
+
+def read_conduct(conduct: Any, products: ProductTable, scenarios: Sequence[Scenario]) -> ConductData | None:
+    """A conduct with owners as the last of some scenarios leaves them; None where there is none.
+
+    Raises
+    ------
+    TypeError, ValueError, DataError
+        See `prepare_conduct`; also when firms change but the conduct does not depend on firm IDs.
+    """
+    if conduct is None:
+        return None
+    changes = [one for one in scenarios if one.firm_ids is not None or one.ownership is not None]
+    if not changes:
+        return prepare_conduct(conduct, products)
+    if changes[-1].firm_ids is None:
+        return prepare_conduct(conduct, products).with_owners(None, changes[-1].ownership)
+    known = prepare_conduct(conduct, dataclasses.replace(products, firm_ids=changes[-1].firm_ids))
+    known.check_firms()
+    return known
+
+
+def _check_taxes(model: Model, scenarios: Sequence[Scenario]) -> None:
+    """Refuse ad valorem taxes under conduct that does not say what these change."""
+    kept = next((one.kept for one in reversed(scenarios) if one.kept is not None), None)
+    conduct = next((one.conduct for one in reversed(scenarios) if one.conduct is not None), model.conduct)
+    if kept is not None and (kept != 1).any() and conduct is not None and not conduct.conduct.taxable:
+        raise NotImplementedError(
+            f"Ad valorem taxes are not supported with conduct {conduct.name}, which does not say what they change. Use "
+            "unit taxes, or conduct in which profits are weighed by owners."
+        )
 
 
 def read_firms(query: Query, known: Any, firm_ids: Any) -> np.ndarray | None:
@@ -135,6 +172,11 @@ def with_entry(scenario: Scenario, entry: Entry, tables: OutputTables, given: Ma
         kept=longer(scenario.kept, ad_valorem if np.ndim(ad_valorem) == 0 else 1.0),
         unit=longer(scenario.unit, unit if np.ndim(unit) == 0 else 0.0),
         paid=None if scenario.paid is None else read_consumer_taxes(entry.tables, taxes.consumers, tables),
+        conduct=read_conduct(
+            given.get("conduct"),
+            entry.tables.products,
+            [Scenario(firm_ids=longer(scenario.firm_ids, firms[entry.known :]))],
+        ),
     )
 
 

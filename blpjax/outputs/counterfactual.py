@@ -28,6 +28,7 @@ class CounterfactualMethods(OutcomeSource):
         error_behavior: str = "warn",
         iteration: Iteration | None = None,
         constant_costs: bool = True,
+        conduct: Any = None,
     ) -> Counterfactual:
         """What prices, shares, profits and surplus would be if something changed. Nothing else does.
 
@@ -56,6 +57,8 @@ class CounterfactualMethods(OutcomeSource):
         hold_fixed : ``'shares'`` or ``'xi'``: what stays fixed when parameters vary, see `ProblemResults.delta_method`.
         error_behavior : ``'warn'`` or ``'raise'`` where no equilibrium is found; numbers are NaN there.
         iteration, constant_costs : as in `compute_prices`.
+        conduct : how firms compete after the change, such as ``blpjax.Cournot()`` (docs/conduct.md). Costs are those
+            that observed prices imply under the conduct of the problem.
 
         Returns
         -------
@@ -75,7 +78,7 @@ class CounterfactualMethods(OutcomeSource):
         """
         given: dict[str, Any] = {"firm_ids": firm_ids, "ownership": ownership, "costs": costs, "set": set}
         given |= {"drop": drop, "add": add, "hold": hold, "prices": prices, "taxes": taxes}
-        given |= {"iteration": iteration, "constant_costs": constant_costs}
+        given |= {"iteration": iteration, "constant_costs": constant_costs, "conduct": conduct}
         source: OutcomeSource = self
         if market_ids is not None:
             if add is not None:

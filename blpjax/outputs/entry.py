@@ -1,7 +1,7 @@
 """New products in known markets: tables, economy and model with rows for them after those that there are."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +10,7 @@ import numpy as np
 
 from blpjax.economy.buckets import build_economy, index_markets
 from blpjax.economy.characteristics import Characteristics, build_characteristics
+from blpjax.economy.conduct import ConductData, prepare_conduct
 from blpjax.economy.ownership import firm_codes
 from blpjax.exceptions import DataError
 from blpjax.inputs.columns import read_vector
@@ -35,6 +36,7 @@ class Entry:
     like : (count,) row of the product that a new one is like, or -1.
     xi : (count,) unobserved quality of those that are like none.
     costs : (count,) marginal costs, NaN where they follow from another product or from X3.
+    conduct : that of the problem, with rows of new products.
     """
 
     tables: OutputTables
@@ -44,6 +46,7 @@ class Entry:
     like: np.ndarray
     xi: np.ndarray
     costs: np.ndarray
+    conduct: ConductData | None = None
 
     @property
     def new(self) -> np.ndarray:
@@ -66,9 +69,8 @@ class Entry:
         other = xp.where(self.like >= 0, model.delta[rows] - mean[rows], self.xi)
         delta = xp.concatenate([model.delta, mean[self.known :] + other])
         firms = self.tables.products.firm_ids
-        return dataclasses.replace(
-            model, economy=economy, characteristics=characteristics, delta=delta, ownership=firm_codes(economy, firms)
-        )
+        longer = dataclasses.replace(model, economy=economy, characteristics=characteristics, delta=delta)
+        return dataclasses.replace(longer, ownership=firm_codes(economy, firms), conduct=self.conduct)
 
     def all_costs(self, model: Model, costs: Any) -> Any:
         """Marginal costs (N,) with those of new products, given those of products that there were, in their rows."""
@@ -81,8 +83,10 @@ class Entry:
         return xp.concatenate([costs[: self.known], xp.where(np.isnan(self.costs), found, self.costs)])
 
 
-def read_entry(data: Formulated, tables: OutputTables, add: Any, model: Model) -> Entry:
-    """Read a table of new products.
+def read_entry(
+    data: Formulated, tables: OutputTables, add: Any, model: Model, conducts: Sequence[ConductData] = ()
+) -> Entry:
+    """Read a table of new products, with the columns that some `conducts` read.
 
     Raises
     ------
@@ -116,6 +120,7 @@ def read_entry(data: Formulated, tables: OutputTables, add: Any, model: Model) -
     used = {name for formulation in data.product_formulations if formulation is not None for name in formulation.names}
     fields = {"market_ids", "firm_ids", "prices", "shares", *(used & set(products.data))}
     fields |= {"nesting_ids"} if products.nesting_ids is not None else set()
+    fields |= {name for one in conducts for name in (*one.owners, *one.columns)} & set(products.data)
     for name in sorted(fields):
         old = products.data[name] if name not in ("prices", "shares") else getattr(products, name)
         new = fixed[name] if name in fixed else _column(given, name, table)
@@ -169,6 +174,7 @@ def read_entry(data: Formulated, tables: OutputTables, add: Any, model: Model) -
         like,
         xi,
         costs,
+        None if data.conduct is None else prepare_conduct(data.conduct, longer),
     )
 
 

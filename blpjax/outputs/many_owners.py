@@ -51,6 +51,11 @@ class _Case(NamedTuple):
     scenarios: list[int]
 
 
+def can_be_batch(model: Model) -> bool:
+    """Whether scenarios of a model can be a batch: on one device, and with firms that set prices."""
+    return model.economy.placement is None and model.conduct is None
+
+
 def compare_owners(
     scenarios: Mapping[Any, Mapping[str, Any]],
     results: OutcomeSource,
@@ -102,7 +107,7 @@ def _find_cases(
     whole = np.asarray(model.economy.stack(model.owned()))
     known = [_key(whole[r][:, : r.size]) for r in rows]
     for s, (name, arguments) in enumerate(scenarios.items()):
-        scenario = read_scenario(results, False, {**nothing, "constant_costs": True, **arguments})
+        scenario = read_scenario(results, (), {**nothing, "constant_costs": True, **arguments})
         moved = costs
         if scenario.costs is not None:
             moved = scenario.costs(costs.copy()) if callable(scenario.costs) else scenario.costs

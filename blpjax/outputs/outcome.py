@@ -431,7 +431,7 @@ _OF_SUPPLY = frozenset(
 )
 
 
-_ARGUMENTS = ("firm_ids", "ownership", "costs", "set", "drop", "hold", "prices", "taxes", "iteration")
+_ARGUMENTS = ("firm_ids", "ownership", "costs", "set", "drop", "hold", "prices", "taxes", "iteration", "conduct")
 
 
 def solve_counterfactual(
@@ -457,9 +457,10 @@ def solve_counterfactual(
     if source.draws is not None and (standard_errors or hold_fixed != "shares"):
         raise TypeError("Draws say themselves how uncertain outcomes are: leave standard_errors and hold_fixed out.")
     centre, entry = source.centre, None
-    scenario = read_scenario(centre, any(one.kept is not None for one in before), given)
+    scenario = read_scenario(centre, before, given)
     if given.get("add") is not None:
-        entry = read_entry(centre.formulated, centre.output_tables, given["add"], centre.model)
+        read = [one for one in (scenario.conduct, centre.model.conduct) if one is not None]
+        entry = read_entry(centre.formulated, centre.output_tables, given["add"], centre.model, read)
         scenario = with_entry(scenario, entry, centre.output_tables, given)
     found = Counterfactual(source, (*before, scenario), entry, standard_errors, hold_fixed)
     ids, action = centre.output_tables.markets.ids, "The search for equilibrium prices"

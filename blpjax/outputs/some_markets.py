@@ -74,6 +74,7 @@ class SomeMarkets(OutcomeSource):
             characteristics=dataclasses.replace(model.characteristics, variables=variables),
             delta=model.delta[found.rows],
             ownership=owned,
+            conduct=None if model.conduct is None else model.conduct.take(found.rows),
         )
 
     def _agents(self, tables: OutputTables, ids: np.ndarray) -> Any:

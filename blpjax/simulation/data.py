@@ -83,6 +83,7 @@ class Primitives(Formulated):
             layout=self.layout_in(self.economy),
             ownership=self.ownership,
             costs_type=self.costs_type,
+            conduct=self.conduct_data,
         )
 
     def coefficient(self, matrix: str, name: str) -> float:
