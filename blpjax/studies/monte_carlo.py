@@ -318,7 +318,9 @@ class MonteCarlo(Shown):
         ]
         true = describe_layout(truth.model.layout), truth.logarithmic
         again = None if plan is None else plan.description
+        conducts = [one and one.conduct for one in (truth.model.conduct, self.problem.data.conduct_data)]
         text = repr((self.seed, formulas, true, describe(self._options, data), self.labels, again))
+        text += repr(conducts) if any(conducts) else ""
         return fingerprint_of(text + self._surveys.description, arrays)
 
     def __getstate__(self) -> dict[str, Any]:
