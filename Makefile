@@ -1,7 +1,7 @@
 # Needs make, pip and Python 3.11 or newer (PYTHON=...). Every target sets up the virtual environment first where there is none.
 
 PYTHON ?= python3
-EXTRAS ?= plots,studies,examples,dev
+EXTRAS ?= plots,studies,examples,dev,docs
 JOBS ?= 2
 TESTS ?= tests
 
@@ -13,10 +13,10 @@ PYTEST := $(RUN) -m pytest -n $(JOBS) --dist worksteal
 # The code of this directory is what runs, also when the directory, virtual environment included, was moved or copied.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: all demo test slow lint types bench robustness notebooks install clean
+.PHONY: all demo test slow lint types bench robustness notebooks docs install clean
 .DEFAULT_GOAL := test
 
-all: test slow lint types notebooks demo  ## what .ci/run runs
+all: test slow lint types notebooks docs demo  ## what .ci/run runs
 
 demo: $(INSTALLED)  ## estimate Nevo's cereal demand; write build/nevo_elasticities.png
 	$(RUN) examples/nevo.py
@@ -42,6 +42,9 @@ robustness: $(INSTALLED)  ## methods that invert shares, on hard markets; fails 
 
 notebooks: $(INSTALLED)  ## execute copies in build/notebooks
 	$(RUN) -m nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
+
+docs: $(INSTALLED)  ## the site in build/site, with executed notebooks where `make notebooks` has made some
+	$(RUN) docs/site/build.py build/site
 
 install: $(INSTALLED)
 

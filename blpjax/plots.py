@@ -1,4 +1,4 @@
-"""Figures of results: substitution, prices, welfare, markups, the objective, replications. Need the extra ``plots``.
+"""Figures of results: substitution, prices, welfare, markups, tests, the objective, replications; extra ``plots``.
 
 Import it by name, ``from blpjax import plots``: nothing else in blpjax does. Each function draws into one axis of
 matplotlib, a new one by default, and returns it. All figures are here, in more than 500 lines, because users import
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from blpjax.conduct_plots import plot_conduct_test as plot_conduct_test
 from blpjax.inputs.arguments import check_choice
 from blpjax.model.scenario import State
 from blpjax.objective.functions import ModelFunctions

@@ -29,7 +29,6 @@ AS_IN_PYBLP = {
 PUBLIC_MODULES = {"blpjax.data", "blpjax.exceptions", "blpjax.options", "blpjax.plots", "blpjax.r_style"}
 #: Names that no code of the library mentions, and why they stay.
 KEPT = {
-    "blpjax.inference.markups.markups_with_slopes": "tests of conduct are written with it",
     "blpjax.kernels.linear_algebra._factorise_many": "its decorator registers it as a rule of vmap",
     "blpjax.machine.store._Describer.persistent_id": "pickle calls it",
     "blpjax.machine.store._Describer.reducer_override": "pickle calls it",
@@ -150,13 +149,13 @@ def words(tree: ast.Module) -> Iterator[tuple[str, int]]:
 
 
 def documents() -> Iterator[tuple[str, str]]:
-    """Code of notebooks and of the README, and the command of pyproject.toml as code, each under a name."""
+    """Code of notebooks, of the README and of pages, and the command of pyproject.toml as code, each under a name."""
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         for i, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
             if cell["cell_type"] == "code":
                 yield f"{path.name} {i}", "".join(cell["source"])
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for i, code in enumerate(re.findall(r"```python\n(.*?)```", readme, re.DOTALL)):
-        yield f"README.md {i}", code
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for i, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)):
+            yield f"{path.name} {i}", code
     for module, name in re.findall(r'^blpjax = "(.+):(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE):
         yield "pyproject.toml", f"from {module} import {name}"

@@ -55,4 +55,4 @@ def map_markets(kernel: Callable[..., Any], bucket: Bucket, *arguments: Any, ele
     places = jnp.arange(rounds * chunk) % T
     stacked = jax.tree.map(lambda leaf: leaf[places].reshape(rounds, chunk, *leaf.shape[1:]), everything)
     found = jax.lax.map(lambda several: jax.vmap(kernel)(*several), stacked)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:T], found)
+    return jax.tree.map(lambda leaf: leaf.reshape(rounds * chunk, *leaf.shape[2:])[:T], found)

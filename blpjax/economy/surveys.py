@@ -271,19 +271,17 @@ class _Factors:
         if self.dense is not None:
             self.dense[r, some] = flat
             return
-        self.scale[r] = max(self.scale[r], np.abs(flat).max(initial=0.0))
+        self.scale[r] = max(self.scale[r], _largest(flat))
         a = flat @ self.b.T
-        rest = flat - a @ self.b
-        while True:
-            sizes = np.abs(rest).max(axis=1, initial=0.0)
-            if sizes.max(initial=0.0) <= _PRECISION * self.scale[r]:
-                break
+        rest = a @ self.b
+        np.subtract(flat, rest, out=rest)
+        while _largest(rest) > _PRECISION * self.scale[r]:
             if len(self.b) == min(MOST_FACTORS, self.size):
                 self._expand_all(r, some, flat)
                 return
-            self._add_basis(rest[sizes.argmax()])
+            self._add_basis(rest[np.abs(rest).max(axis=1).argmax()])
             new = self.b[-1]
-            rest = rest - (rest @ new)[:, None] * new
+            rest -= (rest @ new)[:, None] * new
         self._widen()
         self.a[r, some] = a if a.shape[1] == len(self.b) else flat @ self.b.T
 
@@ -334,6 +332,11 @@ class _Factors:
             return _Found(None, None, whole, groups)
         choices = np.pad(self.b.reshape(-1, *self.shape[2:]), [(0, 0), *missing])
         return _Found(self.a.swapaxes(1, 2), choices, None, groups)
+
+
+def _largest(numbers: np.ndarray) -> float:
+    """The largest absolute number, without an array of absolute numbers."""
+    return max(float(numbers.max(initial=0.0)), -float(numbers.min(initial=0.0)))
 
 
 def _pad(found: dict[int, _Found], size: tuple[int, int, int], dataset: int, second: bool) -> Survey:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from blpjax import options as settings
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.progress import MicroState, OptimizationProgress, Structural
+from blpjax.estimation.starts import Ends, Optimum, Search, Trials, examine_optimum, search_starts
 from blpjax.estimation.step import Evaluator, StepResult
 from blpjax.exceptions import (
     ConvergenceWarning,
@@ -38,6 +39,7 @@ from blpjax.objective.likelihood_inference import (
 from blpjax.objective.moments import Evaluation
 from blpjax.objective.problem_data import ProblemData
 from blpjax.objective.programs import on_host
+from blpjax.optimize.bounds import project_gradient
 from blpjax.optimize.optimize import Optimization, OptimizationOutcome, OptimizationStatus, minimize
 from blpjax.reporting import report
 
@@ -93,11 +95,18 @@ class LikelihoodEvaluator(Evaluator):
         self._begin(1, options, context.logit_delta, start)
 
     def _evaluate(self, theta: np.ndarray, start: Any, derivatives: bool) -> Evaluation:
-        return evaluate_likelihood(self.likelihood.objective, on_device(theta), on_device(start))
+        program = evaluate_likelihood if derivatives else likelihood_value
+        return program(self.likelihood.objective, on_device(theta), on_device(start))
 
     def complete(self, theta: np.ndarray, evaluation: Evaluation) -> Evaluation:
-        """The evaluation itself, which has derivatives."""
-        return evaluation
+        """The evaluation with derivatives, which routines without gradients have no use for."""
+        if self._needs_derivatives:
+            return evaluation
+        start = on_device(evaluation.inversion.delta)
+        found = evaluate_likelihood(self.likelihood.objective, on_device(np.asarray(theta, float)), start)
+        ok = np.asarray(evaluation.ok) & np.asarray(found.ok)
+        objective = np.where(ok, evaluation.objective, np.nan)
+        return dataclasses.replace(found, objective=objective, inversion=evaluation.inversion, ok=ok)
 
     def hessian(self, theta: np.ndarray, evaluation: Evaluation) -> np.ndarray:
         """Exact Hessian (P, P) of the sum of squares of the evaluation's residuals."""
@@ -128,6 +137,14 @@ class LikelihoodEvaluator(Evaluator):
             np.asarray(inversion.status), self.likelihood.market_ids, np.asarray(inversion.residuals)
         )
         return f"{self.action} {failed}." if failed else ""
+
+
+@program(effort=1, what="the likelihood")
+def likelihood_value(
+    objective: Likelihood, theta: Float[Array, " P"], start: Float[Array, " N"]
+) -> LikelihoodEvaluation:
+    """The objective alone at theta, with mean utilities found from `start`."""
+    return objective.value(theta, start)
 
 
 @program(effort=1, what="the likelihood and its derivatives")
@@ -211,6 +228,47 @@ def solve_likelihood(
     )
 
 
+def try_likelihood_starts(given: Any, options: StepOptions, context: LikelihoodContext, delta: np.ndarray) -> Trials:
+    """Minimise from many starting values, one after the other with the same programs; see `starts.try_starts`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For starts of the wrong shape or outside of bounds.
+
+    Warns
+    -----
+    ConvergenceWarning
+        When no start ended at a local minimum.
+    """
+    bounds = options.parameters.bounds
+
+    def run(points: np.ndarray) -> Ends:
+        found = []
+        for s, point in enumerate(points):
+            settings.output(f"Start {s} ...")
+            outcome = _minimise(LikelihoodEvaluator(options, context, delta), options, point)
+            if outcome.status is OptimizationStatus.INTERRUPTED:
+                raise KeyboardInterrupt("Starts were interrupted.")
+            found.append(outcome)
+        gradients = [project_gradient(one.theta, np.asarray(one.evaluation.gradient), bounds) for one in found]
+        return Ends(
+            theta=np.stack([np.asarray(one.theta, float) for one in found]),
+            objective=np.array([float(one.evaluation.objective) for one in found]),
+            gradient_norm=np.array([np.abs(gradient).max(initial=0.0) for gradient in gradients]),
+            evaluations=np.array([one.evaluations for one in found]),
+            converged=np.array([one.converged and bool(one.evaluation.ok) for one in found]),
+            status=[one.message for one in found],
+        )
+
+    def examine(theta: np.ndarray) -> Optimum:
+        evaluation = evaluate_likelihood(context.objective, on_device(theta), on_device(delta))
+        derivatives = np.asarray(evaluation.gradient), exact_hessian(context.objective, theta, evaluation)
+        return examine_optimum(theta, float(evaluation.objective), derivatives, bounds, 1.0)
+
+    return search_starts(given, options, Search(run, examine, 1.0, floated=True))
+
+
 def _minimise(evaluator: LikelihoodEvaluator, options: StepOptions, theta: np.ndarray) -> OptimizationOutcome:
     """Minimise, and try again from beside optima where curvature is negative.
 
@@ -221,7 +279,12 @@ def _minimise(evaluator: LikelihoodEvaluator, options: StepOptions, theta: np.nd
     best = _minimise_once(evaluator, optimization, options, theta, bounds)
     iterations, failed = best.iterations, best.failed_evaluations
     for _ in range(_TRIALS):
-        found = _move_aside(best, bounds) if best.converged and optimization.routine.optimizes else None
+        found = None
+        if best.converged and optimization.routine.optimizes:
+            # the evaluation of the cheap estimator lacks curvature that may be negative
+            found = _move_aside(
+                best.theta, exact_hessian(evaluator.likelihood.objective, best.theta, best.evaluation), bounds
+            )
         if found is None or not optimization.supports_bounds:
             break
         p, start = found
@@ -265,9 +328,9 @@ def _shorter(optimization: Optimization) -> Optimization:
     return dataclasses.replace(optimization, method_options=options)
 
 
-def _move_aside(outcome: OptimizationOutcome, bounds: Bounds) -> tuple[int, np.ndarray] | None:
-    """An element with negative curvature, and theta with it moved, within bounds; None where there is none."""
-    theta, H = np.array(outcome.theta, float), np.asarray(outcome.evaluation.hessian)
+def _move_aside(at: np.ndarray, H: np.ndarray, bounds: Bounds) -> tuple[int, np.ndarray] | None:
+    """An element with negative curvature, and theta (P,) with it moved, within bounds; None where there is none."""
+    theta = np.array(at, float)
     curvature = np.where(bounds.lower < bounds.upper, np.diag(H), np.inf)
     if not theta.size or not np.isfinite(H).all():
         return None
@@ -276,9 +339,9 @@ def _move_aside(outcome: OptimizationOutcome, bounds: Bounds) -> tuple[int, np.n
         return None
     step = np.sqrt(2.0 / -curvature[p])
     theta[p] = np.clip(theta[p] + step, bounds.lower[p], bounds.upper[p])
-    if theta[p] == outcome.theta[p]:
+    if theta[p] == at[p]:
         theta[p] = np.clip(theta[p] - step, bounds.lower[p], bounds.upper[p])
-    return (p, theta) if theta[p] != outcome.theta[p] else None
+    return (p, theta) if theta[p] != at[p] else None
 
 
 def _covariances(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -89,8 +89,8 @@ class Trials:
     table: pd.DataFrame
 
 
-class _Ends(NamedTuple):
-    """Where the optimiser ended from each of S starts."""
+class Ends(NamedTuple):
+    """Where the optimiser ended from each of S starts: arrays with S rows, and sentences."""
 
     theta: np.ndarray
     objective: np.ndarray
@@ -100,8 +100,8 @@ class _Ends(NamedTuple):
     status: list[str]
 
 
-class _Optimum(NamedTuple):
-    """A point with first and second derivatives of the objective scaled by N, and whether it is a local minimum."""
+class Optimum(NamedTuple):
+    """A point with the objective and its first and second derivatives, and whether it is a local minimum."""
 
     theta: np.ndarray
     objective: float
@@ -109,6 +109,20 @@ class _Optimum(NamedTuple):
     hessian: np.ndarray
     smallest_eigenvalue: float
     minimum: bool
+
+
+class Search(NamedTuple):
+    """How starts of an objective are tried.
+
+    run : function of points (S, P) that minimises from each. examine : function of a point (P,) that looks at
+    second-order conditions. scale : what objectives of ends are divided by before they are compared. floated : whether
+    the level of the objective means nothing, so that the best one found is subtracted.
+    """
+
+    run: Callable[[np.ndarray], Ends]
+    examine: Callable[[np.ndarray], Optimum]
+    scale: float
+    floated: bool = False
 
 
 def try_starts(given: Any, options: StepOptions, context: StepContext, delta: np.ndarray) -> Trials:
@@ -134,18 +148,27 @@ def try_starts(given: Any, options: StepOptions, context: StepContext, delta: np
     ConvergenceWarning
         When no start ended at a local minimum.
     """
+    optimizer = read_optimizer(options.optimization, float(context.objective.scale))
+    outside = options.differences is not None or options.iteration.fixed_point.host is not None
+    sharded = context.objective.model.economy.placement is not None
+
+    def run(points: np.ndarray) -> Ends:
+        if optimizer is not None and not outside and not sharded:
+            return _run_lanes(points, options, context, delta, optimizer)
+        return _run_in_turn(points, options, context, delta)
+
+    search = Search(run, lambda theta: _examine(theta, options, context, delta), float(context.objective.scale))
+    return search_starts(given, options, search)
+
+
+def search_starts(given: Any, options: StepOptions, search: Search) -> Trials:
+    """Where many starts lead, and the best local minimum; see `try_starts`, whose `given` and warning these are."""
     points = read_starts(given, options.parameters, options.parameters.bounds)
     if not options.optimization.routine.optimizes:
         raise ValueError("starts need an optimization, but Optimization('return') does not optimize.")
     settings.output(f"Trying {len(points)} starts ...")
-    optimizer = read_optimizer(options.optimization, float(context.objective.scale))
-    outside = options.differences is not None or options.iteration.fixed_point.host is not None
-    sharded = context.objective.model.economy.placement is not None
-    if optimizer is not None and not outside and not sharded:
-        ends = _run_lanes(points, options, context, delta, optimizer)
-    else:
-        ends = _run_in_turn(points, options, context, delta)
-    optima, reached = _find_optima(ends, options, context, delta)
+    ends = search.run(points)
+    optima, reached = _find_optima(ends, search)
     best = next((k for k, optimum in enumerate(optima) if optimum.minimum), None)
     chosen = np.zeros(len(points), bool)
     if best is not None:
@@ -294,7 +317,7 @@ def _read_blocks(given: Mapping[str, Any], parameters: Parameters, name: str) ->
 
 def _run_lanes(
     points: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray, optimizer: LaneOptimizer
-) -> _Ends:
+) -> Ends:
     model, (S, P) = context.objective.model, points.shape
     estimated = options.parameters, options.iteration, model.economy, model.data
     lane = build_lane(*estimated, points[0], delta, context.cluster_ids, context.W)
@@ -307,7 +330,7 @@ def _run_lanes(
         parts.append(estimate_batch(chosen, varying, shared, size))
     found = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:S], *parts)
     scale, theta = float(context.objective.scale), found.parameters[:, :P]
-    return _Ends(
+    return Ends(
         theta=theta,
         objective=scale * found.objectives,
         gradient_norm=scale * found.gradient_norms,
@@ -321,7 +344,7 @@ def _begin_at(lane: Lane, theta: Array) -> Lane:
     return dataclasses.replace(lane, theta=theta)
 
 
-def _run_in_turn(points: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray) -> _Ends:
+def _run_in_turn(points: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray) -> Ends:
     patient = None if options.error_behavior == "raise" else options.error_behavior
     chosen = dataclasses.replace(options, check_optimality="gradient", error_behavior=patient)
     results = []
@@ -331,7 +354,7 @@ def _run_in_turn(points: np.ndarray, options: StepOptions, context: StepContext,
         if results[-1].outcome.status is OptimizationStatus.INTERRUPTED:
             raise KeyboardInterrupt("Starts were interrupted.")
     gradients = [project_gradient(found.theta, found.gradient, options.parameters.bounds) for found in results]
-    return _Ends(
+    return Ends(
         theta=np.stack([found.theta for found in results]),
         objective=np.array([found.objective for found in results]),
         gradient_norm=np.array([np.abs(gradient).max(initial=0.0) for gradient in gradients]),
@@ -341,36 +364,50 @@ def _run_in_turn(points: np.ndarray, options: StepOptions, context: StepContext,
     )
 
 
-def _find_optima(
-    ends: _Ends, options: StepOptions, context: StepContext, delta: np.ndarray
-) -> tuple[list[_Optimum], np.ndarray]:
+def _find_optima(ends: Ends, search: Search) -> tuple[list[Optimum], np.ndarray]:
     """Distinct optima by objective, and which of them each start reached (S,)."""
-    optima: list[_Optimum] = []
+    optima: list[Optimum] = []
     reached = np.full(len(ends.status), -1)
+    known = ends.objective[ends.converged]
+    level = float(known.min()) if search.floated and known.size else 0.0
     for s in np.argsort(ends.objective, kind="stable"):
         if not ends.converged[s]:
             continue
-        theta, objective = ends.theta[s], ends.objective[s] / float(context.objective.scale)
+        theta, objective = ends.theta[s], (ends.objective[s] - level) / search.scale
         same = (k for k, optimum in enumerate(optima) if _is_same(optimum, theta, objective))
         reached[s] = next(same, len(optima))
         if reached[s] == len(optima):
-            optima.append(_examine(theta, options, context, delta))
+            found = search.examine(theta)
+            optima.append(found._replace(objective=found.objective - level / search.scale))
     return optima, reached
 
 
-def _is_same(optimum: _Optimum, theta: np.ndarray, objective: float) -> bool:
+def _is_same(optimum: Optimum, theta: np.ndarray, objective: float) -> bool:
     size, step = 1 + abs(optimum.objective), theta - optimum.theta
     values, vectors = np.linalg.eigh(optimum.hessian)
     change = np.abs(optimum.gradient @ step) + (np.abs(values) * (vectors.T @ step) ** 2).sum() / 2
     return bool(abs(objective - optimum.objective) <= SAME_OBJECTIVE * size and change <= SAME_POINT * size)
 
 
-def _examine(theta: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray) -> _Optimum:
-    """Second-order conditions, without elements that the gradient pushes against a bound."""
+def _examine(theta: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray) -> Optimum:
     minimand, scale = context.objective, float(context.objective.scale)
     evaluation = programs.evaluate(minimand, theta, on_device(delta))
-    hessian = programs.hessian_at(minimand, on_device(theta), evaluation.inversion.delta)
-    H, gradient, bounds = np.asarray(hessian), np.asarray(evaluation.gradient), options.parameters.bounds
+    H = np.asarray(programs.hessian_at(minimand, on_device(theta), evaluation.inversion.delta))
+    derivatives = np.asarray(evaluation.gradient), H
+    return examine_optimum(theta, float(evaluation.objective), derivatives, options.parameters.bounds, scale)
+
+
+def examine_optimum(
+    theta: np.ndarray, objective: float, derivatives: tuple[np.ndarray, np.ndarray], bounds: Bounds, scale: float
+) -> Optimum:
+    """Second-order conditions, without elements that the gradient pushes against a bound.
+
+    Parameters
+    ----------
+    theta, objective, derivatives : a point (P,), and the objective, gradient (P,) and Hessian (P, P) there.
+    scale : of the objective, which the optimum has without it.
+    """
+    gradient, H = derivatives
     free = ~is_held(theta, gradient, bounds, PUSHED * scale)
     reduced = H[np.ix_(free, free)]
     finite = bool(np.isfinite(H).all())
@@ -381,14 +418,13 @@ def _examine(theta: np.ndarray, options: StepOptions, context: StepContext, delt
         sizes = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
         minimum = bool(np.linalg.eigvalsh(reduced / np.outer(sizes, sizes))[0] >= NEGATIVE_CURVATURE)
     H = H if finite else np.zeros_like(H)
-    objective = float(evaluation.objective) / scale
-    return _Optimum(theta, objective, gradient / scale, H / scale, smallest, minimum)
+    return Optimum(theta, objective / scale, gradient / scale, H / scale, smallest, minimum)
 
 
 def _tabulate(
     points: np.ndarray,
-    ends: _Ends,
-    optima: list[_Optimum],
+    ends: Ends,
+    optima: list[Optimum],
     reached: np.ndarray,
     chosen: np.ndarray,
     options: StepOptions,

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 
 from blpjax.estimation.estimates import Estimates
+from blpjax.inference.conduct_test_results import ConductTest
 from blpjax.inference.integration_report import IntegrationReport
+from blpjax.inputs.formulation import Formulation
 from blpjax.model.model import Model
 from blpjax.objective.moments import lacks_influence
 
@@ -115,6 +117,74 @@ class DiagnosticMethods(Estimates):
 
         rules = read_rules(integrations, seeds, agent_data)
         return report_integration(self, self._options, self.first_step(), rules, outcome, costs_bounds)
+
+    def test_conduct(
+        self,
+        models: Any,
+        costs: Formulation,
+        instruments: Any,
+        costs_type: str = "linear",
+        se_type: str = "robust",
+        demand_adjustment: bool = True,
+        *,
+        taxes: Any = None,
+        seed: int = 0,
+    ) -> ConductTest:
+        r"""Test models of conduct against each other, by whether instruments explain the costs that they imply.
+
+        Under the right model, costs ``c_m = p - m_m`` that prices imply depend on cost shifters and on an error that
+        instruments do not predict. The lack of fit of a model is ``Q_m = g' W g``, where g are averages of instruments
+        times the residuals of costs, and W is the inverse of averages of instruments' products. The statistic of Rivers
+        and Vuong (2002), ``TRV = sqrt(N) (Q_l - Q_m) / s``, is standard normal where both models of a pair fit equally
+        well, and positive where the first fits worse. Both may be wrong. F tells whether instruments are strong enough
+        for it (Duarte, Magnolfi, Sølvsten and Sullivan 2024); its critical values are simulated for the number of
+        instruments and the correlation of each pair. Model confidence sets (Hansen, Lunde and Nason 2011) have the
+        models that no other one beats.
+
+        Parameters
+        ----------
+        models : mapping of names to conducts, such as ``{"Bertrand": blpjax.Bertrand(), "Cournot":
+            blpjax.Cournot()}``, or a sequence of them.
+        costs : cost shifters, exogenous columns of product data, perhaps with fixed effects that are absorbed, such as
+            ``Formulation("0 + wage", absorb="C(product_ids)")``.
+        instruments : columns of product data that shift markups and are not in `costs`, such as
+            ``Formulation("0 + rival_wage")``, or a mapping of names to several such sets.
+        costs_type : ``'linear'``, or ``'log'`` where the logarithms of costs are explained.
+        se_type : ``'robust'``, or ``'clustered'`` by `clustering_ids`.
+        demand_adjustment : whether variances account for the estimation of demand, exactly: estimates' influence
+            functions times derivatives of markups. Leaving that out is only right where demand is known.
+        taxes : `Taxes` on products that firms remit, or a mapping of names of models to them.
+        seed : of draws for p-values of model confidence sets, whose errors are below 0.001.
+
+        Returns
+        -------
+        ConductTest with `table`, `models`, `markups`, `costs` and `summary`. `plots.plot_conduct_test` draws it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For arguments that cannot be used, and where covariances of these results are unknown.
+        DataError
+            When a column is missing or cannot be used, a model has no markups, or costs have no logarithms; the message
+            names markets and rows.
+        ConvergenceError
+            When a model has no markups in some market.
+        IdentificationError
+            When instruments are explained by cost shifters, or formulas contain prices or shares.
+        NotImplementedError
+            With micro moments, moments of one's own, or moments of innovations, unless demand is taken as known.
+
+        Warns
+        -----
+        IdentificationWarning
+            When instruments are collinear, models imply the same costs, or demand was estimated with a supply side.
+        """
+        from blpjax.inference.conduct_tests import read_question, run_conduct_test
+
+        question = read_question(
+            self, models, costs, instruments, costs_type, se_type, demand_adjustment, taxes=taxes, seed=seed
+        )
+        return run_conduct_test(self, question)
 
     def first_step(self) -> FirstStep:
         """Where estimations that repeat this one begin."""

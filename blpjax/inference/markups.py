@@ -1,5 +1,6 @@
 """Markups under some conduct at the estimates, and how they move with the parameters of demand."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class MarkupSlopes(NamedTuple):
     parameters: np.ndarray
 
 
-def markups_with_slopes(results: Estimates, conduct: Any = None) -> MarkupSlopes:
+def markups_with_slopes(results: Estimates, conduct: Any = None, kept: np.ndarray | None = None) -> MarkupSlopes:
     """Markups under a conduct at observed shares and prices, and their derivatives in the parameters of demand.
 
     Mean utilities follow the parameters so that shares stay, by the implicit function theorem. The parameters are those
@@ -36,6 +37,8 @@ def markups_with_slopes(results: Estimates, conduct: Any = None) -> MarkupSlopes
     Parameters
     ----------
     conduct : see `ProblemResults.compute_costs`.
+    kept : (N,) which part of a price firms get after ad valorem taxes, see `ConductData`; only with a conduct. None
+        where it is the same for all products of a market.
 
     Raises
     ------
@@ -46,6 +49,8 @@ def markups_with_slopes(results: Estimates, conduct: Any = None) -> MarkupSlopes
     """
     model = results.model
     data = None if conduct is None else prepare_conduct(conduct, results.problem.data.product_table)
+    if data is not None and kept is not None:
+        data = dataclasses.replace(data, kept=kept)
     moving = _moving(results)
     parameters = jnp.asarray(results.parameters[:, 0])
 

@@ -25,6 +25,9 @@ from blpjax.inputs.records import structure
 from blpjax.inputs.survey_expressions import Asked, SurveyTables
 from blpjax.inputs.table_format import plain_value
 
+#: Weights are checked so many at a time.
+_TOGETHER = 2**20
+
 
 def market_agents(agents: np.recarray, rows: np.ndarray, J: int) -> np.recarray:
     """Agents of one market with J products: what is specific to products has as many numbers as there are."""
@@ -119,12 +122,14 @@ def compute_weights(dataset: MicroDataset, market: SurveyMarket) -> np.ndarray:
         raise DataError(
             f"The {what} are those of first choices alone, for which eliminated_product_ids_index has no meaning."
         )
-    # one agent after the other, because second choices may be many
-    if not all(np.isfinite(row).all() for row in weights):
+    # some agents at a time, because second choices may be many
+    several = max(1, _TOGETHER // max(1, int(np.prod(weights.shape[1:]))))
+    some = [weights[first : first + several] for first in range(0, rows, several)]
+    if not all(np.isfinite(part).all() for part in some):
         raise DataError(f"The {what} must be finite.")
-    if not all((row >= 0).all() for row in weights):
+    if not all((part >= 0).all() for part in some):
         raise DataError(f"The {what} must not be negative.")
-    if not any(row.any() for row in weights):
+    if not any(part.any() for part in some):
         raise DataError(f"The {what} are all zero. Use market_ids to say which markets the dataset is about.")
     return weights
 
@@ -160,6 +165,10 @@ def weigh_values(
     DataError
         When a value is missing where the weight is not zero.
     """
+    with np.errstate(invalid="ignore", over="ignore"):
+        weighted = weights * values
+    if np.isfinite(weighted).all():
+        return weighted
     weighted = np.where(weights != 0, weights * np.where(weights != 0, values, 0.0), 0.0)
     bad = np.argwhere(~np.isfinite(weighted))
     if bad.size:

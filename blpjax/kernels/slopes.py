@@ -87,17 +87,34 @@ def market_slopes(point: DemandPoint, moves: Moves, owned: Firms | Float[Array, 
     T = S * (N - (H_jj * eta)[:, None])
     Q = T * alpha
 
-    def rivals(X_k: Array) -> Array:
-        return (R * weighted_sums(owned, eta * X_k, P)) @ B
-
-    # for each characteristic, not each parameter
-    kinds = sorted(set(moves.characteristics))
-    places = [kinds.index(k) for k in moves.characteristics]
-    Z = jax.lax.map(rivals, point.X2.T[jnp.array(kinds, int)])[jnp.array(places, int), :, jnp.arange(len(places))].T
+    Z = _rivals(point.X2, moves, owned, eta, R, P)
     t = Q.sum(axis=1)[:, None] * D + X * (Q @ B) - (Q + R * N) @ (G + P.T @ D)
     t += X_slope * (T @ B) + owned_dense @ (eta[:, None] * D) + Z
     right = jnp.concatenate([t, T.sum(axis=1)[:, None] * moves.linear], axis=1)
     return Slopes(jnp.concatenate([D, unmoved], axis=1), eta, -solve(A, right, factors))
+
+
+def _rivals(X2: Array, moves: Moves, owned: Firms | Array, eta: Array, R: Array, P: Array) -> Array:
+    """``Z_jp = sum_i R_ji B_ip sum_k H_jk eta_k X_kp P_ki`` (J, n)."""
+    kinds = sorted(set(moves.characteristics))
+    places = jnp.array([kinds.index(k) for k in moves.characteristics], int)
+    characteristics = X2.T[jnp.array(kinds, int)]
+    F, K, n = owned.members.shape[1] if isinstance(owned, Firms) else X2.shape[0], len(kinds), len(places)
+    if isinstance(owned, Firms) and F * (K + n) < K * (2 * F + n):
+        # sums over each firm's products for each characteristic, then over agents for each parameter: with few firms,
+        # or about as many characteristics as parameters, these are fewer products than below
+        members = owned.members.astype(float)
+        sums = jax.lax.map(lambda X_k: (members * (eta * X_k)[:, None]).T @ P, characteristics)
+
+        def weighted(p: Array) -> Array:
+            return (members * (R @ (sums[places[p]] * moves.B[None, :, p]).T)).sum(axis=1)
+
+        return jax.lax.map(weighted, jnp.arange(places.size)).T
+
+    def weighted_by_all(X_k: Array) -> Array:
+        return (R * weighted_sums(owned, eta * X_k, P)) @ moves.B
+
+    return jax.lax.map(weighted_by_all, characteristics)[places, :, jnp.arange(places.size)].T
 
 
 class Multipliers(NamedTuple):

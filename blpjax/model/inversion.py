@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from blpjax.economy.buckets import Bucket, Economy
 from blpjax.economy.loops import Loops, gather_loops, no_loops
-from blpjax.economy.mapping import map_markets
+from blpjax.economy.mapping import loop_elements, map_markets
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.contraction import ObservedMarket, invert_shares, logit_delta
 from blpjax.kernels.fixed_point import FixedPoint
@@ -65,7 +65,10 @@ def invert_economy(
         return eqx.tree_at(lambda f: f.value, found, found.value * scale), clipped
 
     begins = economy.scatter(start)
-    pairs = [map_markets(kernel, bucket, begin) for bucket, begin in zip(economy.buckets, begins, strict=True)]
+    pairs = [
+        map_markets(kernel, bucket, begin, elements=loop_elements())
+        for bucket, begin in zip(economy.buckets, begins, strict=True)
+    ]
     found = [fixed_point for fixed_point, _ in pairs]
     return Inversion(
         delta=economy.gather([f.value for f in found]),

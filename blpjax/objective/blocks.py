@@ -65,8 +65,7 @@ class Point(eqx.Module):
             return function(moving.move(self))
 
         directions = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), tangents)
-        push = jax.linearize(at, Moving.of(self))[1]
-        return jax.vmap(push, out_axes=-1)(directions)
+        return jax.vmap(lambda one: jax.jvp(at, (Moving.of(self),), (one,))[1], out_axes=-1)(directions)
 
 
 class Moving(eqx.Module):

@@ -112,6 +112,16 @@ def crossed_products(
     return total
 
 
+def sums_within(g: np.ndarray, clusters: Clusters) -> list[tuple[int, np.ndarray]]:
+    """What contributions g (N, M) add up to within the clusters of each grouping, with the sign of their products."""
+    counts = clusters.counts if isinstance(clusters.counts, tuple) else (clusters.counts,)
+    ids = clusters.ids.reshape(len(g), -1)
+    return [
+        (1 if len(subset) % 2 else -1, np.stack([np.bincount(ids[:, k], column, counts[k]) for column in g.T], axis=1))
+        for k, subset in enumerate(groupings(clusters.kinds))
+    ]
+
+
 def _clustered_on_host(g: np.ndarray, ids: np.ndarray, count: int, weights: np.ndarray | None) -> np.ndarray:
     """The same with NumPy."""
     if ((ids < 0) | (ids >= count)).any():

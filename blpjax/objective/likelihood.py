@@ -126,6 +126,30 @@ class Likelihood(eqx.Module):
         inversion = self._find_delta(theta, start)
         return self.evaluate_at(theta, inversion)
 
+    def value(self, theta: Float[Array, " P"], start: Float[Any, " N"]) -> LikelihoodEvaluation:
+        """The objective without derivatives in theta, which are NaN, at the mean utilities that are found."""
+        inversion, P = self._find_delta(theta, start), theta.size
+        parts = self._terms if self._joint else self._survey
+        value: Any = sum(part.value for part in parts(theta, inversion.delta, in_theta=False))
+        if self._joint:
+            left = self.restrictions.T @ (inversion.delta - self.offset)
+            value = value + 0.5 * left @ left
+        ok = succeeded(inversion.status).all() & jnp.isfinite(value)
+        unknown = jnp.full((inversion.delta.size, P), jnp.nan)
+        return LikelihoodEvaluation(
+            objective=jnp.where(ok, value, jnp.nan),
+            gradient=unknown[0],
+            residuals=jnp.full(P + 1 if P else 1, jnp.nan),
+            residual_jacobian=jnp.full((P + 1 if P else 1, P), jnp.nan),
+            delta_by_theta=unknown,
+            xi_by_theta=unknown,
+            omega_by_theta=None,
+            inversion=inversion,
+            costs=None,
+            ok=ok,
+            hessian=jnp.full((P, P), jnp.nan),
+        )
+
     def evaluate_at(self, theta: Float[Array, " P"], inversion: Inversion) -> LikelihoodEvaluation:
         """The same where mean utilities are known."""
         delta, estimator = inversion.delta, self.specification.estimator

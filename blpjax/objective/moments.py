@@ -150,11 +150,17 @@ class GMM(eqx.Module):
             return self.vary_at(theta, _solution_at(solution, known))
 
         known = Values(solution.inversion.delta, solution.markups)
-        values, push, found = jax.linearize(vary, theta, known, has_aux=True)
-        if theta.size:
-            derivatives = jax.vmap(push, in_axes=-1, out_axes=-1)(jnp.eye(theta.size), by_theta)
-        else:
+        if not theta.size:
+            values, found = vary(theta, known)
             derivatives = jax.tree.map(lambda leaf: jnp.zeros((leaf.size, 0)), values)
+            return self.assemble(values, derivatives, found)
+
+        def along(direction: Array, slope: Values) -> tuple[Varying, Varying, Structure]:
+            return jax.jvp(vary, (theta, known), (direction, slope), has_aux=True)
+
+        # values and derivatives in one loop over markets, where a linearisation would keep what one market needs of all
+        mapped = jax.vmap(along, in_axes=-1, out_axes=(None, -1, None))
+        values, derivatives, found = mapped(jnp.eye(theta.size), by_theta)
         return self.assemble(values, derivatives, found)
 
     def vary(self, theta: Float[Array, " P"], start: Float[Any, " N"]) -> tuple[Varying, Structure]:
@@ -224,9 +230,9 @@ class GMM(eqx.Module):
             return value(theta + tau, jax.tree.map(lambda at, slope: at + slope @ tau, known, by_theta))
 
         pulled = jax.grad(value, argnums=1)(theta, known)
-        _, push = jax.linearize(jax.grad(along), jnp.zeros(theta.size))
-        markets = market_hessian(solved.model, theta, solution, by_theta, pulled, directions)
-        return jax.vmap(push)(directions) + markets
+        here = jnp.zeros(theta.size)
+        moments = jax.vmap(lambda direction: jax.jvp(jax.grad(along), (here,), (direction,))[1])(directions)
+        return moments + market_hessian(solved.model, theta, solution, by_theta, pulled, directions)
 
     def average(self, found: Structure) -> Float[Array, " M"]:
         """Averaged moments ``gbar`` (M,) with linear parameters concentrated out."""

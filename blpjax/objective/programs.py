@@ -126,6 +126,7 @@ def hessian_at(
     elements //= 1 if economy.placement is None else economy.placement.size
     columns = max(1, min(P, HESSIAN_ELEMENTS // max(elements, 1)))
     batches = -(-P // columns)
+    columns = -(-P // batches)  # of equal size, for which as few as possible are computed in vain
     directions = np.eye(batches * columns, P).reshape(batches, columns, P)
     bar = tqdm.tqdm(directions, desc="Hessian", disable=not progress or batches == 1)
     rows = np.concatenate([np.asarray(_curvature(objective, theta, start, batch)) for batch in bar])[:P]
@@ -224,6 +225,6 @@ def sensitivity_at(
     return found
 
 
-@program(effort=0, what="standard errors")
+@program(effort=1, what="standard errors")
 def _sensitivity(objective: GMM, ending: Ending) -> Sensitivity:
     return objective.sensitivity(ending)

@@ -44,6 +44,9 @@ _EPS = float(jnp.finfo(jnp.float64).eps)
 #: Trials that may be rejected in a row before rounding, or a model without the exact Hessian, is to blame.
 _REJECTIONS = 3
 
+#: Relative noise of q that is reckoned with: ill-conditioned weights multiply the rounding errors of residuals.
+_NOISE = 1e-11
+
 #: Changes of q that are noise where less than that is promised, in units of what is promised at most.
 _LOUDEST = 10.0
 
@@ -248,7 +251,7 @@ def _compare(state: TrustRegionState, trial: Trial) -> TrustRegionState:
 
     # Where changes of q drown in rounding, gradients say which steps and which model are good. Of a step that promises
     # less than the noise a somewhat larger change is noise, too: ill-conditioned weights multiply rounding errors.
-    noise = state.options.floor_tol * (0.5 * state.objective)
+    noise = jnp.maximum(state.options.floor_tol, _NOISE) * (0.5 * state.objective)
     drowned = ok & (jnp.abs(actual) <= _LOUDEST * noise) & (predicted <= noise)
     gradients = _compare_gradients(state, trial.theta, 0.5 * trial.gradient)
     accepted = ok & (((actual > 0) & (actual >= 1e-4 * predicted)) | (drowned & gradients.smaller))

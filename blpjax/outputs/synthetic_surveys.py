@@ -10,6 +10,7 @@ from blpjax.economy.buckets import Bucket
 from blpjax.economy.surveys import Markets, choice_offsets
 from blpjax.exceptions import DataError
 from blpjax.inputs.micro import MicroDataset, MicroPart
+from blpjax.inputs.named_surveys import SurveyWeights
 from blpjax.inputs.records import as_objects
 from blpjax.inputs.surveys import compute_values, compute_weights, dataset_markets
 from blpjax.inputs.table_format import plain_value
@@ -32,6 +33,17 @@ class SampledParts(NamedTuple):
 
     values: np.ndarray
     population: np.ndarray
+
+
+class SampledMarkets(NamedTuple):
+    """Everybody in all markets, some of whom are asked: `shares` (N,) of products among them.
+
+    `agents` and `choices` (n,) of respondents are rows of the table of agents, and zero for the outside good.
+    """
+
+    shares: np.ndarray
+    agents: np.ndarray
+    choices: np.ndarray
 
 
 class _Respondents(NamedTuple):
@@ -76,6 +88,25 @@ def sample_parts(source: SurveySource, parts: Sequence[MicroPart], seed: int) ->
         for p, part in enumerate(known):
             values[here, p] = part[tuple(found.indices[:, here])]
     return SampledParts(values, sums / total)
+
+
+def sample_markets(
+    source: SurveySource, asked: np.ndarray, sizes: np.ndarray, rng: np.random.Generator
+) -> SampledMarkets:
+    """Draw the choices of `sizes` (T,) people in each market, of whom `asked` (T,) say who they are."""
+    markets = source.data.survey_markets(source.products, source.data.agents_in_economy, source.layout)
+    model, everybody = on_host(source.model), MicroDataset("everybody", 1, SurveyWeights("any", None))
+    shares = np.zeros(source.products.size)
+    agents, choices = [], []
+    for t, (n, N) in enumerate(zip(asked, sizes, strict=True)):
+        q = np.concatenate(list(_probabilities(model, markets, everybody, t, None)))
+        q = q / q.sum()
+        person, choice = np.unravel_index(rng.choice(q.size, n, p=q.reshape(-1)), q.shape)
+        agents.append(np.asarray(markets.agent_rows[t])[person])
+        choices.append(choice)
+        counts = rng.multinomial(N - n, q.sum(axis=0)) + np.bincount(choice, minlength=q.shape[1])
+        shares[markets.index.rows[t]] = counts[1:] / N
+    return SampledMarkets(shares, np.concatenate(agents), np.concatenate(choices))
 
 
 def _draw(source: SurveySource, markets: Markets, dataset: MicroDataset, seed: int | None) -> _Respondents:

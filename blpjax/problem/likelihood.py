@@ -7,11 +7,12 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+import pandas as pd
 
 from blpjax import options
 from blpjax.economy.buckets import Economy
 from blpjax.estimation.estimates import SolvedProblem
-from blpjax.estimation.likelihood import LikelihoodContext, report_likelihood, solve_likelihood
+from blpjax.estimation.likelihood import LikelihoodContext, report_likelihood, solve_likelihood, try_likelihood_starts
 from blpjax.estimation.options import StepOptions, read_step_options
 from blpjax.estimation.step import StepResult
 from blpjax.exceptions import IdentificationError, warn_unused
@@ -22,13 +23,17 @@ from blpjax.inputs.likelihood import MicroLikelihood
 from blpjax.iteration import Iteration
 from blpjax.model.elsewhere import Draw
 from blpjax.model.model import Model
+from blpjax.model.parameters import Parameters
 from blpjax.objective.dynamics import MomentTypes
 from blpjax.objective.inference import CovarianceTypes
 from blpjax.objective.likelihood_data import build_likelihood
 from blpjax.objective.likelihood_inference import JointCovariances
+from blpjax.objective.problem_data import ProblemData
 from blpjax.optimize.optimize import Optimization
 from blpjax.problem.data import DataHolder
+from blpjax.problem.likelihood_state import LikelihoodEstimates, likelihood_state, read_likelihood_state
 from blpjax.problem.results import ProblemResults
+from blpjax.problem.state import read_step
 from blpjax.reporting.report import ResultsSummary
 from blpjax.values import read_flag
 
@@ -52,7 +57,6 @@ _UNUSED: Mapping[str, tuple[Any, str]] = {
     "micro_moments": ((), "MicroLikelihood has the survey itself. GMM uses micro moments of surveys that are not rows"),
     "micro_sample_covariances": (None, "There are no micro moments"),
     "resample_agent_data": (None, "Simulation error is not accounted for: use more agents, or GMM"),
-    "starts": (None, "Call solve for each of the starting values and compare objectives"),
     "moment_blocks": ((), "Moments beside those of instruments need GMM"),
 }
 
@@ -178,15 +182,24 @@ class LikelihoodResults(ProblemResults):
         """Refuse: they are instruments of GMM."""
         self._refuse("compute_optimal_instruments", "Use results of GMM, whose instruments a likelihood may have, too")
 
-    def save(self, path: Any) -> None:
-        """Refuse: files hold steps of GMM."""
-        self._refuse("save", "Use to_pickle, or save to_dict() in a format of your own")
+    def _more_state(self) -> dict[str, Any]:
+        found = LikelihoodEstimates(self.likelihood, self._joint, self._coefficient_map)
+        return {"likelihood": likelihood_state(found, self.problem.data)}
 
     def _refuse(self, name: str, instead: str) -> NoReturn:
         raise NotImplementedError(f"{name} is not supported for estimates by likelihood. {instead}.")
 
     def _summary(self) -> ResultsSummary:
         return dataclasses.replace(super()._summary(), W_condition=None)
+
+
+def read_likelihood_results(problem: SolvedProblem, state: dict[str, Any]) -> LikelihoodResults:
+    """Results that `LikelihoodResults.save` described."""
+    (step,) = (read_step(one, problem.data.form) for one in state["steps"])
+    found = read_likelihood_state(state["likelihood"], problem.data)
+    results = LikelihoodResults(problem, step.result, step.options, *found)
+    results.starts = None if state.get("starts") is None else pd.DataFrame(state["starts"])
+    return results
 
 
 def solve_by_likelihood(problem: Any, likelihood: Any, given: Mapping[str, Any]) -> LikelihoodResults:
@@ -199,21 +212,10 @@ def solve_by_likelihood(problem: Any, likelihood: Any, given: Mapping[str, Any])
     DataError, IdentificationError, ValueError, TypeError
         See `Problem.solve`.
     """
-    if not isinstance(likelihood, MicroLikelihood):
-        raise TypeError(f"likelihood must be a MicroLikelihood or None, not {type(likelihood).__name__}.")
+    _check_type(likelihood)
     _refuse_unused(given)
     data = problem.data
-    if data.model_data.supply is not None:
-        raise NotImplementedError(
-            "A likelihood with a supply side is not supported. Leave out the third formulation, or use GMM with "
-            "micro_moments."
-        )
-    if data.placement is not None:
-        raise NotImplementedError(
-            "A likelihood of markets that are spread over devices is not supported. Use the problem without shard()."
-        )
-    if data.K2 == 0:
-        raise ValueError("A likelihood of consumers' choices needs random coefficients or demographics: X2.")
+    _check_data(data)
     bounds = {name: given[f"{name}_bounds"] for name in ("sigma", "pi", "rho", "tau", "beta")}
     supports_bounds = getattr(given["optimization"], "supports_bounds", True)
     for name in ("sigma", "pi", "rho"):
@@ -224,13 +226,7 @@ def solve_by_likelihood(problem: Any, likelihood: Any, given: Mapping[str, Any])
             )
     sigma, pi, rho, beta = (given[name] for name in ("sigma", "pi", "rho", "beta"))
     parameters = problem.read_parameters(sigma, pi, rho, beta, None, bounds, supports_bounds, given["tau"])
-    if parameters.layout.beta:
-        names = [parameters.labels.X1[k] for (k,) in parameters.layout.beta]
-        raise NotImplementedError(
-            f"beta of {', '.join(map(repr, names))} cannot be an element of theta with a likelihood. Leave it out "
-            "(NaN), so that it is estimated from mean utilities, or fix it by equal beta_bounds."
-        )
-    iteration = arguments.read_inversion(given["iteration"], given["fp_type"], given["shares_bounds"])
+    check_likelihood(data, likelihood, parameters)
     unused = [name for name, default in (("iteration", None), ("fp_type", "safe_linear")) if given[name] != default]
     if likelihood.estimator != "share-constrained" and unused:
         warn_unused(
@@ -238,24 +234,10 @@ def solve_by_likelihood(problem: Any, likelihood: Any, given: Mapping[str, Any])
             "mean utilities of likelihoods are found by Newton's method. Only estimator='share-constrained' inverts "
             "shares.",
         )
-    step_options = read_step_options(
-        parameters=parameters,
-        costs_bounded=False,
-        optimization=_DEFAULT if given["optimization"] is None else given["optimization"],
-        iteration=iteration,
-        check_optimality=given["check_optimality"],
-        error_behavior=given["error_behavior"],
-        error_punishment=given["error_punishment"],
-        finite_differences=False,
-        delta_behavior=given["delta_behavior"],
-        scale_objective=True,
-        W_type="unadjusted",
-        se_type="unadjusted",
-        center_moments=True,
-        n_clusters=None,
-        moment_types=MomentTypes(),
-    )
-    step_options = _with_types(step_options)
+    names = ["optimization", "iteration", "fp_type", "shares_bounds", "check_optimality"]
+    names += ["error_behavior", "error_punishment", "delta_behavior"]
+    step_options = likelihood_options(parameters, **{name: given[name] for name in names})
+    iteration = step_options.iteration
     objective, linear, asked = build_likelihood(data, step_options.parameters, likelihood, iteration)
     _check_identification(problem, step_options, linear.restrictions.shape[1], int(asked.sum()), likelihood)
     logit = data.closed_form_delta(np.asarray(parameters.start.rho))
@@ -266,16 +248,83 @@ def solve_by_likelihood(problem: Any, likelihood: Any, given: Mapping[str, Any])
     began = time.perf_counter()
     options.output("")
     options.output(f"Starting estimation by likelihood ('{likelihood.estimator}', {asked.sum()} respondents) ...")
-    result, joint = solve_likelihood(step_options, context, step_options.parameters.theta, delta)
+    theta, trials = step_options.parameters.theta, None
+    if given["starts"] is not None:
+        trials = try_likelihood_starts(given["starts"], step_options, context, delta)
+        theta = theta if trials.theta is None else trials.theta
+    result, joint = solve_likelihood(step_options, context, theta, delta)
     report_likelihood(result, parameters.theta_labels, time.perf_counter() - began)
     results = LikelihoodResults(problem, result, step_options, likelihood, joint, linear.coefficient_map)
+    results.starts = None if trials is None else trials.table
     if options.verbose:
         options.output(f"\n{results}")
     return results
 
 
-def _with_types(step_options: StepOptions) -> StepOptions:
-    return dataclasses.replace(step_options, types=CovarianceTypes("unadjusted", "likelihood", True, 1))
+def check_likelihood(data: ProblemData, likelihood: Any, parameters: Parameters) -> None:
+    """Refuse what cannot be estimated by likelihood, see `solve_by_likelihood`."""
+    _check_type(likelihood)
+    _check_data(data)
+    if parameters.layout.beta:
+        names = [parameters.labels.X1[k] for (k,) in parameters.layout.beta]
+        raise NotImplementedError(
+            f"beta of {', '.join(map(repr, names))} cannot be an element of theta with a likelihood. Leave it out "
+            "(NaN), so that it is estimated from mean utilities, or fix it by equal beta_bounds."
+        )
+
+
+def _check_type(likelihood: Any) -> None:
+    if not isinstance(likelihood, MicroLikelihood):
+        raise TypeError(f"likelihood must be a MicroLikelihood or None, not {type(likelihood).__name__}.")
+
+
+def _check_data(data: ProblemData) -> None:
+    if data.model_data.supply is not None:
+        raise NotImplementedError(
+            "A likelihood with a supply side is not supported: it has no restrictions of costs. Leave out the third "
+            "formulation; compute_costs of the results then gives marginal costs, which can be regressed on what "
+            "explains them. For moments of supply beside those of a survey use GMM with micro_moments, perhaps optimal "
+            "ones (MicroMoment.scores)."
+        )
+    if data.placement is not None:
+        raise NotImplementedError(
+            "A likelihood of markets that are spread over devices is not supported. Use the problem without shard()."
+        )
+    if data.K2 == 0:
+        raise ValueError("A likelihood of consumers' choices needs random coefficients or demographics: X2.")
+
+
+def likelihood_options(
+    parameters: Parameters,
+    *,
+    optimization: Optimization | None = None,
+    iteration: Iteration | None = None,
+    fp_type: str = "safe_linear",
+    shares_bounds: Any = (1e-300, None),
+    check_optimality: str = "both",
+    error_behavior: str | None = None,
+    error_punishment: Any = 1,
+    delta_behavior: str | None = None,
+) -> StepOptions:
+    """Options of an estimation by likelihood, which are those of `Problem.solve`."""
+    found = read_step_options(
+        parameters=parameters,
+        costs_bounded=False,
+        optimization=_DEFAULT if optimization is None else optimization,
+        iteration=arguments.read_inversion(iteration, fp_type, shares_bounds),
+        check_optimality=check_optimality,
+        error_behavior=error_behavior,
+        error_punishment=error_punishment,
+        finite_differences=False,
+        delta_behavior=delta_behavior,
+        scale_objective=True,
+        W_type="unadjusted",
+        se_type="unadjusted",
+        center_moments=True,
+        n_clusters=None,
+        moment_types=MomentTypes(),
+    )
+    return dataclasses.replace(found, types=CovarianceTypes("unadjusted", "likelihood", True, 1))
 
 
 def _refuse_unused(given: Mapping[str, Any]) -> None:

@@ -39,7 +39,12 @@ def load(path: str | os.PathLike[str]) -> ProblemResults:
     state = storage.read(path, "results")
     try:
         problem, known = Problem.from_state(state["problem"]), (state.get("starts"), state.get("micro_moments"))
-        results = ProblemResults.from_state(problem, state["steps"], *known)
+        if state.get("likelihood"):
+            from blpjax.problem.likelihood import read_likelihood_results  # imports much that only likelihoods need
+
+            results: ProblemResults = read_likelihood_results(problem, state)
+        else:
+            results = ProblemResults.from_state(problem, state["steps"], *known)
         _check_sizes(results)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise StorageError(

@@ -122,7 +122,11 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         starts = None if self.starts is None else {name: column.to_numpy() for name, column in self.starts.items()}
         moments = None if self.micro_moments is None else moments_state(self.micro_moments)
         state = {"problem": self.problem.to_state(), "steps": steps, "starts": starts, "micro_moments": moments}
-        storage.write(path, "results", state)
+        storage.write(path, "results", {**state, **self._more_state()})
+
+    def _more_state(self) -> dict[str, Any]:
+        """What files hold beside that."""
+        return {}
 
     @classmethod
     def from_state(

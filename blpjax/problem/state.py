@@ -28,6 +28,7 @@ from blpjax.model.parameters import BlockBounds, Bounds, Coefficients, Labels, P
 from blpjax.objective import iv
 from blpjax.objective.dynamics import MomentTypes
 from blpjax.objective.inference import CovarianceTypes, StepSummary
+from blpjax.objective.likelihood import LikelihoodEvaluation
 from blpjax.objective.moments import Evaluation
 from blpjax.objective.problem_data import ProblemData, Tolerances, build_problem_data
 from blpjax.objective.structure import Costs
@@ -108,11 +109,11 @@ def problem_state(data: ProblemData, kind: str) -> State:
     instruments = ("demand_instruments", "supply_instruments") if data.replaced_instruments else ()
     return {
         "product_formulations": [_formulation_state(formulation) for formulation in formulations],
-        "product_data": _table_state(table.data, "product_data", _PRODUCT_FIELDS, product_names),
+        "product_data": table_state(table.data, "product_data", _PRODUCT_FIELDS, product_names),
         "agent_formulation": _formulation_state(data.agent_formulation),
-        "agent_data": _table_state(agents.data, "agent_data", _AGENT_FIELDS, agent_names) if agents.data else None,
-        "integration": None if integration is None else _integration_state(integration),
-        "built_agents": None if integration is None else _table_state(built, "agent_data", _AGENT_FIELDS, ()),
+        "agent_data": table_state(agents.data, "agent_data", _AGENT_FIELDS, agent_names) if agents.data else None,
+        "integration": None if integration is None else integration_state(integration),
+        "built_agents": None if integration is None else table_state(built, "agent_data", _AGENT_FIELDS, ()),
         "rc_types": [_stored_type(kind) for kind in data.rc_types],
         "epsilon_scale": data.epsilon_scale,
         "costs_type": data.costs_type,
@@ -227,7 +228,7 @@ def _read_result(state: State) -> StepResult:
                     **outcome,
                     "status": OptimizationStatus(outcome["status"]),
                     "evaluation": _read_module(
-                        Evaluation,
+                        LikelihoodEvaluation if "hessian" in evaluation else Evaluation,
                         evaluation,
                         inversion=_read_module(Inversion, evaluation["inversion"]),
                         costs=None if evaluation["costs"] is None else _read_module(Costs, evaluation["costs"]),
@@ -343,12 +344,13 @@ def _read_formulation(state: State | None) -> Formulation | None:
     return None if state is None else Formulation(**state)
 
 
-def _integration_state(integration: Integration) -> State:
+def integration_state(integration: Integration) -> State:
+    """The tree of an integration."""
     names = ("specification", "size", "specification_options")
     return {name: getattr(integration, name) for name in names}
 
 
-def _table_state(
+def table_state(
     data: Mapping[str, np.ndarray], table: str, fields: Collection[str], names: Collection[str]
 ) -> dict[str, np.ndarray]:
     """Columns that can be stored. The problem uses those in `fields`, perhaps numbered, and in `names`."""

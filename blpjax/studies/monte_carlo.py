@@ -33,6 +33,7 @@ from blpjax.estimation.options import read_covariance_types
 from blpjax.exceptions import Status, succeeded
 from blpjax.inputs.arguments import check_choice, read_costs_bounds, read_draws, read_inversion
 from blpjax.inputs.identification import check_order_condition
+from blpjax.inputs.likelihood import MicroLikelihood
 from blpjax.inputs.micro import MicroMoment
 from blpjax.iteration import Iteration
 from blpjax.machine.batch_files import fingerprint_of
@@ -47,6 +48,7 @@ from blpjax.reporting.tables import Part, Shown
 from blpjax.simulation.simulation import Simulation
 from blpjax.studies.generator import NOTHING, DataGenerator, ExogenousDraws
 from blpjax.studies.lane_instruments import Observed, OptimalInstruments, estimate_optimally, plan_instruments
+from blpjax.studies.likelihoods import LikelihoodStudy, refuse_unused
 from blpjax.studies.replications import Drawn, Replication, build_lanes, build_truth, draw_replications
 from blpjax.studies.results import COLUMNS, MonteCarloResults
 from blpjax.studies.surveys import SurveyDraws, SurveyStudy
@@ -93,6 +95,10 @@ class MonteCarlo(Shown):
         use prices, shares or what `data_generator` draws, they are called again in each replication.
     micro_sample_covariances : whether covariances of the values of micro moments are those of respondents. By default
         they are those that the model has at the estimates.
+    likelihood : a `MicroLikelihood` in place of GMM. In each replication the population of each market makes its
+        choices as the simulation's agents do. As many of it as `micro_data` have rows there are respondents, whose
+        agents' demographics and choices are known, and shares are those of all. Replications are estimated one after
+        the other, with the same programs. What GMM alone has must be left out, and the problem has no supply side.
     sigma, pi, rho, tau, beta, gamma, method, W_type, se_type, center_moments, costs_bounds, iteration, and bounds :
         those of `Problem.solve`. By default parameters start at the truth, and inversions that take more than 200
         evaluations fail, at which the optimiser steps back.
@@ -107,7 +113,7 @@ class MonteCarlo(Shown):
         When there are fewer moments than parameters.
     NotImplementedError
         For problems with absorbed fixed effects or covariance moments, other optimisers, and optimal instruments with
-        draws.
+        draws. With a likelihood for a supply side and options of GMM.
     """
 
     _devices: list[jax.Device] | None = None
@@ -133,9 +139,14 @@ class MonteCarlo(Shown):
         optimal_instruments: OptimalInstruments | str | None = None,
         micro_moments: Sequence[MicroMoment] = (),
         micro_sample_covariances: bool = False,
+        likelihood: MicroLikelihood | None = None,
         **parameters: Any,
     ) -> None:
         check_choice("method", method, ("1s", "2s"))
+        if likelihood is not None:
+            gmm = {"method": method, "W_type": W_type, "se_type": se_type, "center_moments": center_moments}
+            instruments = {"optimal_instruments": optimal_instruments, "micro_moments": tuple(micro_moments)}
+            refuse_unused({**gmm, "costs_bounds": costs_bounds, **instruments})
         self.simulation = simulation
         self.seed = check_integer("seed", seed, minimum=0)
         if problem is None:
@@ -150,7 +161,7 @@ class MonteCarlo(Shown):
             Specification(layout, chosen.fixed_point),
             read_covariance_types(W_type, se_type, center_moments, n_clusters),
             2 if method == "2s" else 1,
-            _read_optimizer(optimization, bounds),
+            _read_optimizer(optimization if likelihood is None else None, bounds),
         )
         self._iteration = chosen
         self._bounds = read_costs_bounds(costs_bounds, problem.model_data.supply is not None)
@@ -166,16 +177,22 @@ class MonteCarlo(Shown):
         changing = [] if self._generator is None else list(self._generator.draw(_FIRST).variables)
         study = self.seed, simulation, problem, self._parameters
         self._surveys = SurveyStudy(micro_moments, sampled, *study, changing)
+        self._likelihood: LikelihoodStudy | None = None
         counts = [problem.instrument_rank]
         if self._plan is not None:
             counts.append(self._plan.count_moments(layout, problem.model_data.supply is not None))
-        for count in counts:
+        for count in counts if likelihood is None else ():
             check_order_condition(count + len(self._surveys.moments), len(self.labels), self.labels, warn=False)
+        if likelihood is not None:
+            self._likelihood = LikelihoodStudy(likelihood, *study, optimization, iteration)
 
     def _parts(self) -> list[Part]:
         known = self.problem
         sizes = f"{known.N} products in {known.T} markets"
-        text = f"Monte Carlo study of {'two-step' if self._options.steps == 2 else 'one-step'} GMM: {sizes}"
+        estimator = f"{'two-step' if self._options.steps == 2 else 'one-step'} GMM"
+        if self._likelihood is not None:
+            estimator = "a likelihood"
+        text = f"Monte Carlo study of {estimator}: {sizes}"
         text += ", then again with optimal instruments" if self._plan is not None else ""
         text += ". Exogenous variables are drawn anew" if self._generator is not None else ""
         true = pd.DataFrame({"block": self.blocks, "parameter": self.labels, "true": self.true_values})
@@ -321,7 +338,8 @@ class MonteCarlo(Shown):
         conducts = [one and one.conduct for one in (truth.model.conduct, self.problem.data.conduct_data)]
         text = repr((self.seed, formulas, true, describe(self._options, data), self.labels, again))
         text += repr(conducts) if any(conducts) else ""
-        return fingerprint_of(text + self._surveys.description, arrays)
+        more = "" if self._likelihood is None else self._likelihood.description
+        return fingerprint_of(text + self._surveys.description + more, arrays)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what can be computed again."""
@@ -343,6 +361,8 @@ class MonteCarlo(Shown):
         drawn = NOTHING
         if self._generator is not None:
             drawn = self._generator.draw(np.arange(first, first + size))
+        if self._likelihood is not None:
+            return self._run_likelihoods(self._likelihood, np.arange(first, first + size), drawn)
 
         def work(lanes: np.ndarray, placement: Placement | None) -> tuple[BatchOutcome, Any, Any]:
             own = jax.tree.map(lambda values: jnp.asarray(values[lanes]), drawn)
@@ -350,6 +370,15 @@ class MonteCarlo(Shown):
 
         found, equilibria, survey = spread(work, size, self._devices, self.fingerprint)
         return self._tabulate(first, found, np.asarray(equilibria), survey)
+
+    def _run_likelihoods(
+        self, study: LikelihoodStudy, replications: np.ndarray, exogenous: ExogenousDraws
+    ) -> pd.DataFrame:
+        """Rows of replications that are estimated one after the other."""
+        key, numbers = jax.random.key(self.seed), jnp.asarray(replications)
+        drawn = draw_replications(self._truth, key, numbers, jax.tree.map(jnp.asarray, exogenous))
+        found, failures = study.estimate(replications, drawn, self._truth.model)
+        return self._tabulate(int(replications[0]), found, np.asarray(drawn.status), failures=failures)
 
     def _estimate(
         self, replications: np.ndarray, exogenous: ExogenousDraws, placement: Placement | None
@@ -372,11 +401,19 @@ class MonteCarlo(Shown):
         return estimate_optimally(self._options, self._plan, varying, shared, observed), drawn.status, survey
 
     def _tabulate(
-        self, first: int, found: BatchOutcome, equilibria: np.ndarray, survey: SurveyDraws | None = None
+        self,
+        first: int,
+        found: BatchOutcome,
+        equilibria: np.ndarray,
+        survey: SurveyDraws | None = None,
+        failures: Sequence[str | None] = (),
     ) -> pd.DataFrame:
         B = len(equilibria)
         solved, worst = succeeded(equilibria).all(axis=1), equilibria.max(axis=1)
-        failures = [None if fine else Status(code).sentence for fine, code in zip(solved, worst, strict=True)]
+        known = failures or [None] * B
+        failures = [
+            other if fine else Status(code).sentence for fine, code, other in zip(solved, worst, known, strict=True)
+        ]
 
         def rows(
             blocks: list[str], labels: list[str], true: np.ndarray, values: Any = None, errors: Any = None

@@ -203,7 +203,8 @@ def test_chunks_of_markets_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     T, J, width = bucket.size
 
     def kernel(market: Bucket, scale: Any) -> Any:
-        return {"a": scale * market.X2.sum() + market.nodes.sum(), "b": market.shares * 2.0}
+        nothing = jnp.zeros((3, 0))  # as derivatives in no parameters
+        return {"a": scale * market.X2.sum() + market.nodes.sum(), "b": market.shares * 2.0, "c": nothing}
 
     scales = jnp.arange(T) + 1.0
     whole = map_markets(kernel, bucket, scales)
@@ -211,6 +212,7 @@ def test_chunks_of_markets_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(mapping, "CHUNK_ELEMENTS", chunk * J * width)
         parts = map_markets(kernel, bucket, scales)
         for one, other in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+            assert one.shape == other.shape
             ROUNDING.check(one, other)
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 
 import blpjax
 import blpjax.economy.respondents
+from blpjax.estimation import likelihood as estimation
 from blpjax.estimation.likelihood import evaluate_likelihood, exact_hessian
 from blpjax.exceptions import (
     ConvergenceWarning,
@@ -294,6 +296,53 @@ def test_other_optimisers_find_the_same() -> None:
     np.testing.assert_array_equal(returned.theta, [1.0, 0.5, -0.4])
 
 
+@pytest.mark.parametrize("estimator", mostly_slow(["cheap", "cler", "mdle", "share-constrained"], []))
+def test_routines_without_gradients_need_no_derivatives(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values alone are those that come with derivatives, which are computed once, at the estimates."""
+    known, counts = solved(estimator), []
+    evaluate = estimation.evaluate_likelihood
+    monkeypatch.setattr(estimation, "evaluate_likelihood", lambda *given: counts.append(1) or evaluate(*given))
+    chosen = blpjax.Optimization("nelder-mead", {"xatol": 1e-9, "fatol": 1e-9}, compute_gradient=False)
+    found = solve(estimator, optimization=chosen)
+    assert found.converged and len(counts) == 1 and found.objective_evaluations > 50
+    Tolerance(1e-4, 1e-5).check(found.theta, known.theta)
+    LINEAR_ALGEBRA.check(found.objective, known.objective)
+    Tolerance(1e-4, 1e-5).check(found.beta_se, known.beta_se)
+
+
+def test_starts_lead_to_the_best_minimum() -> None:
+    """From zero, where the derivative in a standard deviation vanishes, optimisation moves on."""
+    found = solve(starts=[[1.0, 0.5, -0.4], [0.0, 0.0, 0.0], [2.0, -1.0, 1.0]])
+    ESTIMATES.check(found.theta, solved("cler").theta)
+    table = found.starts
+    assert table["chosen"].sum() == 1 and (table["optimum"] == 0).all() and table["minimum"].all()
+    LINEAR_ALGEBRA.check(table["objective"], np.full(3, found.objective))
+    ESTIMATES.check(table["smallest_eigenvalue"][0], np.linalg.eigvalsh(found.hessian)[0])
+    with pytest.raises(ValueError, match=r"starts must have the shape \(number of starts, 3\)"):
+        solve(starts=[[1.0, 2.0]])
+    with pytest.raises(ValueError, match="starts need an optimization"):
+        solve(starts=2, optimization=blpjax.Optimization("return"))
+
+
+@pytest.mark.parametrize("estimator", mostly_slow(["cler", "share-constrained"], ["cler"]))
+def test_files_hold_estimates(estimator: str, tmp_path: Path) -> None:
+    people = tables()[2].rename(columns={"chosen": "product_ids"}).drop(columns="choice_indices")
+    found = solve(estimator, likelihood(estimator, micro_data=people))
+    found.starts = pd.DataFrame({"start": [0], "status": ["one"]})
+    found.save(tmp_path / "file")
+    loaded = blpjax.load(tmp_path / "file")
+    assert isinstance(loaded, blpjax.LikelihoodResults)
+    for name in ("theta", "beta", "delta", "delta_se", "parameter_covariances", "hessian", "objective"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(found, name))
+    own, other = (one.delta_method(lambda m: m.compute_shares()).standard_errors for one in (found, loaded))
+    np.testing.assert_array_equal(own, other)
+    assert loaded.likelihood.market_sizes == SIZES and repr(loaded.likelihood) == repr(found.likelihood)
+    pd.testing.assert_frame_equal(loaded.starts, found.starts)
+    with quiet():
+        again = loaded.problem.solve(SIGMA, PI, likelihood=loaded.likelihood)
+    ESTIMATES.check(again.theta, found.theta)
+
+
 def test_what_cannot_be_evaluated_is_not_converged() -> None:
     with pytest.warns(ConvergenceWarning, match="did not converge.*mean utilities"):
         found = solve(delta=np.full(14, 1e200), optimization=blpjax.Optimization("return"))
@@ -402,7 +451,6 @@ def test_what_likelihoods_do_not_support_is_refused() -> None:
     for option, message in {
         "W": "There are no weighting matrices",
         "micro_sample_covariances": "There are no micro moments",
-        "starts": "Call solve for each",
     }.items():
         with pytest.raises(NotImplementedError, match=f"{option} is not supported with a likelihood.*{message}"):
             solve(**{option: np.eye(2)})
@@ -435,7 +483,7 @@ def test_other_problems_are_refused() -> None:
     formulas = (blpjax.Formulation("1 + prices + x"), blpjax.Formulation("1 + x"), blpjax.Formulation("1 + x"))
     supply = products.assign(firm_ids=products.product_ids, supply_instruments0=products.x**2)
     with_supply = blpjax.Problem(formulas, supply, blpjax.Formulation("0 + income"), agents)
-    with pytest.raises(NotImplementedError, match="supply side is not supported"):
+    with pytest.raises(NotImplementedError, match="supply side is not supported.*compute_costs of the results"):
         solve(known=with_supply, beta=[None, -1.0, None])
     with quiet("agent_data"):
         light = consumers.build(products, agents.assign(weights=agents.weights / 2))
@@ -453,10 +501,11 @@ def test_results_refuse_what_belongs_to_gmm() -> None:
             getattr(found, name)()
     with pytest.raises(NotImplementedError, match="run_distance_test"):
         found.run_distance_test(found)
+    models = {"Bertrand": blpjax.Bertrand(), "monopoly": blpjax.Monopoly()}
+    with pytest.raises(NotImplementedError, match="by likelihood. Use demand_adjustment=False"):
+        found.test_conduct(models, blpjax.Formulation("1"), blpjax.Formulation("0 + x"))
     with pytest.raises(NotImplementedError, match="project_fixed_effects"):
         found.project_fixed_effects(blpjax.Formulation("1"))
-    with pytest.raises(NotImplementedError, match="save"):
-        found.save("file")
     with pytest.raises(ValueError, match="hold='xi'"):
         found.delta_method(lambda m: m.prices, constant_costs=False)
 

@@ -251,12 +251,6 @@ def test_differences_see_micro_moments() -> None:
     np.testing.assert_allclose(differences.micro_by_theta_jacobian, exact.micro_by_theta_jacobian, rtol=1e-4, atol=1e-5)
 
 
-def test_what_cannot_account_for_micro_moments_says_so() -> None:
-    found = solve()
-    with pytest.raises(NotImplementedError, match="Results with micro_moments or moment_blocks cannot be"):
-        found.reestimate(2)
-
-
 # what is wrong
 
 WRONG: list[tuple[Any, type[Exception], str]] = [
