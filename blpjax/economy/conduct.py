@@ -56,7 +56,7 @@ class ConductData(eqx.Module):
 
     def longer(self, rows: int) -> "ConductData":
         """The same with more rows, which are copies of the first one."""
-        known = len(next(iter((*self.owners.values(), *self.columns.values())), range(rows)))
+        known = len(next(iter(jax.tree.leaves((self.owners, self.columns, self.kept))), range(rows)))
         return self.take(np.where(np.arange(rows) < known, np.arange(rows), 0))
 
     def spread(self, economy: Economy) -> tuple["MarketData", ...]:
