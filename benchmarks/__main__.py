@@ -28,6 +28,7 @@ GROUPS = {
     "autos": "benchmarks.supply:autos_rows",
     "petrin": "benchmarks.minivans:minivan_rows",
     "post": "benchmarks.supply:post_rows",
+    "mergers": "benchmarks.supply:mergers_rows",
     "equilibrium": "benchmarks.supply:equilibrium_rows",
     "supply-memory": "benchmarks.supply:memory_rows",
     "nested": "benchmarks.family:nested_rows",

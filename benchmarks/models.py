@@ -1,5 +1,6 @@
 """The models that are timed, written once for both libraries: each function takes the module `pyblp` or `blpjax`."""
 
+import itertools
 import math
 import warnings
 from types import ModuleType
@@ -238,3 +239,22 @@ def simulation(lib: ModuleType, size: Size, seed: int = 0) -> Any:
         xi=xi,
         omega=omega,
     )
+
+
+def many_mergers(firm_ids: Array, number: int) -> list[tuple[Any, ...]]:
+    """All pairs of firms and so many triples, in a random order that is always the same."""
+    firms = np.unique(firm_ids).tolist()
+    pairs, triples = (list(itertools.combinations(firms, size)) for size in (2, 3))
+    state = np.random.RandomState(0)
+    chosen = [*pairs, *(triples[k] for k in state.permutation(len(triples)))][:number]
+    return [chosen[k] for k in state.permutation(len(chosen))]
+
+
+def merge_one_by_one(results: Any, firm_ids: Array, mergers: list[tuple[Any, ...]]) -> Array:
+    """Mean consumer surplus after each merger."""
+    costs, found = results.compute_costs(), []
+    for merger in mergers:
+        merged = np.where(np.isin(firm_ids, merger), merger[0], firm_ids)
+        prices = results.compute_prices(merged, costs=costs)
+        found.append(float(np.mean(results.compute_consumer_surpluses(prices))))
+    return np.array(found)

@@ -20,13 +20,19 @@ from benchmarks.settings import Settings
 from blpjax.machine import compilation
 
 #: Warm ratios to PyBLP that are aimed at.
-AUTOS_GOAL, POST_GOAL, EQUILIBRIUM_GOAL = 100, 20, 50
+AUTOS_GOAL, POST_GOAL, EQUILIBRIUM_GOAL, MERGERS_GOAL = 100, 20, 50, 50
+
+#: How many mergers are solved, and how many of these by PyBLP.
+MERGERS, PYBLP_MERGERS = 1000, 10
 
 #: Evaluations by PyBLP 1.3.0 from the same starting values: 116 in two steps, and 12 for each step's Hessian.
 AUTOS_EVALUATIONS = 140
 
 #: Largest accepted differences of outputs at the same parameters, and of equilibrium prices.
 OUTPUT_TOLERANCE = 1e-6
+
+#: Largest accepted difference of surpluses after mergers, whose prices PyBLP finds to five digits.
+MERGER_TOLERANCE = 1e-5
 
 
 def autos_rows(settings: Settings) -> Iterator[Row]:
@@ -86,6 +92,43 @@ def post_rows(settings: Settings) -> Iterator[Row]:
         slower = "reached" if row.first.median <= row.pyblp.median else "missed"
     goals = f"{goal_reached(row, POST_GOAL)}; first call not slower than PyBLP, {slower}"
     yield dataclasses.replace(row, details=row.details | {"goals": goals})
+
+
+def mergers_rows(settings: Settings) -> Iterator[Row]:
+    """A thousand mergers of two or three firms as one batch; PyBLP solves some of them one after the other."""
+    with quiet():
+        compilation.forget_programs()
+        problem = models.autos_problem(blpjax)
+        results = models.autos_evaluate(blpjax, problem)
+        known = problem.products.firm_ids[:, 0]
+        mergers = models.many_mergers(known, MERGERS)
+        scenarios = {merger: {"firm_ids": dict.fromkeys(merger[1:], merger[0])} for merger in mergers}
+        ours = Repeated(lambda: blpjax.compare(scenarios, results))
+        first, warm = measure(ours), measure(ours)
+        surplus = ours.value["consumer_surplus", "after"].to_numpy()
+        failure = f"{np.isnan(surplus).sum()} mergers have no equilibrium" if np.isnan(surplus).any() else ""
+        details: dict[str, Any] = {"mergers": len(mergers)}
+        theirs, difference = None, None
+        if settings.pyblp:
+            other = models.autos_evaluate(_import_pyblp(), models.autos_problem(_import_pyblp()))
+            slow = Repeated(lambda: models.merge_one_by_one(other, known, mergers[:PYBLP_MERGERS]))
+            one = measure_pyblp(slow)
+            theirs = Timing(tuple(len(mergers) / PYBLP_MERGERS * seconds for seconds in one.seconds))
+            difference = float(np.abs(slow.value / surplus[:PYBLP_MERGERS] - 1).max())
+            details["PyBLP's seconds"] = f"scaled: prices of {PYBLP_MERGERS} mergers in {one} s"
+            if not difference <= MERGER_TOLERANCE:
+                failure = failure or f"surpluses differ from PyBLP's by {difference:.2g}"
+    row = Row(
+        "autos, mergers",
+        size=f"T={problem.T} N={problem.N} I={problem.I}",
+        compile=first.median - warm.median,
+        first=first,
+        warm=warm,
+        pyblp=theirs,
+        estimates_difference=difference,
+        failure=failure,
+    )
+    yield dataclasses.replace(row, details=details | {"goal": goal_reached(row, MERGERS_GOAL)})
 
 
 def equilibrium_rows(settings: Settings) -> Iterator[Row]:

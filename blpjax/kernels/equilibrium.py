@@ -28,8 +28,10 @@ from blpjax.kernels.markups import (
     markup_matrix,
     markup_product,
     markups,
+    own_share,
     ownership_matrix,
     price_derivatives,
+    profit_gradient,
 )
 
 #: Marginal costs at given shares, ``costs_at(shares, arguments)``. It must not close over traced values.
@@ -185,9 +187,10 @@ class _Conditions(NamedTuple):
     step: Float[AnyArray, " J"]
 
 
-def _conditions(point: DemandPoint, H: Array, prices: Array, costs: Array) -> _Conditions:
-    gradient = first_order_conditions(point, H, prices, costs)
-    scale = point.lambda_diagonal() * jnp.diagonal(H)
+def _conditions(point: DemandPoint, owned: Owned, prices: Array, costs: Array) -> _Conditions:
+    found = profit_gradient(point, owned, prices - costs)
+    gradient = jnp.where(point.present, found.gradient, 0.0)
+    scale = found.lambda_diagonal * own_share(owned)
     usable = scale != 0
     # without any demand, because shares underflow at a very high price, zeta has no value: start again from costs
     step = jnp.where(usable, -gradient / jnp.where(usable, scale, 1.0), costs - prices)
@@ -203,8 +206,7 @@ def _solve(method: FixedPointMethod, game: _Game, start: Array, limits: FixedPoi
     def contraction(prices: Array) -> Image:
         found = conditions(prices)
         image = prices + found.step
-        relative = _RELATIVE * found.step / _largest(present, prices, image)
-        return Image(image, jnp.where(jnp.abs(relative) > jnp.abs(found.gradient), relative, found.gradient))
+        return Image(image, relative_gap(found.gradient, found.step, _largest(present, prices, image)))
 
     if method.host is not None:
         found = _on_host(method.host, game, start)
@@ -218,6 +220,12 @@ def _solve(method: FixedPointMethod, game: _Game, start: Array, limits: FixedPoi
         found = safeguarded(found, partial(_newton, game), start, limits)
     point = game.demand(found.value)
     return _checked(found, point, game.free(point), game.conditions(point, found.value), start)
+
+
+def relative_gap(gradient: Array, step: Array, largest: Array) -> Array:
+    """The profit gradient, or steps relative to the largest price where these are larger: what loops make small."""
+    relative = _RELATIVE * step / largest
+    return jnp.where(jnp.abs(relative) > jnp.abs(gradient), relative, gradient)
 
 
 def _on_host(routine: Any, game: _Game, start: Array) -> FixedPoint:

@@ -99,6 +99,24 @@ def markup_product(
     return direct_product(point, owned, eta)
 
 
+class Gradient(NamedTuple):
+    """The profit gradient ``s - A eta`` and the diagonal of Lambda, zero for padding."""
+
+    gradient: Float[AnyArray, " J"]
+    lambda_diagonal: Float[AnyArray, " J"]
+
+
+def profit_gradient(point: DemandPoint, owned: Owned, eta: Float[Array, " J"]) -> Gradient:
+    """What loops for prices need, from choice probabilities that are computed once.
+
+    It is not for derivatives: `markup_product` and shares have rules of their own that need less memory.
+    """
+    parts = _parts(point, owned, eta)
+    gradient = parts.S.sum(axis=1) - (parts.R * parts.spread).sum(axis=1)
+    scales = 1.0 if point.nests is None else point.nests.scales
+    return Gradient(gradient, parts.R.sum(axis=1) * scales)
+
+
 class PriceDerivatives(NamedTuple):
     """Derivatives in prices, the column's product: of shares, of ``A eta`` at given eta, and of Lambda's diagonal."""
 

@@ -6,10 +6,16 @@ from typing import Any
 import pandas as pd
 
 from blpjax.outputs.counterfactual import CounterfactualMethods
+from blpjax.outputs.many_owners import OWN_ARGUMENTS, SHARED_ARGUMENTS, can_be_batch, compare_owners
+
+#: So many scenarios are solved one after the other, with programs that single ones need, too.
+_FEW = 8
 
 
 def compare(scenarios: Any, results: CounterfactualMethods, **shared: Any) -> pd.DataFrame:
     """Counterfactuals side by side: changes of everything that `Counterfactual.summary` has.
+
+    Many scenarios that differ in owners and costs alone, such as all mergers of two firms, are solved as one batch.
 
     Parameters
     ----------
@@ -30,6 +36,9 @@ def compare(scenarios: Any, results: CounterfactualMethods, **shared: Any) -> pd
     if not isinstance(scenarios, Mapping) or not all(isinstance(one, Mapping) for one in scenarios.values()):
         raise TypeError("scenarios must be a mapping of names to arguments of counterfactual, such as {'1+2': {...}}.")
     weights = shared.pop("weights", None)
+    alike = all(set(one) <= OWN_ARGUMENTS for one in scenarios.values()) and set(shared) <= SHARED_ARGUMENTS
+    if alike and len(scenarios) > _FEW and results.draws is None and can_be_batch(results.model):
+        return compare_owners(scenarios, results, weights, **shared)
     rows = {}
     for name, arguments in scenarios.items():
         table = results.counterfactual(**{**shared, **arguments}).summary(weights)

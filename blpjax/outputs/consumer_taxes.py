@@ -65,11 +65,17 @@ def check_linear_prices(model: Model) -> None:
     NotImplementedError
         When there are no agents, utilities are not linear in prices, or markets are spread over devices.
     """
-    known = model.characteristics
     if not len(model.coefficients.sigma):
         raise NotImplementedError("Taxes on some consumers need agents, of which there are none without X2.")
     if model.economy.placement is not None:
         raise NotImplementedError("Taxes on some consumers are not supported for markets on several devices.")
+    if (column := nonlinear_in_prices(model)) is not None:
+        raise NotImplementedError(f"Taxes on some consumers are supported where utility is linear in prices. {column}.")
+
+
+def nonlinear_in_prices(model: Model) -> str | None:
+    """Which column of X1 or X2 makes utility not linear in prices, in words; None where it is."""
+    known = model.characteristics
     variables = {name: np.asarray(values) for name, values in known.variables.items()}
     moved = variables | {"prices": 1.5 * variables["prices"] + 1.0}
     for name, columns in (("X1", known.X1_columns), ("X2", known.X2_columns)):
@@ -78,10 +84,8 @@ def check_linear_prices(model: Model) -> None:
                 continue
             here, there = (_slope(column, at) for at in (variables, moved))
             if not np.allclose(here, there, rtol=1e-9, atol=0.0):
-                raise NotImplementedError(
-                    f"Taxes on some consumers are supported where utility is linear in prices. {name} has "
-                    f"{column.label!r}."
-                )
+                return f"{name} has {column.label!r}"
+    return None
 
 
 def _slope(column: Any, variables: dict[str, np.ndarray]) -> np.ndarray:

@@ -4,6 +4,7 @@ from typing import Any
 
 from blpjax.iteration import Iteration
 from blpjax.outputs.outcome import Counterfactual, OutcomeSource, solve_counterfactual
+from blpjax.outputs.some_markets import SomeMarkets
 
 
 class CounterfactualMethods(OutcomeSource):
@@ -21,6 +22,7 @@ class CounterfactualMethods(OutcomeSource):
         hold: Any = None,
         prices: Any = None,
         taxes: Any = None,
+        market_ids: Any = None,
         standard_errors: bool = False,
         hold_fixed: str = "shares",
         error_behavior: str = "warn",
@@ -49,6 +51,8 @@ class CounterfactualMethods(OutcomeSource):
         hold : (N,) true where the price stays what it was; owners count what they earn there when they set others.
         prices : (N,) prices that consumers pay, which nobody sets then.
         taxes : a `Taxes`, in place of those that there were.
+        market_ids : markets that are solved and in tables, by default all. Other arguments, and functions, then have
+            the rows of these alone, in the order of the product table.
         standard_errors : whether tables have them, by the delta method, exact through the equilibrium.
         hold_fixed : ``'shares'`` or ``'xi'``: what stays fixed when parameters vary, see `ProblemResults.delta_method`.
         error_behavior : ``'warn'`` or ``'raise'`` where no equilibrium is found; numbers are NaN there.
@@ -75,4 +79,9 @@ class CounterfactualMethods(OutcomeSource):
         given: dict[str, Any] = {"firm_ids": firm_ids, "ownership": ownership, "costs": costs, "set": set}
         given |= {"drop": drop, "add": add, "hold": hold, "prices": prices, "taxes": taxes}
         given |= {"iteration": iteration, "constant_costs": constant_costs, "conduct": conduct}
-        return solve_counterfactual(self, (), given, standard_errors, hold_fixed, error_behavior)
+        source: OutcomeSource = self
+        if market_ids is not None:
+            if add is not None:
+                raise NotImplementedError("market_ids is not supported with add, whose table has its own markets.")
+            source = SomeMarkets(self, market_ids)
+        return solve_counterfactual(source, (), given, standard_errors, hold_fixed, error_behavior)

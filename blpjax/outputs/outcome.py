@@ -14,13 +14,22 @@ from blpjax.economy.loops import Loops, worst_loops
 from blpjax.exceptions import EquilibriumPricesConvergenceError, raise_for_status, succeeded
 from blpjax.inputs.arguments import check_choice
 from blpjax.kernels.arrays import AnyArray
+from blpjax.machine.announcements import said
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
 from blpjax.model.scenario import Scenario, State, starting_state
 from blpjax.outputs.changes import read_scenario, with_entry
 from blpjax.outputs.entry import Entry, read_entry
 from blpjax.outputs.labels import OutputTables
-from blpjax.outputs.outcome_numbers import MARKET_COLUMNS, PRODUCT_COLUMNS, Numbers, averaging, numbers_of, spread_of
+from blpjax.outputs.outcome_numbers import (
+    MARKET_COLUMNS,
+    PRODUCT_COLUMNS,
+    Numbers,
+    averaging,
+    numbers_of,
+    read_market_weights,
+    spread_of,
+)
 from blpjax.outputs.outputs import Outputs
 from blpjax.outputs.query import Given, Output
 from blpjax.reporting.tables import Part, Shown
@@ -151,10 +160,7 @@ class Counterfactual(Shown):
         ValueError
             When there is not one finite weight for each market.
         """
-        T = len(self._tables.markets.ids)
-        w = np.full(T, 1 / T) if weights is None else np.asarray(weights, float).reshape(-1)
-        if w.size != T or not np.isfinite(w).all():
-            raise ValueError(f"weights must be {T} finite numbers, one for each market.")
+        w = read_market_weights(weights, len(self._tables.markets.ids))
         rows: dict[str, dict[str, Any]] = {}
         for name in MARKET_COLUMNS:
             sums = [(when, w if name != "mean_price" else averaging(w, counts)) for when, counts in self._counts()]
@@ -457,7 +463,8 @@ def solve_counterfactual(
         read = [one for one in (scenario.conduct, centre.model.conduct) if one is not None]
         entry = read_entry(centre.formulated, centre.output_tables, given["add"], centre.model, read)
         scenario = with_entry(scenario, entry, centre.output_tables, given)
-    found = Counterfactual(source, (*before, scenario), entry, standard_errors, hold_fixed)
+    with said("Solving for prices after the change ..."):
+        found = Counterfactual(source, (*before, scenario), entry, standard_errors, hold_fixed)
     ids, action = centre.output_tables.markets.ids, "The search for equilibrium prices"
     kind, warn = EquilibriumPricesConvergenceError, error_behavior == "warn"
     if (loops := found.after.loops) is not None:

@@ -1,6 +1,6 @@
 """Numbers of outcomes: what tables of products and of markets have, at one point and over draws."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -51,6 +51,14 @@ def of_markets(state: State, codes: AnyArray, T: int) -> dict[str, AnyArray]:
         "inside_share": sums(state.shares),
         "mean_price": sums(xp.where(state.dropped, 0.0, state.model.prices)) / sums(sold),
     }
+
+
+def read_market_weights(weights: Any, T: int) -> np.ndarray:
+    """Weights (T,) of markets, by default those of means, or `ValueError`."""
+    w = np.full(T, 1 / T) if weights is None else np.asarray(weights, float).reshape(-1)
+    if w.size != T or not np.isfinite(w).all():
+        raise ValueError(f"weights must be {T} finite numbers, one for each market.")
+    return w
 
 
 def averaging(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -426,6 +426,39 @@ def test_groups_of_agents_add_up_to_everybody() -> None:
     assert sexes["group"].tolist() == ["f", "m"] and sexes["weight"].sum() == pytest.approx(3)
 
 
+@pytest.mark.parametrize("price", ["prices", pytest.param("log(prices)", marks=pytest.mark.slow)])
+def test_some_markets_are_those_among_all(price: str) -> None:
+    rows, known = (PRODUCTS.market_ids != "a").to_numpy(), results(price)
+    taxes = {"taxes": Taxes(consumers=POOR)} if price == "prices" else {}
+    everything = known.counterfactual(firm_ids={1: 0}, costs=lambda c: 0.9 * c, drop=FIRST, **taxes)
+    some = known.counterfactual(
+        firm_ids={1: 0}, costs=lambda c: 0.9 * c, drop=FIRST[rows], market_ids=["c", "b"], **taxes
+    )
+    assert some.markets["market_ids"].tolist() == ["b", "c"] and len(some.products) == 8
+    for table, kept in (("products", rows), ("markets", [False, True, True])):
+        expected = getattr(everything, table)[kept].reset_index(drop=True)
+        numbers = [name for name in expected if name.endswith(("_before", "_after", "_change")) and "firm" not in name]
+        DELTA.check(getattr(some, table)[numbers], expected[numbers], table)
+    DELTA.check(some.compute_elasticities()[:, :3], everything.compute_elasticities()[rows][:, :3])
+    people = (AGENTS.market_ids != "a").to_numpy()
+    poor = some.by_agent((AGENTS.income < 0).to_numpy()[people])
+    where = np.where(people, np.where(AGENTS.income < 0, "poor", "rich"), "elsewhere")
+    groups = everything.by_agent(where).set_index("group")
+    DELTA.check(poor["change"], [groups.loc["rich", "change"], groups.loc["poor", "change"]])
+
+
+@pytest.mark.slow
+def test_some_markets_have_standard_errors_and_draws() -> None:
+    known, some = solved("logit"), CASES["logit"].tables[0].market_ids.unique()[[3, 1]]
+    everything = known.counterfactual(firm_ids={2: 1}, standard_errors=True).markets.set_index("market_ids")
+    found = known.counterfactual(firm_ids={2: 1}, market_ids=some, standard_errors=True).markets.set_index("market_ids")
+    LINEAR_ALGEBRA.check(found["total_change_se"], everything.loc[found.index, "total_change_se"])
+    drawn = known.bootstrap(3, seed=0)
+    alone = drawn.counterfactual(firm_ids={2: 1}, market_ids=some).markets.set_index("market_ids")
+    all_of_them = drawn.counterfactual(firm_ids={2: 1}).markets.set_index("market_ids")
+    LINEAR_ALGEBRA.check(alone["profits_change_upper"], all_of_them.loc[alone.index, "profits_change_upper"])
+
+
 def test_outputs_with_taxes_on_consumers_are_those_of_what_each_pays() -> None:
     found = results().counterfactual(taxes=Taxes(consumers=POOR))
     groups, poor = found.by_agent((AGENTS.income < 0).to_numpy()).set_index("group"), AGENTS.income < 0
@@ -548,6 +581,10 @@ def test_markets_without_an_equilibrium_are_named_and_make_sums_missing() -> Non
         ({"taxes": 0.2}, TypeError, "taxes must be a Taxes"),
         ({"taxes": Taxes(unit=np.where(FIRST, 0.1, 0)), "drop": FIRST}, ValueError, "no product that remains"),
         ({"taxes": Taxes(unit=[0.1])}, ValueError, "taxes must hold 12 numbers"),
+        ({"market_ids": []}, ValueError, "at least one market"),
+        ({"market_ids": ["a", "d"]}, ValueError, "market_ids has 'd', which is no market"),
+        ({"market_ids": ["a", "a"]}, ValueError, "'a' twice"),
+        ({"market_ids": "a", "add": NEW}, NotImplementedError, "has its own markets"),
         ({"taxes": Taxes(consumers=[0.1])}, ValueError, "consumers must have the shape \\(90,\\), or \\(90, 5\\)"),
         ({"taxes": Taxes(consumers="incme < 0")}, DataError, "no column 'incme' .* Did you mean 'income'"),
         ({"taxes": Taxes(consumers="log(income)")}, DataError, "no finite number in row .* of agent_data"),
