@@ -18,6 +18,7 @@ from blpjax.estimation.estimates import Estimates
 from blpjax.exceptions import raise_for_status
 from blpjax.inputs.arguments import check_level
 from blpjax.iteration import Iteration
+from blpjax.machine.announcements import said
 from blpjax.machine.compilation import operations_of_jax
 from blpjax.model.elsewhere import (
     Draw,
@@ -348,7 +349,8 @@ def differentiate(
         primals[:] = [primal]
         return tangents
 
-    jacobian = map_lanes(columns, known, width).T
+    with said(f"Differentiating outputs in {len(known)} directions ..."):
+        jacobian = map_lanes(columns, known, width).T
     value, loops = jax.tree.map(np.array, primals[0])
     return Derivatives(value, jacobian, loops)
 

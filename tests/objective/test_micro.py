@@ -330,6 +330,33 @@ def test_parts_that_cannot_be_used_are_named(values: Any, error: type[Exception]
         solve(micro_moments=[blpjax.MicroMoment("m", 0.1, part(values))])
 
 
+@pytest.mark.parametrize(
+    ("weights", "values", "message"),
+    [
+        (lambda own: -own, None, "weights for micro dataset 'one' in market {} must not be negative"),
+        (lambda own: 0 * own, None, "weights for micro dataset 'one' in market {} are all zero"),
+        (lambda own: own / 0, None, "weights for micro dataset 'one' in market {} must be finite"),
+        (lambda own: own[:, :1], None, "weights for micro dataset 'one' in market {} must have one of the shapes"),
+        (None, lambda own: own[1:], "values for micro part 'p' of micro dataset 'one' in market {} must have the"),
+        (None, lambda own: own / 0, "values for micro part 'p' of micro dataset 'one' in market {} must be finite"),
+    ],
+)
+def test_the_one_market_is_named_where_something_is_wrong(weights: Any, values: Any, message: str) -> None:
+    bad = sorted(problem().unique_market_ids)[3]
+
+    def compute(wrong: Any) -> Any:
+        def function(t: Any, products: Any, agents: Any) -> np.ndarray:
+            own = np.ones((agents.size, products.size))
+            with np.errstate(all="ignore"):
+                return own if wrong is None or t != bad else wrong(own)
+
+        return function
+
+    one = part(compute(values), "p", blpjax.MicroDataset("one", 10, compute(weights)))
+    with pytest.raises(DataError, match=message.format(repr(str(bad)))):
+        solve(micro_moments=[blpjax.MicroMoment("m", 0.1, one)])
+
+
 def test_values_are_not_needed_where_weights_are_zero() -> None:
     first = blpjax.MicroDataset("first", 10, lambda t, p, a: np.outer(np.ones(a.size), np.arange(p.size) == 0))
 
