@@ -86,6 +86,11 @@ class Problem(DataHolder, Picklable):
         Whether to add the columns of X1 that do not contain prices, and those of X3 that do not contain shares, to the
         instruments. If false, `demand_instruments` and `supply_instruments` are all instruments, and fixed effects have
         to be absorbed from them beforehand (`build_matrix` does that).
+    conduct : Conduct, optional
+        How firms compete, such as ``blpjax.Cournot()`` or ``blpjax.TwoTier()``: see docs/conduct.md. Marginal costs are
+        then prices less its markups, in estimation and in everything after it. Weights and bargaining powers in it are
+        known numbers. Columns that it reads are those of `product_data`. By default firms set prices, as `firm_ids` or
+        `ownership` say.
 
     Attributes
     ----------
