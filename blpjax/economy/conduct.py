@@ -11,15 +11,16 @@ import numpy as np
 from jaxtyping import Array
 
 from blpjax.economy.buckets import Economy
+from blpjax.economy.ownership import Ownership
 from blpjax.exceptions import DataError
 from blpjax.inputs.columns import list_rows, read_ids, read_ownership, read_vector
 from blpjax.inputs.table_format import find_vector, plain_value
 from blpjax.inputs.tables import ProductTable
 from blpjax.kernels.arrays import AnyArray
-from blpjax.kernels.conduct import Conduct, check_conduct
+from blpjax.kernels.conduct import Conduct, PriceSetting, check_conduct
 from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.priced_market import Matrices, Owners, PricedMarket
-from blpjax.machine.compilation import operations_of_jax
+from blpjax.machine.compilation import filtered_program, operations_of_jax
 
 _TABLE = "product_data"
 
@@ -52,6 +53,11 @@ class ConductData(eqx.Module):
         """The same for some rows, which may be repeated."""
         known = jax.tree.map(lambda values: values[rows], (self.owners, self.columns, self.kept))
         return ConductData(self.conduct, *known)
+
+    def longer(self, rows: int) -> "ConductData":
+        """The same with more rows, which are copies of the first one."""
+        known = len(next(iter(jax.tree.leaves((self.owners, self.columns, self.kept))), range(rows)))
+        return self.take(np.where(np.arange(rows) < known, np.arange(rows), 0))
 
     def spread(self, economy: Economy) -> tuple["MarketData", ...]:
         """What each bucket's markets have of it."""
@@ -134,15 +140,62 @@ def prepare_conduct(conduct: Any, table: ProductTable) -> ConductData:
     return ConductData(resolved, reader.owners, reader.columns)
 
 
+def columns_read(conduct: Conduct) -> tuple[str, ...]:
+    """Names of the columns of product data that a conduct reads, IDs included."""
+    reader = _Names()
+    plain = jax.tree.map(
+        lambda leaf: Owners(leaf.name) if isinstance(leaf, Owners) else np.asarray(leaf, float),
+        conduct,
+        is_leaf=lambda leaf: isinstance(leaf, Owners),
+    )
+    with operations_of_jax(f"Conduct {conduct.name!r}", "jax.numpy in place of numpy"):
+        jax.eval_shape(lambda prices: plain.markups(_asked(reader, prices)), jnp.ones(_PRODUCTS))
+    return tuple(reader.names)
+
+
 def in_market(demand_at: Callable[..., DemandPoint], arguments: Any, prices: Array, known: MarketData) -> PricedMarket:
     """One market with what `ConductData.spread` has for it."""
     return PricedMarket(demand_at, prices, arguments, *known)
+
+
+def price_setting_ownership(economy: Economy, conduct: ConductData) -> Ownership:
+    """Ownership matrices (T, J, J) by bucket of firms that set prices, whose conduct is a `PriceSetting`."""
+    found = _weights(tuple(bucket.present for bucket in economy.buckets), conduct.conduct, conduct.spread(economy))
+    return tuple(map(np.asarray, found)) if economy.on_host else found
+
+
+@filtered_program(effort=0)
+def _weights(present: Any, conduct: Conduct, known: Any) -> Any:
+    assert isinstance(conduct, PriceSetting)
+
+    def one(present: Array, known: MarketData) -> Array:
+        H = conduct.weights_in(PricedMarket(_some_demand, jnp.ones(present.size), present, *known))
+        return jnp.where(present[:, None] & present[None, :], H, 0.0)
+
+    return tuple(jax.vmap(one)(*bucket) for bucket in zip(present, known, strict=True))
 
 
 # reading
 
 #: How many products the market has that a conduct is shown to find out what it reads.
 _PRODUCTS = 3
+
+
+class _Names:
+    """Takes note of the names of what a conduct asks for."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, None] = {}
+
+    def owner(self, name: str) -> np.ndarray:
+        """Some codes."""
+        self.names[name] = None
+        return np.zeros(1, int)
+
+    def column(self, name: str) -> np.ndarray:
+        """Some numbers."""
+        self.names[name] = None
+        return np.ones(1)
 
 
 class _Reader:
@@ -236,7 +289,7 @@ class _Reader:
 class _AskedMarket(PricedMarket):
     """A market with any numbers that takes note of what it is asked for."""
 
-    reader: _Reader | None = eqx.field(static=True, default=None)
+    reader: _Reader | _Names | None = eqx.field(static=True, default=None)
 
     def column(self, name: str) -> Array:
         """Ones."""
@@ -250,16 +303,17 @@ class _AskedMarket(PricedMarket):
         return jnp.eye(J) if self.reader.owner(name).ndim == 2 else jnp.arange(J) * 0
 
 
-def _asked(reader: _Reader, prices: Array) -> PricedMarket:
+def _asked(reader: _Reader | _Names, prices: Array) -> PricedMarket:
     return _AskedMarket(_some_demand, prices, None, {}, {}, reader=reader)
 
 
 def _some_demand(prices: Array, arguments: Any) -> DemandPoint:
-    """A logit."""
+    """A logit of the products that `arguments` (J,) say, or all."""
     J = prices.size
+    present = jnp.ones(J, bool) if arguments is None else arguments
     none, ones = jnp.zeros((J, 0)), jnp.ones(J)
     return DemandPoint(
-        -prices, none, jnp.zeros((0, 1)), jnp.ones(1), ones[:, None], -ones, none, jnp.ones(J, bool), None
+        -prices, none, jnp.zeros((0, 1)), jnp.ones(1), present[:, None] * 1.0, -ones, none, present, None
     )
 
 

@@ -7,13 +7,24 @@ from typing import Any
 
 from blpjax import options
 
-#: Compilation of a program is announced when it takes longer than so many seconds.
+#: What takes longer than so many seconds is announced.
 ANNOUNCED_AFTER = 2.0
 
 
 @contextlib.contextmanager
-def announced(what: str, shapes: Sequence[Any], kept: bool) -> Iterator[None]:
-    """Where a program is compiled: says so when it takes long, unless `blpjax.options.verbose` is off.
+def said(text: str) -> Iterator[None]:
+    """Where something is done that may take long: then says the text, unless `blpjax.options.verbose` is off."""
+    timer = threading.Timer(ANNOUNCED_AFTER, options.output, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def announced(what: str, shapes: Sequence[Any], kept: bool) -> contextlib.AbstractContextManager[None]:
+    """Where a program is compiled: says so when it takes long.
 
     Parameters
     ----------
@@ -23,11 +34,4 @@ def announced(what: str, shapes: Sequence[Any], kept: bool) -> Iterator[None]:
     """
     longest = max((shape.size for shape in shapes), default=0)
     known = " It is kept for later calls and processes." if kept else ""
-    text = f"Compiling {what} for arrays of up to {longest:,} numbers ...{known}"
-    timer = threading.Timer(ANNOUNCED_AFTER, options.output, [text])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    return said(f"Compiling {what} for arrays of up to {longest:,} numbers ...{known}")

@@ -116,7 +116,7 @@ class Program:
         if key in self._differentiated:
             return self._nested(*arguments, **options)
         self._differentiated.add(key)
-        with self._announced(arrays, "derivatives of "):
+        with self._announced(arrays, "derivatives or maps of "):
             return self._nested(*arguments, **options)
 
     def _announced(self, shapes: Sequence[Any], which: str = "") -> Any:

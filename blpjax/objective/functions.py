@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Array, Float
 
 from blpjax.economy.characteristics import Characteristics
+from blpjax.machine.announcements import said
 from blpjax.model import demand
 from blpjax.model.demand import Demand
 from blpjax.model.inversion import Inversion
@@ -42,7 +43,8 @@ class ModelFunctions(eqx.Module):
 
     def inversion(self, theta: Float[Array, " P"]) -> Inversion:
         """Mean utilities with the status and counters of every market."""
-        return _invert(self.minimand, theta, self.start)
+        with said("Evaluating mean utilities as a function of theta ..."):
+            return _invert(self.minimand, theta, self.start)
 
     def delta(self, theta: Float[Array, " P"]) -> Float[Array, " N"]:
         """Mean utilities (N,) that reproduce the observed market shares."""
@@ -50,11 +52,13 @@ class ModelFunctions(eqx.Module):
 
     def moments(self, theta: Float[Array, " P"]) -> Float[Array, " M"]:
         """Averaged moments (M,) with linear parameters concentrated out."""
-        return _averaged_moments(self.minimand, theta, self.start)
+        with said("Evaluating moments as a function of theta ..."):
+            return _averaged_moments(self.minimand, theta, self.start)
 
     def objective(self, theta: Float[Array, " P"]) -> Float[Array, ""]:
         """The GMM objective."""
-        return _objective(self.minimand, theta, self.start)
+        with said("Evaluating the objective as a function of theta ..."):
+            return _objective(self.minimand, theta, self.start)
 
     def shares(self, theta: Float[Array, " P"], delta: Float[Array, " N"]) -> Float[Array, " N"]:
         """Market shares (N,) at given tastes and mean utilities.
@@ -76,7 +80,8 @@ class ModelFunctions(eqx.Module):
 
     def delta_jacobian(self, theta: Float[Array, " P"]) -> Float[Array, "N P"]:
         """Derivatives of the mean utilities in theta, ``-(ds / d delta)^{-1} ds / d theta``."""
-        return _delta_jacobian(self.minimand, theta, self.start)
+        with said("Evaluating derivatives of mean utilities in theta ..."):
+            return _delta_jacobian(self.minimand, theta, self.start)
 
     def _demand(self, theta: Array, delta: Array) -> Demand:
         model = self.minimand.model

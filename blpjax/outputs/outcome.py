@@ -14,6 +14,7 @@ from blpjax.economy.loops import Loops, worst_loops
 from blpjax.exceptions import EquilibriumPricesConvergenceError, raise_for_status, succeeded
 from blpjax.inputs.arguments import check_choice
 from blpjax.kernels.arrays import AnyArray
+from blpjax.machine.announcements import said
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
 from blpjax.model.scenario import Scenario, State, starting_state
@@ -462,7 +463,8 @@ def solve_counterfactual(
         read = [one for one in (scenario.conduct, centre.model.conduct) if one is not None]
         entry = read_entry(centre.formulated, centre.output_tables, given["add"], centre.model, read)
         scenario = with_entry(scenario, entry, centre.output_tables, given)
-    found = Counterfactual(source, (*before, scenario), entry, standard_errors, hold_fixed)
+    with said("Solving for prices after the change ..."):
+        found = Counterfactual(source, (*before, scenario), entry, standard_errors, hold_fixed)
     ids, action = centre.output_tables.markets.ids, "The search for equilibrium prices"
     kind, warn = EquilibriumPricesConvergenceError, error_behavior == "warn"
     if (loops := found.after.loops) is not None:

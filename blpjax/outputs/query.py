@@ -19,6 +19,7 @@ from blpjax.inputs.integration import Integration
 from blpjax.inputs.table_format import plain_value
 from blpjax.inputs.tables import ProductTable
 from blpjax.iteration import Iteration
+from blpjax.machine.announcements import said
 from blpjax.machine.compilation import operations_of_jax
 from blpjax.model.model import MarketPlace, Model, find_market
 from blpjax.model.parameters import ParameterLayout
@@ -273,7 +274,17 @@ class Query:
                 return kind.cut(self.extent, found)
             return found._replace(values=kind.cut(self.extent, found.values))
 
-        arguments = {} if given is None else given
+        with said(f"Computing {name.replace('_', ' ')} ..."):
+            return self._answer(asked, name, frame, {} if given is None else given, loop)
+
+    def _answer(
+        self,
+        asked: Output,
+        name: str,
+        frame: Callable[[Any, str], pd.DataFrame],
+        arguments: Given,
+        loop: Loop | None,
+    ) -> Any:
         if not self.standard_errors:
             values = self.source.evaluate_output(asked, arguments)
             if loop is not None:

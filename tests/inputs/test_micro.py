@@ -123,6 +123,12 @@ def test_parts_and_datasets_are_counted_once() -> None:
             ValueError,
             "two micro parts have the name 'p'",
         ),
+        (
+            lambda: read_micro_moments([moment, blpjax.MicroMoment("n", 2, part("q"))]),
+            ValueError,
+            "two micro datasets have the name 'd'",
+        ),
+        (lambda: read_micro_moments(np.ones(2)), TypeError, "but one of them is"),
     ],
 )
 def test_what_is_wrong_is_refused_when_it_is_built(build: Any, error: type[Exception], message: str) -> None:

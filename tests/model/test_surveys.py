@@ -109,6 +109,15 @@ def test_derivatives_are_differences(
     CENTRAL_DIFFERENCE.check(second, (moved[0] - moved[1]) / (2 * step))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(0,), (0, 1)])
+def test_derivatives_are_differences_where_markets_are_mapped_one_by_one(
+    shape: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blpjax.model.surveys.cached_elements", lambda: 1)
+    test_derivatives_are_differences(shape, False, 16, monkeypatch)
+
+
 @pytest.mark.parametrize(("shape", "nested"), [((1,), False), ((1, 1), True)])
 @pytest.mark.parametrize("most", [0, 16])
 def test_covariances_are_those_of_respondents(

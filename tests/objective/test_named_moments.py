@@ -244,9 +244,9 @@ def test_names_say_what_moments_are() -> None:
 
 
 def test_groups_are_eliminated_by_any_column() -> None:
-    """As by columns of product_ids with the same groups."""
+    """As by columns of product_ids with the same groups, which may be texts and numbers."""
     products, _ = tables()
-    known = products.assign(product_ids0=products.product_ids, product_ids1=[f"b{b}" for b in products.brand_ids])
+    known = products.assign(product_ids0=products.product_ids, product_ids1=products.brand_ids)
     found = evaluate([], build(products=known.drop(columns="product_ids")))
     column = Dataset.second_choices("d", 5, without="brand_ids")
     index = Dataset("d", 5, lambda t, p, a: np.ones((a.size, p.size, 1 + p.size)), eliminated_product_ids_index=1)
@@ -256,6 +256,9 @@ def test_groups_are_eliminated_by_any_column() -> None:
     ROUNDING.check(*(found.compute_micro_values([moment]) for moment in values))
     same = found.compute_micro_values([Moment.mean(column, "same(brand_ids)"), Moment.mean(column, "same(firm_ids)")])
     assert same[0] == 0 < same[1] < 1
+    with pytest.raises(ValueError, match="eliminated_product_ids_index is 1, but product_data have 0 columns"):
+        part = Part("p", index, lambda t, p, a: np.ones((a.size, p.size, 1 + p.size)))
+        build(products=products.drop(columns="product_ids")).compare_micro([Moment("m", 0, part)], SIGMA, PI)
 
 
 def test_named_moments_are_saved(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """Micro data at the parameters of results, next to PyBLP."""
 
+import os
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,6 +185,26 @@ def test_simulated_surveys_of_some_markets_are_in_sorted_order() -> None:
     assert (some[0] == some[1]).all() and set(some[0].market_ids[:, 0]) == set(ids[[1, 4]])
 
 
+@pytest.mark.slow
+def test_simulated_surveys_are_the_same_in_other_processes() -> None:
+    """Whose texts have other hashes, by which sets of market IDs are ordered."""
+    script = """
+import numpy as np, blpjax
+from tests.outputs.test_micro import estimated, survey
+blpjax.options.verbose = False
+ids = estimated().problem.unique_market_ids[[5, 1, 3, 7]]
+found = estimated().simulate_micro_data(survey(blpjax, market_ids=list(ids)), seed=0)
+print([str(t) for t in found.market_ids[:, 0]], found.agent_indices[:, 0].tolist(), found.choice_indices[:, 0].tolist())
+"""
+    root, told = Path(__file__).parents[2], []
+    for seed in ("1", "2"):
+        known = os.environ | {"PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", script], cwd=root, env=known, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        told.append(done.stdout.splitlines()[-1])
+    assert told[0] == told[1]
+
+
 def wrong(**changes: Any) -> pd.DataFrame:
     data = answers(estimated())
     for name, values in changes.items():
@@ -252,6 +276,12 @@ def test_what_has_no_scores_says_so() -> None:
     )
     with pytest.raises(NotImplementedError, match="Scores of the micro dataset 'm' are not supported, because it has"):
         estimated().compute_agent_scores(mixed)
+    some = survey(blpjax, market_ids=estimated().problem.unique_market_ids[:1])
+    with pytest.raises(ValueError, match="market_ids that are not among the markets of the micro dataset 'w'"):
+        estimated().compute_micro_scores(some, wrong(), RULE)
+    with pytest.raises(DataError, match="second_choice_indices in market .* must be from 0 to"):
+        pairs = answers(estimated(), second=True).assign(second_choice_indices=99)
+        estimated().compute_micro_scores(survey(blpjax, second=True), pairs, RULE)
     with pytest.raises(DataError, match="The weights for micro dataset 'z' in market .* are all zero"):
         estimated().simulate_micro_data(blpjax.MicroDataset("z", 1, lambda t, p, a: np.zeros((a.size, p.size))))
 

@@ -107,7 +107,8 @@ def test_the_table_is_that_of_pyblp(ours: Any, theirs: Any) -> None:
 def test_estimates_are_a_table_by_parameter(ours: Any) -> None:
     frame = ours.estimates()
     assert frame.parameter.tolist() == ours.parameter_labels
-    assert list(frame.columns) == ["parameter", "estimate", "se", "t", "p_value", "lower", "upper"]
+    assert list(frame.columns) == ["block", "parameter", "estimate", "se", "t", "p_value", "lower", "upper"]
+    assert frame.block.tolist() == ours.parameter_blocks
     np.testing.assert_array_equal(frame.estimate, ours.parameters[:, 0])
     ROUNDING.check(frame.se[-4:], ours.beta_se[:, 0])
 

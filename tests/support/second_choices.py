@@ -9,8 +9,8 @@ import blpjax
 from blpjax.machine.memory import peak_memory
 
 
-def main(J: int, people: int, markets: int) -> None:
-    """Print how many bytes it takes, and how many the data of one part have."""
+def main(J: int, people: int, markets: int, named: int = 0) -> None:
+    """Print how many bytes it takes, and how many the data of one part have, perhaps with three `named` moments."""
     rng = np.random.default_rng(0)
     blpjax.options.verbose = False
     N = markets * J
@@ -26,14 +26,7 @@ def main(J: int, people: int, markets: int) -> None:
         blpjax.Formulation("0 + income"),
         agents,
     )
-    dataset = blpjax.MicroDataset("second", 500, lambda t, p, a: np.ones((a.size, p.size, 1 + p.size)))
-
-    def similar(t: object, p: np.recarray, a: np.recarray) -> np.ndarray:
-        return np.einsum("i,j,k->ijk", 1 + a.demographics[:, 0] ** 2, p.x[:, 0], np.r_[0, p.x[:, 0]])
-
-    part = blpjax.MicroPart("similar", dataset, similar)
-    other = blpjax.MicroPart("outside", dataset, lambda t, p, a: np.eye(1, 1 + p.size) * np.ones((a.size, p.size, 1)))
-    moments = [blpjax.MicroMoment("similar", 0.3, part), blpjax.MicroMoment("outside", 0.3, other)]
+    moments = by_column() if named else by_function()
     found = problem.solve(
         [[0.5, 0], [0, 0]],
         [[0.2], [0.3]],
@@ -44,6 +37,25 @@ def main(J: int, people: int, markets: int) -> None:
     )
     assert np.isfinite(found.objective) and np.isfinite(found.micro_covariances).all()
     print(peak_memory(), 8 * people * J * (1 + J))
+
+
+def by_column() -> list[blpjax.MicroMoment]:
+    """Three moments, of which nothing has a number for each agent and pair of choices."""
+    dataset = blpjax.MicroDataset.second_choices("second", 500)
+    asked = "x * second.x", "income * second.y", "second.outside"
+    return [blpjax.MicroMoment.mean(dataset, expression, value=0.3) for expression in asked]
+
+
+def by_function() -> list[blpjax.MicroMoment]:
+    """Two moments, whose functions return such numbers."""
+    dataset = blpjax.MicroDataset("second", 500, lambda t, p, a: np.ones((a.size, p.size, 1 + p.size)))
+
+    def similar(t: object, p: np.recarray, a: np.recarray) -> np.ndarray:
+        return np.einsum("i,j,k->ijk", 1 + a.demographics[:, 0] ** 2, p.x[:, 0], np.r_[0, p.x[:, 0]])
+
+    part = blpjax.MicroPart("similar", dataset, similar)
+    other = blpjax.MicroPart("outside", dataset, lambda t, p, a: np.eye(1, 1 + p.size) * np.ones((a.size, p.size, 1)))
+    return [blpjax.MicroMoment("similar", 0.3, part), blpjax.MicroMoment("outside", 0.3, other)]
 
 
 if __name__ == "__main__":
