@@ -58,6 +58,7 @@ _UNUSED: Mapping[str, tuple[Any, str]] = {
     "micro_sample_covariances": (None, "There are no micro moments"),
     "resample_agent_data": (None, "Simulation error is not accounted for: use more agents, or GMM"),
     "moment_blocks": ((), "Moments beside those of instruments need GMM"),
+    "path": (None, "Only steps of GMM are kept: likelihoods go on from results.theta"),
 }
 
 
