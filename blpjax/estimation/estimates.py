@@ -197,6 +197,13 @@ class Estimates(Shown):
         return self._options.parameters.layout
 
     @property
+    def moment_labels(self) -> list[str]:
+        """What averaged moments are called, in their order: instruments, numbers of blocks, and micro moments."""
+        known, micro = list(self.problem.data.instrument_labels), [m.name for m in self._options.micro if m.first]
+        others = len(self.moments) - len(known) - len(micro)
+        return [*known, *(f"moment {len(known) + k}" for k in range(others)), *micro]
+
+    @property
     def moment_types(self) -> MomentTypes:
         """Types of demand-side and supply-side moments; none where all are levels."""
         return self._options.moment_types

@@ -190,7 +190,9 @@ def describe(options: BatchOptions, data: ModelData) -> str:
     plain = options._replace(specification=None)  # type: ignore[arg-type]
     logarithmic = data.supply is not None and data.supply.logarithmic
     layout, method = describe_layout(specification.layout), describe_method(specification.method)
-    return repr((plain, layout, method, logarithmic))
+    known = plain, layout, method, logarithmic
+    conduct = None if data.supply is None else data.supply.conduct
+    return repr(known if conduct is None else (*known, conduct.conduct))
 
 
 def describe_layout(layout: ParameterLayout) -> str:

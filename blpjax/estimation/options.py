@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from blpjax import options
+from blpjax.estimation.checkpoint import Checkpoint
 from blpjax.exceptions import IdentificationError, warn_unused
 from blpjax.inputs.arguments import check_choice, read_numbers
 from blpjax.iteration import Iteration
@@ -234,3 +236,25 @@ def refuse_pseudo_inverse(weights: np.ndarray, instrument_labels: Sequence[str])
         f"The {M} instruments {', '.join(map(repr, instrument_labels))} have rank {rank}, so the initial weighting "
         "matrix has to be a pseudo-inverse. Remove collinear instruments, or set options.pseudo_inverses = True."
     )
+
+
+def read_checkpoint(path: Any, options: StepOptions, products: int, several: bool) -> Checkpoint | None:
+    """The file of the best points of an estimation, None where there is nothing to keep; `several` starts have none.
+
+    Raises
+    ------
+    NotImplementedError
+        With several starts.
+    ValueError, TypeError
+        For a routine that evaluates the starting values, and what is no path.
+    StorageError
+        See `Checkpoint`.
+    """
+    if several:
+        raise NotImplementedError("path is not supported with starts. Try starts first, and leave one of the two out.")
+    if not options.optimization.routine.optimizes:
+        raise ValueError("path must not be given with Optimization('return'), which evaluates the starting values.")
+    if not options.parameters.theta.size:
+        warn_unused("path", "there are no nonlinear parameters, so that estimates have a closed form.")
+        return None
+    return Checkpoint(Path(path), options.parameters.theta_names, products)

@@ -10,6 +10,7 @@ import numpy as np
 
 from blpjax import options as settings
 from blpjax.economy.loops import Loops
+from blpjax.estimation.checkpoint import Checkpoint
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.progress import MicroState, OptimizationProgress, Structural
 from blpjax.exceptions import (
@@ -39,7 +40,8 @@ class StepContext:
     """Data of a GMM step: the objective, market IDs and names of moments for messages, clusters, and absorption.
 
     `residualize` turn (N, K) matrices into residuals on the fixed effects of each equation. `problem` is for those who
-    ask about progress. `simulate` computes simulation error, None when there is none to account for.
+    ask about progress. `simulate` computes simulation error, None when there is none to account for. `checkpoint` takes
+    note of the best points, None when nobody asks for that.
     """
 
     objective: GMM
@@ -50,6 +52,7 @@ class StepContext:
     moment_labels: Sequence[str]
     problem: Any
     simulate: programs.Simulate | None = None
+    checkpoint: Checkpoint | None = None
 
     @property
     def W(self) -> np.ndarray:
@@ -107,6 +110,7 @@ class Evaluator:
     def __init__(self, step: int, options: StepOptions, context: StepContext, start: np.ndarray) -> None:
         self.context = context
         self._begin(step, options, context.logit_delta, start)
+        self._checkpoint: Checkpoint | None = context.checkpoint
 
     def _begin(self, step: int, options: StepOptions, logit_delta: np.ndarray, start: np.ndarray) -> None:
         self.step = step
@@ -117,6 +121,7 @@ class Evaluator:
         self._began = time.perf_counter()
         self._best = np.inf
         self._anchor: tuple[np.ndarray, Evaluation] | None = None
+        self._checkpoint = None
 
     def __call__(self, theta: np.ndarray) -> Evaluation:
         """Evaluate the objective and its derivatives at theta (P,)."""
@@ -137,6 +142,8 @@ class Evaluator:
         if options.delta_behavior == "predicted" and bool(evaluation.ok):
             if self._anchor is None or float(evaluation.objective) <= float(self._anchor[1].objective):
                 self._anchor = np.array(theta, float), evaluation
+        if self._checkpoint is not None and self.step > 0 and bool(evaluation.ok):
+            self._checkpoint.keep(self.step, np.asarray(theta), float(evaluation.objective))
         if settings.verbose:
             self._print_progress(theta, evaluation)
         return evaluation

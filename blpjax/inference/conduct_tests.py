@@ -13,7 +13,7 @@ from blpjax.exceptions import DataError, IdentificationError, IdentificationWarn
 from blpjax.inference.conduct_critical_values import POWERS, SIZES, CriticalValues, critical_values
 from blpjax.inference.conduct_statistics import Fit, confidence_set, fit_models
 from blpjax.inference.conduct_test_results import LEVEL, POWER_COLUMNS, SIZE_COLUMNS, ConductTest
-from blpjax.inference.markups import markups_with_slopes
+from blpjax.inference.markups import MarkupSlopes, markups_with_slopes
 from blpjax.inputs.absorb import Absorber, build_absorber
 from blpjax.inputs.arguments import check_choice
 from blpjax.inputs.columns import list_rows
@@ -67,7 +67,7 @@ class Controls:
 def run_conduct_test(results: Estimates, question: Question) -> ConductTest:
     """Test conduct; see `ProblemResults.test_conduct`."""
     problem = results.problem.data
-    implied = {name: _imply(results, question, name) for name in question.models}
+    implied = _imply(results, question)
     controls = _read_controls(problem, question.costs)
     omega = controls.residuals(np.column_stack([one.explained for one in implied.values()]))
     psi = slopes = None
@@ -193,36 +193,63 @@ def _read_taxes(taxes: Any, names: list[str]) -> dict[str, Taxes | None]:
     return {name: given.get(name) for name in names}
 
 
-def _imply(results: Estimates, question: Question, name: str) -> ImpliedCosts:
-    """Markups and costs of a model: what firms get for a unit less its markup, ``c = r(p) - nu o m``."""
-    problem, conduct, taxes = results.problem.data, question.models[name], question.taxes[name]
-    prices = problem.product_table.prices
-    kept, unit = np.ones_like(prices), np.zeros_like(prices)
-    if taxes is not None:
-        kept, unit = _spread("ad_valorem", taxes.kept, prices.size), _spread("unit", taxes.unit, prices.size)
-    varies = _varies(kept, problem.market_index.codes)
-    if varies and not conduct.taxable:
-        raise NotImplementedError(
-            f"Model {name!r} is a function of one's own, which does not say what it is where ad valorem taxes differ "
-            "between products of a market. Give rates that are the same within markets."
-        )
-    found = markups_with_slopes(results, conduct, kept if varies else None)
-    if not np.isfinite(found.markups).all():
-        rows = list_rows(np.flatnonzero(~np.isfinite(found.markups)), problem.market_index.long_ids)
-        raise DataError(f"Model {name!r} has no markups in {rows}.")
-    markups = kept * found.markups
-    costs = kept * prices - unit - markups
-    slopes, explained = -kept[:, None] * found.jacobian, costs
-    if question.costs_type == "log":
-        bad = np.flatnonzero(costs <= 0)
-        if bad.size:
-            rows = list_rows(bad, problem.market_index.long_ids, costs)
-            raise DataError(
-                f"Costs that model {name!r} implies are not positive in {rows}, so they have no logarithms. Use "
-                "costs_type='linear', or leave the model out."
+def _imply(results: Estimates, question: Question) -> dict[str, ImpliedCosts]:
+    """Markups and costs of all models."""
+    problem, received = results.problem.data, {}
+    for name, conduct in question.models.items():
+        received[name] = _receive(problem.product_table.prices, question.taxes[name])
+        if _varies(received[name].kept, problem.market_index.codes) and not conduct.taxable:
+            raise NotImplementedError(
+                f"Model {name!r} is a function of one's own, which does not say what it is where ad valorem taxes "
+                "differ between products of a market. Give rates that are the same within markets."
             )
-        slopes, explained = slopes / costs[:, None], np.log(costs)
-    return ImpliedCosts(markups, costs, explained, slopes, found.parameters)
+    kept = [one.kept if _varies(one.kept, problem.market_index.codes) else None for one in received.values()]
+    found = markups_with_slopes(results, list(question.models.values()), kept, question.demand_adjustment)
+    logarithmic = question.costs_type == "log"
+    return {
+        name: _subtract(problem, name, received[name], slopes, logarithmic)
+        for name, slopes in zip(question.models, found, strict=True)
+    }
+
+
+class Received(NamedTuple):
+    """Of each product (N,), the part of its price that firms get before unit taxes, and what they get for a unit."""
+
+    kept: np.ndarray
+    prices: np.ndarray
+
+
+def _receive(prices: np.ndarray, taxes: Taxes | None) -> Received:
+    if taxes is None:
+        return Received(np.ones_like(prices), prices)
+    kept, unit = _spread("ad_valorem", taxes.kept, prices.size), _spread("unit", taxes.unit, prices.size)
+    return Received(kept, kept * prices - unit)
+
+
+def _subtract(
+    problem: ProblemData, name: str, received: Received, found: MarkupSlopes, logarithmic: bool
+) -> ImpliedCosts:
+    """What firms get for a unit less their markups, ``c = r(p) - nu o m``.
+
+    Raises
+    ------
+    DataError
+        When markups are not finite, or costs have no logarithms.
+    """
+    ids = problem.market_index.long_ids
+    if (bad := np.flatnonzero(~np.isfinite(found.markups))).size:
+        raise DataError(f"Model {name!r} has no markups in {list_rows(bad, ids)}.")
+    markups = received.kept * found.markups
+    costs = received.prices - markups
+    slopes = -received.kept[:, None] * found.jacobian
+    if not logarithmic:
+        return ImpliedCosts(markups, costs, costs, slopes, found.parameters)
+    if (bad := np.flatnonzero(costs <= 0)).size:
+        raise DataError(
+            f"Costs that model {name!r} implies are not positive in {list_rows(bad, ids, costs)}, so they have no "
+            "logarithms. Use costs_type='linear', or leave the model out."
+        )
+    return ImpliedCosts(markups, costs, np.log(costs), slopes / costs[:, None], found.parameters)
 
 
 def _varies(kept: np.ndarray, markets: np.ndarray) -> bool:

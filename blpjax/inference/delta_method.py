@@ -48,6 +48,14 @@ class Interval(NamedTuple):
     upper: Any
 
 
+class Moments(NamedTuple):
+    """Averaged moments (MM,): labels, sensitivity (Q, MM) of parameters to them, and standard deviations."""
+
+    labels: list[str]
+    sensitivity: np.ndarray
+    deviations: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DeltaMethodResults(Shown):
     """A function of the model at the estimates, and how uncertain it is.
@@ -62,6 +70,7 @@ class DeltaMethodResults(Shown):
     parameter_covariances : (Q, Q) covariances of the estimates, already divided by N.
     parameter_labels : Q labels of the parameters.
     hold : what stayed fixed, ``'shares'`` or ``'xi'``.
+    moments : averaged moments that parameters were estimated from, None where there are no such alone.
     labels : the table of an output of compute methods, with the place of each number, counted by rows, instead of its
         value; None for other functions.
     """
@@ -72,6 +81,43 @@ class DeltaMethodResults(Shown):
     parameter_labels: list[str]
     hold: str
     labels: pd.DataFrame | None = None
+    moments: "Moments | None" = None
+
+    @property
+    def sensitivity(self) -> pd.DataFrame:
+        """How the numbers move with each averaged moment (Andrews, Gentzkow and Shapiro 2017): ``J Lambda``.
+
+        Lambda is `ProblemResults.parameter_sensitivity`. If the moments of the model were off by b where it is true,
+        numbers would be off by the sum of b times these.
+
+        Returns
+        -------
+        A row for each moment, and a column for each number, labelled as in `to_frame`.
+
+        Raises
+        ------
+        ValueError
+            Where estimates do not come from moments alone, as those of likelihoods and estimated mean utilities.
+        """
+        return self._by_moment(False)
+
+    @property
+    def standardised_sensitivity(self) -> pd.DataFrame:
+        """`sensitivity` in standard errors of the number for a standard deviation of the averaged moment."""
+        return self._by_moment(True)
+
+    def _by_moment(self, standardised: bool) -> pd.DataFrame:
+        if self.moments is None:
+            raise ValueError("There is no sensitivity: these estimates do not come from moments alone.")
+        values = self.jacobian @ self.moments.sensitivity
+        if standardised:
+            variances = ((self.jacobian @ self.parameter_covariances) * self.jacobian).sum(axis=1)
+            errors = np.sqrt(np.where(variances > 0, variances, np.nan))
+            values = values * self.moments.deviations / errors[:, None]
+        names = self.to_frame()[["output", "index"]] if self.labels is None else self.labels.iloc[:, :-1]
+        columns = pd.MultiIndex.from_frame(names) if len(values) > 1 and names.shape[1] else None
+        frame = pd.DataFrame(values.T, index=pd.Index(self.moments.labels, name="moment"), columns=columns)
+        return frame.rename(columns={0: "sensitivity"}) if columns is None and len(values) == 1 else frame
 
     @cached_property
     def standard_errors(self) -> Any:
@@ -197,7 +243,8 @@ def apply_delta_method(
     if found.loops is not None:
         ids, action = results.problem.data.market_index.ids, "The search for equilibrium prices at the estimates"
         raise_for_status(found.loops.status, ids, action, found.loops.residuals, warn=True)
-    return _results(found, covariances, list(results.parameter_labels), hold)
+    made = _results(found, covariances, list(results.parameter_labels), hold)
+    return dataclasses.replace(made, moments=_moments(results))
 
 
 def apply_joint_delta_method(
@@ -236,6 +283,15 @@ def _results(found: "Derivatives", covariances: np.ndarray, labels: list[str], h
     """Results whose derivatives are NaN where the value is."""
     jacobian = np.where(np.isnan(_flatten(found.value))[:, None], np.nan, found.jacobian)
     return DeltaMethodResults(found.value, jacobian, covariances, labels, hold)
+
+
+def _moments(results: Estimates) -> Moments | None:
+    Lambda = results.parameter_sensitivity
+    if Lambda.shape != (len(results.parameters), results.moments.size) or not np.isfinite(Lambda).all():
+        return None
+    with np.errstate(invalid="ignore"):
+        deviations = np.sqrt(np.diag(results.moments_covariances) / len(results.delta))
+    return Moments(results.moment_labels, Lambda, deviations)
 
 
 #: Outputs at given parameters, and the loops for equilibrium prices, if there were some.

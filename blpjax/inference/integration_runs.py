@@ -144,9 +144,10 @@ def _estimate(
     """Estimates in economies of one shape that differ in their agents."""
     problem, size = results.problem.data, len(economies)
     economy = economies[0]
-    data, ownership = known, problem.ownership_in(economy)
-    if known.supply is not None and ownership is not None:
-        data = dataclasses.replace(known, supply=dataclasses.replace(known.supply, ownership=pack_firms(ownership)))
+    data = known
+    if known.supply is not None:
+        owned = pack_firms(problem.pricing_ownership_in(economy))
+        data = dataclasses.replace(known, supply=dataclasses.replace(known.supply, ownership=owned))
     specification = step_options.specification._replace(layout=results.layout_in(economy))
     given = first_weights(begin, known)
     model = step_options.parameters, step_options.iteration, economy, data

@@ -1,6 +1,7 @@
 """Markups under some conduct at the estimates, and how they move with the parameters of demand."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -27,8 +28,10 @@ class MarkupSlopes(NamedTuple):
     parameters: np.ndarray
 
 
-def markups_with_slopes(results: Estimates, conduct: Any = None, kept: np.ndarray | None = None) -> MarkupSlopes:
-    """Markups under a conduct at observed shares and prices, and their derivatives in the parameters of demand.
+def markups_with_slopes(
+    results: Estimates, conducts: Sequence[Any], kept: Sequence[np.ndarray | None] | None = None, slopes: bool = True
+) -> list[MarkupSlopes]:
+    """Markups under some conducts at observed shares and prices, and their derivatives in the parameters of demand.
 
     Mean utilities follow the parameters so that shares stay, by the implicit function theorem. The parameters are those
     of theta that are not phi or gamma, and coefficients in X1 on what depends on prices, concentrated or not: others
@@ -36,36 +39,43 @@ def markups_with_slopes(results: Estimates, conduct: Any = None, kept: np.ndarra
 
     Parameters
     ----------
-    conduct : see `ProblemResults.compute_costs`.
-    kept : (N,) which part of a price firms get after ad valorem taxes, see `ConductData`; only with a conduct. None
+    conducts : see `ProblemResults.compute_costs`; None is the results' own.
+    kept : for each conduct, (N,) which part of a price firms get after ad valorem taxes, see `ConductData`, or None
         where it is the same for all products of a market.
+    slopes : whether to differentiate; if not, there are derivatives in no parameters.
 
     Raises
     ------
     DataError, TypeError, ValueError
-        When the conduct cannot be used.
+        When a conduct cannot be used.
     ConvergenceError
         When there are no markups in some market, naming it.
     """
-    model = results.model
-    data = None if conduct is None else prepare_conduct(conduct, results.problem.data.product_table)
-    if data is not None and kept is not None:
-        data = dataclasses.replace(data, kept=kept)
-    moving = _moving(results)
+    model, table = results.model, results.problem.data.product_table
+    known = [None if conduct is None else prepare_conduct(conduct, table) for conduct in conducts]
+    if kept is not None:
+        pairs = zip(known, kept, strict=True)
+        known = [data if data is None or nu is None else dataclasses.replace(data, kept=nu) for data, nu in pairs]
+    moving = _moving(results) if slopes else np.zeros(0, int)
     parameters = jnp.asarray(results.parameters[:, 0])
 
-    def markups_at(parameters: Float[Array, " Q"]) -> tuple[Any, Loops | None]:
+    def markups_at(parameters: Float[Array, " Q"]) -> tuple[Any, Any]:
         moved = hold_shares(model, parameters)
-        if data is None:
-            return moved.markups(), None
-        found = moved.solve_markups(data)
-        return found.markups, Loops(**found.fields())
+        values, loops = [], []
+        for data in known:
+            found = None if data is None else moved.solve_markups(data)
+            values.append(moved.markups() if found is None else found.markups)
+            loops.append(None if found is None else Loops(**found.fields()))
+        return values, loops
 
-    found = differentiate(markups_at, parameters, lanes(model.economy), jnp.eye(parameters.size)[moving])
-    if found.loops is not None and data is not None:
-        action = f"Computation of markups with conduct {data.name}"
-        raise_for_status(found.loops.status, results.problem.data.market_index.ids, action)
-    return MarkupSlopes(np.asarray(found.value), found.jacobian, moving)
+    width = lanes(model.economy, sum(table.shares.size for _ in known))
+    found = differentiate(markups_at, parameters, width, jnp.eye(parameters.size)[moving])
+    for data, loops in zip(known, found.loops, strict=True):
+        if loops is not None and data is not None:
+            action = f"Computation of markups with conduct {data.name}"
+            raise_for_status(loops.status, results.problem.data.market_index.ids, action)
+    jacobians = np.split(found.jacobian, len(known))
+    return [MarkupSlopes(np.asarray(m), d, moving) for m, d in zip(found.value, jacobians, strict=True)]
 
 
 def _moving(results: Estimates) -> np.ndarray:

@@ -105,7 +105,7 @@ class AgentTable:
     rows: np.ndarray | None
 
 
-def read_products(data: object, supply: bool = False) -> ProductTable:
+def read_products(data: object, supply: bool = False, firms: bool = True) -> ProductTable:
     """Check product data.
 
     Other columns that formulas use are checked by `Formulation.build`, which reads them from `ProductTable.data`.
@@ -116,6 +116,7 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
         required.
     supply : whether there is a supply side, so that `firm_ids` or `ownership` are required too and supply and
         covariance instruments are read.
+    firms : whether a supply side needs these, as it does where nothing else says how firms compete.
 
     Raises
     ------
@@ -147,7 +148,7 @@ def read_products(data: object, supply: bool = False) -> ProductTable:
         _warn_duplicated_products(product_ids, market_ids, table)
     firm_ids = read_ids(columns, "firm_ids", table, market_ids)
     ownership = read_ownership(columns, table, market_ids)
-    if supply and firm_ids is None and ownership is None:
+    if supply and firms and firm_ids is None and ownership is None:
         raise DataError(
             f"{table}: a supply side (X3) needs a column 'firm_ids', or 'ownership' with matrices, to know who sets "
             "which prices. There is neither."

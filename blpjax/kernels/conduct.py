@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from blpjax.kernels.linear_algebra import solve
+from blpjax.kernels.markups import markup_matrix, price_derivatives
 from blpjax.kernels.priced_market import Owners, PricedMarket, Retail
 
 
@@ -25,6 +26,10 @@ class Conduct(eqx.Module):
     def markups(self, market: PricedMarket) -> Float[Array, " J"]:
         """Markups ``p - c`` (J,) at the market's prices, in their units."""
         raise NotImplementedError
+
+    def markup_slopes(self, market: PricedMarket) -> Float[Array, "J J"]:
+        """Derivatives ``dm_j / dp_k`` of markups in prices."""
+        return market.price_derivatives(self.markups)
 
     def check(self, column: Callable[[str, Callable[[Any], Any], str], None]) -> None:
         """Check columns of product data: ``column(name, allowed, words)`` refuses rows where `allowed` is false."""
@@ -53,6 +58,12 @@ class PriceSetting(Conduct):
     def markups(self, market: PricedMarket) -> Float[Array, " J"]:
         """See the class."""
         return -solve(self.weights_in(market) * market.jacobian().T, market.shares())
+
+    def markup_slopes(self, market: PricedMarket) -> Float[Array, "J J"]:
+        """By the first-order conditions ``A m = s``: ``A^{-1} (ds / dp - dA / dp m)``."""
+        H, m, (point, curvature) = self.weights_in(market), self.markups(market), market.curved()
+        found = price_derivatives(point, curvature, H, m)
+        return solve(markup_matrix(point, H), found.shares - found.markup_product)
 
 
 class Bertrand(PriceSetting):
@@ -239,7 +250,7 @@ class TwoTier(Conduct):
 
     def markups(self, market: PricedMarket) -> Float[Array, " J"]:
         """See the class."""
-        passthrough = market.inverse(jnp.eye(market.prices.size) - market.price_derivatives(self.retail.markups))
+        passthrough = market.inverse(jnp.eye(market.prices.size) - self.retail.markup_slopes(market))
         m_d = self.retail.markups(market)
         upstream = dataclasses.replace(market, prices=market.prices - m_d, retail=Retail(market.prices, passthrough))
         m_u = jnp.where(market.present, self.wholesale.markups(upstream), 0.0)
@@ -402,7 +413,7 @@ def _conduct(argument: str, found: Any) -> Conduct:
 def _number_or_column(argument: str, value: Any) -> tuple[float | None, str | None]:
     if isinstance(value, str):
         return None, value
-    return _number(argument, value, "a number or the name of a column of product data"), None
+    return _number(argument, value, "a known number or the name of a column of product data"), None
 
 
 def _number(argument: str, value: Any, expected: str) -> float:
@@ -423,4 +434,5 @@ def _owners(ownership: Any, weights: Any) -> Owners:
         return Owners(name, dict(weights))
     if weights is None or getattr(weights, "ndim", 0) == 2:
         return Owners(name, weights)
-    return Owners(name, _number("weights", weights, "a number, a mapping of pairs of owners, or matrices (N, max J)"))
+    expected = "a known number, a mapping of pairs of owners, or matrices (N, max J): weights are not estimated"
+    return Owners(name, _number("weights", weights, expected))

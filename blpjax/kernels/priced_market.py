@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from blpjax.kernels import linear_algebra
-from blpjax.kernels.demand import DemandAt, DemandPoint, demand_hessian, demand_with_curvature
+from blpjax.kernels.demand import Curvature, DemandAt, DemandPoint, demand_hessian, demand_with_curvature
 from blpjax.kernels.substitution import long_run_diversion_ratios
 
 
@@ -93,8 +93,12 @@ class PricedMarket(eqx.Module):
 
     def hessian(self) -> Float[Array, "J J J"]:
         """Second derivatives ``d^2 s_j / dp_k dp_l`` at (j, k, l); zero for absent products."""
+        return demand_hessian(*self.curved())
+
+    def curved(self) -> tuple[DemandPoint, Curvature]:
+        """Demand with its slopes in prices, and how these move with prices."""
         self._refuse_wholesale()
-        return demand_hessian(*demand_with_curvature(self.demand_at, self.prices, self.arguments))
+        return demand_with_curvature(self.demand_at, self.prices, self.arguments)
 
     def disagreement(self) -> Float[Array, "J J"]:
         """``S_jk = s_k - s_k(without j)``, negative for rivals k that gain when j leaves; ``s_j`` on the diagonal."""

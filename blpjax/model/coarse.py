@@ -31,8 +31,7 @@ class CoarseModel(NamedTuple):
     def argument(self, value: Any) -> Any:
         """An argument of an output: arrays (N,), matrices by bucket and conduct are made larger."""
         if isinstance(value, ConductData):
-            rows = np.arange(self.model.delta.size)
-            return value.take(np.where(rows < self.original.positions.size, rows, 0))
+            return value.longer(self.model.delta.size)
         if isinstance(value, tuple):
             return tuple(pad_axes(part, (size.T, size.J, size.J)) for part, size in zip(value, self.sizes, strict=True))
         return _longer(value, self.model.delta.size) if isinstance(value, np.ndarray) and value.ndim == 1 else value

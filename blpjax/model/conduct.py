@@ -6,10 +6,8 @@ from jaxtyping import Array, Bool, Float
 from blpjax.economy.conduct import ConductData, MarketData, in_market
 from blpjax.economy.loops import Loops, gather_loops
 from blpjax.economy.mapping import loop_elements
-from blpjax.economy.ownership import Ownership
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.arrays import AnyArray
-from blpjax.kernels.conduct import PriceSetting
 from blpjax.kernels.conduct_prices import conduct_markups, conduct_passthrough, solve_conduct_prices
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.priced_market import PricedMarket
@@ -36,17 +34,6 @@ def markups(demand: Demand, conduct: ConductData) -> Markups:
     found = over_markets(demand, kernel, conduct.spread(demand.economy))
     values = demand.economy.gather([part.value for part in found])
     return Markups(markups=values, **gather_loops(demand.economy, found).fields())
-
-
-def profit_weights(demand: Demand, conduct: ConductData) -> Ownership:
-    """Ownership matrices by bucket of firms that set prices, whose conduct is a `PriceSetting`."""
-    rule = conduct.conduct
-    assert isinstance(rule, PriceSetting)
-
-    def kernel(local: MarketDemand, known: MarketData) -> Array:
-        return rule.weights_in(_market(local, known))
-
-    return over_markets(demand, kernel, conduct.spread(demand.economy))
 
 
 def passthrough(demand: Demand, conduct: ConductData) -> tuple[Float[Array, "T J J"], ...]:

@@ -9,9 +9,9 @@ import numpy as np
 
 from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex, build_agents, index_markets
 from blpjax.economy.characteristics import Characteristics, build_characteristics
-from blpjax.economy.conduct import ConductData, prepare_conduct
+from blpjax.economy.conduct import ConductData, prepare_conduct, price_setting_ownership
 from blpjax.economy.logit import closed_form_delta
-from blpjax.economy.ownership import Ownership, table_ownership
+from blpjax.economy.ownership import Ownership, firm_codes, table_ownership
 from blpjax.economy.surveys import Markets
 from blpjax.exceptions import warn_unused
 from blpjax.inputs import records
@@ -23,7 +23,7 @@ from blpjax.inputs.integration import Integration
 from blpjax.inputs.survey_expressions import SurveyTables
 from blpjax.inputs.surveys import spread_nodes
 from blpjax.inputs.tables import AgentTable, ProductTable
-from blpjax.kernels.conduct import Conduct
+from blpjax.kernels.conduct import Conduct, PriceSetting, check_conduct
 from blpjax.model.parameters import Labels, ParameterLayout, UtilityForm
 from blpjax.model.starting_values import read_utility_form
 
@@ -149,6 +149,14 @@ class Formulated:
         """Who owns what in an economy with other agents, whose buckets may be others."""
         return table_ownership(economy, self.product_table)
 
+    def pricing_ownership_in(self, economy: Economy) -> Ownership:
+        """Whose profits the price of a product maximises, in estimation; anything where other conduct decides."""
+        known = self.conduct_data
+        if known is not None and isinstance(known.conduct, PriceSetting):
+            return price_setting_ownership(economy, known)
+        found = self.ownership_in(economy)
+        return firm_codes(economy, np.zeros(self.N, int)) if found is None else found
+
     def closed_form_delta(self, rho: np.ndarray | None = None) -> np.ndarray:
         """(N,) mean utilities of the logit, or with rho (1,) or (H,) those of the nested logit (Berry 1994)."""
         table, codes = self.product_table, self.market_index.codes
@@ -263,6 +271,7 @@ def formulate(
     weights_tol: float,
     form: tuple[Any, Any],
     costs_type: str,
+    conduct: Any = None,
 ) -> Formulated:
     """Put agents, and types of random coefficients, to products whose matrices are built.
 
@@ -270,17 +279,18 @@ def formulate(
     ----------
     agent_data, integration, weights_tol : see `blpjax.economy.buckets.build_agents`.
     form : `rc_types` and `epsilon_scale` as they were given.
+    conduct : how firms compete, None where they set prices.
 
     Raises
     ------
     DataError, ValueError, TypeError
-        When agents or types cannot be used; see `read_agents` and `read_utility_form`.
+        When agents, types or conduct cannot be used; see `read_agents`, `read_utility_form` and `prepare_conduct`.
     """
     rc_types, epsilon_scale = form
     index, shares = index_markets(product_table.market_ids), product_table.shares
     X2 = np.zeros((shares.size, 0)) if designs[1] is None else designs[1].values
     K2, given = X2.shape[1], (agent_formulation, agent_data, integration)
-    return Formulated(
+    known = Formulated(
         product_formulations=product_formulations,
         agent_formulation=agent_formulation,
         product_table=product_table,
@@ -290,7 +300,10 @@ def formulate(
         agents_in_economy=build_agents(*given, index, shares, X2, weights_tol, product_table.nesting_ids),
         rc_types=["linear"] * K2 if rc_types is None else list(rc_types),
         costs_type=costs_type,
+        conduct=None if conduct is None else check_conduct(conduct),
     )
+    assert known.conduct is None or known.conduct_data is not None  # what it reads is there
+    return known
 
 
 def read_costs_type(costs_type: str, supply: bool) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax.economy.buckets import Economy, widened
-from blpjax.economy.conduct import ConductData
+from blpjax.economy.conduct import ConductData, price_setting_ownership
 from blpjax.economy.loops import Loops, gather_loops
 from blpjax.economy.ownership import Ownership, firm_codes, ownership_matrices
 from blpjax.iteration import FixedPointLimits, FixedPointMethod, Iteration
@@ -241,8 +241,8 @@ class Model(Demand):
         model = self
         if coarse is not None:
             model, game, arrays = coarse.model, coarse.argument(game), tuple(map(coarse.argument, arrays))
-        if known is not None and setting:
-            game = _call(conducts.profit_weights, model, game)
+        if isinstance(game, ConductData) and setting:
+            game = price_setting_ownership(model.economy, game)
         found = _equilibrium(model, game, *arrays[:2], limits, method, moving, arrays[2])
         return self._home(found) if coarse is None else _of_rows(coarse, found, "prices")
 
@@ -335,13 +335,15 @@ class Model(Demand):
         NotImplementedError
             Where the model's firms do not just set prices.
         """
-        if self.conduct is not None:
-            raise NotImplementedError(
-                f"This needs firms that set prices, but their conduct is {self.conduct.name}. Outputs with an argument "
-                "conduct know it."
-            )
         if firm_ids is not None and ownership is not None:
             raise ValueError("Give either firm_ids or ownership, not both.")
+        if (known := self.conducted(firm_ids, ownership)) is not None:
+            if not isinstance(known.conduct, PriceSetting):
+                raise NotImplementedError(
+                    f"This needs firms that set prices, but their conduct is {known.name}. Outputs that have an "
+                    "argument conduct know it."
+                )
+            return price_setting_ownership(self.economy, known)
         if ownership is not None:
             return self.economy.unstack(self._array(ownership))
         firms = self.ownership if firm_ids is None else firm_codes(self.economy, firm_ids)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from blpjax.economy.characteristics import Characteristics
+from blpjax.economy.conduct import ConductData
 from blpjax.economy.ownership import Ownership, pack_firms
 from blpjax.inputs.absorb import Absorber
 from blpjax.inputs.design import Column, DesignMatrix
@@ -57,6 +58,7 @@ def build_equations(
     table: ProductTable,
     characteristics: Characteristics,
     ownership: Ownership | None,
+    conduct: ConductData | None,
     *,
     logarithmic: bool,
     add_exogenous: bool,
@@ -68,7 +70,8 @@ def build_equations(
 
     Parameters
     ----------
-    designs, table, characteristics, ownership : products. `ownership` is needed with X3 only.
+    designs, table, characteristics, ownership, conduct : products. `ownership` is needed with X3 only, `conduct` where
+        firms do not set prices as it says.
     logarithmic : whether X3 explains log costs.
     add_exogenous : whether columns of X1 without prices and of X3 without shares are instruments, too.
     tolerances : `options.collinear_atol` and `options.collinear_rtol`.
@@ -103,6 +106,8 @@ def build_equations(
         X2_slope=X2_slope,
         costs_bounds=jax.device_put(np.array([-np.inf, np.inf])),
         logarithmic=logarithmic,
+        conduct=None if conduct is None else jax.device_put(conduct),
+        characteristics=None if conduct is None else characteristics,
     )
     labels, rank = demand.labels + supply.labels, demand.rank + supply.rank
     instruments = table.covariance_instruments

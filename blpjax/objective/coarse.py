@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from blpjax.economy.characteristics import Characteristics
 from blpjax.economy.padding import SMALL, BucketSizes, coarse_economy, coarse_sizes
 from blpjax.kernels.markups import Firms
 from blpjax.machine.sizes import coarse_size, pad_axes
@@ -127,8 +128,18 @@ def _coarse_data(
             X2_slope=longer(supply.X2_slope),
             costs_bounds=supply.costs_bounds,
             logarithmic=supply.logarithmic,
+            conduct=None if supply.conduct is None else supply.conduct.longer(rows),
+            characteristics=_coarse_characteristics(supply.characteristics, kept[0], rows),
         )
     return ModelData(equations[0], supply, weights=longer(weights))
+
+
+def _coarse_characteristics(known: Characteristics | None, kept: Sequence[int], rows: int) -> Characteristics | None:
+    """Those of X1 that are `kept`, and of X2. Rows of no product are those of the first one, so that formulas exist."""
+    if known is None:
+        return None
+    variables = {name: pad_axes(np.asarray(v), (rows,), np.asarray(v)[0]) for name, v in known.variables.items()}
+    return Characteristics(tuple(known.X1_columns[k] for k in kept), known.X2_columns, (), variables)
 
 
 def _coarse_owned(owned: Any, size: BucketSizes) -> Any:

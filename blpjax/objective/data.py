@@ -198,7 +198,9 @@ class ModelData(eqx.Module):
             if supply is not None:
                 X1_slope, X2_slope = characteristics.slopes("prices")
                 prices = characteristics.variables["prices"]
+                known = None if supply.conduct is None else characteristics
                 supply = dataclasses.replace(supply, prices=prices, X1_slope=X1_slope, X2=X2, X2_slope=X2_slope)
+                supply = dataclasses.replace(supply, characteristics=known)
         for side, Z in enumerate(instruments):
             if Z is not None:
                 found[side] = dataclasses.replace(found[side], Z=Z, instruments=Z)

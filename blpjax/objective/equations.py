@@ -3,6 +3,8 @@
 import equinox as eqx
 from jaxtyping import Float
 
+from blpjax.economy.characteristics import Characteristics
+from blpjax.economy.conduct import ConductData
 from blpjax.kernels.arrays import AnyArray
 from blpjax.kernels.markups import Firms
 from blpjax.objective.absorption import Projection
@@ -32,7 +34,9 @@ class Supply(eqx.Module):
     """The supply side: its equation, who owns what, and how utilities move with observed prices.
 
     `X2` (N, K2), `X1_slope` (N, K1) and `X2_slope` (N, K2) are the characteristics and their derivatives in prices.
-    Costs are clipped at the two `costs_bounds`. `logarithmic` says whether log costs are linear in X3.
+    Costs are clipped at the two `costs_bounds`. `logarithmic` says whether log costs are linear in X3. Where firms do
+    not just set prices, `conduct` says what they do, and `characteristics` have formulas and variables, so that demand
+    is known at other prices.
     """
 
     equation: Equation
@@ -43,3 +47,5 @@ class Supply(eqx.Module):
     X2_slope: Float[AnyArray, "N K2"]
     costs_bounds: Float[AnyArray, " 2"]
     logarithmic: bool = eqx.field(static=True)
+    conduct: ConductData | None = None
+    characteristics: Characteristics | None = None

@@ -23,6 +23,7 @@ from blpjax.inputs.integration import AgentNodes, BuiltIntegration, Integration
 from blpjax.inputs.spelling import warn_of_misspelt_fields
 from blpjax.inputs.tables import read_products
 from blpjax.inputs.updating import replace_values
+from blpjax.kernels.conduct import PriceSetting
 from blpjax.machine.placement import Placement
 from blpjax.model.formulated import Formulated, build_matrices, formulate, read_costs_type
 from blpjax.model.parameters import ParameterLayout
@@ -214,6 +215,7 @@ class ProblemData(Shown, Formulated):
                 epsilon_scale=self.epsilon_scale,
                 costs_type=self.costs_type,
                 add_exogenous=self.add_exogenous,
+                conduct=self.conduct,
                 tolerances=tolerances,
             )
         return found if self.placement is None else found.shard(self.placement)
@@ -226,8 +228,11 @@ class ProblemData(Shown, Formulated):
         moved = dataclasses.replace(self, agents_in_economy=agents, placement=placement)
         data = self.model_data
         if data.supply is not None:
-            assert moved.ownership is not None
-            owned = pack_firms(moved.ownership)
+            if data.supply.conduct is not None:
+                raise NotImplementedError(
+                    f"Problems with conduct {data.supply.conduct.name} are not supported on several devices. Use one."
+                )
+            owned = pack_firms(moved.pricing_ownership_in(moved.economy))
             data = dataclasses.replace(data, supply=dataclasses.replace(data.supply, ownership=owned))
         return dataclasses.replace(moved, model_data=place_data(data, placement))
 
@@ -334,6 +339,7 @@ def build_problem_data(
     add_exogenous: bool,
     tolerances: Tolerances,
     built: AgentNodes | None = None,
+    conduct: Any = None,
 ) -> ProblemData:
     """Read and check arguments of `Problem`, which documents them and all exceptions.
 
@@ -346,7 +352,7 @@ def build_problem_data(
     formulations = read_formulations(product_formulations, agent_formulation)
     X1, _, X3 = formulations
     costs_type = read_costs_type(costs_type, X3 is not None)
-    table = read_products(product_data, supply=X3 is not None)
+    table = read_products(product_data, supply=X3 is not None, firms=conduct is None)
     given = [formulation for formulation in formulations if formulation is not None]
     used = {name for formulation in given for name in formulation.names | formulation.absorb_names}
     warn_of_misspelt_fields(table.data, used, "product_data")
@@ -363,6 +369,7 @@ def build_problem_data(
         weights_tol=tolerances.weights_tol,
         form=(rc_types, epsilon_scale),
         costs_type=costs_type,
+        conduct=conduct,
     )
     found = _build_equations(known, absorbers, add_exogenous, tolerances)
     return ProblemData(
@@ -379,11 +386,15 @@ def build_problem_data(
 
 
 def _build_equations(known: Formulated, absorbers: Absorbers, add_exogenous: bool, tolerances: Tolerances) -> Equations:
+    other = known.conduct_data
+    if other is not None and isinstance(other.conduct, PriceSetting):
+        other = None
     return build_equations(
         Designs(*known.designs, absorbers.demand, absorbers.supply),
         known.product_table,
         known.characteristics,
-        known.ownership,
+        None if known.designs[2] is None else known.pricing_ownership_in(known.economy),
+        other,
         logarithmic=known.costs_type == "log",
         add_exogenous=add_exogenous,
         tolerances=(tolerances.collinear_atol, tolerances.collinear_rtol),

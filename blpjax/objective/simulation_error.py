@@ -96,8 +96,7 @@ class AgentSamples:
         layout = layout._replace(node_columns=tuple(columns.tolist()))
         specification = model.specification._replace(layout=layout)
         if data.supply is not None:
-            ownership = self._data.ownership_in(economy)
-            assert ownership is not None
+            ownership = self._data.pricing_ownership_in(economy)
             supply = dataclasses.replace(data.supply, ownership=pack_firms(ownership))
             data = dataclasses.replace(data, supply=supply)
         others = [block for block in data.more if not isinstance(block, MicroMoments)]

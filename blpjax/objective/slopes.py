@@ -9,12 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from blpjax.economy.buckets import Bucket
+from blpjax.economy.conduct import MarketData, in_market
 from blpjax.economy.mapping import cached_elements, map_markets
 from blpjax.kernels.curvature import Paths, market_curvature
 from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.markups import Firms
 from blpjax.kernels.slopes import Moves, Slopes, market_slopes, multipliers, weighted_equations
+from blpjax.model.demand import MarketDemand, over_markets
 from blpjax.model.parameters import Coefficients
+from blpjax.model.pricing import demand_at
 from blpjax.model.tastes import demand_point, market_tastes
 from blpjax.objective.structure import Solution, StructuralModel
 
@@ -32,10 +35,10 @@ def has_tastes(model: StructuralModel) -> bool:
 
 
 def has_formulas(model: StructuralModel) -> bool:
-    """Whether there are random coefficients whose derivatives in parameters have formulas: common tastes, no nests."""
-    bucket = model.economy.buckets[0]
+    """Whether derivatives in parameters of random coefficients have formulas: common tastes, no nests, prices are set."""
+    bucket, supply = model.economy.buckets[0], model.data.supply
     common = bucket.demographics.ndim == 3 and not model.layout.form.transformations
-    return has_tastes(model) and common and bucket.nests is None
+    return has_tastes(model) and common and bucket.nests is None and (supply is None or supply.conduct is None)
 
 
 def solve_along(
@@ -73,6 +76,8 @@ def market_hessian(
     by_theta, pulled : derivatives of mean utilities and markups in theta, and of the function in these.
     """
     layout, size = model.layout, theta.size
+    if model.data.supply is not None and model.data.supply.conduct is not None:
+        return _conduct_hessian(model, theta, solution, by_theta, pulled, directions)
     coefficients, scale = model.expand(theta), layout.form.epsilon_scale
 
     def by_formulas(local: _Local, known: Values, by_theta: Values, pulled: Values) -> Array:
@@ -102,6 +107,46 @@ def market_hessian(
         found = model.economy.gather_markets(_over_markets(model, by_formulas, solved, by_theta, pulled))
         return directions @ found.sum(axis=0)
     return model.economy.gather_markets(_over_markets(model, kernel, solved, by_theta, pulled)).sum(axis=0)
+
+
+def _conduct_hessian(
+    model: StructuralModel,
+    theta: Float[Array, " P"],
+    solution: Solution,
+    by_theta: Values,
+    pulled: Values,
+    directions: Float[Array, "B P"],
+) -> Float[Array, "B P"]:
+    """`market_hessian` where markups are those of some conduct, functions of mean utilities, which are solved for."""
+    supply, layout, economy = model.data.supply, model.layout, model.economy
+    assert supply is not None and supply.conduct is not None and pulled.markups is not None
+    conduct, zero = supply.conduct.conduct, jnp.zeros(theta.size)
+
+    def kernel(local: MarketDemand, known: MarketData, slopes: Array, by_delta: Array, by_markups: Array) -> Array:
+        prices = local.characteristics.variables["prices"]
+
+        def at(tau: Array, delta: Array) -> MarketDemand:
+            moved = model.expand(theta + tau)
+            return MarketDemand(local.market, local.characteristics, delta, market_tastes(moved, layout), moved.beta)
+
+        def weighted(there: MarketDemand) -> Array:
+            found = conduct.markups(in_market(demand_at, there, prices, known))
+            return by_markups @ jnp.where(local.market.present, found, 0.0)
+
+        right = layout.form.epsilon_scale * (by_delta + jax.grad(lambda delta: weighted(at(zero, delta)))(local.delta))
+        weights = multipliers(demand_at(prices, local), None, None, right, None)
+
+        def lagrangian(tau: Array) -> Array:
+            there = at(tau, local.delta + slopes @ tau)
+            return weighted_equations(demand_at(prices, there), None, None, weights) + weighted(there)
+
+        _, push = jax.linearize(jax.grad(lagrangian), zero)
+        return jax.lax.map(push, directions)
+
+    demand = model.demand(model.expand(theta), solution.inversion.delta)
+    arrays = map(economy.scatter, (by_theta.delta, pulled.delta, pulled.markups))
+    found = over_markets(demand, kernel, supply.conduct.spread(economy), *arrays, elements=cached_elements())
+    return economy.gather_markets(found).sum(axis=0)
 
 
 class _Local(eqx.Module):

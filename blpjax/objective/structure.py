@@ -12,6 +12,8 @@ from blpjax.economy.buckets import Economy
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.contraction import ACCELERATED
+from blpjax.model import conduct as conducts
+from blpjax.model.demand import Demand
 from blpjax.model.inversion import Inversion, invert_economy
 from blpjax.model.parameters import Coefficients, ParameterLayout, expand
 from blpjax.model.pricing import compute_markups
@@ -118,8 +120,18 @@ class StructuralModel(eqx.Module):
         if supply is None:
             return Solution(inversion, None)
         point = (inversion.delta, supply.X2, supply.X1_slope @ coefficients.beta, supply.X2_slope)
+        if supply.conduct is not None:
+            return Solution(
+                inversion, conducts.markups(self.demand(coefficients, inversion.delta), supply.conduct).markups
+            )
         tastes = market_tastes(coefficients, self.layout)
         return Solution(inversion, compute_markups(self.economy, tastes, supply.ownership, point))
+
+    def demand(self, coefficients: Coefficients, delta: Float[Any, " N"]) -> Demand:
+        """Demand at other prices, too, where supply knows it."""
+        supply = self.data.supply
+        assert supply is not None and supply.characteristics is not None
+        return Demand(self.economy, supply.characteristics, coefficients, delta, self.layout)
 
     def structure(self, theta: Float[Any, " P"], solution: Solution) -> Structure:
         """What the model implies where mean utilities and markups are known."""

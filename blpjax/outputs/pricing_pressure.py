@@ -1,12 +1,14 @@
 """Screens of mergers: upward pricing pressure, compensating cost reductions, and first-order changes of prices."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pandas as pd
 
-from blpjax.kernels.arrays import solve_on_host
+from blpjax.inputs.arguments import check_choice
+from blpjax.kernels.arrays import AnyArray, namespace, solve_on_host, times, transposed
+from blpjax.kernels.linear_algebra import solve
 from blpjax.model.model import Model
 from blpjax.outputs.changes import read_firms
 from blpjax.outputs.counterfactual import CounterfactualMethods
@@ -16,15 +18,23 @@ from blpjax.values import read_flag
 class Pressure(NamedTuple):
     """Of products of a market (J,): diversion to new partners, what these earn by it, and costs implied then."""
 
-    diversion: np.ndarray
-    earned: np.ndarray
-    changed_costs: np.ndarray
+    diversion: AnyArray
+    earned: AnyArray
+    changed_costs: AnyArray
 
 
 class PressureMethods(CounterfactualMethods):
     """Results of which one can ask which way a merger would push prices."""
 
-    def compute_pricing_pressure(self, firm_ids: Any, efficiencies: Any = 0.0, simulate: bool = False) -> pd.DataFrame:
+    def compute_pricing_pressure(
+        self,
+        firm_ids: Any,
+        efficiencies: Any = 0.0,
+        simulate: bool = False,
+        *,
+        standard_errors: bool = False,
+        hold_fixed: str = "shares",
+    ) -> pd.DataFrame:
         """What screens say of a merger, or another change of owners, at observed prices and the costs they imply.
 
         A merger makes a product j earn what its buyers who turn to new partners k leave there: the diversion ratios
@@ -36,6 +46,8 @@ class PressureMethods(CounterfactualMethods):
         efficiencies : by which part marginal costs fall: a number for products that get or lose partners in their
             market, or (N,) numbers, such as 0.05.
         simulate : whether to solve for new prices, too, for comparison: see `counterfactual`.
+        standard_errors : whether there are columns ``..._se`` of all numbers, by the delta method.
+        hold_fixed : ``'shares'`` or ``'xi'``: what stays fixed when parameters vary, see `ProblemResults.delta_method`.
 
         Returns
         -------
@@ -55,9 +67,11 @@ class PressureMethods(CounterfactualMethods):
         ValueError
             When owners do not change, IDs do not fit the products, or efficiencies are not numbers below one.
         TypeError
-            When `simulate` is neither True nor False.
+            When `simulate` or `standard_errors` is neither True nor False.
         """
         read_flag("simulate", simulate)
+        read_flag("standard_errors", standard_errors)
+        check_choice("hold_fixed", hold_fixed, ("shares", "xi"))
         query, table = self.ask(None, False, False, "shares"), self.output_tables.products
         after = read_firms(query, table.firm_ids, firm_ids)
         if after is None:
@@ -66,7 +80,7 @@ class PressureMethods(CounterfactualMethods):
         rates = query.read(efficiencies=np.broadcast_to(rates, N) if rates.ndim == 0 else rates)["efficiencies"]
         if (rates >= 1).any():
             raise ValueError("efficiencies must be parts of costs, such as 0.05, and so below one.")
-        model, rows = self.model.on_host(), self.output_tables.markets.rows
+        model = self.model.on_host()
         changed = _changed(model, after)
         if not changed.any():
             raise ValueError("firm_ids changes nothing: no product gets or loses a partner in its market.")
@@ -75,63 +89,85 @@ class PressureMethods(CounterfactualMethods):
         markets, ids = query.extent.product_labels
         labels = {"market_ids": markets, "product": ids, "firm_before": table.firm_ids, "firm_after": after}
         frame = pd.DataFrame({name: values for name, values in labels.items() if values is not None})
-        frame = frame.assign(**pricing_pressure(model, rows, after, rates))
+        numbers = pricing_pressure(model, after, rates)
+        if standard_errors:
+            found = self.delta_method(lambda model: pricing_pressure(model, after, rates), hold=hold_fixed)
+            numbers |= {f"{name}_se": values for name, values in found.standard_errors.items()}
+        frame = frame.assign(**{name: np.asarray(values) for name, values in numbers.items()})
         if simulate:
-            outcome = self.counterfactual(firm_ids=after, costs=lambda costs: (1 - rates) * costs)
+            outcome = self.counterfactual(
+                firm_ids=after,
+                costs=lambda costs: (1 - rates) * costs,
+                standard_errors=standard_errors,
+                hold_fixed=hold_fixed,
+            )
             frame["simulated_change"] = outcome.products["prices_change"]
+            if standard_errors:
+                frame["simulated_change_se"] = outcome.products["prices_change_se"]
         return frame
 
 
-def pricing_pressure(
-    model: Model, rows: Sequence[np.ndarray], firm_ids: np.ndarray, efficiencies: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Columns (N,) of the table, with `rows` those of each market, for a model on the host.
+def pricing_pressure(model: Model, firm_ids: np.ndarray, efficiencies: np.ndarray) -> dict[str, AnyArray]:
+    """Columns (N,) of the table, which JAX can differentiate where the model is not on the host.
 
     Derivatives of own slopes in all prices are those of conditions of firms with a product each and a margin of one:
     third derivatives of nothing are needed.
     """
-    s, p, c = (np.asarray(values).reshape(-1) for values in (model.shares, model.prices, model.compute_costs()))
-    D, N = np.asarray(model.compute_demand_jacobians()), model.prices.size
-    H0, H1 = (np.asarray(model.economy.stack(owned)) for owned in (model.owned(), model.owned(firm_ids)))
+    xp, economy, N = namespace(model.delta), model.economy, model.delta.size
+    s, p, c = model.shares, model.prices, model.compute_costs()[:, 0]
     cheaper = (1 - efficiencies) * c
-    F = np.asarray(model.profit_gradients(costs=cheaper, firm_ids=firm_ids))
-    slopes = np.asarray(model.firm_profit_hessians(costs=cheaper, firm_ids=firm_ids))
-    alone = np.asarray(model.firm_profit_hessians(costs=p - 1, firm_ids=np.arange(N)))
-    new = {name: np.full(N, np.nan) for name in (*Pressure._fields, "first_order_change")}
-    for market in rows:
-        square = (market, slice(market.size))
-        part = D[square], H0[square], H1[square]
-        for name, values in market_pressure(*part, s[market], p[market], c[market])._asdict().items():
-            new[name][market] = values
-        own = np.diag(part[0])
-        curvature = alone[square] - part[0] - np.diag(own)
-        h = -F[market] / own
-        steps = -slopes[square] / own[:, None] - (h / own)[:, None] * curvature
-        new["first_order_change"][market] = -solve_on_host(steps, h)
+    F = model.profit_gradients(costs=cheaper, firm_ids=firm_ids)
+    rows = (
+        model.compute_demand_jacobians(),
+        model.firm_profit_hessians(costs=cheaper, firm_ids=firm_ids),
+        model.firm_profit_hessians(costs=p - 1, firm_ids=np.arange(N)),
+    )
+    owners = model.owned(), model.owned(firm_ids)
+    vectors = (economy.scatter(values) for values in (s, p, c, F))
+    parts = zip(economy.buckets, *map(economy.unstack, rows), *owners, *vectors, strict=True)
+    pressures, steps = [], []
+    for bucket, D, slopes, alone, H0, H1, *known, gradient in parts:
+        absent = xp.where(bucket.present, 0.0, 1.0)
+        identity = xp.eye(D.shape[-1])[None]
+        diagonal = identity * absent[:, :, None]
+        # padding has slopes of its own, on which nothing depends
+        D = D - diagonal
+        pressures.append(market_pressure(D, H0, H1 + diagonal * xp.where(H1 == 0, 1.0, 0.0), *known))
+        own = xp.diagonal(D, axis1=-2, axis2=-1)
+        curvature = alone - D - own[..., None] * identity
+        h = -gradient / own
+        matrix = -slopes / own[..., None] - (h / own)[..., None] * curvature
+        steps.append(-_solve(matrix + diagonal, h))
+    new = {name: economy.gather([getattr(part, name) for part in pressures]) for name in Pressure._fields}
     return {
         "prices": p,
         "costs": c,
         "diversion": new["diversion"],
         "guppi": new["earned"] / p,
         "upp": new["earned"] - efficiencies * c,
-        "cmcr": np.where(c > 0, c - new["changed_costs"], np.nan) / np.where(c > 0, c, 1.0),
-        "first_order_change": new["first_order_change"],
+        "cmcr": xp.where(c > 0, c - new["changed_costs"], np.nan) / xp.where(c > 0, c, 1.0),
+        "first_order_change": economy.gather(steps),
     }
 
 
-def market_pressure(
-    D: np.ndarray, H0: np.ndarray, H1: np.ndarray, s: np.ndarray, p: np.ndarray, c: np.ndarray
-) -> Pressure:
+def market_pressure(D: AnyArray, H0: AnyArray, H1: AnyArray, s: AnyArray, p: AnyArray, c: AnyArray) -> Pressure:
     """What new owners of a market's products gain by higher prices, and costs at which they would leave them.
 
     Parameters
     ----------
-    D : (J, J) derivatives ``ds_j / dp_k``.
+    D : (J, J) derivatives ``ds_j / dp_k``, or those of several markets, as all others.
     H0, H1 : (J, J) ownership before and after.
     s, p, c : (J,) shares, prices, and costs.
     """
-    R = (H1 - H0) * -D.T / np.diag(D)[:, None]
-    return Pressure(R.sum(axis=1), R @ (p - c), p + solve_on_host(H1 * D.T, s))
+    xp = namespace(D)
+    R = (H1 - H0) * -transposed(D) / xp.diagonal(D, axis1=-2, axis2=-1)[..., None]
+    return Pressure(R.sum(axis=-1), times(R, p - c), p + _solve(H1 * transposed(D), s))
+
+
+def _solve(matrices: AnyArray, right: AnyArray) -> AnyArray:
+    if namespace(matrices) is np:
+        return solve_on_host(matrices, right)
+    return jax.vmap(solve)(matrices, right)
 
 
 def _changed(model: Model, firm_ids: np.ndarray) -> np.ndarray:

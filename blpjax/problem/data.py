@@ -49,6 +49,7 @@ class DataHolder(Shown):
     epsilon_scale: float = _shared("epsilon_scale")
     costs_type: str = _shared("costs_type")
     add_exogenous: bool = _shared("add_exogenous")
+    conduct: Any = _shared("conduct")
 
     T: int = _shared("T")
     N: int = _shared("N")
@@ -106,6 +107,8 @@ class DataHolder(Shown):
         epsilon_scale: float = 1.0,
         costs_type: str = "linear",
         add_exogenous: bool = True,
+        *,
+        conduct: Any = None,
     ) -> None:
         def build(tolerances: Tolerances) -> ProblemData:
             return build_problem_data(
@@ -118,6 +121,7 @@ class DataHolder(Shown):
                 epsilon_scale=epsilon_scale,
                 costs_type=costs_type,
                 add_exogenous=add_exogenous,
+                conduct=conduct,
                 tolerances=tolerances,
             )
 

@@ -4,6 +4,7 @@ It has more than 500 lines because methods document all that can be given to the
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -86,6 +87,11 @@ class Problem(DataHolder, Picklable):
         Whether to add the columns of X1 that do not contain prices, and those of X3 that do not contain shares, to the
         instruments. If false, `demand_instruments` and `supply_instruments` are all instruments, and fixed effects have
         to be absorbed from them beforehand (`build_matrix` does that).
+    conduct : Conduct, optional
+        How firms compete, such as ``blpjax.Cournot()`` or ``blpjax.TwoTier()``: see docs/conduct.md. Marginal costs are
+        then prices less its markups, in estimation and in everything after it. Weights and bargaining powers in it are
+        known numbers. Columns that it reads are those of `product_data`. By default firms set prices, as `firm_ids` or
+        `ownership` say.
 
     Attributes
     ----------
@@ -154,6 +160,7 @@ class Problem(DataHolder, Picklable):
         starts: Any = None,
         moment_blocks: Sequence[MomentBlock] = (),
         likelihood: MicroLikelihood | None = None,
+        path: str | os.PathLike[str] | None = None,
     ) -> ProblemResults:
         """Estimate the parameters by one-step or two-step GMM, or by likelihood.
 
@@ -270,6 +277,12 @@ class Problem(DataHolder, Picklable):
             GMM. There is one step, whatever `method` is; all of beta is estimated from mean utilities; and what only
             GMM has (weighting matrices, types of covariances, other moments, a supply side) has to be left out.
 
+        path : str or PathLike, optional
+            A file for the best point of each GMM step so far, which is replaced whenever there is a better one. Where
+            the file is there, because an estimation of the same parameters on as many products was killed or has ended,
+            steps begin at its points instead of the starting values. Estimates are then the same up to the tolerance of
+            the optimiser. The file has theta only, and no data.
+
         Returns
         -------
         ProblemResults, or with `likelihood` a `LikelihoodResults`.
@@ -288,6 +301,8 @@ class Problem(DataHolder, Picklable):
             moments depend on phi, or their types leave nothing of a column of X1 or X3, as differences of a constant.
         ConvergenceError
             Only with ``error_behavior='raise'``.
+        StorageError
+            When the file at `path` cannot be read or written, or belongs to another estimation.
         """
         arguments.check_choice("method", method, ("1s", "2s"))
         if likelihood is not None:
@@ -339,6 +354,9 @@ class Problem(DataHolder, Picklable):
         steps += [(1, "")] + ([(2, "")] if method == "2s" else [])
         start_delta = self._read_delta(delta, step_options.parameters)
         context = self._step_context(step_options, data, self._read_weights(W, data), simulate)
+        if path is not None:
+            checkpoint = estimation_options.read_checkpoint(path, step_options, self.N, starts is not None)
+            context = dataclasses.replace(context, checkpoint=checkpoint)
         self._check_dynamics(step_options, context)
         theta = step_options.parameters.theta
         table = None
@@ -360,6 +378,8 @@ class Problem(DataHolder, Picklable):
                 )
             options.output("")
             options.output(f"Starting GMM step {step} ...")
+            if context.checkpoint is not None and step > 0:
+                theta = context.checkpoint.start(step, theta, step_options.parameters.bounds)
             outcome = solve_step(step, current, context, theta, start_delta)
             interrupted = outcome.outcome.status is OptimizationStatus.INTERRUPTED
             last = interrupted or step == steps[-1][0]

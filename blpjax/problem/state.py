@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blpjax.economy.conduct import columns_read
 from blpjax.economy.loops import Loops
 from blpjax.estimation.options import StepOptions, usable_parameters
 from blpjax.estimation.step import StepResult
@@ -32,6 +33,7 @@ from blpjax.objective.moments import Evaluation
 from blpjax.objective.problem_data import ProblemData, Tolerances, build_problem_data
 from blpjax.objective.structure import Costs
 from blpjax.optimize.optimize import Optimization, OptimizationOutcome, OptimizationStatus
+from blpjax.problem.conduct_state import conduct_state, stored_conduct
 from blpjax.reporting.micro import MicroLine
 
 State = dict[str, Any]
@@ -91,7 +93,7 @@ def problem_state(data: ProblemData, kind: str) -> State:
     DataError
         When a column that the problem uses holds objects that cannot be stored.
     NotImplementedError
-        When a type of random coefficient is a function.
+        When a type of random coefficient, or a conduct, is a function.
 
     Warns
     -----
@@ -101,6 +103,7 @@ def problem_state(data: ProblemData, kind: str) -> State:
     formulations, table = data.product_formulations, data.product_table
     integration, agents = data.integration, data.agent_table
     product_names = {name for f in formulations if f is not None for name in (*f.names, *f.absorb_names)}
+    product_names |= set() if data.conduct is None else set(columns_read(data.conduct))
     agent_names = () if data.agent_formulation is None else data.agent_formulation.names
     built = {"market_ids": agents.market_ids, "nodes": agents.nodes, "weights": agents.weights}
     instruments = ("demand_instruments", "supply_instruments") if data.replaced_instruments else ()
@@ -115,6 +118,7 @@ def problem_state(data: ProblemData, kind: str) -> State:
         "epsilon_scale": data.epsilon_scale,
         "costs_type": data.costs_type,
         "add_exogenous": data.add_exogenous,
+        "conduct": None if data.conduct is None else conduct_state(data.conduct),
         "tolerances": data.tolerances._asdict(),
         "kind": kind,
         "instruments": {name: getattr(table, name) for name in instruments},
@@ -141,6 +145,7 @@ def read_problem(state: State) -> ProblemData:
             epsilon_scale=state.get("epsilon_scale", 1.0),
             costs_type=state["costs_type"],
             add_exogenous=state["add_exogenous"],
+            conduct=None if state.get("conduct") is None else stored_conduct(state["conduct"]),
             tolerances=tolerances,
         )
         if state.get("instruments"):

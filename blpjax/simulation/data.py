@@ -155,12 +155,15 @@ class CompletedProducts(NamedTuple):
 
 
 def complete_products(
-    data: Any, formulations: Sequence[Formulation | None], generator: np.random.RandomState
+    data: Any,
+    formulations: Sequence[Formulation | None],
+    generator: np.random.RandomState,
+    others: Sequence[str] = (),
 ) -> CompletedProducts:
     """Columns of product data that are used; shares, prices and variables of formulas are drawn where they are missing.
 
     Shares are uniform on (0, 1 / J), others on (0, 1). They are drawn in the order shares, prices, variables of X1, X2
-    and X3, each sorted by name, so that a seed gives the draws of PyBLP.
+    and X3, each sorted by name, so that a seed gives the draws of PyBLP. `others` are columns that are never drawn.
 
     Raises
     ------
@@ -173,6 +176,7 @@ def complete_products(
     _, codes, sizes = np.unique(market_ids, return_inverse=True, return_counts=True)
     N = market_ids.size
     columns = {name: given[name] for field in _PRODUCT_IDS for name in _columns_of(given, field, table)}
+    columns |= {name: given[name] for name in others if name in given and name not in ("shares", "prices")}
     drawn = []
 
     def add(name: str, scale: Any = 1.0) -> None:

@@ -159,6 +159,8 @@ class SimulationResults(PressureMethods, MicroMethods, Picklable):
         epsilon_scale: float | None = None,
         costs_type: str | None = None,
         add_exogenous: bool = True,
+        *,
+        conduct: Any = None,
     ) -> Problem:
         """Problem with the simulated data and, unless `product_data` are given, basic excluded instruments.
 
@@ -193,6 +195,7 @@ class SimulationResults(PressureMethods, MicroMethods, Picklable):
             known.epsilon_scale if epsilon_scale is None else epsilon_scale,
             costs_type,
             add_exogenous,
+            conduct=known.conduct if conduct is None else conduct,
         )
 
     def _problem_data(self) -> dict[str, np.ndarray]:

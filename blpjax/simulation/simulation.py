@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options
+from blpjax.economy.conduct import columns_read
 from blpjax.exceptions import (
     ConvergenceError,
     NonpositiveSyntheticCostsError,
@@ -25,6 +26,7 @@ from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.tables import read_products
 from blpjax.iteration import Iteration
+from blpjax.kernels.conduct import check_conduct
 from blpjax.machine.pickling import Picklable
 from blpjax.model.formulated import build_matrices, formulate, read_costs_type
 from blpjax.model.parameters import Transformation
@@ -78,6 +80,8 @@ class Simulation(Shown, Picklable):
         As in `Problem`.
     costs_type : {'linear', 'log'}
         Whether X3 explains marginal costs or their logarithms.
+    conduct : Conduct, optional
+        How firms compete, as in `Problem`. Columns of product data that it reads must be there.
     seed : int, optional
         Of `numpy.random.RandomState`. The same seed gives the same draws as in PyBLP.
 
@@ -130,6 +134,8 @@ class Simulation(Shown, Picklable):
         costs_type: str = "linear",
         seed: int | None = None,
         tau: Any = None,
+        *,
+        conduct: Any = None,
     ) -> None:
         began = time.perf_counter()
         options.output("Initializing the simulation ...")
@@ -138,6 +144,7 @@ class Simulation(Shown, Picklable):
         self.costs_type = read_costs_type(costs_type, self.product_formulations[2] is not None)
         self.agent_formulation = agent_formulation
         self.integration = integration
+        self.conduct = None if conduct is None else check_conduct(conduct)
         moments = {"xi_variance": xi_variance, "omega_variance": omega_variance, "correlation": correlation}
         self.primitives = self._build(
             product_data,
@@ -164,10 +171,11 @@ class Simulation(Shown, Picklable):
         generator: np.random.RandomState,
     ) -> Primitives:
         """Complete and check data and parameters, in the order in which PyBLP draws."""
-        completed = simulation_data.complete_products(product_data, self.product_formulations, generator)
+        read = () if self.conduct is None else columns_read(self.conduct)
+        completed = simulation_data.complete_products(product_data, self.product_formulations, generator, read)
         self.drawn_variables = completed.drawn
         supply = self.product_formulations[2] is not None
-        products = read_products(completed.columns, supply=supply)
+        products = read_products(completed.columns, supply=supply, firms=self.conduct is None)
         designs = build_matrices(self.product_formulations, products.data, self.agent_formulation is not None)
         K2 = 0 if designs[1] is None else designs[1].values.shape[1]
         columns = simulation_data.complete_agents(
@@ -183,6 +191,7 @@ class Simulation(Shown, Picklable):
             weights_tol=np.inf,  # weights have been checked: there is no second warning
             form=form,
             costs_type=self.costs_type,
+            conduct=self.conduct,
         )
         coefficients = simulation_data.read_coefficients(parameters, known)
         lagged = Lagged(products.lag_indices, np.asarray(coefficients.phi))
@@ -230,7 +239,7 @@ class Simulation(Shown, Picklable):
         compute_hessians: bool = True,
         error_behavior: str = "raise",
     ) -> SimulationResults:
-        """Replace prices and shares by those of an equilibrium in which firms set prices.
+        """Replace prices and shares by those of an equilibrium in which firms set prices, or under other `conduct`.
 
         Parameters
         ----------
@@ -241,12 +250,14 @@ class Simulation(Shown, Picklable):
             Prices to start at, by default marginal costs. With ``Iteration('return')`` they are the solution: prices
             that are chosen, or those of perfect competition.
         iteration : Iteration, optional
-            By default ``Iteration('squarem', {'atol': 1e-12})``.
+            By default ``Iteration('squarem', {'atol': 1e-12})``, or what `ProblemResults.compute_prices` does under
+            other conduct.
         constant_costs : bool
             Whether costs stay at those of the simulation's shares. If false, they move with shares in X3, which is what
             one wants where shares have been drawn.
         compute_gradients, compute_hessians : bool
-            Whether to compute firms' first- and second-order conditions.
+            Whether to compute firms' first- and second-order conditions. There are none under a `conduct`, which has
+            others.
         error_behavior : {'raise', 'warn'}
             Whether markets in which no equilibrium is found raise an exception, or have NaN as prices and shares.
 
@@ -284,7 +295,7 @@ class Simulation(Shown, Picklable):
         solved = model.at({"prices": found.prices})
         final = given if constant_costs else np.asarray(model.update_costs(given, solved.shares))
         conditions = None
-        if compute_gradients or compute_hessians:
+        if (compute_gradients or compute_hessians) and self.conduct is None:
             assert known.product_table.firm_ids is not None
             gradient = solved.profit_gradients(costs=final) if compute_gradients else None
             hessians = solved.firm_profit_hessians(costs=final) if compute_hessians else None
@@ -408,6 +419,8 @@ class Simulation(Shown, Picklable):
         return results
 
     def _require_firms(self, by_firm: bool) -> None:
+        if self.conduct is not None:
+            return
         table = self.primitives.product_table
         if table.firm_ids is None and table.ownership is None:
             raise ValueError(

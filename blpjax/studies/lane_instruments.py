@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from blpjax.economy.characteristics import Characteristics, build_characteristics
+from blpjax.economy.conduct import ConductData
 from blpjax.economy.ownership import Ownership
 from blpjax.estimation.lane import BatchOptions, Lane, describe_method, split_lanes
 from blpjax.estimation.lanes import BatchOutcome, estimate_lanes
@@ -82,7 +83,8 @@ class InstrumentPlan(eqx.Module):
 
     Attributes
     ----------
-    characteristics, ownership, costs_type : those of the problem. Prices and shares are replaced by those of lanes.
+    characteristics, ownership, conduct, costs_type : those of the problem. Prices and shares are replaced by those of
+        lanes.
     shifters : formulas of supply shifters and of demand shifters in place of X1, None for none.
     kept : which of the P columns of optimal instruments are kept.
     equilibria : whether expected prices are those of equilibria, and not fitted values.
@@ -92,6 +94,7 @@ class InstrumentPlan(eqx.Module):
 
     characteristics: Characteristics
     ownership: Ownership | None
+    conduct: ConductData | None
     shifters: tuple[Characteristics | None, Characteristics | None]
     kept: tuple[bool, ...] = eqx.field(static=True)
     equilibria: bool = eqx.field(static=True)
@@ -177,6 +180,7 @@ def plan_instruments(problem: Problem, layout: ParameterLayout, given: Any, step
     return InstrumentPlan(
         characteristics=problem.characteristics,
         ownership=problem.ownership,
+        conduct=problem.data.conduct_data,
         shifters=(supply_shifters, demand_shifters),
         kept=tuple((~dropped).tolist()),
         equilibria=optimal_instruments.expects_equilibrium_prices(problem.characteristics, supply, iteration),
@@ -314,6 +318,7 @@ def _estimated(
         layout=layout,
         ownership=plan.ownership,
         costs_type=plan.costs_type,
+        conduct=plan.conduct,
     )
     bases = jnp.stack(explained, axis=1)
     return _Estimated(model, jnp.stack(values, axis=1) - bases, bases, status)

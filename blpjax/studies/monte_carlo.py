@@ -20,7 +20,6 @@ from blpjax.estimation.lane import (
     Lane,
     build_lane,
     describe,
-    describe_layout,
     largest_batch,
     moving_leaves,
     place_lane,
@@ -333,7 +332,7 @@ class MonteCarlo(Shown):
             for known in (truth.model.characteristics, estimated)
             for columns in (known.X1_columns, known.X2_columns, known.X3_columns)
         ]
-        true = describe_layout(truth.model.layout), truth.logarithmic
+        true = truth.description
         again = None if plan is None else plan.description
         text = repr((self.seed, formulas, true, describe(self._options, data), self.labels, again))
         more = "" if self._likelihood is None else self._likelihood.description

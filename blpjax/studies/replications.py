@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax.economy.characteristics import Characteristics
-from blpjax.estimation.lane import Lane, move_lane
+from blpjax.estimation.lane import Lane, describe_layout, move_lane
 from blpjax.machine.compilation import filtered_program
 from blpjax.machine.placement import Placement
 from blpjax.machine.spread import each_lane
@@ -32,6 +32,12 @@ class Truth(eqx.Module):
     gamma: Float[Array, " K3"]
     root: Float[Array, "2 2"]
     logarithmic: bool = eqx.field(static=True)
+
+    @property
+    def description(self) -> tuple[Any, ...]:
+        """All that is true but the arrays."""
+        known = describe_layout(self.model.layout), self.logarithmic
+        return known if self.model.conduct is None else (*known, self.model.conduct.conduct)
 
 
 class Drawn(eqx.Module):

@@ -252,6 +252,30 @@ def test_covariances_intervals_and_tables_belong_together() -> None:
     np.testing.assert_array_equal(frame.standard_error, errors)
 
 
+def test_sensitivity_to_moments_is_what_standard_errors_are_made_of() -> None:
+    known = solved("logit")
+    found = known.delta_method(
+        lambda m: jnp.stack([m.prices.mean() / m.compute_costs().mean(), m.compute_costs().mean()])
+    )
+    G, W = known.moments_jacobian, known.W
+    Lambda = -np.linalg.solve(G.T @ W @ G, G.T @ W)
+    expected = found.jacobian @ Lambda
+    FIXED_PARAMETERS.check(found.sensitivity.T, expected)
+    S = known.moments_covariances / len(known.delta)
+    variances = np.diag(expected @ S @ expected.T)
+    FIXED_PARAMETERS.check(found.standard_errors, np.sqrt(variances))
+    standardised = expected * np.sqrt(np.diag(S)) / np.sqrt(variances)[:, None]
+    FIXED_PARAMETERS.check(found.standardised_sensitivity.T, standardised)
+    labels = found.sensitivity.index.tolist()
+    assert labels == known.moment_labels and labels[0] == "demand_instruments0" and len(labels) == known.moments.size
+    # labelled as the output is, and one number by its name alone
+    own = known.compute_hhi(standard_errors=True).sensitivity
+    assert own.columns.names == ["market_ids"] and own.shape == (known.moments.size, len(known.compute_hhi()))
+    one = known.delta_method(lambda m: m.compute_costs().mean())
+    assert one.sensitivity.columns.tolist() == ["sensitivity"]
+    FIXED_PARAMETERS.check(one.sensitivity["sensitivity"], expected[1])
+
+
 def test_padding_has_no_standard_errors_and_no_effect_on_others() -> None:
     results = solved("linear costs")
     found = results.delta_method(lambda m: m.compute_elasticities())

@@ -10,7 +10,7 @@ import pytest
 import blpjax
 from blpjax import Formulation, Optimization, Problem
 from blpjax.outputs.pricing_pressure import market_pressure
-from tests.support.estimated import CASES, solved
+from tests.support.estimated import CASES, merged, solved
 from tests.support.silence import silent
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, LINEAR_ALGEBRA, ROUNDING
 
@@ -210,3 +210,28 @@ def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
 def test_flags_are_flags() -> None:
     with pytest.raises(TypeError, match="simulate must be"):
         logit().compute_pricing_pressure({2: 1}, simulate="yes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hold", ["shares", "xi"])
+def test_standard_errors_are_those_of_differences(hold: str) -> None:
+    name = "logit"
+    known, firms = solved(name), merged(CASES[name].tables[0])
+    frame = known.compute_pricing_pressure(firms, 0.05, standard_errors=True, hold_fixed=hold)
+    columns = ["costs", "diversion", "guppi", "upp", "cmcr", "first_order_change"]
+    plain = known.compute_pricing_pressure(firms, 0.05)
+    ROUNDING.check(frame[columns], plain[columns])
+    if hold == "xi":
+        other = known.compute_pricing_pressure(firms, 0.05, standard_errors=True)
+        assert (frame["guppi_se"] > 0).any() and not np.allclose(frame["costs_se"], other["costs_se"])
+        return
+    beta, step, slopes = known.beta[:, 0], 1e-5, []
+    for k in range(beta.size):
+        h = step * np.eye(beta.size)[k]
+        up, down = (CASES[name].solve(beta=beta + sign * h).compute_pricing_pressure(firms, 0.05) for sign in (1, -1))
+        slopes.append((up[columns].to_numpy() - down[columns].to_numpy()) / (2 * step))
+    J = np.stack(slopes)
+    places = [known.parameter_labels.index(label) for label in known.beta_labels]
+    V = (known.parameter_covariances / len(known.delta))[np.ix_(places, places)]
+    errors = np.sqrt(np.einsum("inm,ij,jnm->nm", J, V, J))
+    CENTRAL_DIFFERENCE.check(frame[[f"{column}_se" for column in columns]], errors)

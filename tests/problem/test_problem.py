@@ -465,9 +465,8 @@ def test_every_argument_of_pyblp_is_accepted_or_refused_by_name() -> None:
     theirs = set(inspect.signature(pyblp.Problem.solve).parameters)
     ours = {"tau", "tau_bounds", "starts", "moment_blocks", "likelihood"}
     assert set(inspect.signature(Problem.solve).parameters) == theirs | ours
-    assert set(inspect.signature(Problem.__init__).parameters) == set(
-        inspect.signature(pyblp.Problem.__init__).parameters
-    )
+    theirs = set(inspect.signature(pyblp.Problem.__init__).parameters)
+    assert set(inspect.signature(Problem.__init__).parameters) == theirs | {"conduct"}
 
 
 @pytest.mark.usefixtures("unchecked_types")

@@ -1,0 +1,42 @@
+"""The page on conduct: its examples run, and say what it says of them."""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tolerances import DELTA
+
+PAGE = (Path(__file__).parents[1] / "docs" / "conduct.md").read_text(encoding="utf-8")
+
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@functools.cache
+def names_after(blocks: int) -> dict[str, Any]:
+    """What there is after some of the page's examples."""
+    names: dict[str, Any] = {}
+    for block in BLOCKS[:blocks]:
+        exec(compile(block, "page", "exec"), names)
+    return names
+
+
+def test_conduct_of_ones_own() -> None:
+    names = names_after(3)
+    bertrand = names["results"].compute_costs()
+    DELTA.check(names["same"], bertrand)
+    prices = names["products"]["prices"]
+    first = prices.groupby(names["products"]["market_ids"]).transform("first")
+    DELTA.check(names["markups"], prices - bertrand[:, 0] + 0.1 * first)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::blpjax.exceptions.ConvergenceWarning")
+def test_all_examples_run() -> None:
+    assert len(BLOCKS) == 4
+    outcome = names_after(4)["outcome"]
+    assert outcome.markets["converged"].all() and (outcome.markets["mean_price_change"] > 0).all()
+    assert np.isfinite(outcome.products["prices_after"]).all()
