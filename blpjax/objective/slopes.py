@@ -35,7 +35,7 @@ def has_tastes(model: StructuralModel) -> bool:
 
 
 def has_formulas(model: StructuralModel) -> bool:
-    """Whether derivatives of random coefficients in parameters have formulas: common tastes, no nests, firms set prices."""
+    """Whether derivatives of random coefficients have formulas: common tastes, no nests, firms that set prices."""
     bucket, supply = model.economy.buckets[0], model.data.supply
     common = bucket.demographics.ndim == 3 and not model.layout.form.transformations
     return has_tastes(model) and common and bucket.nests is None and (supply is None or supply.conduct is None)
