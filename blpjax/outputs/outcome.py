@@ -11,13 +11,20 @@ import pandas as pd
 
 from blpjax.economy.buckets import index_markets
 from blpjax.economy.loops import Loops, worst_loops
-from blpjax.exceptions import EquilibriumPricesConvergenceError, raise_for_status, succeeded
+from blpjax.exceptions import (
+    ConvergenceWarning,
+    EquilibriumPricesConvergenceError,
+    raise_for_status,
+    succeeded,
+    warn_user,
+)
 from blpjax.inputs.arguments import check_choice
 from blpjax.kernels.arrays import AnyArray
 from blpjax.machine.announcements import said
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
 from blpjax.model.scenario import Scenario, State, starting_state
+from blpjax.outputs.certified import largest_curvatures, read_starts, try_starts
 from blpjax.outputs.changes import read_scenario, with_entry
 from blpjax.outputs.entry import Entry, read_entry
 from blpjax.outputs.labels import OutputTables
@@ -62,7 +69,8 @@ class Counterfactual(Shown):
         and profits (by product, for each consumer in the market), each with ``_before``, ``_after`` and ``_change``.
         Products that were dropped have a share and profits of zero, and no price.
     markets : a row for each market: consumer_surplus, profits, revenue (of taxes), total (their sum), inside_share and
-        mean_price (over products), likewise; ``converged`` and ``residual`` of the search for prices.
+        mean_price (over products), likewise; ``converged`` and ``residual`` of the search for prices,
+        ``largest_curvature`` with `check`, and ``equilibria``, how many different ones were found, with `starts`.
     firms : profits of each firm in each market.
 
     Methods such as `compute_elasticities` are those of `ProblemResults`, after the change.
@@ -318,14 +326,7 @@ class Counterfactual(Shown):
         return bool((self.after.kept != 1).any() or (self.after.unit != 0).any())
 
     def _states(self, model: Model) -> tuple[State, State]:
-        if self._entry is None:
-            before = starting_state(model)
-        else:
-            longer = self._entry.extend(model)
-            before = starting_state(longer, self._entry.new)
-            costs = self._entry.all_costs(longer, before.costs)
-            before = dataclasses.replace(before, costs=costs)
-        state = before
+        state = before = first_state(model, self._entry)
         for scenario in self._scenarios:
             state = scenario.apply(state)
         return before, state
@@ -395,6 +396,15 @@ def _spreads(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     return {f"{when}_{key}": values for when, spread in spreads.items() for key, values in spread.items()}
 
 
+def first_state(model: Model, entry: Entry | None) -> State:
+    """The point before all changes, perhaps with new products that nobody can choose."""
+    if entry is None:
+        return starting_state(model)
+    longer = entry.extend(model)
+    before = starting_state(longer, entry.new)
+    return dataclasses.replace(before, costs=entry.all_costs(longer, before.costs))
+
+
 class _After(Outputs):
     """The outputs of the model after a change."""
 
@@ -442,6 +452,8 @@ def solve_counterfactual(
     standard_errors: bool,
     hold_fixed: str,
     error_behavior: str,
+    check: bool = False,
+    starts: Any = None,
 ) -> Counterfactual:
     """The outcome of a change, with arguments that `CounterfactualMethods.counterfactual` documents.
 
@@ -450,8 +462,12 @@ def solve_counterfactual(
     source : results.
     before : changes that there have been already.
     given : arguments by name, of those that say what changes.
-    standard_errors, hold_fixed, error_behavior : see there.
+    standard_errors, hold_fixed, error_behavior, check, starts : see there.
     """
+    read_flag("check", check)
+    tried = read_starts(starts)
+    if given["prices"] is not None and (check or tried):
+        raise ValueError("check and starts have no meaning where prices are given, which nobody sets.")
     read_flag("standard_errors", standard_errors)
     check_choice("hold_fixed", hold_fixed, ("shares", "xi"))
     check_choice("error_behavior", error_behavior, ("raise", "warn"))
@@ -463,8 +479,36 @@ def solve_counterfactual(
         read = [one for one in (scenario.conduct, centre.model.conduct) if one is not None]
         entry = read_entry(centre.formulated, centre.output_tables, given["add"], centre.model, read)
         scenario = with_entry(scenario, entry, centre.output_tables, given)
+    competing = scenario.conduct is not None or centre.model.conduct is not None
+    if check and (competing or any(one.conduct is not None for one in before)):
+        raise NotImplementedError("check is supported for firms that set prices, without conduct.")
+    markets, equilibria = (centre.output_tables if entry is None else entry.tables).markets, None
+    if tried is not None:
+        state = first_state(centre.model.on_host(), entry)
+        for one in before:
+            state = one.apply(state)
+        scenario, equilibria = try_starts(state, scenario, markets.codes, len(markets.ids), tried)
     with said("Solving for prices after the change ..."):
         found = Counterfactual(source, (*before, scenario), entry, standard_errors, hold_fixed)
+    if equilibria is not None:
+        found.markets["equilibria"] = equilibria
+        if several := markets.ids[equilibria > 1].tolist():
+            warn_user(
+                f"Different equilibria were found in {len(several)} markets, such as {several[0]!r}. Those to which "
+                "prices before the change lead are taken, or else the first ones.",
+                ConvergenceWarning,
+            )
+    if check:
+        curvatures = largest_curvatures(found.after, markets.rows, scenario.hold)
+        found.markets["largest_curvature"] = curvatures
+        if failing := markets.ids[curvatures > 0].tolist():
+            text = (
+                f"Second-order conditions fail in {len(failing)} markets, such as {failing[0]!r}: prices satisfy those "
+                "of first order, but some firm would gain by others. Try starts."
+            )
+            if error_behavior == "raise":
+                raise EquilibriumPricesConvergenceError(text)
+            warn_user(text, ConvergenceWarning)
     ids, action = centre.output_tables.markets.ids, "The search for equilibrium prices"
     kind, warn = EquilibriumPricesConvergenceError, error_behavior == "warn"
     if (loops := found.after.loops) is not None:
