@@ -1,6 +1,7 @@
 """Conduct with what it reads from product data: owners and columns, which are found out by asking it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -127,30 +128,20 @@ def prepare_conduct(conduct: Any, table: ProductTable) -> ConductData:
         When a column is missing or cannot be used, naming column, market and row.
     """
     known = check_conduct(conduct)
-    reader = _Reader(known.name, table)
-    resolved = jax.tree.map(reader.resolve, known, is_leaf=lambda leaf: isinstance(leaf, Owners))
-    with operations_of_jax(f"Conduct {known.name!r}", "jax.numpy in place of numpy"):
-        found = jax.eval_shape(lambda prices: resolved.markups(_asked(reader, prices)), jnp.ones(_PRODUCTS))
-    if found.shape != (_PRODUCTS,):
-        raise ValueError(
-            f"Conduct {known.name!r} must return a markup for each product of a market, an array of the shape "
-            f"{(_PRODUCTS,)} for {_PRODUCTS} products, not {found.shape}."
-        )
+    reader, asked = _Reader(known.name, table), _asked_for(known)
+    resolved = jax.tree.map(reader.resolve, known, is_leaf=_is_owners)
+    for name in asked.owners:
+        reader.read_owners(name)
+    for name in asked.columns:
+        reader.column(name)
     known.check(reader.check)
     return ConductData(resolved, reader.owners, reader.columns)
 
 
 def columns_read(conduct: Conduct) -> tuple[str, ...]:
     """Names of the columns of product data that a conduct reads, IDs included."""
-    reader = _Names()
-    plain = jax.tree.map(
-        lambda leaf: Owners(leaf.name) if isinstance(leaf, Owners) else np.asarray(leaf, float),
-        conduct,
-        is_leaf=lambda leaf: isinstance(leaf, Owners),
-    )
-    with operations_of_jax(f"Conduct {conduct.name!r}", "jax.numpy in place of numpy"):
-        jax.eval_shape(lambda prices: plain.markups(_asked(reader, prices)), jnp.ones(_PRODUCTS))
-    return tuple(reader.names)
+    asked = _asked_for(conduct)
+    return *asked.owners, *asked.columns
 
 
 def in_market(demand_at: Callable[..., DemandPoint], arguments: Any, prices: Array, known: MarketData) -> PricedMarket:
@@ -175,27 +166,92 @@ def _weights(present: Any, conduct: Conduct, known: Any) -> Any:
     return tuple(jax.vmap(one)(*bucket) for bucket in zip(present, known, strict=True))
 
 
-# reading
+# what a conduct reads
 
 #: How many products the market has that a conduct is shown to find out what it reads.
 _PRODUCTS = 3
 
 
-class _Names:
+class _Asked:
     """Takes note of the names of what a conduct asks for."""
 
     def __init__(self) -> None:
-        self.names: dict[str, None] = {}
+        self.owners: dict[str, None] = {}
+        self.columns: dict[str, None] = {}
 
-    def owner(self, name: str) -> np.ndarray:
-        """Some codes."""
-        self.names[name] = None
-        return np.zeros(1, int)
 
-    def column(self, name: str) -> np.ndarray:
-        """Some numbers."""
-        self.names[name] = None
-        return np.ones(1)
+class _AskedMarket(PricedMarket):
+    """A market with any numbers that takes note of what it is asked for."""
+
+    asked: _Asked | None = eqx.field(static=True, default=None)
+
+    def column(self, name: str) -> Array:
+        """Ones."""
+        assert self.asked is not None
+        self.asked.columns[name] = None
+        return jnp.ones_like(self.prices)
+
+    def _owner(self, name: str) -> Array:
+        J = self.prices.size
+        if name == _MATRICES.name:
+            return jnp.eye(J)
+        assert self.asked is not None
+        self.asked.owners[name] = None
+        return jnp.eye(J) if name == OWNERSHIP else jnp.arange(J) * 0
+
+
+#: Stands for matrices of weights, which are not read.
+_MATRICES = Matrices("weights")
+
+
+def _asked_for(conduct: Conduct) -> _Asked:
+    """What a conduct asks for, whatever its numbers are; found out once, where it can be found again."""
+    plain = jax.tree.map(
+        lambda leaf: Owners(leaf.name, _MATRICES if np.ndim(leaf.weights) == 2 else None) if _is_owners(leaf) else 0.5,
+        conduct,
+        is_leaf=_is_owners,
+    )
+    try:
+        hash(plain)
+    except TypeError:  # a user's class with fields of any kind
+        return _ask(plain)
+    return _ask_once(plain)
+
+
+def _ask(conduct: Conduct) -> _Asked:
+    asked = _Asked()
+
+    def markups(prices: Array) -> Array:
+        return conduct.markups(_AskedMarket(_some_demand, prices, None, {}, {}, asked=asked))
+
+    with operations_of_jax(f"Conduct {conduct.name!r}", "jax.numpy in place of numpy"):
+        found = jax.eval_shape(markups, jnp.ones(_PRODUCTS))
+    if found.shape != (_PRODUCTS,):
+        raise ValueError(
+            f"Conduct {conduct.name!r} must return a markup for each product of a market, an array of the shape "
+            f"{(_PRODUCTS,)} for {_PRODUCTS} products, not {found.shape}."
+        )
+    return asked
+
+
+_ask_once = functools.lru_cache(maxsize=256)(_ask)
+
+
+def _some_demand(prices: Array, arguments: Any) -> DemandPoint:
+    """A logit of the products that `arguments` (J,) say, or all."""
+    J = prices.size
+    present = jnp.ones(J, bool) if arguments is None else arguments
+    none, ones = jnp.zeros((J, 0)), jnp.ones(J)
+    return DemandPoint(
+        -prices, none, jnp.zeros((0, 1)), jnp.ones(1), present[:, None] * 1.0, -ones, none, present, None
+    )
+
+
+def _is_owners(leaf: Any) -> bool:
+    return isinstance(leaf, Owners)
+
+
+# reading
 
 
 class _Reader:
@@ -220,14 +276,12 @@ class _Reader:
         self.owners[name] = self._matrices(weights)
         return Owners(leaf.name, Matrices(name))
 
-    def owner(self, name: str) -> np.ndarray:
+    def read_owners(self, name: str) -> None:
         """Codes of owners, or matrices."""
-        if name not in self.owners:
-            if name == OWNERSHIP and self.table.ownership is not None:
-                self.owners[name] = np.nan_to_num(self.table.ownership)
-            else:
-                self.owners[name] = _codes(self._ids(name))
-        return self.owners[name]
+        if name == OWNERSHIP and self.table.ownership is not None:
+            self.owners[name] = np.nan_to_num(self.table.ownership)
+        else:
+            self.owners[name] = _codes(self._ids(name))
 
     def column(self, name: str) -> np.ndarray:
         """A column of numbers."""
@@ -286,41 +340,9 @@ class _Reader:
         return matrix
 
 
-class _AskedMarket(PricedMarket):
-    """A market with any numbers that takes note of what it is asked for."""
-
-    reader: _Reader | _Names | None = eqx.field(static=True, default=None)
-
-    def column(self, name: str) -> Array:
-        """Ones."""
-        assert self.reader is not None
-        self.reader.column(name)
-        return jnp.ones_like(self.prices)
-
-    def _owner(self, name: str) -> Array:
-        assert self.reader is not None
-        J = self.prices.size
-        return jnp.eye(J) if self.reader.owner(name).ndim == 2 else jnp.arange(J) * 0
-
-
-def _asked(reader: _Reader | _Names, prices: Array) -> PricedMarket:
-    return _AskedMarket(_some_demand, prices, None, {}, {}, reader=reader)
-
-
-def _some_demand(prices: Array, arguments: Any) -> DemandPoint:
-    """A logit of the products that `arguments` (J,) say, or all."""
-    J = prices.size
-    present = jnp.ones(J, bool) if arguments is None else arguments
-    none, ones = jnp.zeros((J, 0)), jnp.ones(J)
-    return DemandPoint(
-        -prices, none, jnp.zeros((0, 1)), jnp.ones(1), present[:, None] * 1.0, -ones, none, present, None
-    )
-
-
 def _codes(ids: np.ndarray) -> np.ndarray:
     return np.unique(ids, return_inverse=True)[1].reshape(-1)
 
 
 def _owners_of(conduct: Conduct) -> list[Owners]:
-    leaves = jax.tree.leaves(conduct, is_leaf=lambda leaf: isinstance(leaf, Owners))
-    return [leaf for leaf in leaves if isinstance(leaf, Owners)]
+    return [leaf for leaf in jax.tree.leaves(conduct, is_leaf=_is_owners) if _is_owners(leaf)]

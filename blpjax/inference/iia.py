@@ -1,6 +1,7 @@
 """Test of the independence of irrelevant alternatives (Gandhi and Houde 2020)."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,11 @@ from blpjax.objective.clusters import Clusters
 from blpjax.objective.problem_data import ProblemData
 from blpjax.objective.projections import orthonormal_basis
 from blpjax.reporting import frames
+from blpjax.reporting.tables import Part, Shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class IIATest:
+class IIATest(Shown):
     """Whether what rivals are like explains mean utilities of the logit.
 
     Attributes
@@ -36,13 +38,9 @@ class IIATest:
     p_value: float
     se_type: str
 
-    def __str__(self) -> str:
-        return (
-            f"IIA test with {self.se_type} standard errors: chi2({self.degrees_of_freedom}) = {self.statistic:.4f}, "
-            f"p = {self.p_value:.4f}\n" + self.table.to_string(index=False, float_format=lambda x: f"{x:.4g}")
-        )
-
-    __repr__ = __str__
+    def _parts(self) -> Sequence[Part]:
+        test = f"chi2({self.degrees_of_freedom}) = {self.statistic:.4f}, p = {self.p_value:.4f}"
+        return [f"IIA test with {self.se_type} standard errors: {test}", self.table]
 
 
 def iia_test(problem: ProblemData, formulation: Formulation, instruments: Formulation | None, se_type: str) -> IIATest:

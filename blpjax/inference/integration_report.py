@@ -1,14 +1,16 @@
 """Estimates and outcomes with other nodes and weights, as tables."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import pandas as pd
 
 from blpjax.machine.pickling import Picklable
+from blpjax.reporting.tables import Part, Shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class IntegrationReport(Picklable):
+class IntegrationReport(Shown, Picklable):
     """Estimates with other nodes and weights.
 
     Attributes
@@ -47,7 +49,5 @@ class IntegrationReport(Picklable):
         order = ["baseline", "standard_error", "mean", "sd", "lowest", "highest", "noise", "shift", "runs", "failures"]
         return found[order]
 
-    def __str__(self) -> str:
-        return "Estimates with other nodes:\n" + self.summary().to_string(float_format=lambda x: f"{x:.4g}")
-
-    __repr__ = __str__
+    def _parts(self) -> Sequence[Part]:
+        return ["Estimates with other nodes:", self.summary()]

@@ -413,7 +413,7 @@ def _conduct(argument: str, found: Any) -> Conduct:
 def _number_or_column(argument: str, value: Any) -> tuple[float | None, str | None]:
     if isinstance(value, str):
         return None, value
-    return _number(argument, value, "a number or the name of a column of product data"), None
+    return _number(argument, value, "a known number or the name of a column of product data"), None
 
 
 def _number(argument: str, value: Any, expected: str) -> float:
@@ -434,4 +434,5 @@ def _owners(ownership: Any, weights: Any) -> Owners:
         return Owners(name, dict(weights))
     if weights is None or getattr(weights, "ndim", 0) == 2:
         return Owners(name, weights)
-    return Owners(name, _number("weights", weights, "a number, a mapping of pairs of owners, or matrices (N, max J)"))
+    expected = "a known number, a mapping of pairs of owners, or matrices (N, max J): weights are not estimated"
+    return Owners(name, _number("weights", weights, expected))

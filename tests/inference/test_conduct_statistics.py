@@ -173,6 +173,27 @@ def test_models_that_are_nearly_alike_keep_their_digits() -> None:
     np.testing.assert_allclose(small.F[0, 1], smaller.F[0, 1], rtol=1e-5)
 
 
+def test_clusters_of_several_kinds_correlate_what_shares_one() -> None:
+    """Against sums over all pairs of observations; where variances are then not positive there is no test."""
+    known, rng = data(), np.random.default_rng(4)
+    ids = np.column_stack([known["ids"], rng.integers(0, 15, N)])
+    share = (ids[:, None, :] == ids[None, :, :]).any(axis=2)
+    found, controls = fit(True, True, ids=ids), orthonormal_basis(known["W"])
+    omega = residuals_on(controls, known["c"])
+    z = np.sqrt(N) * orthonormal_basis(known["Z"], controls)
+    g = z.T @ omega / N
+    B = np.einsum("nk,mnp->mkp", z, known["slopes"]) / N
+    scores = 2 * (z @ g) * omega - (z @ g) ** 2 - (g**2).sum(axis=0)
+    scores = scores + 2 * known["psi"] @ np.einsum("km,mkp->pm", g, B)
+    C = scores.T @ share @ scores / N
+    LINEAR_ALGEBRA.check(found.C, C)
+    variance = np.diag(C)[:, None] + np.diag(C) - 2 * C
+    assert (np.isfinite(found.TRV) == (variance > 1e-12)).all()
+    without = found.TRV.copy()
+    without[0, 1] = without[1, 0] = np.nan
+    assert np.isnan(confidence_set(found._replace(TRV=without)).p_values).all()
+
+
 # --- confidence sets -----------------------------------------------------------------------------------------------
 
 
