@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from blpjax.exceptions import ConvergenceWarning, EquilibriumPricesConvergenceError, warn_user
 from blpjax.inputs.arguments import read_draws
 from blpjax.model.scenario import Scenario, State, taxed_ownership
 from blpjax.values import read_seed
@@ -74,3 +75,26 @@ def try_starts(
                 taken[codes == t] = np.where(np.isfinite(prices[codes == t]), prices[codes == t], known[codes == t])
             found[t].append(own)
     return dataclasses.replace(scenario, start=taken), np.array([len(one) for one in found])
+
+
+def warn_of_several(equilibria: np.ndarray, market_ids: np.ndarray) -> None:
+    """Warn where several equilibria were found."""
+    if several := market_ids[equilibria > 1].tolist():
+        warn_user(
+            f"Different equilibria were found in {len(several)} markets, such as {several[0]!r}. Those to which prices "
+            "before the change lead are taken, or else the first ones.",
+            ConvergenceWarning,
+        )
+
+
+def report_curvatures(curvatures: np.ndarray, market_ids: np.ndarray, warn: bool) -> None:
+    """Warn, or raise `EquilibriumPricesConvergenceError`, where second-order conditions fail."""
+    if not (failing := market_ids[curvatures > 0].tolist()):
+        return
+    text = (
+        f"Second-order conditions fail in {len(failing)} markets, such as {failing[0]!r}: prices satisfy those of "
+        "first order, but some firm would gain by others. Try starts."
+    )
+    if not warn:
+        raise EquilibriumPricesConvergenceError(text)
+    warn_user(text, ConvergenceWarning)

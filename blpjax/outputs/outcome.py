@@ -12,21 +12,24 @@ import pandas as pd
 from blpjax.economy.buckets import index_markets
 from blpjax.economy.loops import Loops, worst_loops
 from blpjax.exceptions import (
-    ConvergenceWarning,
     EquilibriumPricesConvergenceError,
     raise_for_status,
     succeeded,
-    warn_user,
 )
 from blpjax.inputs.arguments import check_choice
-from blpjax.kernels.arrays import AnyArray
 from blpjax.machine.announcements import said
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
-from blpjax.model.scenario import Scenario, State, starting_state
-from blpjax.outputs.certified import largest_curvatures, read_starts, try_starts
+from blpjax.model.scenario import Scenario, State
+from blpjax.outputs.certified import (
+    largest_curvatures,
+    read_starts,
+    report_curvatures,
+    try_starts,
+    warn_of_several,
+)
 from blpjax.outputs.changes import read_scenario, with_entry
-from blpjax.outputs.entry import Entry, read_entry
+from blpjax.outputs.entry import Entry, first_state, read_entry
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outcome_numbers import (
     MARKET_COLUMNS,
@@ -36,6 +39,8 @@ from blpjax.outputs.outcome_numbers import (
     numbers_of,
     read_market_weights,
     spread_of,
+    spreads_of,
+    surpluses_of_agents,
 )
 from blpjax.outputs.outputs import Outputs
 from blpjax.outputs.query import Given, Output
@@ -175,7 +180,7 @@ class Counterfactual(Shown):
             rows[name] = {when: v @ self._value("markets", name, when) for when, v in sums}
             rows[name]["change"] = rows[name]["after"] - rows[name]["before"]
             if self.drawn is not None:
-                rows[name] |= _spreads(*(self.drawn["markets"][f"{name}_{when}"] @ v for when, v in sums))
+                rows[name] |= spreads_of(*(self.drawn["markets"][f"{name}_{when}"] @ v for when, v in sums))
             if self._found is None:
                 continue
             jacobian, V = self._found.jacobian, self._found.parameter_covariances
@@ -213,8 +218,8 @@ class Counterfactual(Shown):
         if groups.size != table.weights.size:
             raise ValueError(f"values must be {table.weights.size} values, one for each row of the agent table.")
         frame = pd.DataFrame({"value": groups, "weight": np.asarray(table.weights).reshape(-1)})
-        before, after = (self._by_row(found) for found in _of_agents(self.before, self.after))
-        drawn = None if self.draws is None else [self._by_row(found) for found in self.over_draws(_of_agents)]
+        before, after = (self._by_row(found) for found in surpluses_of_agents(self.before, self.after))
+        drawn = None if self.draws is None else [self._by_row(found) for found in self.over_draws(surpluses_of_agents)]
         frame["group"] = frame["value"]
         if quantiles is not None:
             ranked = frame.sort_values("value", kind="stable")
@@ -229,7 +234,7 @@ class Counterfactual(Shown):
             row |= {"before": before[places] @ w, "after": after[places] @ w}
             row["change"] = row["after"] - row["before"]
             if drawn is not None:
-                row |= _spreads(*(values[:, places] @ w for values in drawn))
+                row |= spreads_of(*(values[:, places] @ w for values in drawn))
             rows[group] = row
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group").reset_index()
 
@@ -254,7 +259,7 @@ class Counterfactual(Shown):
         if self.drawn is not None:
             member = codes == np.arange(T)[:, None]
             shares = (self.drawn["products"][f"shares_{when}"] for when in ("before", "after"))
-            columns |= _spreads(*((numbers * s) @ member.T for s in shares))
+            columns |= spreads_of(*((numbers * s) @ member.T for s in shares))
         return pd.DataFrame({"market_ids": self._tables.markets.ids} | columns)
 
     # going on
@@ -385,26 +390,6 @@ class Counterfactual(Shown):
         raise KeyError(name)
 
 
-def _of_agents(before: State, after: State) -> tuple[AnyArray, AnyArray]:
-    return before.compute_consumer_surpluses(keep_all=True), after.compute_consumer_surpluses(keep_all=True)
-
-
-def _spreads(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    """Columns about draws, of numbers (draws, ...) before and after."""
-    numbers = {"before": before, "after": after, "change": after - before}
-    spreads = {when: spread_of(values)._asdict() for when, values in numbers.items()}
-    return {f"{when}_{key}": values for when, spread in spreads.items() for key, values in spread.items()}
-
-
-def first_state(model: Model, entry: Entry | None) -> State:
-    """The point before all changes, perhaps with new products that nobody can choose."""
-    if entry is None:
-        return starting_state(model)
-    longer = entry.extend(model)
-    before = starting_state(longer, entry.new)
-    return dataclasses.replace(before, costs=entry.all_costs(longer, before.costs))
-
-
 class _After(Outputs):
     """The outputs of the model after a change."""
 
@@ -492,23 +477,11 @@ def solve_counterfactual(
         found = Counterfactual(source, (*before, scenario), entry, standard_errors, hold_fixed)
     if equilibria is not None:
         found.markets["equilibria"] = equilibria
-        if several := markets.ids[equilibria > 1].tolist():
-            warn_user(
-                f"Different equilibria were found in {len(several)} markets, such as {several[0]!r}. Those to which "
-                "prices before the change lead are taken, or else the first ones.",
-                ConvergenceWarning,
-            )
+        warn_of_several(equilibria, markets.ids)
     if check:
         curvatures = largest_curvatures(found.after, markets.rows, scenario.hold)
         found.markets["largest_curvature"] = curvatures
-        if failing := markets.ids[curvatures > 0].tolist():
-            text = (
-                f"Second-order conditions fail in {len(failing)} markets, such as {failing[0]!r}: prices satisfy those "
-                "of first order, but some firm would gain by others. Try starts."
-            )
-            if error_behavior == "raise":
-                raise EquilibriumPricesConvergenceError(text)
-            warn_user(text, ConvergenceWarning)
+        report_curvatures(curvatures, markets.ids, error_behavior == "warn")
     ids, action = centre.output_tables.markets.ids, "The search for equilibrium prices"
     kind, warn = EquilibriumPricesConvergenceError, error_behavior == "warn"
     if (loops := found.after.loops) is not None:
