@@ -1,8 +1,10 @@
 """Estimation by likelihood: one optimisation of a `Likelihood`, with what results report, as a step of GMM has it."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -267,6 +269,26 @@ def try_likelihood_starts(given: Any, options: StepOptions, context: LikelihoodC
         return examine_optimum(theta, float(evaluation.objective), derivatives, bounds, 1.0)
 
     return search_starts(given, options, Search(run, examine, 1.0, floated=True))
+
+
+def minimise_likelihood(
+    options: StepOptions, context: LikelihoodContext, theta: np.ndarray, delta: np.ndarray
+) -> OptimizationOutcome:
+    """Minimise from theta (P,) and delta (N,), and compute nothing else."""
+    return _minimise(LikelihoodEvaluator(options, context, delta), options, theta)
+
+
+@contextlib.contextmanager
+def without_messages() -> Iterator[None]:
+    """Print nothing and warn of nothing, where tables say how many estimations ended."""
+    verbose = settings.verbose
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            settings.verbose = False
+            yield
+        finally:
+            settings.verbose = verbose
 
 
 def _minimise(evaluator: LikelihoodEvaluator, options: StepOptions, theta: np.ndarray) -> OptimizationOutcome:

@@ -27,8 +27,9 @@ from blpjax.kernels.shares import share_jacobian
 class Answers(NamedTuple):
     """What n respondents have chosen, as places of which the outside good has the first, and who is one.
 
-    `present` is zero for padding. `weights` are those of nodes, the same for everybody where there is one row. Agents
-    of the demand that they belong to are all nodes of the first respondent, then those of the second, and so on.
+    `present` is how often each counts, zero for padding. `weights` are those of nodes, the same for everybody where
+    there is one row. Agents of the demand that they belong to are all nodes of the first respondent, then those of the
+    second, and so on.
     """
 
     chosen: Int[Array, " n"]
@@ -58,13 +59,13 @@ def log_likelihood_curvature(point: DemandPoint, answers: Answers) -> Curvature:
     p, w = _by_node(p, answers)
     likelihood = (w * p).sum(axis=1)
     known = jnp.where(answers.present > 0, likelihood, 1.0)
-    q = answers.present[:, None] * w * p / known[:, None]
-    P = found.inside
-    weighted = P * q.reshape(-1)[None, :]
-    mean = weighted.reshape(P.shape[0], *q.shape).sum(axis=2)
-    total = mean.sum(axis=1)
+    q = w * p / known[:, None]
+    P, counts = found.inside, jnp.repeat(answers.present, q.shape[1])
+    mean = (P * q.reshape(-1)[None, :]).reshape(P.shape[0], *q.shape).sum(axis=2)
+    weighted, means = P * (counts * q.reshape(-1))[None, :], mean * answers.present[None, :]
+    total = means.sum(axis=1)
     hits = jnp.where(answers.chosen[None, :] == 1 + jnp.arange(P.shape[0])[:, None], answers.present[None, :], 0.0)
-    hessian = 2.0 * weighted @ P.T - mean @ mean.T - jnp.diag(total)
+    hessian = 2.0 * weighted @ P.T - means @ mean.T - jnp.diag(total)
     return Curvature(_total(likelihood, answers), hits.sum(axis=1) - total, hessian)
 
 

@@ -33,10 +33,11 @@ class Linear(NamedTuple):
     offset: np.ndarray
 
 
-def build_linear(data: ProblemData, parameters: Parameters, sigma2: float) -> Linear:
-    """The linear part of demand, whose fixed effects have been absorbed."""
+def build_linear(data: ProblemData, parameters: Parameters, sigma2: float, weights: np.ndarray | None = None) -> Linear:
+    """The linear part of demand, whose fixed effects have been absorbed, perhaps with `weights` (N,) of products."""
     demand, columns = on_host(data.model_data.demand), list(parameters.layout.concentrated_beta)
-    Z, X = np.asarray(demand.Z), np.asarray(demand.X)[:, columns]
+    root = np.ones(data.N) if weights is None else np.sqrt(weights)
+    Z, X = root[:, None] * np.asarray(demand.Z), root[:, None] * np.asarray(demand.X)[:, columns]
     scale = np.linalg.norm(Z, axis=0)
     left, values, _ = np.linalg.svd(Z / np.where(scale > 0, scale, 1.0), full_matrices=False)
     Q = left[:, values > _RANK * values.max(initial=0.0)]
@@ -48,8 +49,8 @@ def build_linear(data: ProblemData, parameters: Parameters, sigma2: float) -> Li
     fixed = np.array(parameters.start.beta)
     fixed[columns] = 0.0
     return Linear(
-        restrictions=Q @ U[:, rank:] / np.sqrt(sigma2),
-        coefficient_map=np.linalg.pinv(A / lengths) @ Q.T / lengths[:, None],
+        restrictions=root[:, None] * (Q @ U[:, rank:]) / np.sqrt(sigma2),
+        coefficient_map=np.linalg.pinv(A / lengths) @ Q.T / lengths[:, None] * root[None, :],
         offset=np.asarray(demand.X_unabsorbed) @ fixed,
     )
 

@@ -1,6 +1,7 @@
 """Estimation by likelihood: arguments of `Problem.solve` are read, or refused, and results know their covariances."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -17,10 +18,12 @@ from blpjax.estimation.options import StepOptions, read_step_options
 from blpjax.estimation.step import StepResult
 from blpjax.exceptions import IdentificationError, warn_unused
 from blpjax.inference.delta_method import apply_joint_delta_method
+from blpjax.inference.reestimation_results import ReestimationResults
 from blpjax.inputs import arguments
 from blpjax.inputs.identification import check_order_condition
 from blpjax.inputs.likelihood import MicroLikelihood
 from blpjax.iteration import Iteration
+from blpjax.machine.forks import check_process
 from blpjax.model.elsewhere import Draw
 from blpjax.model.model import Model
 from blpjax.model.parameters import Parameters
@@ -35,7 +38,7 @@ from blpjax.problem.likelihood_state import LikelihoodEstimates, likelihood_stat
 from blpjax.problem.results import ProblemResults
 from blpjax.problem.state import read_step
 from blpjax.reporting.report import ResultsSummary
-from blpjax.values import read_flag
+from blpjax.values import check_integer, read_flag
 
 #: Arguments of `Problem.solve` that have no meaning for likelihoods, with their defaults and what to do.
 _UNUSED: Mapping[str, tuple[Any, str]] = {
@@ -163,9 +166,52 @@ class LikelihoodResults(ProblemResults):
         """Refuse: there is no weighting matrix."""
         self._refuse("run_lm_test", "run_wald_test tests restrictions of parameters")
 
-    def reestimate(self, *given: Any, **options: Any) -> Any:
-        """Refuse: likelihoods have no lanes yet."""
-        self._refuse("reestimate", "bootstrap draws from the asymptotic distribution")
+    def reestimate(  # type: ignore[override]
+        self,
+        draws: int = 200,
+        seed: int = 0,
+        *,
+        batch_size: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+        executor: Any = None,
+    ) -> ReestimationResults:
+        """Bootstrap by re-estimation: estimates from samples of markets, with their respondents and populations.
+
+        A market that is drawn twice counts twice in the likelihoods and in the exogeneity restrictions. Samples are
+        estimated one after the other, from these estimates, with the same program. The table has no standard errors of
+        samples.
+
+        Parameters
+        ----------
+        draws : number of samples. seed : of `jax.random`.
+        batch_size, path, executor : how many samples are processed together (25 by default), where finished batches are
+            kept and where they are run; see `MonteCarlo.run`.
+
+        Raises
+        ------
+        ValueError
+            When numbers are not positive integers.
+        NotImplementedError
+            With absorbed fixed effects.
+        StorageError, StudyError
+            See `MonteCarlo.run`.
+        """
+        from blpjax.inference.likelihood_reestimation import LikelihoodBootstrap, reestimate_likelihood
+
+        check_process()
+        if self.problem.data.ED:
+            self._refuse("reestimate with absorbed fixed effects", "bootstrap draws from the asymptotic distribution")
+        study = LikelihoodBootstrap(
+            data=self.problem.data,
+            likelihood=self.likelihood,
+            options=dataclasses.replace(self._options, check_optimality="gradient"),
+            theta=self.theta,
+            delta=self.delta[:, 0],
+            seed=check_integer("seed", seed, minimum=0),
+            labels=tuple(self.parameter_labels),
+            blocks=tuple(self._options.parameters.parameter_blocks),
+        )
+        return reestimate_likelihood(self, study, draws, path, batch_size, executor)
 
     def compute_instrument_strength(self) -> Any:
         """Refuse: likelihoods are not identified by instruments alone."""

@@ -3,19 +3,16 @@
 Surveys have as many respondents in each market in every replication, so that all find the same programs compiled.
 """
 
-import contextlib
 import dataclasses
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 
-from blpjax import options as settings
 from blpjax.estimation.lanes import BatchOutcome
-from blpjax.estimation.likelihood import LikelihoodContext, solve_likelihood
+from blpjax.estimation.likelihood import LikelihoodContext, solve_likelihood, without_messages
 from blpjax.estimation.step import StepResult
 from blpjax.exceptions import DataError, Status
 from blpjax.inputs.columns import read_market_ids
@@ -126,7 +123,7 @@ class LikelihoodStudy:
         host, known = on_host(drawn), on_host(model)
         found: list[StepResult | None] = []
         failures: list[str | None] = []
-        with _silence():
+        with without_messages():
             for b, r in enumerate(replications):
                 one = jax.tree.map(lambda leaf, b=b: leaf[b], host)
                 try:
@@ -191,19 +188,6 @@ class LikelihoodStudy:
             ok[b] &= np.isfinite(values[b]).all() and np.isfinite(errors[b]).all()
             status[b] = int(Status.CONVERGED if one.outcome.converged else Status.STALLED)
         return BatchOutcome(values, errors, identified, numbers[:, 0], numbers[:, 1], evaluations, status, ok)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Studies say of each replication how it ended, in their tables."""
-    verbose = settings.verbose
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            settings.verbose = False
-            yield
-        finally:
-            settings.verbose = verbose
 
 
 def refuse_unused(given: Mapping[str, Any]) -> None:

@@ -495,7 +495,7 @@ def test_other_problems_are_refused() -> None:
 
 def test_results_refuse_what_belongs_to_gmm() -> None:
     found = solved("cler")
-    refused = ("run_hansen_test", "run_lm_test", "reestimate", "compute_optimal_instruments")
+    refused = ("run_hansen_test", "run_lm_test", "compute_optimal_instruments")
     for name in (*refused, "compute_instrument_strength", "integration_report"):
         with pytest.raises(NotImplementedError, match=f"{name} is not supported for estimates by likelihood"):
             getattr(found, name)()
