@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 #: Pages whose code other tests run.
-ELSEWHERE = {"counterfactuals.md"}
+ELSEWHERE = {"conduct.md", "counterfactuals.md"}
 
 
 def module(name: str) -> Any:

@@ -78,7 +78,7 @@ def solve_conduct_prices(
 
 def conduct_passthrough(conduct: Conduct, market: PricedMarket) -> Float[Array, "J J"]:
     """``dp_j / dc_k = (I - dm / dp)^{-1}`` at the market's prices, an equilibrium at the costs that they imply."""
-    moved = market.price_derivatives(lambda at: jnp.where(at.present, conduct.markups(at), 0.0))
+    moved = jnp.where(market.present[:, None], conduct.markup_slopes(market), 0.0)
     return market.inverse(jnp.eye(market.prices.size) - moved)
 
 

@@ -116,6 +116,7 @@ class Scenario:
     kept, unit, paid : taxes, see `State`: either all are as they were, or none.
     iteration, constant_costs : see `Model.compute_prices`.
     conduct : how firms compete, with the firms that there are then.
+    start : prices (N,) at which the search for prices begins; None begins at those before.
     """
 
     firm_ids: Any = None
@@ -132,6 +133,7 @@ class Scenario:
     iteration: Iteration | None = None
     constant_costs: bool = True
     conduct: ConductData | None = None
+    start: Any = None
 
     def apply(self, state: State) -> State:
         """The point to which this leads from another one."""
@@ -146,7 +148,7 @@ class Scenario:
         owned = state.owned if conduct is not None else self._owned(base, state.owned)
         going = State(base, changes, dropped, state.model, owned, costs, kept, unit, paid, conduct=conduct)
         prices = None if self.prices is None else xp.asarray(self.prices, float)
-        model, costs, loops = _arrive(base, going, prices, self.hold, self.iteration, self.constant_costs)
+        model, costs, loops = _arrive(base, going, prices, self.start, self.hold, self.iteration, self.constant_costs)
         return State(base, changes, dropped, model, owned, costs, kept, unit, paid, loops, conduct)
 
     def _costs(self, state: State) -> AnyArray:
@@ -176,6 +178,7 @@ def _arrive(
     base: Model,
     going: State,
     prices: AnyArray | None,
+    start: AnyArray | None,
     hold: AnyArray | None,
     iteration: Iteration | None,
     constant_costs: bool,
@@ -195,11 +198,13 @@ def _arrive(
         taxed, conduct = moved, going.conduct
         if conduct is None:
             assert going.owned is not None
-            taxed = dataclasses.replace(moved, ownership=_taxed(base, going.owned, going.kept))
+            taxed = dataclasses.replace(moved, ownership=taxed_ownership(base, going.owned, going.kept))
         else:
             conduct = dataclasses.replace(conduct, kept=going.kept)
-        costs, start = (going.costs + going.unit) / going.kept, constant(before.prices)
-        found = taxed.solve_prices(None, None, costs, start, iteration, constant_costs, hold, conduct)
+        costs, begin = (going.costs + going.unit) / going.kept, constant(before.prices)
+        if start is not None:
+            begin = start if hold is None else namespace(begin).where(hold, begin, start)
+        found = taxed.solve_prices(None, None, costs, begin, iteration, constant_costs, hold, conduct)
         prices, loops = found.prices, Loops(**found.fields())
     there = remaining.at(going.changes | {"prices": prices})
     model = dataclasses.replace(there, ownership=going.owned, conduct=going.conduct)
@@ -227,7 +232,7 @@ def _with_offsets(model: Model, economy: Economy) -> Model:
     return _offset(model, tuple(bucket.offsets for bucket in economy.buckets))
 
 
-def _taxed(model: Model, owned: Ownership, kept: AnyArray) -> Ownership:
+def taxed_ownership(model: Model, owned: Ownership, kept: AnyArray) -> Ownership:
     """Ownership at which conditions without taxes are those with them."""
     parts = model.economy.spread(kept)
     return tuple(H * nu[:, None, :] / nu[:, :, None] for H, nu in zip(owned, parts, strict=True))

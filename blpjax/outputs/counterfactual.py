@@ -28,6 +28,8 @@ class CounterfactualMethods(OutcomeSource):
         error_behavior: str = "warn",
         iteration: Iteration | None = None,
         constant_costs: bool = True,
+        check: bool = False,
+        starts: Any = None,
         conduct: Any = None,
     ) -> Counterfactual:
         """What prices, shares, profits and surplus would be if something changed. Nothing else does.
@@ -57,6 +59,11 @@ class CounterfactualMethods(OutcomeSource):
         hold_fixed : ``'shares'`` or ``'xi'``: what stays fixed when parameters vary, see `ProblemResults.delta_method`.
         error_behavior : ``'warn'`` or ``'raise'`` where no equilibrium is found; numbers are NaN there.
         iteration, constant_costs : as in `compute_prices`.
+        check : whether to check second-order conditions of firms, given the prices of others: `markets` then have the
+            ``largest_curvature`` of their profits, and where it is positive there is a warning, or an error.
+        starts : from how many random prices, around those before the change, searches begin, too, or a pair of that
+            and a seed (0). `markets` then count different ``equilibria``; those to which prices before the change lead
+            are taken.
         conduct : how firms compete after the change, such as ``blpjax.Cournot()`` (docs/conduct.md). Costs are those
             that observed prices imply under the conduct of the problem.
 
@@ -84,4 +91,4 @@ class CounterfactualMethods(OutcomeSource):
             if add is not None:
                 raise NotImplementedError("market_ids is not supported with add, whose table has its own markets.")
             source = SomeMarkets(self, market_ids)
-        return solve_counterfactual(source, (), given, standard_errors, hold_fixed, error_behavior)
+        return solve_counterfactual(source, (), given, standard_errors, hold_fixed, error_behavior, check, starts)

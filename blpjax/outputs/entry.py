@@ -18,6 +18,7 @@ from blpjax.inputs.table_format import plain_value, read_table
 from blpjax.kernels.arrays import namespace
 from blpjax.model.formulated import Formulated, build_matrices
 from blpjax.model.model import Model
+from blpjax.model.scenario import State, starting_state
 from blpjax.outputs.labels import OutputTables
 
 #: Columns of the table of new products that are not columns of product data.
@@ -81,6 +82,15 @@ class Entry:
         rows = np.where(self.like >= 0, self.like, 0)
         found = xp.where(self.like >= 0, costs[rows], explained)
         return xp.concatenate([costs[: self.known], xp.where(np.isnan(self.costs), found, self.costs)])
+
+
+def first_state(model: Model, entry: Entry | None) -> State:
+    """The point before all changes, perhaps with new products that nobody can choose."""
+    if entry is None:
+        return starting_state(model)
+    longer = entry.extend(model)
+    before = starting_state(longer, entry.new)
+    return dataclasses.replace(before, costs=entry.all_costs(longer, before.costs))
 
 
 def read_entry(

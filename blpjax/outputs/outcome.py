@@ -11,15 +11,25 @@ import pandas as pd
 
 from blpjax.economy.buckets import index_markets
 from blpjax.economy.loops import Loops, worst_loops
-from blpjax.exceptions import EquilibriumPricesConvergenceError, raise_for_status, succeeded
+from blpjax.exceptions import (
+    EquilibriumPricesConvergenceError,
+    raise_for_status,
+    succeeded,
+)
 from blpjax.inputs.arguments import check_choice
-from blpjax.kernels.arrays import AnyArray
 from blpjax.machine.announcements import said
 from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
-from blpjax.model.scenario import Scenario, State, starting_state
+from blpjax.model.scenario import Scenario, State
+from blpjax.outputs.certified import (
+    largest_curvatures,
+    read_starts,
+    report_curvatures,
+    try_starts,
+    warn_of_several,
+)
 from blpjax.outputs.changes import read_scenario, with_entry
-from blpjax.outputs.entry import Entry, read_entry
+from blpjax.outputs.entry import Entry, first_state, read_entry
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outcome_numbers import (
     MARKET_COLUMNS,
@@ -29,6 +39,8 @@ from blpjax.outputs.outcome_numbers import (
     numbers_of,
     read_market_weights,
     spread_of,
+    spreads_of,
+    surpluses_of_agents,
 )
 from blpjax.outputs.outputs import Outputs
 from blpjax.outputs.query import Given, Output
@@ -62,7 +74,8 @@ class Counterfactual(Shown):
         and profits (by product, for each consumer in the market), each with ``_before``, ``_after`` and ``_change``.
         Products that were dropped have a share and profits of zero, and no price.
     markets : a row for each market: consumer_surplus, profits, revenue (of taxes), total (their sum), inside_share and
-        mean_price (over products), likewise; ``converged`` and ``residual`` of the search for prices.
+        mean_price (over products), likewise; ``converged`` and ``residual`` of the search for prices,
+        ``largest_curvature`` with `check`, and ``equilibria``, how many different ones were found, with `starts`.
     firms : profits of each firm in each market.
 
     Methods such as `compute_elasticities` are those of `ProblemResults`, after the change.
@@ -167,7 +180,7 @@ class Counterfactual(Shown):
             rows[name] = {when: v @ self._value("markets", name, when) for when, v in sums}
             rows[name]["change"] = rows[name]["after"] - rows[name]["before"]
             if self.drawn is not None:
-                rows[name] |= _spreads(*(self.drawn["markets"][f"{name}_{when}"] @ v for when, v in sums))
+                rows[name] |= spreads_of(*(self.drawn["markets"][f"{name}_{when}"] @ v for when, v in sums))
             if self._found is None:
                 continue
             jacobian, V = self._found.jacobian, self._found.parameter_covariances
@@ -205,8 +218,8 @@ class Counterfactual(Shown):
         if groups.size != table.weights.size:
             raise ValueError(f"values must be {table.weights.size} values, one for each row of the agent table.")
         frame = pd.DataFrame({"value": groups, "weight": np.asarray(table.weights).reshape(-1)})
-        before, after = (self._by_row(found) for found in _of_agents(self.before, self.after))
-        drawn = None if self.draws is None else [self._by_row(found) for found in self.over_draws(_of_agents)]
+        before, after = (self._by_row(found) for found in surpluses_of_agents(self.before, self.after))
+        drawn = None if self.draws is None else [self._by_row(found) for found in self.over_draws(surpluses_of_agents)]
         frame["group"] = frame["value"]
         if quantiles is not None:
             ranked = frame.sort_values("value", kind="stable")
@@ -221,7 +234,7 @@ class Counterfactual(Shown):
             row |= {"before": before[places] @ w, "after": after[places] @ w}
             row["change"] = row["after"] - row["before"]
             if drawn is not None:
-                row |= _spreads(*(values[:, places] @ w for values in drawn))
+                row |= spreads_of(*(values[:, places] @ w for values in drawn))
             rows[group] = row
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group").reset_index()
 
@@ -246,7 +259,7 @@ class Counterfactual(Shown):
         if self.drawn is not None:
             member = codes == np.arange(T)[:, None]
             shares = (self.drawn["products"][f"shares_{when}"] for when in ("before", "after"))
-            columns |= _spreads(*((numbers * s) @ member.T for s in shares))
+            columns |= spreads_of(*((numbers * s) @ member.T for s in shares))
         return pd.DataFrame({"market_ids": self._tables.markets.ids} | columns)
 
     # going on
@@ -318,14 +331,7 @@ class Counterfactual(Shown):
         return bool((self.after.kept != 1).any() or (self.after.unit != 0).any())
 
     def _states(self, model: Model) -> tuple[State, State]:
-        if self._entry is None:
-            before = starting_state(model)
-        else:
-            longer = self._entry.extend(model)
-            before = starting_state(longer, self._entry.new)
-            costs = self._entry.all_costs(longer, before.costs)
-            before = dataclasses.replace(before, costs=costs)
-        state = before
+        state = before = first_state(model, self._entry)
         for scenario in self._scenarios:
             state = scenario.apply(state)
         return before, state
@@ -384,17 +390,6 @@ class Counterfactual(Shown):
         raise KeyError(name)
 
 
-def _of_agents(before: State, after: State) -> tuple[AnyArray, AnyArray]:
-    return before.compute_consumer_surpluses(keep_all=True), after.compute_consumer_surpluses(keep_all=True)
-
-
-def _spreads(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    """Columns about draws, of numbers (draws, ...) before and after."""
-    numbers = {"before": before, "after": after, "change": after - before}
-    spreads = {when: spread_of(values)._asdict() for when, values in numbers.items()}
-    return {f"{when}_{key}": values for when, spread in spreads.items() for key, values in spread.items()}
-
-
 class _After(Outputs):
     """The outputs of the model after a change."""
 
@@ -442,6 +437,8 @@ def solve_counterfactual(
     standard_errors: bool,
     hold_fixed: str,
     error_behavior: str,
+    check: bool = False,
+    starts: Any = None,
 ) -> Counterfactual:
     """The outcome of a change, with arguments that `CounterfactualMethods.counterfactual` documents.
 
@@ -450,8 +447,12 @@ def solve_counterfactual(
     source : results.
     before : changes that there have been already.
     given : arguments by name, of those that say what changes.
-    standard_errors, hold_fixed, error_behavior : see there.
+    standard_errors, hold_fixed, error_behavior, check, starts : see there.
     """
+    read_flag("check", check)
+    tried = read_starts(starts)
+    if given["prices"] is not None and (check or tried):
+        raise ValueError("check and starts have no meaning where prices are given, which nobody sets.")
     read_flag("standard_errors", standard_errors)
     check_choice("hold_fixed", hold_fixed, ("shares", "xi"))
     check_choice("error_behavior", error_behavior, ("raise", "warn"))
@@ -463,8 +464,24 @@ def solve_counterfactual(
         read = [one for one in (scenario.conduct, centre.model.conduct) if one is not None]
         entry = read_entry(centre.formulated, centre.output_tables, given["add"], centre.model, read)
         scenario = with_entry(scenario, entry, centre.output_tables, given)
+    competing = scenario.conduct is not None or centre.model.conduct is not None
+    if check and (competing or any(one.conduct is not None for one in before)):
+        raise NotImplementedError("check is supported for firms that set prices, without conduct.")
+    markets, equilibria = (centre.output_tables if entry is None else entry.tables).markets, None
+    if tried is not None:
+        state = first_state(centre.model.on_host(), entry)
+        for one in before:
+            state = one.apply(state)
+        scenario, equilibria = try_starts(state, scenario, markets.codes, len(markets.ids), tried)
     with said("Solving for prices after the change ..."):
         found = Counterfactual(source, (*before, scenario), entry, standard_errors, hold_fixed)
+    if equilibria is not None:
+        found.markets["equilibria"] = equilibria
+        warn_of_several(equilibria, markets.ids)
+    if check:
+        curvatures = largest_curvatures(found.after, markets.rows, scenario.hold)
+        found.markets["largest_curvature"] = curvatures
+        report_curvatures(curvatures, markets.ids, error_behavior == "warn")
     ids, action = centre.output_tables.markets.ids, "The search for equilibrium prices"
     kind, warn = EquilibriumPricesConvergenceError, error_behavior == "warn"
     if (loops := found.after.loops) is not None:

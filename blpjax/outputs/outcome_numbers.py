@@ -82,3 +82,15 @@ def spread_of(draws: np.ndarray) -> Spread:
     found[0, several] = np.nanstd(known, axis=0, ddof=1)
     found[1:, several] = np.nanquantile(known, [0.025, 0.975], axis=0)
     return Spread(*found)
+
+
+def spreads_of(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """Columns about draws, of numbers (draws, ...) before and after."""
+    numbers = {"before": before, "after": after, "change": after - before}
+    spreads = {when: spread_of(values)._asdict() for when, values in numbers.items()}
+    return {f"{when}_{key}": values for when, spread in spreads.items() for key, values in spread.items()}
+
+
+def surpluses_of_agents(before: State, after: State) -> tuple[AnyArray, AnyArray]:
+    """Consumer surpluses of agents (T, max I) at both points."""
+    return before.compute_consumer_surpluses(keep_all=True), after.compute_consumer_surpluses(keep_all=True)
