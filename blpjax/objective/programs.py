@@ -125,8 +125,8 @@ def hessian_at(
     elements = sum(bucket.shares.size * bucket.weights.shape[1] for bucket in economy.buckets)
     elements //= 1 if economy.placement is None else economy.placement.size
     columns = max(1, min(P, HESSIAN_ELEMENTS // max(elements, 1)))
-    batches = -(-P // columns)
-    columns = -(-P // batches)  # of equal size, for which as few as possible are computed in vain
+    batches = max(1, round(P / columns))  # of equal size, for which few are computed in vain
+    columns = -(-P // batches)
     directions = np.eye(batches * columns, P).reshape(batches, columns, P)
     bar = tqdm.tqdm(directions, desc="Hessian", disable=not progress or batches == 1)
     rows = np.concatenate([np.asarray(_curvature(objective, theta, start, batch)) for batch in bar])[:P]

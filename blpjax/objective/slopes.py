@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from blpjax.economy.buckets import Bucket
 from blpjax.economy.conduct import MarketData, in_market
 from blpjax.economy.mapping import cached_elements, map_markets
+from blpjax.kernels.curvature import Paths, market_curvature
 from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.markups import Firms
 from blpjax.kernels.slopes import Moves, Slopes, market_slopes, multipliers, weighted_equations
@@ -33,14 +34,18 @@ def has_tastes(model: StructuralModel) -> bool:
     return model.economy.buckets[0].X2.shape[2] > 0
 
 
+def has_formulas(model: StructuralModel) -> bool:
+    """Whether derivatives of random coefficients have formulas: common tastes, no nests, firms that set prices."""
+    bucket, supply = model.economy.buckets[0], model.data.supply
+    common = bucket.demographics.ndim == 3 and not model.layout.form.transformations
+    return has_tastes(model) and common and bucket.nests is None and (supply is None or supply.conduct is None)
+
+
 def solve_along(
     model: StructuralModel, theta: Float[Array, " P"], start: Float[Array, " N"]
 ) -> tuple[Solution, Values]:
     """Mean utilities, found from `start`, and markups, with derivatives (N, P) of both in theta."""
-    bucket, layout = model.economy.buckets[0], model.layout
-    common = bucket.demographics.ndim == 3 and not layout.form.transformations
-    setting = model.data.supply is None or model.data.supply.conduct is None
-    if has_tastes(model) and common and bucket.nests is None and setting:
+    if has_formulas(model):
         return _by_formulas(model, theta, start)
 
     def solved(theta: Array) -> tuple[Values, Solution]:
@@ -73,14 +78,21 @@ def market_hessian(
     layout, size = model.layout, theta.size
     if model.data.supply is not None and model.data.supply.conduct is not None:
         return _conduct_hessian(model, theta, solution, by_theta, pulled, directions)
+    coefficients, scale = model.expand(theta), layout.form.epsilon_scale
+
+    def by_formulas(local: _Local, known: Values, by_theta: Values, pulled: Values) -> Array:
+        point = local.point(model, coefficients, known.delta)
+        firms = local.owned if isinstance(local.owned, Firms) else None
+        weights = multipliers(point, known.markups, firms, scale * pulled.delta, pulled.markups)
+        paths = Paths(by_theta.delta / scale, by_theta.markups)
+        return market_curvature(point, known.markups, firms, weights, _moves(model, local), paths)
 
     def kernel(local: _Local, known: Values, by_theta: Values, pulled: Values) -> Array:
         def at(tau: Array) -> tuple[DemandPoint, Array | None]:
             now = jax.tree.map(lambda value, slope: value + slope @ tau, known, by_theta)
             return local.point(model, model.expand(theta + tau), now.delta), now.markups
 
-        scaled = layout.form.epsilon_scale * pulled.delta
-        weights = multipliers(*at(jnp.zeros(size)), local.owned, scaled, pulled.markups)
+        weights = multipliers(*at(jnp.zeros(size)), local.owned, scale * pulled.delta, pulled.markups)
         _, push = jax.linearize(
             jax.grad(lambda tau: weighted_equations(*at(tau), local.owned, weights)), jnp.zeros(size)
         )
@@ -90,6 +102,10 @@ def market_hessian(
         return jax.vmap(push)(directions)
 
     solved = Values(solution.inversion.delta, solution.markups)
+    supply = model.data.supply
+    if has_formulas(model) and (supply is None or all(isinstance(owned, Firms) for owned in supply.ownership)):
+        found = model.economy.gather_markets(_over_markets(model, by_formulas, solved, by_theta, pulled))
+        return directions @ found.sum(axis=0)
     return model.economy.gather_markets(_over_markets(model, kernel, solved, by_theta, pulled)).sum(axis=0)
 
 
@@ -172,23 +188,26 @@ def _over_markets(model: StructuralModel, kernel: Callable[..., Any], *values: A
     ]
 
 
-def _by_formulas(model: StructuralModel, theta: Array, start: Array) -> tuple[Solution, Values]:
-    layout, economy = model.layout, model.economy
-    scale, coefficients = layout.form.epsilon_scale, model.expand(theta)
+def _moves(model: StructuralModel, local: _Local) -> Moves:
+    """What elements of theta move in a market."""
+    layout, market = model.layout, local.market
     nodes = [layout.node_columns[layout.sigma_columns.index(m)] for _, m in layout.sigma]
     demographics = [d for _, d in layout.pi]
-    characteristics = tuple(k for k, _ in (*layout.sigma, *layout.pi))
     betas = [k for (k,) in layout.beta]
     first = len(layout.phi)  # of which neither mean utilities nor markups are functions
+    B = jnp.concatenate([market.nodes[:, nodes], market.demographics[:, demographics]], axis=1)
+    linear = jnp.zeros((market.X2.shape[0], first + len(betas) + len(layout.gamma)))
+    if local.X1_slope is not None:
+        slopes = local.X1_slope[:, betas] / layout.form.epsilon_scale
+        linear = linear.at[:, first : first + len(betas)].set(slopes)
+    return Moves(B, linear, tuple(k for k, _ in (*layout.sigma, *layout.pi)))
+
+
+def _by_formulas(model: StructuralModel, theta: Array, start: Array) -> tuple[Solution, Values]:
+    economy, scale, coefficients = model.economy, model.layout.form.epsilon_scale, model.expand(theta)
 
     def kernel(local: _Local, delta: Array) -> Slopes:
-        market = local.market
-        B = jnp.concatenate([market.nodes[:, nodes], market.demographics[:, demographics]], axis=1)
-        linear = jnp.zeros((delta.size, first + len(betas) + len(layout.gamma)))
-        if local.X1_slope is not None:
-            linear = linear.at[:, first : first + len(betas)].set(local.X1_slope[:, betas] / scale)
-        point = local.point(model, coefficients, delta)
-        found = market_slopes(point, Moves(B, linear, characteristics), local.owned)
+        found = market_slopes(local.point(model, coefficients, delta), _moves(model, local), local.owned)
         return found._replace(delta=scale * found.delta)
 
     inversion = model.invert(coefficients, start)
