@@ -30,9 +30,9 @@ Holder = TypeVar("Holder", bound="DataHolder")
 
 
 def _shared(name: str) -> Any:
-    """A property of problems that is one of their data, with its docstring."""
-    known = getattr(ProblemData, name) if hasattr(ProblemData, name) else None
-    return property(operator.attrgetter(f"data.{name}"), doc=None if known is None else known.__doc__)
+    """A property of problems that is one of their data, with its docstring, or without one where it is a field."""
+    known = getattr(ProblemData, name, None)
+    return property(operator.attrgetter(f"data.{name}"), doc=known.__doc__ if isinstance(known, property) else "")
 
 
 class DataHolder(Shown):

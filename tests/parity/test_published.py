@@ -235,7 +235,7 @@ def test_bounded_optimum_has_sigma_on_sugar_at_its_bound(bounded: blpjax.Problem
     assert bounded.converged
     assert bounded.sigma[2, 2] == 0
     assert bounded.at_bound == ["sugar x sugar"]
-    assert "At bound: sugar x sugar." in str(bounded)
+    assert "At bound: 'sugar x sugar' of sigma." in str(bounded)
     assert "Reduced Hessian" in str(bounded)
 
 
