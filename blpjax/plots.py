@@ -98,6 +98,28 @@ def plot_diversion_ratios(
     return ax
 
 
+def plot_passthrough(
+    results: Outputs,
+    market_id: Any,
+    products: Sequence[int] | None = None,
+    labels: Sequence[Any] | None = None,
+    annotate: bool | None = None,
+    ax: Axes | None = None,
+    conduct: Any = None,
+) -> Axes:
+    """Heatmap of one market's passthrough ``dp_j / dc_k``, of costs of the column's product to prices of the row's.
+
+    Own passthrough is on the diagonal and has a grey scale of its own. `conduct` is that of `compute_passthrough`;
+    other arguments and errors are those of `plot_elasticities`.
+    """
+    _refuse_draws(results)
+    matrix = results.compute_passthrough(market_id=market_id, conduct=conduct)
+    market = _Market(results, market_id, products, labels)
+    ax = _draw_matrix(market, matrix, ("passthrough to rivals", "own passthrough"), annotate, ax)
+    ax.set(title=f"Passthrough, market {market_id}", ylabel="price of", xlabel="cost of")
+    return ax
+
+
 def plot_price_changes(
     results: Outputs | Counterfactual,
     changed_prices: Any = None,

@@ -59,7 +59,7 @@ def tick_labels(axis: Any) -> list[str]:
 # --- heatmaps -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quantity", ["elasticities", "diversion_ratios"])
+@pytest.mark.parametrize("quantity", ["elasticities", "diversion_ratios", "passthrough"])
 def test_heatmaps_show_one_market(quantity: str) -> None:
     results = solved()
     ax = getattr(plots, f"plot_{quantity}")(results, "m002")
