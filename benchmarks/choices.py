@@ -1,6 +1,6 @@
 """Measurements behind `docs/choose.md`: how many nodes, and which optimiser.
 
-``python -m benchmarks.choices`` prints two tables, in about five minutes.
+``python -m benchmarks.choices`` prints two tables, in some minutes.
 
 Integration: errors of rules on Nevo's cereals (20 markets, four random coefficients, no demographics) at fixed
 parameters. For each rule its number of nodes in a market, and root mean squared errors of mean utilities and of

@@ -56,6 +56,11 @@ def tick_labels(axis: Any) -> list[str]:
     return [label.get_text() for label in axis.get_ticklabels()]
 
 
+def test_figures_of_other_modules_are_here_too() -> None:
+    """The reference has what `__all__` names."""
+    assert plots.__all__ == sorted(name for name in vars(plots) if name.startswith("plot_"))
+
+
 # --- heatmaps -------------------------------------------------------------------------------------------------------
 
 

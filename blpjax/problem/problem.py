@@ -1,6 +1,7 @@
 """Problem: data and formulations in, results out. Orchestration only.
 
-It has more than 500 lines because methods document all that can be given to them.
+It has more than 500 lines because methods document all that can be given to them: two thirds are signatures and
+docstrings. What is left of `solve`, `functions` and `compare_micro` shares the private methods that build an objective.
 """
 
 import dataclasses
@@ -258,7 +259,6 @@ class Problem(DataHolder, Picklable):
         micro_sample_covariances : (MM, MM) array, optional
             Sample covariances of observed values, in place of those that the model has for samples of as many
             respondents as datasets have observations.
-            Only their defaults are supported.
         starts : int, Starts, list of mappings or (S, P) array, optional
             Tries many starting values of theta, and begins at the best local minimum of the first step's objective that
             they lead to. A number stands for the given values and quasi-random points within bounds, `Starts` has a
@@ -276,7 +276,6 @@ class Problem(DataHolder, Picklable):
             Estimates by the likelihood of consumers' choices and of shares, with exogeneity restrictions, in place of
             GMM. There is one step, whatever `method` is; all of beta is estimated from mean utilities; and what only
             GMM has (weighting matrices, types of covariances, other moments, a supply side) has to be left out.
-
         path : str or PathLike, optional
             A file for the best point of each GMM step so far, which is replaced whenever there is a better one. Where
             the file is there, because an estimation of the same parameters on as many products was killed or has ended,
@@ -643,9 +642,8 @@ class Problem(DataHolder, Picklable):
         for side, counts in types._asdict().items():
             if counts:
                 options.output("")
-                title = f"{side.capitalize()} Moment Counts"
-                rows = [kind for kind, _ in counts], [str(count) for _, count in counts]
-                options.output(str(Table([rows[0]], [rows[1]], title)))
+                kinds, sizes = [kind for kind, _ in counts], [str(count) for _, count in counts]
+                options.output(str(Table([kinds], [sizes], f"{side.capitalize()} Moment Counts")))
 
     def _moment_labels(self, data: ModelData) -> list[str]:
         known = self.MD + self.MS + self.MC

@@ -5,6 +5,7 @@ where there are some), what pages link to, and a reference of every public name.
 are errors, and every link is followed. Nothing is taken from a network.
 """
 
+import base64
 import html
 import json
 import re
@@ -122,8 +123,6 @@ def write_arguments() -> None:
 
 def first_picture(notebook: Path) -> bytes | None:
     """The first figure in an executed notebook."""
-    import base64
-
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         for output in cell.get("outputs", ()):
             if picture := output.get("data", {}).get("image/png"):

@@ -11,7 +11,6 @@ from pygments.lexers.special import TextLexer
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
-from sphinx.util import logging
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -91,7 +90,6 @@ def write_block(writer: Any, node: Any) -> None:
 
 def setup(app: Sphinx) -> None:
     """Formulas are MathML, which browsers draw by themselves: no script, nothing from elsewhere."""
-    logging.getLogger(__name__).debug("blpjax's own extensions")
     app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))
     app.add_transform(LinkNames)
     app.add_lexer("mermaid", TextLexer)
