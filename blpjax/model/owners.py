@@ -62,10 +62,10 @@ def base_inverses(model: Model, costs: Float[np.ndarray, " N"]) -> list[tuple[Fl
     for part, owned, bucket in zip(slopes, model.owned(), model.economy.buckets, strict=True):
         absent = ~np.asarray(bucket.present)
         one = np.eye(part.shape[1])
-        square = np.where(absent[:, :, None] | absent[:, None, :], -one, part)
+        square: np.ndarray = np.where(absent[:, :, None] | absent[:, None, :], -one, part)
         within = np.where((np.asarray(owned) == 1) | (one > 0), square, 0.0)
         firm = (within + within.swapaxes(1, 2)) / 2
-        usable: np.ndarray = np.isfinite(square).all(axis=(1, 2))
+        usable = np.isfinite(square).all(axis=(1, 2))
         firm = np.where(usable[:, None, None], firm, -one)
         usable &= np.linalg.eigvalsh(firm).max(axis=1) < 0
         safe = np.where(usable[:, None, None], square, one)
