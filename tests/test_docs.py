@@ -89,12 +89,18 @@ def test_every_notebook_is_in_the_gallery() -> None:
 
 
 def test_tables_of_benchmarks_are_those_of_their_page() -> None:
-    """The page on choices repeats figures of the benchmarks' page, the one on performance those of the README."""
+    """Pages on choices and micro data repeat figures of the benchmarks' page, the README those on performance."""
     known = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ((?:blpjax|PyBLP) \w+) \| (\d+, \d+) \| (\d+ of 80) \|$", page("choose.md"), re.MULTILINE)
     assert len(rows) == 5
     for method, evaluations, solved in rows:
         assert f"| {method} | {evaluations} | {solved} " in known
+    economies = re.findall(r"^\| (\w.*) \|" + r" (\S+) \|" * 8 + "$", known, re.MULTILINE)
+    assert len(economies) == 6
+    for name, _, _, _, _, gmm, likelihood, *_ in economies:
+        assert f"| {name} | {gmm} | {likelihood} |" in page("micro.md")
+    covered = sorted(float(one) for row in economies for one in row[-2:])
+    assert f"covered between {covered[0]:.1%} and {covered[-1]:.1%}" in page("micro.md")
     measured = re.findall(
         r"^\| .+ \| (.+ s) \| ([\d.,]+ s)\b.* \| (\d+) \| (.+ s) \|$",
         (ROOT / "README.md").read_text(encoding="utf-8"),
