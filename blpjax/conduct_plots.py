@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from blpjax.inference.conduct_critical_values import POWERS, SIZES
+from blpjax.inference.conduct_critical_values import NORMAL, POWERS, SIZES
 from blpjax.inference.conduct_test_results import ConductTest
 
 #: Colours of sets of instruments, in their order, again and again.
@@ -31,13 +31,13 @@ def plot_conduct_test(test: ConductTest, ax: Any = None) -> Any:
     sets = list(dict.fromkeys(table["instruments"]))
     if ax is None:
         ax = pyplot.subplots(figsize=(7.0, 1.4 + 0.35 * len(pairs)), layout="constrained")[1]
-    ax.axvspan(-1.96, 1.96, color="0.93", zorder=0)
+    ax.axvspan(-NORMAL, NORMAL, color="0.93", zorder=0)
     ax.axvline(0, color="0.6", linewidth=0.8, zorder=1)
     spread = np.linspace(-0.25, 0.25, len(sets)) if len(sets) > 1 else np.zeros(1)
     for k, name in enumerate(sets):
         rows = table[table["instruments"] == name]
         places = np.array([pairs.index(pair) for pair in zip(rows["model"], rows["against"], strict=True)]) + spread[k]
-        rejects = rows["TRV"].abs() > 1.96
+        rejects = rows["TRV"].abs() > NORMAL
         strong = np.where(rejects, rows["worst_size"] <= SIZES[-1], rows["best_power"] >= POWERS[0])
         colour = COLOURS[k % len(COLOURS)]
         faces = np.where(strong, colour, "white")

@@ -101,9 +101,7 @@ class ConductData(eqx.Module):
             raise ValueError(
                 f"Conduct {self.name} has weights by pairs of firms. Give a conduct with those of new firms."
             )
-        known = ownership
-        if known is None:
-            known = _codes(np.asarray(firm_ids).reshape(-1))
+        known = _codes(np.asarray(firm_ids).reshape(-1)) if ownership is None else ownership
         return dataclasses.replace(self, owners=self.owners | {FIRMS: known})
 
 

@@ -18,11 +18,13 @@ import numpy as np
 #: Worst-case sizes and best-case powers that there are critical values for.
 SIZES, POWERS = (0.075, 0.1, 0.125), (0.5, 0.75, 0.95)
 
+#: Statistics that are larger reject at 5%.
+NORMAL = 1.959963984540054
+
 #: Correlations are rounded to so many digits, so that critical values are found again.
 DIGITS = 3
 
 _POINTS = 15  # two to this power
-_NORMAL = 1.959963984540054
 _FARTHEST, _STEPS = 120.0, 25
 
 
@@ -119,4 +121,4 @@ def _simulate(draws: _Draws, below: float, above: float, rho: float, K: int) -> 
     x, y = draws.x + below, draws.y + above
     A, B, D = x**2 + draws.xx, y**2 + draws.yy, x * y + draws.xy
     squares = A + B
-    return _Limit(float(np.mean(D**2 > _NORMAL**2 * (squares + 2 * rho * D))), (squares - 2 * rho * D) / (2 * K))
+    return _Limit(float(np.mean(D**2 > NORMAL**2 * (squares + 2 * rho * D))), (squares - 2 * rho * D) / (2 * K))

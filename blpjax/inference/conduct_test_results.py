@@ -1,7 +1,7 @@
 """Tests of conduct as tables."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -103,7 +103,7 @@ class ConductTest(Shown, Picklable):
 
     def _tests(self, name: str) -> Table:
         title = f"Rivers-Vuong statistics with instruments {name} (positive: the row fits worse)"
-        return _square(self.matrix("TRV", name), title, "")
+        return _square(self.matrix("TRV", name), title, {})
 
     def _strength(self, name: str) -> Table:
         rows = self.table[self.table["instruments"] == name]
@@ -118,26 +118,23 @@ class ConductTest(Shown, Picklable):
     def _set(self, name: str) -> Table:
         rows = self.models[self.models["instruments"] == name]
         lines = [
-            [str(row.model), f"{row.Q:.3g}", _number(row.mcs_p_value, 3), "yes" if row.in_set else "no"]
+            [str(row.model), f"{row.Q:.3g}", _number(row.mcs_p_value), "yes" if row.in_set else "no"]
             for row in rows.itertuples()
         ]
         return Table([["Model", "Q", "MCS p-value", "In set"]], lines, "Model confidence set at 5%")
 
 
-def _square(frame: pd.DataFrame, title: str, marks: dict[tuple[str, str], str] | str) -> Table:
-    """The upper triangle of a matrix."""
+def _square(frame: pd.DataFrame, title: str, marks: Mapping[tuple[str, str], str]) -> Table:
+    """The upper triangle of a matrix, with marks of pairs."""
     names = [str(name) for name in frame.columns]
     lines = []
     for i, name in enumerate(names[:-1]):
         cells = [
-            _number(frame.iloc[i, j], 3) + (marks if isinstance(marks, str) else marks.get((name, names[j]), ""))
-            if j > i
-            else ""
-            for j in range(1, len(names))
+            _number(frame.iloc[i, j]) + marks.get((name, names[j]), "") if j > i else "" for j in range(1, len(names))
         ]
         lines.append([name, "|", *cells])
     return Table([["Model", "|", *names[1:]]], lines, title)
 
 
-def _number(value: float, digits: int) -> str:
-    return "-" if np.isnan(value) else f"{value:.{digits}f}"
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}"

@@ -10,7 +10,7 @@ from scipy.special import ndtr
 
 from blpjax.estimation.estimates import Estimates
 from blpjax.exceptions import DataError, IdentificationError, IdentificationWarning, warn_user
-from blpjax.inference.conduct_critical_values import POWERS, SIZES, CriticalValues, critical_values
+from blpjax.inference.conduct_critical_values import NORMAL, POWERS, SIZES, CriticalValues, critical_values
 from blpjax.inference.conduct_statistics import Fit, confidence_set, fit_models
 from blpjax.inference.conduct_test_results import LEVEL, POWER_COLUMNS, SIZE_COLUMNS, ConductTest
 from blpjax.inference.markups import MarkupSlopes, markups_with_slopes
@@ -18,6 +18,7 @@ from blpjax.inputs.absorb import Absorber, build_absorber
 from blpjax.inputs.arguments import check_choice
 from blpjax.inputs.columns import list_rows
 from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.identification import refuse_endogenous
 from blpjax.inputs.taxes import Taxes
 from blpjax.kernels.conduct import Conduct, check_conduct
 from blpjax.objective import iv
@@ -200,8 +201,8 @@ def _imply(results: Estimates, question: Question) -> dict[str, ImpliedCosts]:
         received[name] = _receive(problem.product_table.prices, question.taxes[name])
         if _varies(received[name].kept, problem.market_index.codes) and not conduct.taxable:
             raise NotImplementedError(
-                f"Model {name!r} is a function of one's own, which does not say what it is where ad valorem taxes "
-                "differ between products of a market. Give rates that are the same within markets."
+                f"Model {name!r}, {conduct.name}, does not say what it is where ad valorem taxes differ between "
+                "products of a market. Give rates that are the same within markets."
             )
     kept = [one.kept if _varies(one.kept, problem.market_index.codes) else None for one in received.values()]
     found = markups_with_slopes(results, list(question.models.values()), kept, question.demand_adjustment)
@@ -266,7 +267,7 @@ def _spread(what: str, values: Any, N: int) -> np.ndarray:
 
 
 def _read_controls(problem: ProblemData, costs: Formulation) -> Controls:
-    _refuse_endogenous("costs", costs)
+    refuse_endogenous("costs", costs)
     data = problem.product_table.data
     absorber = build_absorber(costs, data)
     return Controls(absorber, orthonormal_basis(absorber.residualize(costs.build(data).values)))
@@ -274,7 +275,7 @@ def _read_controls(problem: ProblemData, costs: Formulation) -> Controls:
 
 def _read_instruments(problem: ProblemData, name: str, formulation: Formulation, controls: Controls) -> np.ndarray:
     """An orthonormal basis (N, K) of instruments after cost shifters."""
-    _refuse_endogenous(f"instruments {name!r}", formulation)
+    refuse_endogenous(f"instruments {name!r}", formulation)
     if formulation.absorb_terms:
         raise ValueError(f"instruments {name!r} cannot absorb fixed effects. Absorb them in costs.")
     design = formulation.build(problem.product_table.data)
@@ -294,12 +295,6 @@ def _read_instruments(problem: ProblemData, name: str, formulation: Formulation,
     return basis
 
 
-def _refuse_endogenous(name: str, formulation: Formulation) -> None:
-    for endogenous in ("prices", "shares"):
-        if endogenous in formulation.names:
-            raise IdentificationError(f"{name} contain '{endogenous}', which are endogenous.")
-
-
 def _tabulate(key: str, fit: Fit, names: list[str]) -> pd.DataFrame:
     rows = []
     for i, model in enumerate(names):
@@ -311,7 +306,8 @@ def _tabulate(key: str, fit: Fit, names: list[str]) -> pd.DataFrame:
             row = {"instruments": key, "model": model, "against": names[j], "K": fit.K, "TRV": T}
             row |= {"p_value": 2 * float(ndtr(-abs(T))), "F": F, "rho": rho}
             row |= dict(zip((*SIZE_COLUMNS, *POWER_COLUMNS), (*values.size, *values.power), strict=True))
-            row |= {"worst_size": size, "best_power": power, "claim": _claim(model, names[j], T, size, power)}
+            claim = _SAME if fit.same[i, j] else _claim(model, names[j], T, size, power)
+            row |= {"worst_size": size, "best_power": power, "claim": claim}
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -320,11 +316,14 @@ def _no_values() -> CriticalValues:
     return CriticalValues((np.nan,) * len(SIZES), (np.nan,) * len(POWERS))
 
 
+_SAME = "the same costs up to cost shifters: no test"
+
+
 def _claim(model: str, against: str, T: float, size: float, power: float) -> str:
     """What a test says, given what sizes and powers its instruments allow."""
     if np.isnan(T):
-        return "the same costs up to cost shifters: no test"
-    if abs(T) > 1.96:
+        return "the variance is not positive: no test"
+    if abs(T) > NORMAL:
         worse, better = (model, against) if T > 0 else (against, model)
         limit = "sizes may be above 12.5%: instruments are weak" if np.isnan(size) else f"size at most {100 * size:g}%"
         return f"{worse} is rejected for {better} ({limit})"
@@ -343,20 +342,20 @@ def _notes(results: Estimates, question: Question, fits: Mapping[str, Fit], name
     notes = []
     fit = next(iter(fits.values()))
     for i, model in enumerate(names):
-        same = [names[j] for j in range(i) if np.isnan(fit.F[i, j])]
+        same = [names[j] for j in range(i) if fit.same[i, j]]
         if same:
             notes.append(
                 f"{model} implies the same costs as {same[0]}, up to what cost shifters explain: they cannot be told "
                 f"apart, and {model} is left out of model confidence sets."
             )
     crossed = isinstance(results.problem.data.clusters.counts, tuple) and question.se_type == "clustered"
-    pairs = [
+    pairs = dict.fromkeys(
         f"{names[i]} and {names[j]}"
         for one in fits.values()
         for i in range(len(names))
         for j in range(i)
-        if np.isnan(one.TRV[i, j]) and np.isfinite(one.F[i, j])
-    ]
+        if np.isnan(one.TRV[i, j]) and not one.same[i, j]
+    )
     if crossed and pairs:
         notes.append(
             f"Variances that are clustered in several ways are not positive for {', '.join(pairs)}, which have no test."

@@ -81,7 +81,7 @@ class DeltaMethodResults(Shown):
     parameter_labels: list[str]
     hold: str
     labels: pd.DataFrame | None = None
-    moments: "Moments | None" = None
+    moments: Moments | None = None
 
     @property
     def sensitivity(self) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pandas as pd
 from blpjax.exceptions import IdentificationError
 from blpjax.inputs.arguments import check_choice
 from blpjax.inputs.formulation import Formulation
+from blpjax.inputs.identification import refuse_endogenous
 from blpjax.objective import iv
 from blpjax.objective.build import exogenous_columns
 from blpjax.objective.clusters import Clusters
@@ -79,12 +80,7 @@ def _read_exogenous(name: str, formulation: Formulation, problem: ProblemData) -
         raise TypeError(f"{name} must be a Formulation, not {type(formulation).__name__}.")
     if formulation.absorb_terms:
         raise ValueError(f"{name} cannot absorb fixed effects: those of X1 are absorbed.")
-    for endogenous in ("prices", "shares"):
-        if endogenous in formulation.names:
-            raise IdentificationError(
-                f"{name} contains '{endogenous}', which are endogenous. Use what predicts them, such as differences of "
-                "exogenous characteristics, or of prices that instruments predict."
-            )
+    refuse_endogenous(name, formulation)
     design = formulation.build(problem.product_table.data)
     return design.values, list(design.labels)
 

@@ -63,11 +63,10 @@ def report_integration(
     baseline = _baseline(results, step_options.parameters.parameter_blocks, outcome)
     tables = []
     for name, rule in rules.rules.items():
-        seeded = _has_seed(rule)
-        seeds = rules.seeds if seeded else [-1]
+        seeds = rules.seeds if rule.random else [-1]
         built = [
             problem.build_agents(
-                _agent_data(problem, rules), _with_seed(rule, s) if seeded else rule, options.weights_tol
+                _agent_data(problem, rules), _with_seed(rule, s) if rule.random else rule, options.weights_tol
             )
             for s in seeds
         ]
@@ -117,13 +116,6 @@ def _read_rule(rule: Any) -> Integration:
     if not isinstance(rule, Integration):
         raise TypeError(f"integrations must be one Integration or several, but one is {rule!r}.")
     return rule
-
-
-def _has_seed(rule: Integration) -> bool:
-    """Whether draws depend on a seed."""
-    return rule.specification in ("monte_carlo", "lhs", "mlhs") or (
-        rule.specification == "halton" and bool(rule.scramble)
-    )
 
 
 def _with_seed(rule: Integration, seed: int) -> Integration:

@@ -78,8 +78,7 @@ class LikelihoodBootstrap:
 
     @functools.cached_property
     def _built(self) -> tuple[Likelihood, Linear]:
-        found = build_likelihood(self.data, self.options.parameters, self.likelihood, self.options.iteration)
-        return found[0], found[1]
+        return build_likelihood(self.data, self.options.parameters, self.likelihood, self.options.iteration)[:2]
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what can be computed again."""
@@ -90,8 +89,8 @@ class LikelihoodBootstrap:
         """Identifies data, estimator and seed."""
         known = self.likelihood.estimator, self.options.optimization, self.options.iteration
         text = repr((self.seed, self.labels, *map(str, known)))
-        linear = build_linear(self.data, self.options.parameters, self.likelihood.sigma2)
-        return fingerprint_of(text, [*jax.tree.leaves(self._built[0]), *linear, self.theta, self.delta])
+        objective, linear = self._built
+        return fingerprint_of(text, [*jax.tree.leaves(objective), *linear, self.theta, self.delta])
 
     def run_batch(self, first: int, size: int) -> pd.DataFrame:
         """Estimates of draws `first`, ..., ``first + size - 1``."""

@@ -29,7 +29,7 @@ class MarkupSlopes(NamedTuple):
 
 
 def markups_with_slopes(
-    results: Estimates, conducts: Sequence[Any], kept: Sequence[np.ndarray | None] | None = None, slopes: bool = True
+    results: Estimates, conducts: Sequence[Any], kept: Sequence[np.ndarray | None], slopes: bool
 ) -> list[MarkupSlopes]:
     """Markups under some conducts at observed shares and prices, and their derivatives in the parameters of demand.
 
@@ -39,7 +39,7 @@ def markups_with_slopes(
 
     Parameters
     ----------
-    conducts : see `ProblemResults.compute_costs`; None is the results' own.
+    conducts : see `ProblemResults.compute_costs`.
     kept : for each conduct, (N,) which part of a price firms get after ad valorem taxes, see `ConductData`, or None
         where it is the same for all products of a market.
     slopes : whether to differentiate; if not, there are derivatives in no parameters.
@@ -52,28 +52,21 @@ def markups_with_slopes(
         When there are no markups in some market, naming it.
     """
     model, table = results.model, results.problem.data.product_table
-    known = [None if conduct is None else prepare_conduct(conduct, table) for conduct in conducts]
-    if kept is not None:
-        pairs = zip(known, kept, strict=True)
-        known = [data if data is None or nu is None else dataclasses.replace(data, kept=nu) for data, nu in pairs]
+    pairs = zip(conducts, kept, strict=True)
+    known = [dataclasses.replace(prepare_conduct(conduct, table), kept=nu) for conduct, nu in pairs]
     moving = _moving(results) if slopes else np.zeros(0, int)
     parameters = jnp.asarray(results.parameters[:, 0])
 
     def markups_at(parameters: Float[Array, " Q"]) -> tuple[Any, Any]:
         moved = hold_shares(model, parameters)
-        values, loops = [], []
-        for data in known:
-            found = None if data is None else moved.solve_markups(data)
-            values.append(moved.markups() if found is None else found.markups)
-            loops.append(None if found is None else Loops(**found.fields()))
-        return values, loops
+        found = [moved.solve_markups(data) for data in known]
+        return [one.markups for one in found], [Loops(**one.fields()) for one in found]
 
     width = lanes(model.economy, sum(table.shares.size for _ in known))
     found = differentiate(markups_at, parameters, width, jnp.eye(parameters.size)[moving])
     for data, loops in zip(known, found.loops, strict=True):
-        if loops is not None and data is not None:
-            action = f"Computation of markups with conduct {data.name}"
-            raise_for_status(loops.status, results.problem.data.market_index.ids, action)
+        action = f"Computation of markups with conduct {data.name}"
+        raise_for_status(loops.status, results.problem.data.market_index.ids, action)
     jacobians = np.split(found.jacobian, len(known))
     return [MarkupSlopes(np.asarray(m), d, moving) for m, d in zip(found.value, jacobians, strict=True)]
 

@@ -14,6 +14,7 @@ import scipy.linalg
 
 from blpjax.exceptions import IdentificationError, IdentificationWarning, warn_user
 from blpjax.inputs.design import DesignMatrix
+from blpjax.inputs.formulation import Formulation
 
 # A residualised column this small compared with the original is what rounding or an iterative method has left of it.
 _ABSORBED = 1e-6
@@ -77,6 +78,18 @@ def check_endogenous(
         "unless this is intended.",
         IdentificationWarning,
     )
+
+
+def refuse_endogenous(name: str, formulation: Formulation) -> None:
+    """Raise `IdentificationError` where prices or shares are in a formulation of what is to be exogenous.
+
+    `name` is what the message calls it.
+    """
+    for endogenous in ("prices", "shares"):
+        if endogenous in formulation.names:
+            raise IdentificationError(
+                f"'{endogenous}' in {name} are endogenous. Use exogenous variables, perhaps some that predict them."
+            )
 
 
 def check_rank(

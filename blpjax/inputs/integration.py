@@ -129,6 +129,11 @@ class Integration:
         options = {"discard": self.discard, "scramble": self.scramble, "seed": self.seed}
         return {name: value for name, value in options.items() if value is not None}
 
+    @property
+    def random(self) -> bool:
+        """Whether nodes depend on a seed: quadrature and Halton sequences that are not scrambled do not."""
+        return self.specification not in _QUADRATURE and self.scramble is not False
+
     def build(self, dimensions: int) -> NodesAndWeights:
         """Build nodes and weights for one market.
 

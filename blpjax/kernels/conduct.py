@@ -244,8 +244,8 @@ class TwoTier(Conduct):
     def __init__(
         self, retail: Conduct | None = None, wholesale: Conduct | None = None, integrated: str | None = None
     ) -> None:
-        self.retail = _conduct("retail", Bertrand("retailer_ids") if retail is None else retail)
-        self.wholesale = _conduct("wholesale", Bertrand("manufacturer_ids") if wholesale is None else wholesale)
+        self.retail = check_conduct(Bertrand("retailer_ids") if retail is None else retail, "retail")
+        self.wholesale = check_conduct(Bertrand("manufacturer_ids") if wholesale is None else wholesale, "wholesale")
         self.integrated = None if integrated is None else _column("integrated", integrated)
 
     def markups(self, market: PricedMarket) -> Float[Array, " J"]:
@@ -368,12 +368,12 @@ class ConstantMarkup(Conduct):
         return False
 
 
-def check_conduct(conduct: Any) -> Conduct:
-    """A conduct, or `TypeError`."""
+def check_conduct(conduct: Any, argument: str = "conduct") -> Conduct:
+    """A conduct, or `TypeError` that names the argument."""
     if not isinstance(conduct, Conduct):
         hint = " Use blpjax.conduct(function)." if callable(conduct) and not isinstance(conduct, type) else ""
         hint = f" Call it: {conduct.__name__}(...)." if isinstance(conduct, type) else hint
-        raise TypeError(f"conduct must be a conduct such as blpjax.Cournot(), not {conduct!r}.{hint}")
+        raise TypeError(f"{argument} must be a conduct such as blpjax.Cournot(), not {conduct!r}.{hint}")
     return conduct
 
 
@@ -402,12 +402,6 @@ def _column(argument: str, name: Any) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{argument} must be the name of a column of product data, not {name!r}.")
     return name
-
-
-def _conduct(argument: str, found: Any) -> Conduct:
-    if not isinstance(found, Conduct):
-        raise TypeError(f"{argument} must be a conduct, such as Bertrand('retailer_ids'), not {found!r}.")
-    return found
 
 
 def _number_or_column(argument: str, value: Any) -> tuple[float | None, str | None]:

@@ -112,11 +112,7 @@ def _residual(prices: Array, game: _Game, limits: FixedPointLimits) -> Array:
 
 def _slopes(prices: Array, game: _Game) -> Array:
     """Derivatives of the gap, one price after the other, and rows of the identity where prices are not set."""
-
-    def in_one(direction: Array) -> Array:
-        return jax.jvp(lambda p: _gap(p, game), (prices,), (direction,))[1]
-
-    moved = jax.lax.map(in_one, jnp.eye(prices.size)).T
+    moved = game.market.at(prices).price_derivatives(lambda market: _gap(market.prices, game))
     return jnp.where(game.free()[:, None], moved, jnp.eye(prices.size))
 
 

@@ -58,9 +58,8 @@ def market_curvature(
         """``sum_ij values X_p B_p Y_q B_q``."""
         if not moves.characteristics:
             return jnp.zeros((m, m))
-        kinds = sorted(set(moves.characteristics))
+        kinds, places = moves.kinds
         columns = [moves.characteristics.index(k) for k in kinds]
-        places = jnp.array([kinds.index(k) for k in moves.characteristics], int)
         x, y = X[:, columns], Y[:, columns]
         pairs = (x[:, :, None] * y[:, None, :]).reshape(J, -1).T @ values
         pairs = pairs.reshape(len(kinds), len(kinds), -1)[places[:, None], places]

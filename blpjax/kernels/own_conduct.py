@@ -48,15 +48,11 @@ def conditions(function: Callable[[Array, PricedMarket], Any], name: str | None 
     return OwnConditions(*_own(function, name))
 
 
-class OwnConduct(Conduct):
-    """A conduct of one's own, by a function ``function(market)`` that returns markups (J,): see `conduct`."""
+class _Own(Conduct):
+    """A conduct by a function of a user."""
 
-    function: Callable[[PricedMarket], Any] = eqx.field(static=True)
+    function: Callable[..., Any] = eqx.field(static=True)
     label: str = eqx.field(static=True)
-
-    def markups(self, market: PricedMarket) -> Float[Array, " J"]:
-        """What the function returns."""
-        return _own_values(self, self.function(market), market, "markup")
 
     @property
     def name(self) -> str:
@@ -69,11 +65,16 @@ class OwnConduct(Conduct):
         return False
 
 
-class OwnConditions(Conduct):
-    """A conduct of one's own, by conditions ``function(margins, market) = 0``: see `conditions`."""
+class OwnConduct(_Own):
+    """A conduct of one's own, by a function ``function(market)`` that returns markups (J,): see `conduct`."""
 
-    function: Callable[[Array, PricedMarket], Any] = eqx.field(static=True)
-    label: str = eqx.field(static=True)
+    def markups(self, market: PricedMarket) -> Float[Array, " J"]:
+        """What the function returns."""
+        return _own_values(self, self.function(market), market, "markup")
+
+
+class OwnConditions(_Own):
+    """A conduct of one's own, by conditions ``function(margins, market) = 0``: see `conditions`."""
 
     def markups(self, market: PricedMarket) -> Float[Array, " J"]:
         """Margins that solve the conditions, by Newton's method; NaN where it fails."""
@@ -81,38 +82,25 @@ class OwnConditions(Conduct):
         found = implicit(*(partial(part, self) for part in parts), market)
         return jnp.where(succeeded(found.status), found.value, jnp.nan)
 
-    @property
-    def name(self) -> str:
-        """The user's name."""
-        return self.label
-
-    @property
-    def taxable(self) -> bool:
-        """Nobody knows."""
-        return False
-
 
 # conditions
 
 _LIMITS = FixedPointLimits(max_evaluations=200)
 
 
-def _margins(conduct: OwnConditions, margins: Array, market: PricedMarket) -> Array:
+def _residual(conduct: OwnConditions, margins: Array, market: PricedMarket) -> Array:
+    """Conditions of products, and margins of absent ones, which are zero."""
     found = _own_values(conduct, conduct.function(margins, market), market, "condition")
     return jnp.where(market.present, found, margins)
 
 
-def _residual(conduct: OwnConditions, margins: Array, market: PricedMarket) -> Array:
-    return _margins(conduct, margins, market)
-
-
 def _solve_slopes(conduct: OwnConditions, margins: Array, right: Array, market: PricedMarket) -> Array:
-    return solve(jax.jacfwd(lambda m: _margins(conduct, m, market))(margins), right)
+    return solve(jax.jacfwd(lambda m: _residual(conduct, m, market))(margins), right)
 
 
 def _solve_conditions(conduct: OwnConditions, market: PricedMarket) -> FixedPoint:
     def evaluate(margins: Array) -> NewtonPoint:
-        residual = _margins(conduct, margins, market)
+        residual = _residual(conduct, margins, market)
         step = -_solve_slopes(conduct, margins, residual, market)
         size = jnp.abs(residual).max()
         return NewtonPoint(step, jnp.abs(step).max() / jnp.abs(market.prices).max(), size, -size)

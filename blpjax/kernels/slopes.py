@@ -15,7 +15,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.linear_algebra import factorise, solve
@@ -44,6 +44,12 @@ class Moves(eqx.Module):
     def columns(self, X: Float[Array, "J K2"]) -> Float[Array, "J n"]:
         """The characteristics that tastes' parameters are about, beside each other."""
         return X[:, list(self.characteristics)]
+
+    @property
+    def kinds(self) -> tuple[list[int], Int[Array, " n"]]:
+        """The different characteristics, in order, and the place there of that of each parameter."""
+        found = sorted(set(self.characteristics))
+        return found, jnp.array([found.index(k) for k in self.characteristics], int)
 
 
 class Slopes(NamedTuple):
@@ -96,8 +102,7 @@ def market_slopes(point: DemandPoint, moves: Moves, owned: Firms | Float[Array, 
 
 def _rivals(X2: Array, moves: Moves, owned: Firms | Array, eta: Array, R: Array, P: Array) -> Array:
     """``Z_jp = sum_i R_ji B_ip sum_k H_jk eta_k X_kp P_ki`` (J, n)."""
-    kinds = sorted(set(moves.characteristics))
-    places = jnp.array([kinds.index(k) for k in moves.characteristics], int)
+    kinds, places = moves.kinds
     characteristics = X2.T[jnp.array(kinds, int)]
     F, K, n = owned.members.shape[1] if isinstance(owned, Firms) else X2.shape[0], len(kinds), len(places)
     if isinstance(owned, Firms) and F * (K + n) < K * (2 * F + n):

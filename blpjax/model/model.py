@@ -2,12 +2,12 @@
 
 Everything after estimation goes through `Model`: results call its methods at the estimates, bootstraps map them over
 draws, and the delta method differentiates them. Results ask the model on the host, where first answers do not wait for
-compilation. It has more than 500 lines, because every output is a method of one class.
+compilation. It is long, because every output is a method of one class.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -28,6 +28,7 @@ from blpjax.model import demand, pricing
 from blpjax.model.coarse import CoarseModel, coarsen
 from blpjax.model.demand import Demand, host_or_program, linear_change
 from blpjax.model.inversion import Inversion
+from blpjax.model.one_market import MarketPlace, cut_market
 from blpjax.model.parameters import ParameterLayout
 
 #: Numbers by product: (N,) or (N, 1), traced or not.
@@ -45,24 +46,6 @@ class Prices(Loops):
     """
 
     prices: Float[AnyArray, " N"]
-
-
-class MarketPlace(NamedTuple):
-    """Where one market is: its bucket, its place there, and its J rows of the product table."""
-
-    bucket: int
-    place: int
-    rows: np.ndarray
-
-
-def find_market(economy: Economy, position: int, rows: np.ndarray) -> MarketPlace:
-    """Place of the market at a position in the sorted order of market IDs, on the host."""
-    place = int(np.asarray(economy.market_positions)[position])
-    for b, bucket in enumerate(economy.buckets):
-        if place < bucket.size[0]:
-            return MarketPlace(b, place, np.asarray(rows))
-        place -= bucket.size[0]
-    raise IndexError(f"There is no market at position {position}.")
 
 
 class Model(Demand):
@@ -387,8 +370,7 @@ class Model(Demand):
 
         It has no ownership, which belongs to the other economy's buckets.
         """
-        known = self.characteristics, self.coefficients, self.delta
-        return Model(economy, *known, layout, None, self.costs_type, self.conduct)
+        return dataclasses.replace(self, economy=economy, layout=layout, ownership=None)
 
     def update_costs(self, costs: Values, shares: Values) -> Float[AnyArray, " N"]:
         """Marginal costs at other shares: `costs` (N,) moved by ``(X3(s') - X3(s)) gamma``, perhaps in logs."""
@@ -414,7 +396,7 @@ class Model(Demand):
         padded = np.r_[rows, np.full(missing, rows[0])]
         positions = np.r_[np.arange(rows.size), np.full(missing, J)]
         where = np.asarray(place.place), padded, positions
-        return _cut(self, place.bucket, *(where if self.economy.on_host else jax.device_put(where)))
+        return cut_market(self, place.bucket, *(where if self.economy.on_host else jax.device_put(where)))
 
     def check_variable(self, name: str | None) -> None:
         """Raise `NameError` when no formula of utility has a numeric variable of this name."""
@@ -531,31 +513,3 @@ def _equilibrium(
         found = pricing.equilibrium_prices(model, game, *known, method=method, costs_type=costs_type)
     prices = model.economy.gather([part.value for part in found])
     return Prices(prices=prices, **gather_loops(model.economy, found).fields())
-
-
-@host_or_program(effort=1)
-def _cut(model: Model, bucket: int, place: Any, rows: AnyArray, positions: AnyArray) -> Model:
-    placement = model.economy.placement
-    xp = namespace(model.delta)
-
-    def one(values: AnyArray) -> AnyArray:
-        if model.economy.on_host:
-            return values[place : place + 1]
-        found = jax.lax.dynamic_index_in_dim(values, place, keepdims=True)
-        return found if placement is None else placement.gather(found)
-
-    part = dataclasses.replace(jax.tree.map(one, model.economy.buckets[bucket]), placement=None)
-    sources = xp.where(positions < rows.size, xp.arange(rows.size), 0)
-    economy = Economy((part,), positions, sources, xp.zeros(1, int))
-    variables = {name: values[rows] for name, values in model.characteristics.variables.items()}
-    ownership = None if model.ownership is None else (one(model.ownership[bucket]),)
-    return Model(
-        economy,
-        model.characteristics.replace(variables),
-        model.coefficients,
-        model.delta[rows],
-        model.layout,
-        ownership,
-        model.costs_type,
-        None if model.conduct is None else model.conduct.take(rows),
-    )

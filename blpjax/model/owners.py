@@ -10,9 +10,7 @@ from jaxtyping import Array, Float
 from blpjax.economy.mapping import cached_elements, loop_elements
 from blpjax.economy.selection import repeat_markets
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.kernels import equilibrium
 from blpjax.kernels.arrays import AnyArray
-from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.markups import Firms, ownership_matrix
 from blpjax.kernels.nearby import solve_prices_nearby
@@ -20,6 +18,7 @@ from blpjax.kernels.shares import inclusive_values
 from blpjax.machine.compilation import filtered_program
 from blpjax.model.demand import MarketDemand, over_markets
 from blpjax.model.model import Model
+from blpjax.model.pricing import Pricing, demand_at, market_prices
 
 #: An equilibrium nearby is found in half a dozen evaluations, or else by other means.
 NEARBY_EVALUATIONS = 16
@@ -62,15 +61,14 @@ def base_inverses(model: Model, costs: Float[np.ndarray, " N"]) -> list[tuple[Fl
     found = []
     for part, owned, bucket in zip(slopes, model.owned(), model.economy.buckets, strict=True):
         absent = ~np.asarray(bucket.present)
-        square = (
-            np.where(absent[:, :, None] | absent[:, None, :], 0.0, part) - np.eye(part.shape[1]) * absent[:, :, None]
-        )
-        within = np.where(np.asarray(owned) == 1, square, 0.0) - np.eye(part.shape[1]) * absent[:, :, None]
+        one = np.eye(part.shape[1])
+        square: np.ndarray = np.where(absent[:, :, None] | absent[:, None, :], -one, part)
+        within = np.where((np.asarray(owned) == 1) | (one > 0), square, 0.0)
         firm = (within + within.swapaxes(1, 2)) / 2
         usable = np.isfinite(square).all(axis=(1, 2))
-        firm = np.where(usable[:, None, None], firm, -np.eye(part.shape[1]))
+        firm = np.where(usable[:, None, None], firm, -one)
         usable &= np.linalg.eigvalsh(firm).max(axis=1) < 0
-        safe = np.where(usable[:, None, None], square, np.eye(part.shape[1]))
+        safe = np.where(usable[:, None, None], square, one)
         found.append((np.linalg.inv(safe), usable))
     return found
 
@@ -107,8 +105,8 @@ def outcomes_anywhere(
 
     def kernel(local: MarketDemand, owned: Firms | Array, costs: Array) -> MarketOutcomes:
         start, H = local.characteristics.variables["prices"], ownership_matrix(owned)
-        found = equilibrium.solve_prices(_priced_demand_at, _costs_at, H, start, (local, costs), method, limits)
-        point = _demand_at(found.value, local)
+        found = market_prices(Pricing(local, costs, model.coefficients.gamma), H, start, limits, None, method, None)
+        point = demand_at(found.value, local)
         inclusive = inclusive_values(point.utilities(), point.availability, point.nests)
         return _outcome(local, found, costs, point.shares(), inclusive)
 
@@ -129,15 +127,3 @@ def _outcome(local: MarketDemand, found: FixedPoint, costs: Array, s: Array, inc
         found.status,
         found.residual,
     )
-
-
-def _demand_at(prices: Array, local: MarketDemand) -> DemandPoint:
-    return local.point("prices", {"prices": prices})
-
-
-def _priced_demand_at(prices: Array, everything: tuple[MarketDemand, Array]) -> DemandPoint:
-    return _demand_at(prices, everything[0])
-
-
-def _costs_at(shares: Array, everything: tuple[MarketDemand, Array]) -> Array:
-    return everything[1]

@@ -123,14 +123,26 @@ def equilibrium_prices(
     gamma = jnp.asarray(demand.coefficients.gamma)
 
     def kernel(local: MarketDemand, owned: Array, costs: Array, start: Array, held: Array) -> FixedPoint:
-        pricing = Pricing(local, costs, gamma)
-        return equilibrium.solve_prices(
-            _priced_demand_at, costs_at(costs_type), owned, start, pricing, method, limits, held
-        )
+        return market_prices(Pricing(local, costs, gamma), owned, start, limits, held, method, costs_type)
 
     economy = demand.economy
     known = *map(economy.spread, (costs, start)), economy.spread(jnp.zeros(costs.shape, bool) if held is None else held)
     return over_markets(demand, kernel, owned, *known, elements=loop_elements())
+
+
+def market_prices(
+    pricing: Pricing,
+    owned: Array,
+    start: Float[Array, " J"],
+    limits: FixedPointLimits,
+    held: Bool[Array, " J"] | None,
+    method: FixedPointMethod,
+    costs_type: str | None,
+) -> FixedPoint:
+    """Equilibrium prices of one market: see `equilibrium_prices`."""
+    return equilibrium.solve_prices(
+        _priced_demand_at, costs_at(costs_type), owned, start, pricing, method, limits, held
+    )
 
 
 def demand_at(prices: AnyArray, demand: MarketDemand) -> DemandPoint:

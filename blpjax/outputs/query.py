@@ -21,7 +21,8 @@ from blpjax.inputs.tables import ProductTable
 from blpjax.iteration import Iteration
 from blpjax.machine.announcements import said
 from blpjax.machine.compilation import operations_of_jax
-from blpjax.model.model import MarketPlace, Model, find_market
+from blpjax.model.model import Model
+from blpjax.model.one_market import MarketPlace, find_market
 from blpjax.model.parameters import ParameterLayout
 from blpjax.outputs.labels import COLUMNS, KINDS, Extent, OutputTables
 

@@ -161,7 +161,7 @@ class StudyDescription:
         if not known:
             return None
         integration = Integration(known["specification"], known["size"], known.get("options"))
-        if integration.specification in _DRAWN and integration.seed is None and integration.scramble is not False:
+        if integration.random and integration.seed is None:
             raise DescriptionError(
                 f"{self.file}: [integration] needs a seed, options = {{ seed = 0 }}. Without one its draws, and so the "
                 "study, would be others each time."
@@ -343,9 +343,6 @@ _TABLES: dict[str, dict[str, _Key]] = {
         "seed": _INTEGER,
     },
 }
-
-#: Specifications of integration that draw nodes.
-_DRAWN = ("monte_carlo", "halton", "lhs", "mlhs")
 
 #: Tables that may be left out although some of their keys are required where they are there.
 _OPTIONAL = (

@@ -235,6 +235,21 @@ def test_models_that_cannot_be_told_apart_are_named() -> None:
     assert not found.models["in_set"].iloc[-1] and "constant implies" in str(found) and " - " in str(found)
 
 
+def test_pairs_without_variances_are_not_called_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with clusters of several kinds, where neither statistic need exist."""
+
+    def fit(*given: Any) -> Any:
+        found = fit_models(*given)
+        for matrix in (found.TRV, found.F, found.rho):
+            matrix[[0, 1], [1, 0]] = np.nan
+        return found
+
+    monkeypatch.setattr("blpjax.inference.conduct_tests.fit_models", fit)
+    found = ask()
+    assert found.table["claim"][0] == "the variance is not positive: no test" and not found.notes
+    assert "no test" not in found.table["claim"][1]
+
+
 # --- errors and warnings -------------------------------------------------------------------------------------------
 
 
@@ -263,8 +278,12 @@ def test_arguments_that_cannot_be_used_are_refused() -> None:
         ({"instruments": {}}, TypeError, "instruments must be a Formulation"),
         ({"instruments": {"z": "0 + x"}}, TypeError, "z must be a Formulation, not str"),
         ({"instruments": Formulation("0 + x", absorb="C(firm_ids)")}, ValueError, "Absorb them in costs"),
-        ({"instruments": Formulation("0 + prices")}, IdentificationError, "contain 'prices'"),
-        ({"costs": Formulation("1 + shares")}, IdentificationError, "costs contain 'shares'"),
+        (
+            {"instruments": Formulation("0 + prices")},
+            IdentificationError,
+            "'prices' in instruments .* are endogenous",
+        ),
+        ({"costs": Formulation("1 + shares")}, IdentificationError, "'shares' in costs are endogenous"),
         ({"instruments": Formulation("0 + nothing")}, DataError, "nothing"),
         ({"costs_type": "cubic"}, ValueError, "costs_type must be one of"),
         ({"se_type": "unadjusted"}, ValueError, "se_type must be one of"),
@@ -295,7 +314,7 @@ def test_costs_without_logarithms_name_model_and_row() -> None:
 
 def test_own_models_do_not_know_rates_within_markets() -> None:
     models = {"Bertrand": Bertrand(), "own": blpjax.conduct(lambda m: 0.2 * m.prices, name="own")}
-    with pytest.raises(NotImplementedError, match="'own' is a function of one's own"):
+    with pytest.raises(NotImplementedError, match="Model 'own', own, does not say what it is where ad valorem"):
         ask(models=models, taxes=Taxes(ad_valorem=np.linspace(0, 0.1, len(products()))))
     ask(models=models, taxes=Taxes(ad_valorem=0.1))
 

@@ -13,7 +13,8 @@ import blpjax
 from blpjax.economy.ownership import firm_codes
 from blpjax.exceptions import Status, succeeded
 from blpjax.machine.compilation import forget_programs
-from blpjax.model.model import Model, find_market
+from blpjax.model.model import Model
+from blpjax.model.one_market import find_market
 from tests.support import joint
 from tests.support.programs import compilations
 from tests.tolerances import CENTRAL_DIFFERENCE, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING

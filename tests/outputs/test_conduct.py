@@ -73,7 +73,7 @@ def test_passthrough_agrees_with_differences(name: str) -> None:
 @pytest.mark.parametrize("name", ["cournot", "stackelberg", "bargaining"])
 def test_markups_move_with_parameters_as_differences_say(name: str) -> None:
     results, conduct = solved(), CONDUCTS[name]
-    [found] = markups_with_slopes(results, [conduct])
+    [found] = markups_with_slopes(results, [conduct], [None], True)
     by_delta_method = results.compute_costs(conduct=conduct, standard_errors=True)
     labels = results.parameter_labels
     assert [labels[q] for q in found.parameters] == ["1 x 1", "x x x", "1 x income", "prices"]
@@ -166,7 +166,7 @@ def test_markups_that_do_not_exist_are_errors_that_name_markets() -> None:
     with pytest.raises(ConvergenceError, match="conduct roots produced infinite or missing values in 4 of 4 markets"):
         results.compute_costs(conduct=broken)
     with pytest.raises(ConvergenceError, match="conduct roots"):
-        markups_with_slopes(results, [broken])
+        markups_with_slopes(results, [broken], [None], True)
     unsolvable = blpjax.conditions(lambda m, market: m**2 + 1.0, name="no root")
     with pytest.raises(ConvergenceError, match="conduct no root produced infinite"):
         results.compute_costs(conduct=unsolvable)
