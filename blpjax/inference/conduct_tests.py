@@ -196,15 +196,15 @@ def _read_taxes(taxes: Any, names: list[str]) -> dict[str, Taxes | None]:
 
 def _imply(results: Estimates, question: Question) -> dict[str, ImpliedCosts]:
     """Markups and costs of all models."""
-    problem, received = results.problem.data, {}
+    problem, received, kept = results.problem.data, {}, []
     for name, conduct in question.models.items():
-        received[name] = _receive(problem.product_table.prices, question.taxes[name])
-        if _varies(received[name].kept, problem.market_index.codes) and not conduct.taxable:
+        one = received[name] = _receive(problem.product_table.prices, question.taxes[name])
+        kept.append(one.kept if _varies(one.kept, problem.market_index.codes) else None)
+        if kept[-1] is not None and not conduct.taxable:
             raise NotImplementedError(
                 f"Model {name!r}, {conduct.name}, does not say what it is where ad valorem taxes differ between "
                 "products of a market. Give rates that are the same within markets."
             )
-    kept = [one.kept if _varies(one.kept, problem.market_index.codes) else None for one in received.values()]
     found = markups_with_slopes(results, list(question.models.values()), kept, question.demand_adjustment)
     logarithmic = question.costs_type == "log"
     return {
