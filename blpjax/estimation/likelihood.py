@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from blpjax import options as settings
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.progress import MicroState, OptimizationProgress, Structural
-from blpjax.estimation.starts import Ends, Optimum, Search, Trials, examine_optimum, search_starts
+from blpjax.estimation.starts import Optimum, Search, Trials, examine_optimum, run_in_turn, search_starts
 from blpjax.estimation.step import Evaluator, StepResult
 from blpjax.exceptions import (
     ConvergenceWarning,
@@ -41,7 +41,6 @@ from blpjax.objective.likelihood_inference import (
 from blpjax.objective.moments import Evaluation
 from blpjax.objective.problem_data import ProblemData
 from blpjax.objective.programs import on_host
-from blpjax.optimize.bounds import project_gradient
 from blpjax.optimize.optimize import Optimization, OptimizationOutcome, OptimizationStatus, minimize
 from blpjax.reporting import report
 
@@ -245,30 +244,18 @@ def try_likelihood_starts(given: Any, options: StepOptions, context: LikelihoodC
     """
     bounds = options.parameters.bounds
 
-    def run(points: np.ndarray) -> Ends:
-        found = []
-        for s, point in enumerate(points):
-            settings.output(f"Start {s} ...")
-            outcome = _minimise(LikelihoodEvaluator(options, context, delta), options, point)
-            if outcome.status is OptimizationStatus.INTERRUPTED:
-                raise KeyboardInterrupt("Starts were interrupted.")
-            found.append(outcome)
-        gradients = [project_gradient(one.theta, np.asarray(one.evaluation.gradient), bounds) for one in found]
-        return Ends(
-            theta=np.stack([np.asarray(one.theta, float) for one in found]),
-            objective=np.array([float(one.evaluation.objective) for one in found]),
-            gradient_norm=np.array([np.abs(gradient).max(initial=0.0) for gradient in gradients]),
-            evaluations=np.array([one.evaluations for one in found]),
-            converged=np.array([one.converged and bool(one.evaluation.ok) for one in found]),
-            status=[one.message for one in found],
-        )
+    def minimise(options: StepOptions, point: np.ndarray) -> tuple[OptimizationOutcome, str]:
+        evaluator = LikelihoodEvaluator(options, context, delta)
+        outcome = _minimise(evaluator, options, point)
+        return outcome, evaluator.failures(outcome.theta, outcome.evaluation)
 
     def examine(theta: np.ndarray) -> Optimum:
         evaluation = evaluate_likelihood(context.objective, on_device(theta), on_device(delta))
         derivatives = np.asarray(evaluation.gradient), exact_hessian(context.objective, theta, evaluation)
         return examine_optimum(theta, float(evaluation.objective), derivatives, bounds, 1.0)
 
-    return search_starts(given, options, Search(run, examine, 1.0, floated=True))
+    search = Search(lambda points: run_in_turn(points, options, minimise), examine, 1.0, floated=True)
+    return search_starts(given, options, search)
 
 
 def minimise_likelihood(
@@ -301,13 +288,12 @@ def _minimise(evaluator: LikelihoodEvaluator, options: StepOptions, theta: np.nd
     best = _minimise_once(evaluator, optimization, options, theta, bounds)
     iterations, failed = best.iterations, best.failed_evaluations
     for _ in range(_TRIALS):
-        found = None
-        if best.converged and optimization.routine.optimizes:
-            # the evaluation of the cheap estimator lacks curvature that may be negative
-            found = _move_aside(
-                best.theta, exact_hessian(evaluator.likelihood.objective, best.theta, best.evaluation), bounds
-            )
-        if found is None or not optimization.supports_bounds:
+        if not best.converged or not optimization.routine.optimizes or not optimization.supports_bounds:
+            break
+        # the evaluation of the cheap estimator lacks curvature that may be negative
+        hessian = exact_hessian(evaluator.likelihood.objective, best.theta, best.evaluation)
+        found = _move_aside(best.theta, hessian, bounds)
+        if found is None:
             break
         p, start = found
         held = Bounds(bounds.lower.copy(), bounds.upper.copy())

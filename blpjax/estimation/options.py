@@ -64,6 +64,12 @@ class StepOptions:
             return None
         return FailurePolicy(self.error_behavior, self.error_punishment)
 
+    @property
+    def one_of_many(self) -> "StepOptions":
+        """The same for one of many estimations: without a Hessian, and one that fails does not end the others."""
+        behavior = None if self.error_behavior == "raise" else self.error_behavior
+        return dataclasses.replace(self, check_optimality="gradient", error_behavior=behavior)
+
 
 def read_step_options(
     *,

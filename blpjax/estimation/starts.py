@@ -23,7 +23,7 @@ from blpjax.machine.placement import on_device
 from blpjax.model.parameters import BLOCKS, Bounds, Parameters, compress
 from blpjax.objective import programs
 from blpjax.optimize.bounds import is_held, project_gradient
-from blpjax.optimize.optimize import OptimizationStatus
+from blpjax.optimize.optimize import OptimizationOutcome, OptimizationStatus
 
 #: Two starts reached the same optimum when objectives differ by less than this, and so does, at one of them, the
 #: quadratic model of the objective between them. Both are relative to one plus the objective, which is scaled by N: a
@@ -152,10 +152,14 @@ def try_starts(given: Any, options: StepOptions, context: StepContext, delta: np
     outside = options.differences is not None or options.iteration.fixed_point.host is not None
     sharded = context.objective.model.economy.placement is not None
 
+    def minimise(options: StepOptions, point: np.ndarray) -> tuple[OptimizationOutcome, str]:
+        found = solve_step(1, options, context, point, delta)
+        return found.outcome, found.failed_markets
+
     def run(points: np.ndarray) -> Ends:
         if optimizer is not None and not outside and not sharded:
             return _run_lanes(points, options, context, delta, optimizer)
-        return _run_in_turn(points, options, context, delta)
+        return run_in_turn(points, options, minimise)
 
     search = Search(run, lambda theta: _examine(theta, options, context, delta), float(context.objective.scale))
     return search_starts(given, options, search)
@@ -344,23 +348,37 @@ def _begin_at(lane: Lane, theta: Array) -> Lane:
     return dataclasses.replace(lane, theta=theta)
 
 
-def _run_in_turn(points: np.ndarray, options: StepOptions, context: StepContext, delta: np.ndarray) -> Ends:
-    patient = None if options.error_behavior == "raise" else options.error_behavior
-    chosen = dataclasses.replace(options, check_optimality="gradient", error_behavior=patient)
-    results = []
+def run_in_turn(
+    points: np.ndarray,
+    options: StepOptions,
+    minimise: Callable[[StepOptions, np.ndarray], tuple[OptimizationOutcome, str]],
+) -> Ends:
+    """Minimise from each point (S, P), one after the other, where one that fails does not end the others.
+
+    Parameters
+    ----------
+    minimise : function of options and a point (P,) that returns the `OptimizationOutcome`, and a sentence that says
+        where its evaluation failed, empty where it did not.
+    """
+    found = []
     for s, point in enumerate(points):
         settings.output(f"Start {s} ...")
-        results.append(solve_step(1, chosen, context, point, delta))
-        if results[-1].outcome.status is OptimizationStatus.INTERRUPTED:
+        outcome, failures = minimise(options.one_of_many, point)
+        if outcome.status is OptimizationStatus.INTERRUPTED:
             raise KeyboardInterrupt("Starts were interrupted.")
-    gradients = [project_gradient(found.theta, found.gradient, options.parameters.bounds) for found in results]
+        found.append((outcome, failures))
+    theta = np.stack([np.asarray(one.theta, float) for one, _ in found])
+    gradients = [
+        project_gradient(at, np.asarray(one.evaluation.gradient), options.parameters.bounds)
+        for at, (one, _) in zip(theta, found, strict=True)
+    ]
     return Ends(
-        theta=np.stack([found.theta for found in results]),
-        objective=np.array([found.objective for found in results]),
+        theta=theta,
+        objective=np.array([float(one.evaluation.objective) for one, _ in found]),
         gradient_norm=np.array([np.abs(gradient).max(initial=0.0) for gradient in gradients]),
-        evaluations=np.array([found.outcome.evaluations for found in results]),
-        converged=np.array([found.outcome.converged and not found.failed_markets for found in results]),
-        status=[found.failed_markets or found.outcome.message for found in results],
+        evaluations=np.array([one.evaluations for one, _ in found]),
+        converged=np.array([one.converged and not failures for one, failures in found]),
+        status=[failures or one.message for one, failures in found],
     )
 
 

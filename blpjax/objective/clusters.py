@@ -117,16 +117,21 @@ def sums_within(g: np.ndarray, clusters: Clusters) -> list[tuple[int, np.ndarray
     counts = clusters.counts if isinstance(clusters.counts, tuple) else (clusters.counts,)
     ids = clusters.ids.reshape(len(g), -1)
     return [
-        (1 if len(subset) % 2 else -1, np.stack([np.bincount(ids[:, k], column, counts[k]) for column in g.T], axis=1))
+        (1 if len(subset) % 2 else -1, _sums_on_host(g, ids[:, k], counts[k]))
         for k, subset in enumerate(groupings(clusters.kinds))
     ]
+
+
+def _sums_on_host(g: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
+    """What contributions g (N, M) add up to within clusters (count, M)."""
+    return np.stack([np.bincount(ids, column, count) for column in g.T], axis=1)
 
 
 def _clustered_on_host(g: np.ndarray, ids: np.ndarray, count: int, weights: np.ndarray | None) -> np.ndarray:
     """The same with NumPy."""
     if ((ids < 0) | (ids >= count)).any():
         return np.full((g.shape[1], g.shape[1]), np.nan)
-    sums = np.stack([np.bincount(ids, column, count) for column in g.T], axis=1)
+    sums = _sums_on_host(g, ids, count)
     if weights is None:
         products: np.ndarray = sums.T @ sums
         return products

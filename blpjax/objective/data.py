@@ -183,11 +183,7 @@ class ModelData(eqx.Module):
         ----------
         characteristics : formulas with other variables, such as prices and shares. Fixed effects are not absorbed.
         instruments : instruments (N, M) of each equation, None for those that stay.
-        <<<<<<< HEAD
-        weights, drawn, offset, costs_bounds, covariance_mean, equations : in place of those that there are.
-        =======
-        weights, offset, costs_bounds, covariance_mean, equations, more : in place of those that there are.
-        >>>>>>> main
+        weights, drawn, offset, costs_bounds, covariance_mean, equations, more : in place of those that there are.
         """
         found = list(self.equations if equations is None else equations)
         supply = self.supply

@@ -1,5 +1,6 @@
 """Problems as holders of their data, under the names of its attributes: how they are built, replaced and stored."""
 
+import functools
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,8 @@ Holder = TypeVar("Holder", bound="DataHolder")
 def _shared(name: str) -> Any:
     """A property of problems that is one of their data, with its docstring, or without one where it is a field."""
     known = getattr(ProblemData, name, None)
-    return property(operator.attrgetter(f"data.{name}"), doc=known.__doc__ if isinstance(known, property) else "")
+    documented = isinstance(known, property | functools.cached_property)
+    return property(operator.attrgetter(f"data.{name}"), doc=known.__doc__ if documented else "")
 
 
 class DataHolder(Shown):

@@ -204,7 +204,7 @@ class LikelihoodResults(ProblemResults):
         study = LikelihoodBootstrap(
             data=self.problem.data,
             likelihood=self.likelihood,
-            options=dataclasses.replace(self._options, check_optimality="gradient"),
+            options=self._options.one_of_many,
             theta=self.theta,
             delta=self.delta[:, 0],
             seed=check_integer("seed", seed, minimum=0),

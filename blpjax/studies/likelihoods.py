@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
@@ -136,7 +135,7 @@ class LikelihoodStudy:
         return self._outcome(found), failures
 
     def _estimate_one(self, r: int, drawn: Any, model: Any) -> StepResult:
-        if not np.isfinite(drawn.prices).all() or not np.isfinite(drawn.shares).all():
+        if not drawn.solved:
             raise DataError("There is no equilibrium.")
         data, likelihood = self._draw(r, drawn, model)
         parameters, iteration = self._options.parameters, self._options.iteration
@@ -148,18 +147,13 @@ class LikelihoodStudy:
     def _draw(self, r: int, drawn: Any, model: Any) -> tuple[ProblemData, MicroLikelihood]:
         """The problem's data with shares of people who have been drawn, and the likelihood with a survey of some."""
         known, data = self._simulation.primitives, self._problem.data
-        changes = {"prices": drawn.prices, "shares": drawn.shares, **drawn.exogenous.variables}
-        own = {name: x for name, x in changes.items() if name in model.characteristics.variables}
-        at = eqx.tree_at(
-            lambda m: (m.delta, m.characteristics), model, (drawn.delta, model.characteristics.replace(own))
-        )
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, r]))
-        found = sample_markets(survey_source(known, at, changes), self._asked, self._sizes, rng)
-        columns = {**data.product_table.data, **changes, "shares": found.shares}
-        for name, Z in (("demand_instruments", drawn.exogenous.demand),):
-            if Z is not None:
-                columns = {key: x for key, x in columns.items() if key.rstrip("0123456789") != name}
-                columns |= {f"{name}{k}": column for k, column in enumerate(np.asarray(Z).T)}
+        found = sample_markets(survey_source(known, drawn.model(model), drawn.changes), self._asked, self._sizes, rng)
+        columns = {**data.product_table.data, **drawn.changes, "shares": found.shares}
+        if drawn.exogenous.demand is not None:
+            name = "demand_instruments"
+            columns = {key: x for key, x in columns.items() if key.rstrip("0123456789") != name}
+            columns |= {f"{name}{k}": column for k, column in enumerate(np.asarray(drawn.exogenous.demand).T)}
         table, micro = known.agent_table, None
         if self._likelihood.micro_data is not None:
             rows = found.agents if table.rows is None else table.rows[found.agents]

@@ -53,6 +53,26 @@ class Drawn(eqx.Module):
     exogenous: ExogenousDraws
     survey: SurveyDraws | None = None
 
+    @property
+    def solved(self) -> bool:
+        """Whether one replication has prices and shares; only of host arrays."""
+        return bool(np.isfinite(self.prices).all() and np.isfinite(self.shares).all())
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """All variables of products that replications change."""
+        return {"prices": self.prices, "shares": self.shares, **self.exogenous.variables}
+
+    def of(self, characteristics: Characteristics) -> Characteristics:
+        """Characteristics of one replication."""
+        prices_and_shares = {"prices": self.prices, "shares": self.shares}
+        return characteristics.replace(prices_and_shares | self.exogenous.of(characteristics))
+
+    def model(self, truth: Model) -> Model:
+        """The simulation's model in one replication."""
+        known = self.of(truth.characteristics)
+        return eqx.tree_at(lambda m: (m.delta, m.characteristics), truth, (self.delta, known))
+
 
 def build_truth(simulation: Simulation, moments: tuple[float, float, float]) -> Truth:
     """The truth of a simulation, with variances of xi and omega and their correlation; `ValueError` for others."""
@@ -113,8 +133,7 @@ class Replication(eqx.Module):
 
     def __call__(self, lane: Lane, drawn: Drawn) -> Lane:
         """The lane with what was drawn in all data."""
-        changes = {"prices": drawn.prices, "shares": drawn.shares, **drawn.exogenous.of(self.characteristics)}
-        known = self.characteristics.replace(changes)
+        known = drawn.of(self.characteristics)
         economy = lane.economy.with_products(drawn.shares, known.evaluate({})[1])
         more = lane.data.more if drawn.survey is None else [drawn.survey.move(block) for block in lane.data.more]
         instruments = drawn.exogenous.instruments(known, self.add_exogenous)

@@ -152,15 +152,10 @@ class SurveyStudy:
 
     def _draw_one(self, r: int, drawn: Any, model: Any) -> tuple[Any, ...]:
         MM, surveys = len(self.moments), on_host(self.block.surveys) if self._moves else None
-        if not np.isfinite(drawn.prices).all() or not np.isfinite(drawn.shares).all():
+        if not drawn.solved:
             empty = np.full(MM, np.nan)
             return empty, empty, empty, np.full((MM, MM), np.nan) if self._sampled else None, surveys
-        changes = {"prices": drawn.prices, "shares": drawn.shares, **drawn.exogenous.variables}
-        own = {name: x for name, x in changes.items() if name in model.characteristics.variables}
-        at = eqx.tree_at(
-            lambda m: (m.delta, m.characteristics), model, (drawn.delta, model.characteristics.replace(own))
-        )
-        source = survey_source(self._simulation.primitives, at, changes)
+        source = survey_source(self._simulation.primitives, drawn.model(model), drawn.changes)
         means, population = np.zeros(len(self._parts)), np.zeros(len(self._parts))
         C = np.zeros((len(self._parts),) * 2)
         for d, dataset in enumerate(distinct_datasets(self._parts)):
@@ -173,7 +168,7 @@ class SurveyStudy:
         F = np.asarray(jax.jacfwd(lambda values: moment_values(self.block.functions, values))(means))
         S = F @ C @ F.T
         if self._moves:
-            surveys = on_host(self._surveys_at(changes, drawn.exogenous))
+            surveys = on_host(self._surveys_at(drawn.changes, drawn.exogenous))
         return (
             host_values(self.moments, means),
             host_values(self.moments, population),

@@ -1,5 +1,6 @@
 """Estimations that were killed go on from the best points in a file."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def test_estimation_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
             raise ZeroDivisionError  # as good as a kill
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr("tests.support.joint.quiet", _loud)
+        patch.setattr("tests.support.joint.quiet", contextlib.nullcontext)
         patch.setattr(blpjax.options, "verbose", True)
         patch.setattr(blpjax.options, "verbose_output", stop)
         case.solve(path=path, **given)
@@ -86,12 +87,6 @@ def test_estimation_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     ESTIMATES.check(known["2"]["theta"], resumed.theta)
     ended = case.solve(path=path, **given)
     assert ended.converged and ended.cumulative_objective_evaluations <= 4
-
-
-def _loud() -> Any:
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def test_what_has_nothing_to_keep_is_refused(tmp_path: Path) -> None:

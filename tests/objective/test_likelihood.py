@@ -318,6 +318,9 @@ def test_starts_lead_to_the_best_minimum() -> None:
     assert table["chosen"].sum() == 1 and (table["optimum"] == 0).all() and table["minimum"].all()
     LINEAR_ALGEBRA.check(table["objective"], np.full(3, found.objective))
     ESTIMATES.check(table["smallest_eigenvalue"][0], np.linalg.eigvalsh(found.hessian)[0])
+    # evaluations that fail during a search raise no errors
+    some = solve(starts=[[1.0, 300.0, 300.0], [1.0, 0.5, -0.4]], error_behavior="raise")
+    assert some.starts["converged"].all() and (some.starts["optimum"] == 0).all()
     with pytest.raises(ValueError, match=r"starts must have the shape \(number of starts, 3\)"):
         solve(starts=[[1.0, 2.0]])
     with pytest.raises(ValueError, match="starts need an optimization"):

@@ -1,6 +1,7 @@
 """The data of a problem: a value that never changes, from which other values are made."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_problems_show_their_data_with_the_same_docstrings(problem: blpjax.Probl
         value = getattr(problem, name)
         if not callable(value):
             assert value is getattr(problem.data, name) or np.array_equal(value, getattr(problem.data, name)), name
-        if isinstance(getattr(ProblemData, name, None), property):
+        if isinstance(getattr(ProblemData, name, None), property | functools.cached_property):
             assert getattr(blpjax.Problem, name).__doc__ == getattr(ProblemData, name).__doc__, name
     assert blpjax.Problem.T.__doc__ == "Number of markets."  # type: ignore[attr-defined]
 

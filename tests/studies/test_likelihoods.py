@@ -16,7 +16,7 @@ from blpjax.objective.programs import on_host
 from blpjax.studies import replications
 from blpjax.studies.generator import NOTHING
 from blpjax.studies.monte_carlo import MonteCarlo
-from tests.support.study_design import MOMENTS, F
+from tests.support.study_design import MOMENTS, demand_of, surveyed
 from tests.tolerances import ESTIMATES, ROUNDING
 
 T, J = 12, 5
@@ -37,29 +37,12 @@ def tables() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 
 @cache
 def simulation() -> blpjax.Simulation:
-    products, agents, _ = tables()
-    return blpjax.Simulation(
-        (F("1 + prices + x"), F("0 + x"), F("1 + z")),
-        products,
-        agent_formulation=F("0 + income"),
-        agent_data=agents,
-        beta=[1.0, -2.0, 1.0],
-        sigma=[[1.0]],
-        pi=[[1.0]],
-        gamma=[1.0, 0.5],
-        seed=0,
-        **MOMENTS,
-    )
+    return surveyed(*tables()[:2], of_x=1.0)
 
 
 @cache
 def problem() -> blpjax.Problem:
-    """With the simulation's own prices and shares: there is no equilibrium to compute."""
-    known = simulation()
-    names = ("market_ids", "firm_ids", "x", "z", "prices", "shares")
-    data = {name: known.product_data[name].ravel() for name in names}
-    data |= {f"demand_instruments{k}": data["z"] ** (k + 1) for k in range(3)}
-    return blpjax.Problem(known.product_formulations[:2], data, known.agent_formulation, known.agent_data)
+    return demand_of(simulation())
 
 
 def likelihood(**options: Any) -> blpjax.MicroLikelihood:

@@ -18,7 +18,7 @@ from blpjax.inputs.micro import MicroMoment
 from blpjax.studies import replications
 from blpjax.studies.generator import NOTHING
 from blpjax.studies.monte_carlo import MonteCarlo
-from tests.support.study_design import MOMENTS, F
+from tests.support.study_design import MOMENTS, demand_of, surveyed
 from tests.tolerances import LINEAR_ALGEBRA, ROUNDING
 
 SIZES = (5, 3, 5, 4) * 5
@@ -35,27 +35,11 @@ def tables() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 @cache
 def simulation() -> blpjax.Simulation:
-    products, agents = tables()
-    return blpjax.Simulation(
-        (F("1 + prices + x"), F("0 + x"), F("1 + z")),
-        products,
-        agent_formulation=F("0 + income"),
-        agent_data=agents,
-        beta=[1.0, -2.0, 2.0],
-        sigma=[[1.0]],
-        pi=[[1.0]],
-        gamma=[1.0, 0.5],
-        seed=0,
-        **MOMENTS,
-    )
+    return surveyed(*tables(), of_x=2.0)
 
 
 def problem(instruments: int = 3) -> blpjax.Problem:
-    """With the simulation's own prices and shares: there is no equilibrium to compute."""
-    known = simulation()
-    data = {name: known.product_data[name].ravel() for name in ("market_ids", "firm_ids", "x", "z", "prices", "shares")}
-    data |= {f"demand_instruments{k}": known.product_data["z"].ravel() ** (k + 1) for k in range(instruments)}
-    return blpjax.Problem(known.product_formulations[:2], data, known.agent_formulation, known.agent_data)
+    return demand_of(simulation(), instruments)
 
 
 def moments(prices: bool = False, observations: Any = 2000) -> list[MicroMoment]:

@@ -1,5 +1,7 @@
 """A small Monte Carlo study."""
 
+from typing import Any
+
 import numpy as np
 
 import blpjax
@@ -34,3 +36,27 @@ def study(supply: bool) -> MonteCarlo:
         return MonteCarlo(simulation, seed=3, **MOMENTS)
     problem = simulation.replace_endogenous().to_problem(simulation.product_formulations[:2])
     return MonteCarlo(simulation, problem, seed=3, beta=None, **MOMENTS)
+
+
+def surveyed(products: Any, agents: Any, of_x: float) -> blpjax.Simulation:
+    """With tastes of agents that depend on their income."""
+    return blpjax.Simulation(
+        (F("1 + prices + x"), F("0 + x"), F("1 + z")),
+        products,
+        agent_formulation=F("0 + income"),
+        agent_data=agents,
+        beta=[1.0, -2.0, of_x],
+        sigma=[[1.0]],
+        pi=[[1.0]],
+        gamma=[1.0, 0.5],
+        seed=0,
+        **MOMENTS,
+    )
+
+
+def demand_of(known: blpjax.Simulation, instruments: int = 3) -> blpjax.Problem:
+    """With the simulation's own prices and shares: there is no equilibrium to compute."""
+    names = ("market_ids", "firm_ids", "x", "z", "prices", "shares")
+    data = {name: known.product_data[name].ravel() for name in names}
+    data |= {f"demand_instruments{k}": data["z"] ** (k + 1) for k in range(instruments)}
+    return blpjax.Problem(known.product_formulations[:2], data, known.agent_formulation, known.agent_data)
