@@ -29,7 +29,8 @@ Tree = TypeVar("Tree")
 #: First-order predictions of mean utilities are used when no element moves by more than this.
 FARTHEST_PREDICTION = 5.0
 
-#: Columns of the Hessian are computed together as long as they hold fewer numbers than this.
+#: Columns of the Hessian are computed together as long as they hold about so many numbers: at most half as many more,
+#: where that makes batches equal.
 HESSIAN_ELEMENTS = 2**25
 
 

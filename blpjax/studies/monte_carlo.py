@@ -173,7 +173,9 @@ class MonteCarlo(Shown):
         if data_generator is not None:
             self._generator = DataGenerator(data_generator, self.seed, simulation, problem, shifters)
         sampled = read_flag("micro_sample_covariances", micro_sample_covariances)
-        changing = [] if self._generator is None else list(self._generator.draw(_FIRST).variables)
+        changing: list[str] = []
+        if self._generator is not None and micro_moments is not None:
+            changing = list(self._generator.draw(_FIRST).variables)
         study = self.seed, simulation, problem, self._parameters
         self._surveys = SurveyStudy(micro_moments, sampled, *study, changing)
         self._likelihood: LikelihoodStudy | None = None
