@@ -2,7 +2,7 @@
 
 Everything after estimation goes through `Model`: results call its methods at the estimates, bootstraps map them over
 draws, and the delta method differentiates them. Results ask the model on the host, where first answers do not wait for
-compilation. It is long, because every output is a method of one class.
+compilation. It has more than 500 lines, because every output is a method of one class.
 """
 
 import dataclasses

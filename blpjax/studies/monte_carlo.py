@@ -357,11 +357,10 @@ class MonteCarlo(Shown):
         first : number of the first one.
         size : how many are processed together.
         """
-        drawn = NOTHING
-        if self._generator is not None:
-            drawn = self._generator.draw(np.arange(first, first + size))
+        replications = np.arange(first, first + size)
+        drawn = NOTHING if self._generator is None else self._generator.draw(replications)
         if self._likelihood is not None:
-            return self._run_likelihoods(self._likelihood, np.arange(first, first + size), drawn)
+            return self._run_likelihoods(self._likelihood, replications, drawn)
 
         def work(lanes: np.ndarray, placement: Placement | None) -> tuple[BatchOutcome, Any, Any]:
             own = jax.tree.map(lambda values: jnp.asarray(values[lanes]), drawn)
