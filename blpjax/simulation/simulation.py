@@ -214,6 +214,7 @@ class Simulation(Shown, Picklable):
         self.unique_market_ids, self.unique_firm_ids = known.unique_market_ids, known.unique_firm_ids
         self.unique_product_ids, self.unique_agent_ids = known.unique_product_ids, known.unique_agent_ids
         self.unique_nesting_ids = known.unique_nesting_ids
+        self.unique_subnesting_ids = known.unique_subnesting_ids
 
     @cached_property
     def products(self) -> np.recarray:
