@@ -14,6 +14,7 @@ from blpjax.economy.conduct import ConductData, prepare_conduct
 from blpjax.economy.ownership import firm_codes
 from blpjax.exceptions import DataError
 from blpjax.inputs.columns import read_vector
+from blpjax.inputs.nesting import read_nesting
 from blpjax.inputs.table_format import plain_value, read_table
 from blpjax.kernels.arrays import namespace
 from blpjax.model.formulated import Formulated, build_matrices
