@@ -50,7 +50,8 @@ class BucketSizes(NamedTuple):
 
 def bucket_sizes(bucket: Bucket) -> BucketSizes:
     """Sizes of a bucket."""
-    return BucketSizes(*bucket.size, *(0 if codes is None else codes.shape[1] for codes in (bucket.groups, bucket.outer)))
+    nests = (bucket.groups, bucket.outer)
+    return BucketSizes(*bucket.size, *(0 if codes is None else codes.shape[1] for codes in nests))
 
 
 def coarse_sizes(economy: Economy) -> list[BucketSizes]:

@@ -25,11 +25,11 @@ FLOOR = 0.01
 def fill_rho(data: ProblemData, rho: Any, bounds: Any) -> Any:
     """Rho as `Problem.solve` was given it, with linear estimates within bounds in place of ``'auto'``.
 
-    They are at least `FLOOR` and at most `LARGEST_RHO`, as far as bounds allow, and those of subgroups at least those of
-    their groups.
+    They are at least `FLOOR` and at most `LARGEST_RHO`, as far as bounds allow, and those of subgroups are at least
+    those of their groups.
 
-    ``'auto'`` is one parameter for all groups of a level, a sequence of as many times ``'auto'`` as there are groups, or
-    groups and subgroups, one for each of them.
+    ``'auto'`` is one parameter for all groups of a level, a sequence of as many times ``'auto'`` as there are groups
+    and subgroups one for each of them.
     """
     given = np.asarray(rho, dtype=object).reshape(-1)
     automatic = [isinstance(value, str) and value == AUTO for value in given]

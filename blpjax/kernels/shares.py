@@ -97,13 +97,9 @@ class Nests(Grouping):
         if self.outer is None:
             return (Level(self.members, self.rho, self.odds),)
         above, members = self.outer.members.astype(float), self.members.astype(float)
-        rho, odds = (own - times(above, other) for own, other in zip(*map(_parameters, (self, self.outer)), strict=True))
+        own = Level(self.members, self.rho - times(above, self.outer.rho), self.odds - times(above, self.outer.odds))
         outer = (Level(members @ level.members.astype(float) > 0, level.rho, level.odds) for level in self.outer.levels)
-        return (Level(self.members, rho, odds), *outer)
-
-
-def _parameters(nests: Nests) -> tuple[AnyArray, AnyArray]:
-    return nests.rho, nests.odds
+        return (own, *outer)
 
 
 def nests_of(codes: Int[AnyArray, "*T J"], rho: Float[AnyArray, "*T H"], outer: Nests | None = None) -> Nests:
@@ -176,9 +172,7 @@ def choices(
         largest = _largest_utility(utilities, availability)
         exponentials, none = _scaled(utilities, availability, largest)
         denominator = none + exponentials.sum(axis=-2)
-        return Choices(
-            exponentials / denominator[..., None, :], none / denominator, (), largest + xp.log(denominator)
-        )
+        return Choices(exponentials / denominator[..., None, :], none / denominator, (), largest + xp.log(denominator))
     groups = _groups(utilities, availability, nests)
     among = choices(groups.values, groups.filled, nests.outer)
     inside, *within = (groups.within * nests.spread(values) for values in (among.inside, *among.within))

@@ -356,7 +356,7 @@ def simulate_shares(market: HostMarket, delta: Array, with_jacobian: bool) -> Si
         members.append(members[-1] @ groups)
         odds.append(members[-1] @ (rho / (1.0 - rho)))
     jacobian = np.diag(shares * (1.0 + odds[0] if odds else 1.0)) - weighted @ P.T
-    for same, own, outer, Q in zip(members[1:], odds, [*odds[1:], 0.0], within, strict=True):
+    for same, own, outer, Q in zip(members[1:], odds, [*odds[1:], np.zeros(delta.size)], within, strict=True):
         jacobian -= (own - outer)[:, None] * (same @ same.T) * (weighted @ Q.T)
     return Simulated(np.clip(shares, market.lower, market.upper), jacobian)
 

@@ -96,8 +96,9 @@ class ParameterLayout(NamedTuple):
 
 
 class Coefficients(eqx.Module):
-    """Parameters: `sigma` (K2, K2), `pi` (K2, D), `rho` by level or by nest, `tau`, `phi`, `beta` (K1,) and `gamma` (K3,).
+    """Parameters: `sigma` (K2, K2), `pi` (K2, D), `rho`, `tau`, `phi`, `beta` (K1,) and `gamma` (K3,).
 
+    `rho` has an element for all nests, or for each of them; with nests within nests for each level, or for each nest.
     `phi` has a row for each structural error, xi and perhaps omega, and a column for the lag of each; no columns where
     product data have no lags.
 

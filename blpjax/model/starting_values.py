@@ -108,9 +108,9 @@ def _read_rho(rho: Any, labels: Labels) -> np.ndarray:
     levels = 2 if S else 1
     if S and np.size(rho) not in (levels, H + S):
         raise ValueError(
-            f"With subnesting_ids, rho must have two elements, for all groups and for all subgroups, or {H + S}: one for "
-            f"each of {H} groups and then for each of {S} subgroups, in the order of Problem.unique_nesting_ids and "
-            f"Problem.unique_subnesting_ids. It is {rho!r}."
+            f"With subnesting_ids, rho must have two elements, for all groups and for all subgroups, or {H + S}: one "
+            f"for each of {H} groups and then for each of {S} subgroups, in the order of Problem.unique_nesting_ids "
+            f"and Problem.unique_subnesting_ids. It is {rho!r}."
         )
     single = rho is not None and np.size(rho) == levels
     values = _read("rho", rho, (min(H, levels) if single else H + S,), labels, absent, required=H > 0)
@@ -130,8 +130,8 @@ def _check_rho(values: np.ndarray, labels: Labels) -> None:
         outer, inner = (values[:H] if H == 1 else values[list(labels.parents)]), values[H:]
         if (inner < outer).any():
             raise ValueError(
-                f"rho of a subgroup must not be below that of its group, but {inner[inner < outer][0]:g} is: products of "
-                "a subgroup would be worse substitutes than others of the group. Where that is meant, give "
+                f"rho of a subgroup must not be below that of its group, but {inner[inner < outer][0]:g} is: products "
+                "of a subgroup would be worse substitutes than others of the group. Where that is meant, give "
                 "Problem.solve rho_bounds that allow it."
             )
 
