@@ -209,36 +209,27 @@ def probabilities_without(results: Any, row: int) -> np.ndarray:
     return results.compute_probabilities(delta=delta)
 
 
-def test_simulated_economies_are_estimated() -> None:
-    """From `Simulation` to estimates near the truth, with standard errors."""
-    T, J = 50, 8
+@pytest.mark.slow
+def test_studies_of_simulated_economies_find_the_truth() -> None:
+    """Estimates of 200 replications, in lanes, are unbiased, and intervals cover the truth."""
+    T, J = 60, 8
     rank = np.tile(np.arange(J), T)
-    data = {
-        "market_ids": np.repeat(np.arange(T), J),
-        "firm_ids": rank % 3,
-        "nesting_ids": rank % 2,
-        "subnesting_ids": rank // 4,
-    }
-    simulation = blpjax.Simulation(
-        (F("1 + prices + x"), None, F("1 + w")),
-        data,
-        beta=[-1.0, -2.0, 1.0],
-        rho=[0.3, 0.6],
-        gamma=[1.0, 0.5],
-        xi_variance=0.02,
-        omega_variance=0.02,
-        seed=1,
-    )
+    data = {"market_ids": np.repeat(np.arange(T), J), "firm_ids": rank % 3}
+    data |= {"nesting_ids": rank % 2, "subnesting_ids": rank // 4}
+    errors = {"xi_variance": 0.02, "omega_variance": 0.02}
+    known = {"beta": [-1.0, -2.0, 1.0], "rho": [0.3, 0.6], "gamma": [1.0, 0.5], "seed": 1}
+    simulation = blpjax.Simulation((F("1 + prices + x"), None, F("1 + w")), data, **known, **errors)
     solved = simulation.replace_endogenous()
-    names = (*data, "prices", "shares", "x", "w")
-    products = pd.DataFrame({name: np.ravel(solved.product_data[name]) for name in names})
+    products = pd.DataFrame(
+        {name: np.ravel(solved.product_data[name]) for name in (*data, "prices", "shares", "x", "w")}
+    )
     for place, names in enumerate((["nesting_ids"], ["nesting_ids", "subnesting_ids"])):
         products[f"demand_instruments{place}"] = products.groupby(["market_ids", *names]).x.transform("sum")
     products["demand_instruments2"] = products.w
-    known = blpjax.Problem((F("1 + prices + x"),), products)
-    results = known.solve(rho="auto", method="1s")
-    assert np.abs((results.rho - simulation.rho) / results.rho_se).max() < 3 and results.converged
-    assert results.rho_se.max() < 0.2
+    study = blpjax.MonteCarlo(simulation, blpjax.Problem((F("1 + prices + x"),), products), correlation=0.5, **errors)
+    summary = study.run(200).summary()
+    assert summary["failures"].sum() == 0 and summary["coverage"].between(0.90, 0.98).all(), summary
+    assert (summary["bias"].abs() < 3 * summary["sd"] / np.sqrt(200)).all(), summary
 
 
 @pytest.mark.usefixtures("unchecked_types")
