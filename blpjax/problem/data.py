@@ -171,6 +171,7 @@ class DataHolder(Shown):
         bounds: Mapping[str, Any],
         bounded: bool = True,
         tau: Any = None,
+        *,
         phi: Any = None,
         kappa: Any = None,
     ) -> Parameters:

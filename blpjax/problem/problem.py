@@ -322,7 +322,8 @@ class Problem(DataHolder, Picklable):
         rho = fill_rho(self.data, rho, rho_bounds)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
         moment_types = self.data.read_moment_types(demand_moment_types, supply_moment_types)
-        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds, tau, phi, kappa)
+        more = {"tau": tau, "phi": phi, "kappa": kappa}
+        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds, **more)
         micro = read_micro(self.data, micro_moments, micro_sample_covariances, parameters)
         simulate = None
         if resample_agent_data is not None:
@@ -452,7 +453,8 @@ class Problem(DataHolder, Picklable):
         """
         sigma, pi = start_frac.fill_starts(self.data, sigma, pi, {})
         rho = fill_rho(self.data, rho, None)
-        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, False, tau, phi, kappa)
+        more = {"tau": tau, "phi": phi, "kappa": kappa}
+        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False, **more)
         micro = read_micro(self.data, micro_moments, micro_sample_covariances, parameters, observed=False)
         if not micro.size:
             raise ValueError("micro_moments must have at least one moment.")
@@ -571,7 +573,8 @@ class Problem(DataHolder, Picklable):
         Parameters are those of `solve`: zeros fix elements of the parameters, W (M, M) is the weighting matrix (by
         default that of 2SLS) and `delta` (N,) is where inversions start (by default the logit solution).
         """
-        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, False, tau, phi, kappa)
+        more = {"tau": tau, "phi": phi, "kappa": kappa}
+        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False, **more)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
         moment_types = self.data.read_moment_types(demand_moment_types, supply_moment_types)
         data = self._data_of_moments(bounds_on_costs, covariance_moments_mean, moment_blocks, moment_types)
