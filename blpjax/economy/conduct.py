@@ -68,7 +68,7 @@ class ConductData(eqx.Module):
         """The same with numbers (C,) in place of its parameters; itself where it has none."""
         if not self.parameters:
             return self
-        values = {name: kappa[c] for c, name in enumerate(self.parameters)}
+        values = {name: kappa[c, ...] for c, name in enumerate(self.parameters)}  # arrays, also of NumPy
         return dataclasses.replace(self, conduct=at_parameters(self.conduct, values), parameters=())
 
     def take(self, rows: AnyArray) -> "ConductData":
