@@ -48,7 +48,8 @@ class Bucket(eqx.Module):
     """Markets of similar size: T markets of at most J products and I agents.
 
     With nests, `groups` are codes of the groups in each market, and `nests` which of these a product belongs to, -1 for
-    padding. Demographics are (T, I, D, J) where they are specific to products. Counterfactuals may have `offsets`
+    padding. Where groups lie within others, `outer` are codes of these, and `parents` which of them a group belongs to.
+    Demographics are (T, I, D, J) where they are specific to products. Counterfactuals may have `offsets`
     of utilities. With a `placement`, markets are spread over its devices, and some of them have no products: see
     `blpjax.economy.sharding`.
     """
@@ -61,6 +62,8 @@ class Bucket(eqx.Module):
     demographics: Float[AnyArray, "T I D"] | Float[AnyArray, "T I D J"]
     nests: Int[AnyArray, "T J"] | None = None
     groups: Int[AnyArray, "T H"] | None = None
+    parents: Int[AnyArray, "T H"] | None = None
+    outer: Int[AnyArray, "T G"] | None = None
     offsets: Float[AnyArray, "T J I"] | None = None
     placement: Placement | None = eqx.field(static=True, default=None)
 
@@ -281,7 +284,7 @@ def build_economy(
     shares : (N,) market shares; X2 : (N, K2) characteristics.
     weights, nodes, demographics : (I,), (I, R) and (I, D), or (I, D, max J), rows of the agent table.
     availability : (I, max J) agents' availability of the products of their market, or None where all can be chosen.
-    nests : (N,) codes of products' groups, or None.
+    nests : (N, levels) codes of products' groups, the innermost first, or None.
     """
     check_process()
     sizes = np.array([(p.size, a.size) for p, a in zip(products.rows, agents.rows, strict=True)])
@@ -320,7 +323,7 @@ def build_agents(
     shares: np.ndarray,
     X2: np.ndarray,
     weights_tol: float,
-    nesting_ids: np.ndarray | None = None,
+    nests: np.ndarray | None = None,
 ) -> AgentsInEconomy:
     """Check agent data, or build agents, and put them into an economy with the products.
 
@@ -331,7 +334,7 @@ def build_agents(
     products : rows of each market in the product table.
     shares, X2 : (N,) market shares and (N, K2) characteristics.
     weights_tol : by how much weights may differ from summing to one without a warning.
-    nesting_ids : (N,) groups of products, or None.
+    nests : as in `build_economy`.
 
     Raises
     ------
@@ -360,7 +363,7 @@ def build_agents(
         nodes=agents.nodes,
         demographics=demographics,
         availability=agents.availability,
-        nests=None if nesting_ids is None else np.unique(nesting_ids, return_inverse=True)[1].reshape(-1),
+        nests=nests,
     )
     return AgentsInEconomy(agents, demographics, columns, economy, tuple(rows.size for rows in index.rows))
 
@@ -414,15 +417,26 @@ def _pad_availability(
 
 
 def _pad_nests(codes: np.ndarray | None, rows: Sequence[np.ndarray], J: int) -> dict[str, Any]:
-    """Groups of each market (T, H), and the place of each product's group among them (T, J), -1 for padding."""
+    """Groups of each market, and the places of products' groups among them, of both levels; see `Bucket`."""
     if codes is None:
         return {}
-    found = [np.unique(codes[r], return_inverse=True) for r in rows]
-    groups, nests = np.zeros((len(rows), max(g.size for g, _ in found)), int), np.full((len(rows), J), -1)
-    for t, (known, places) in enumerate(found):
-        groups[t, : known.size] = known
-        nests[t, : places.size] = places.reshape(-1)
-    return {"nests": jax.device_put(nests), "groups": jax.device_put(groups)}
+    nests, groups = _place([codes[r, 0] for r in rows], J)
+    found = {"nests": nests, "groups": groups}
+    if codes.shape[1] > 1:
+        # a group's own group is that of its first product
+        firsts = [np.unique(codes[r, 0], return_index=True)[1] for r in rows]
+        above = [codes[r, 1][first] for r, first in zip(rows, firsts, strict=True)]
+        found["parents"], found["outer"] = _place(above, groups.shape[1])
+    return {name: jax.device_put(values) for name, values in found.items()}
+
+
+def _place(codes: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of each market's codes among its distinct ones (T, width), -1 for padding, and these (T, most)."""
+    found = [np.unique(one, return_inverse=True) for one in codes]
+    places, distinct = np.full((len(codes), width), -1), np.zeros((len(codes), max(d.size for d, _ in found)), int)
+    for t, (known, own) in enumerate(found):
+        distinct[t, : known.size], places[t, : own.size] = known, own.reshape(-1)
+    return places, distinct
 
 
 def _best_cuts(sizes: np.ndarray, most: int) -> tuple[float, list[int]]:
