@@ -54,7 +54,7 @@ def test_importing_blpjax_imports_little() -> None:
     assert not modules & (SLOW | {"equinox", "pandas", "pyarrow", "tqdm"})
     own = {name for name in modules if name.startswith("blpjax")}
     assert own == {"blpjax", "blpjax.exceptions", "blpjax.machine", "blpjax.options", "blpjax.values"} | {
-        f"blpjax.machine.{name}" for name in ("caches", "lapack")
+        f"blpjax.machine.{name}" for name in ("caches", "garbage", "lapack")
     }
 
 
