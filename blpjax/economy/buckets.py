@@ -223,9 +223,9 @@ class MarketIndex(NamedTuple):
     @property
     def codes(self) -> np.ndarray:
         """(N,) position of each row's market among `ids`."""
-        codes = np.zeros(sum(rows.size for rows in self.rows), int)
-        for t, rows in enumerate(self.rows):
-            codes[rows] = t
+        rows = np.concatenate(self.rows)
+        codes = np.empty(rows.size, int)
+        codes[rows] = np.repeat(np.arange(len(self.rows)), [own.size for own in self.rows])
         return codes
 
     @property
@@ -290,12 +290,11 @@ def build_economy(
     sources = np.zeros(sum(len(group) * sizes[group, 0].max() for group in groups), int)
     for group in groups:
         J, width = sizes[group].max(axis=0).tolist()
-        rows = [products.rows[t] for t in group]
-        people = [agents.rows[t] for t in group]
-        for i, r in enumerate(rows):
-            first = at + i * J
-            positions[r] = first + np.arange(r.size)
-            sources[first : first + J] = np.r_[r, np.full(J - r.size, r[0])]
+        rows, people = (_places([index.rows[t] for t in group]) for index in (products, agents))
+        positions[rows.rows] = at + rows.markets * J + rows.columns
+        firsts = rows.rows[rows.columns == 0]
+        sources[at : at + len(group) * J] = np.repeat(firsts, J)
+        sources[positions[rows.rows]] = rows.rows
         at += len(group) * J
         buckets.append(
             Bucket(
@@ -393,35 +392,52 @@ def bucket_markets(sizes: np.ndarray, most: int = MAX_BUCKETS) -> list[np.ndarra
     return best_groups
 
 
-def _pad(values: np.ndarray, rows: Sequence[np.ndarray], width: int) -> Array:
-    padded = np.zeros((len(rows), width, *values.shape[1:]))
-    for i, r in enumerate(rows):
-        padded[i, : r.size] = values[r]
+class _Places(NamedTuple):
+    """Rows of a table, and the market and the column where each stands in a bucket of so many markets."""
+
+    rows: np.ndarray
+    markets: np.ndarray
+    columns: np.ndarray
+    count: int
+
+
+def _places(rows: Sequence[np.ndarray]) -> _Places:
+    sizes = np.array([own.size for own in rows])
+    markets = np.repeat(np.arange(len(rows)), sizes)
+    columns = np.arange(markets.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return _Places(np.concatenate(rows), markets, columns, len(rows))
+
+
+def _pad(values: np.ndarray, at: _Places, width: int) -> Array:
+    padded = np.zeros((at.count, width, *values.shape[1:]))
+    padded[at.markets, at.columns] = values[at.rows]
     return jax.device_put(padded)
 
 
-def _pad_availability(
-    values: np.ndarray | None, rows: Sequence[np.ndarray], people: Sequence[np.ndarray], J: int, width: int
-) -> Array:
+def _pad_availability(values: np.ndarray | None, products: _Places, agents: _Places, J: int, width: int) -> Array:
     """Availability (T, J, 1), or (T, J, I) where it is specific to agents."""
-    padded = np.zeros((len(rows), J, 1 if values is None else width))
-    for t, (products, agents) in enumerate(zip(rows, people, strict=True)):
-        if values is None:
-            padded[t, : products.size] = 1.0
-        else:
-            padded[t, : products.size, : agents.size] = values[agents, : products.size].T
+    present = np.zeros((products.count, J, 1))
+    present[products.markets, products.columns] = 1.0
+    if values is None:
+        return jax.device_put(present)
+    padded = np.zeros((products.count, J, width))
+    own = values[agents.rows, :J]
+    sold = present[agents.markets, : own.shape[1], 0] > 0  # columns of other products may be missing
+    padded[agents.markets, : own.shape[1], agents.columns] = np.where(sold, own, 0.0)
     return jax.device_put(padded)
 
 
-def _pad_nests(codes: np.ndarray | None, rows: Sequence[np.ndarray], J: int) -> dict[str, Any]:
+def _pad_nests(codes: np.ndarray | None, at: _Places, J: int) -> dict[str, Any]:
     """Groups of each market (T, H), and the place of each product's group among them (T, J), -1 for padding."""
     if codes is None:
         return {}
-    found = [np.unique(codes[r], return_inverse=True) for r in rows]
-    groups, nests = np.zeros((len(rows), max(g.size for g, _ in found)), int), np.full((len(rows), J), -1)
-    for t, (known, places) in enumerate(found):
-        groups[t, : known.size] = known
-        nests[t, : places.size] = places.reshape(-1)
+    count = int(codes.max()) + 1
+    known, inverse = np.unique(at.markets * count + codes[at.rows], return_inverse=True)
+    markets, found = np.divmod(known, count)
+    places = np.arange(markets.size) - np.searchsorted(markets, markets)
+    groups, nests = np.zeros((at.count, int(places.max()) + 1), int), np.full((at.count, J), -1)
+    groups[markets, places] = found
+    nests[at.markets, at.columns] = places[inverse.reshape(-1)]
     return {"nests": jax.device_put(nests), "groups": jax.device_put(groups)}
 
 
