@@ -393,12 +393,12 @@ def bucket_markets(sizes: np.ndarray, most: int = MAX_BUCKETS) -> list[np.ndarra
 
 
 class _Places(NamedTuple):
-    """Rows of a table, and the market and the column where each stands in a bucket of so many markets."""
+    """Rows of a table, and the market and the column where each stands in a bucket of T markets."""
 
     rows: np.ndarray
     markets: np.ndarray
     columns: np.ndarray
-    count: int
+    T: int
 
 
 def _places(rows: Sequence[np.ndarray]) -> _Places:
@@ -409,18 +409,18 @@ def _places(rows: Sequence[np.ndarray]) -> _Places:
 
 
 def _pad(values: np.ndarray, at: _Places, width: int) -> Array:
-    padded = np.zeros((at.count, width, *values.shape[1:]))
+    padded = np.zeros((at.T, width, *values.shape[1:]))
     padded[at.markets, at.columns] = values[at.rows]
     return jax.device_put(padded)
 
 
 def _pad_availability(values: np.ndarray | None, products: _Places, agents: _Places, J: int, width: int) -> Array:
     """Availability (T, J, 1), or (T, J, I) where it is specific to agents."""
-    present = np.zeros((products.count, J, 1))
+    present = np.zeros((products.T, J, 1))
     present[products.markets, products.columns] = 1.0
     if values is None:
         return jax.device_put(present)
-    padded = np.zeros((products.count, J, width))
+    padded = np.zeros((products.T, J, width))
     own = values[agents.rows, :J]
     sold = present[agents.markets, : own.shape[1], 0] > 0  # columns of other products may be missing
     padded[agents.markets, : own.shape[1], agents.columns] = np.where(sold, own, 0.0)
@@ -435,7 +435,7 @@ def _pad_nests(codes: np.ndarray | None, at: _Places, J: int) -> dict[str, Any]:
     known, inverse = np.unique(at.markets * count + codes[at.rows], return_inverse=True)
     markets, found = np.divmod(known, count)
     places = np.arange(markets.size) - np.searchsorted(markets, markets)
-    groups, nests = np.zeros((at.count, int(places.max()) + 1), int), np.full((at.count, J), -1)
+    groups, nests = np.zeros((at.T, int(places.max()) + 1), int), np.full((at.T, J), -1)
     groups[markets, places] = found
     nests[at.markets, at.columns] = places[inverse.reshape(-1)]
     return {"nests": jax.device_put(nests), "groups": jax.device_put(groups)}
