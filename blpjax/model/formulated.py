@@ -23,7 +23,8 @@ from blpjax.inputs.integration import Integration
 from blpjax.inputs.survey_expressions import SurveyTables
 from blpjax.inputs.surveys import spread_nodes
 from blpjax.inputs.tables import AgentTable, ProductTable
-from blpjax.kernels.conduct import Conduct, PriceSetting, check_conduct
+from blpjax.kernels.conduct import Conduct, check_conduct
+from blpjax.kernels.conduct_parameters import parameters_of
 from blpjax.model.parameters import Labels, ParameterLayout, UtilityForm
 from blpjax.model.starting_values import read_utility_form
 
@@ -128,7 +129,13 @@ class Formulated:
         X1, X2, X3 = (() if design is None else design.labels for design in self.designs)
         nests = tuple(map(str, self.unique_nesting_ids))
         demographics = self.agents_in_economy.demographic_labels
-        return Labels(X1, X2, X3, demographics, nests, lagged=self.product_table.lag_indices is not None)
+        lagged, conduct = self.product_table.lag_indices is not None, tuple(self.conduct_parameters)
+        return Labels(X1, X2, X3, demographics, nests, lagged=lagged, conduct=conduct)
+
+    @property
+    def conduct_parameters(self) -> dict[str, tuple[float, float]]:
+        """Names of the conduct's parameters, the elements of kappa, with their default bounds."""
+        return {} if self.conduct is None else parameters_of(self.conduct)
 
     @cached_property
     def conduct_data(self) -> ConductData | None:
@@ -152,7 +159,7 @@ class Formulated:
     def pricing_ownership_in(self, economy: Economy) -> Ownership:
         """Whose profits the price of a product maximises, in estimation; anything where other conduct decides."""
         known = self.conduct_data
-        if known is not None and isinstance(known.conduct, PriceSetting):
+        if known is not None and known.has_known_weights:
             return price_setting_ownership(economy, known)
         found = self.ownership_in(economy)
         return firm_codes(economy, np.zeros(self.N, int)) if found is None else found
@@ -302,6 +309,11 @@ def formulate(
         costs_type=costs_type,
         conduct=None if conduct is None else check_conduct(conduct),
     )
+    if designs[2] is None and known.conduct_parameters:
+        raise ValueError(
+            f"conduct has parameters ({', '.join(map(repr, known.conduct_parameters))}), which need a supply side: a "
+            "third formulation, X3. Give numbers in their place."
+        )
     assert known.conduct is None or known.conduct_data is not None  # what it reads is there
     return known
 

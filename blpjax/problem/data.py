@@ -173,6 +173,7 @@ class DataHolder(Shown):
         tau: Any = None,
         *,
         phi: Any = None,
+        kappa: Any = None,
     ) -> Parameters:
         """Starting values, bounds (by block) and layout of the parameters from arguments of `solve`.
 
@@ -184,10 +185,12 @@ class DataHolder(Shown):
             rho=rho,
             tau=tau,
             phi=phi,
+            kappa=kappa,
             beta=beta,
             gamma=gamma,
             bounds=bounds,
             form=self.form,
+            conduct_bounds=tuple(self.data.conduct_parameters.values()),
             labels=self.data.labels,
             n_node_columns=self.agent_table.nodes.shape[1],
             bounded=bounded,

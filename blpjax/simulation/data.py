@@ -65,7 +65,9 @@ class Primitives(Formulated):
         """Which node columns go with which columns of sigma. Theta has no elements: all parameters are known."""
         nonzero = (np.asarray(self.coefficients.sigma) != 0).any(axis=0)
         nodes = assign_node_columns(economy.buckets[0].nodes.shape[2], nonzero)
-        return ParameterLayout(*((),) * 9, tuple(np.flatnonzero(nonzero).tolist()), tuple(nodes.tolist()), self.form)
+        nothing: Any = dict.fromkeys((*BLOCKS, "concentrated_beta", "concentrated_gamma"), ())
+        columns = {"sigma_columns": tuple(np.flatnonzero(nonzero).tolist()), "node_columns": tuple(nodes.tolist())}
+        return ParameterLayout(**nothing, **columns, form=self.form)
 
     def layout_of_all(self) -> ParameterLayout:
         """The same where all parameters that are not zero are elements of theta."""
@@ -266,6 +268,7 @@ def read_coefficients(parameters: Mapping[str, Any], known: Formulated) -> Coeff
         n_node_columns=known.agent_table.nodes.shape[1],
         bounded=False,
         form=known.form,
+        conduct_bounds=tuple(known.conduct_parameters.values()),
     )
     if found.layout.concentrated_beta or found.layout.concentrated_gamma:
         raise ValueError("beta and gamma must have no missing elements: a simulation needs all true parameters.")

@@ -459,6 +459,8 @@ def test_what_likelihoods_do_not_support_is_refused() -> None:
             solve(**{option: np.eye(2)})
     with pytest.raises(NotImplementedError, match="se_type is not supported"):
         solve(se_type="clustered")
+    with pytest.raises(NotImplementedError, match="kappa is not supported.*supply side needs GMM"):
+        solve(kappa=0.5)
     with pytest.raises(NotImplementedError, match="'prices' cannot be an element of theta"):
         solve(beta=[None, -1.0, None])
     with pytest.raises(NotImplementedError, match="sigma='auto' is not supported"):

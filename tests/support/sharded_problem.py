@@ -44,7 +44,7 @@ STARTS: dict[str, Any] = {"sigma": np.diag([0.4, 0.6]), "pi": [[0.3], [0.0]], "b
 
 
 #: What depends on how firms compete, where they do not set prices.
-CONDUCT = ("tilde_costs", "gradient", "gamma_se", "prices")
+CONDUCT = ("tilde_costs", "gradient", "gamma_se", "kappa_se", "prices")
 
 
 def build(**options: Any) -> tuple[Any, Any, Any]:
@@ -83,14 +83,14 @@ def solve(problem: Any, products: Any) -> tuple[Any, dict[str, np.ndarray]]:
 def solve_with_conduct(problem: Any) -> dict[str, np.ndarray]:
     """What depends on conduct, at the starting values."""
     options = {"optimization": blpjax.Optimization("return"), "check_optimality": "gradient"}
-    results = problem.solve(**STARTS, method="1s", **options)
+    results = problem.solve(**STARTS, kappa=0.2, method="1s", **options)
     found = {name: getattr(results, name) for name in CONDUCT[:-1]}
     return found | {"prices": results.compute_prices(costs=results.compute_costs() + 0.1)}
 
 
 def compete_on_devices(output: str) -> None:
     """One process, and firms that set quantities."""
-    problem, _, _ = build(conduct=blpjax.Cournot(weights=0.2))
+    problem, _, _ = build(conduct=blpjax.Cournot(weights=blpjax.Parameter("weight")))
     one, several = solve_with_conduct(problem), solve_with_conduct(problem.shard())
     np.savez(
         output,
