@@ -48,7 +48,8 @@ class Bucket(eqx.Module):
     """Markets of similar size: T markets of at most J products and I agents.
 
     With nests, `groups` are codes of the groups in each market, and `nests` which of these a product belongs to, -1 for
-    padding. Demographics are (T, I, D, J) where they are specific to products. Counterfactuals may have `offsets`
+    padding. Where groups lie within others, `outer` are codes of these, and `parents` which of them a group belongs to.
+    Demographics are (T, I, D, J) where they are specific to products. Counterfactuals may have `offsets`
     of utilities. With a `placement`, markets are spread over its devices, and some of them have no products: see
     `blpjax.economy.sharding`.
     """
@@ -61,6 +62,8 @@ class Bucket(eqx.Module):
     demographics: Float[AnyArray, "T I D"] | Float[AnyArray, "T I D J"]
     nests: Int[AnyArray, "T J"] | None = None
     groups: Int[AnyArray, "T H"] | None = None
+    parents: Int[AnyArray, "T H"] | None = None
+    outer: Int[AnyArray, "T G"] | None = None
     offsets: Float[AnyArray, "T J I"] | None = None
     placement: Placement | None = eqx.field(static=True, default=None)
 
@@ -281,7 +284,7 @@ def build_economy(
     shares : (N,) market shares; X2 : (N, K2) characteristics.
     weights, nodes, demographics : (I,), (I, R) and (I, D), or (I, D, max J), rows of the agent table.
     availability : (I, max J) agents' availability of the products of their market, or None where all can be chosen.
-    nests : (N,) codes of products' groups, or None.
+    nests : (N, levels) codes of products' groups, the innermost first, or None.
     """
     check_process()
     sizes = np.array([(p.size, a.size) for p, a in zip(products.rows, agents.rows, strict=True)])
@@ -319,7 +322,7 @@ def build_agents(
     shares: np.ndarray,
     X2: np.ndarray,
     weights_tol: float,
-    nesting_ids: np.ndarray | None = None,
+    nests: np.ndarray | None = None,
 ) -> AgentsInEconomy:
     """Check agent data, or build agents, and put them into an economy with the products.
 
@@ -330,7 +333,7 @@ def build_agents(
     products : rows of each market in the product table.
     shares, X2 : (N,) market shares and (N, K2) characteristics.
     weights_tol : by how much weights may differ from summing to one without a warning.
-    nesting_ids : (N,) groups of products, or None.
+    nests : as in `build_economy`.
 
     Raises
     ------
@@ -359,7 +362,7 @@ def build_agents(
         nodes=agents.nodes,
         demographics=demographics,
         availability=agents.availability,
-        nests=None if nesting_ids is None else np.unique(nesting_ids, return_inverse=True)[1].reshape(-1),
+        nests=nests,
     )
     return AgentsInEconomy(agents, demographics, columns, economy, tuple(rows.size for rows in index.rows))
 
@@ -428,17 +431,32 @@ def _pad_availability(values: np.ndarray | None, products: _Places, agents: _Pla
 
 
 def _pad_nests(codes: np.ndarray | None, at: _Places, J: int) -> dict[str, Any]:
-    """Groups of each market (T, H), and the place of each product's group among them (T, J), -1 for padding."""
+    """Groups of each market, and the places of products' groups among them, of both levels; see `Bucket`."""
     if codes is None:
         return {}
+    codes = codes[at.rows]
+    places, groups, firsts = _distinct(codes[:, 0], at.markets, at.T)
+    nests = np.full((at.T, J), -1)
+    nests[at.markets, at.columns] = places
+    found = {"nests": nests, "groups": groups}
+    if codes.shape[1] > 1:
+        # a group's own group is that of its first product
+        markets = at.markets[firsts]
+        above, found["outer"], _ = _distinct(codes[firsts, 1], markets, at.T)
+        found["parents"] = np.full(groups.shape, -1)
+        found["parents"][markets, places[firsts]] = above
+    return {name: jax.device_put(values) for name, values in found.items()}
+
+
+def _distinct(codes: np.ndarray, markets: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of codes (n,) among the distinct ones of their market, these (T, most), and where each is met first."""
     count = int(codes.max()) + 1
-    known, inverse = np.unique(at.markets * count + codes[at.rows], return_inverse=True)
-    markets, found = np.divmod(known, count)
-    places = np.arange(markets.size) - np.searchsorted(markets, markets)
-    groups, nests = np.zeros((at.T, int(places.max()) + 1), int), np.full((at.T, J), -1)
-    groups[markets, places] = found
-    nests[at.markets, at.columns] = places[inverse.reshape(-1)]
-    return {"nests": jax.device_put(nests), "groups": jax.device_put(groups)}
+    known, firsts, inverse = np.unique(markets * count + codes, return_index=True, return_inverse=True)
+    own, values = np.divmod(known, count)
+    places = np.arange(own.size) - np.searchsorted(own, own)
+    distinct = np.zeros((T, int(places.max()) + 1), int)
+    distinct[own, places] = values
+    return places[inverse.reshape(-1)], distinct, firsts
 
 
 def _best_cuts(sizes: np.ndarray, most: int) -> tuple[float, list[int]]:

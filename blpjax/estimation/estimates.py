@@ -92,7 +92,7 @@ class Estimates(Shown):
         self.gamma = result.gamma[:, None]
         self.sigma_labels = list(parameters.labels.X2)
         self.pi_labels = list(parameters.labels.demographics)
-        self.rho_labels = list(parameters.labels.nests)
+        self.rho_labels = [*parameters.labels.nests, *parameters.labels.subnests]
         self.tau_labels = parameters.tau_labels
         self.phi_labels = list(parameters.labels.errors)
         self.kappa_labels = list(parameters.labels.conduct)

@@ -97,8 +97,9 @@ class ParameterLayout(NamedTuple):
 
 
 class Coefficients(eqx.Module):
-    """Parameters: `sigma` (K2, K2), `pi` (K2, D), `rho` (1,) or (H,), `tau`, `phi`, `kappa`, `beta` (K1,) and `gamma`.
+    """Parameters: `sigma` (K2, K2), `pi` (K2, D), `rho`, `tau`, `phi`, `kappa`, `beta` (K1,) and `gamma`.
 
+    `rho` has an element for all nests, or for each of them; with nests within nests for each level, or for each nest.
     `phi` has a row for each structural error, xi and perhaps omega, and a column for the lag of each; no columns where
     product data have no lags. `kappa` (C,) are parameters of conduct, and `gamma` (K3,) those of costs.
 
@@ -138,7 +139,8 @@ class BlockBounds(NamedTuple):
 class Labels(NamedTuple):
     """Names of characteristics in X1 (beta), X2 (sigma, rows of pi) and X3 (gamma), of demographics and of nests.
 
-    `lagged` says whether product data have lags, which phi is about. `conduct` are parameters of conduct (kappa).
+    `lagged` says whether product data have lags, which phi is about. `subnests` are nests within nests, `parents` the
+    places of the nests that they lie in, and `conduct` parameters of conduct (kappa).
     """
 
     X1: tuple[str, ...]
@@ -147,7 +149,14 @@ class Labels(NamedTuple):
     demographics: tuple[str, ...]
     nests: tuple[str, ...] = ()
     lagged: bool = False
+    subnests: tuple[str, ...] = ()
+    parents: tuple[int, ...] = ()
     conduct: tuple[str, ...] = ()
+
+    def of_rho(self, size: int) -> list[str]:
+        """Names of rho's elements: one for each level of nests, or for each nest."""
+        levels = ["All Groups", "All Subgroups"] if self.subnests else ["All Groups"]
+        return levels if size == len(levels) else [*self.nests, *self.subnests]
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -209,7 +218,7 @@ class Parameters:
     @property
     def rho_labels(self) -> list[str]:
         """A group for each element of rho, or all of them."""
-        return ["All Groups"] if self.start.rho.size == 1 else list(self.labels.nests)
+        return self.labels.of_rho(self.start.rho.size)
 
     @property
     def tau_labels(self) -> list[str]:

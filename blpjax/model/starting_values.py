@@ -79,7 +79,7 @@ def build_parameters(
             np.fill_diagonal(lower, np.where(negative, -np.inf, 0.0))
             np.fill_diagonal(upper, np.where(negative, 0.0, np.inf))
         if name == "rho" and bounds.get(name) is None:
-            _check_rho(value)
+            _check_rho(value, labels)
         if bounded and name == "rho":
             lower, upper = np.zeros(value.shape), np.maximum(value, LARGEST_RHO)
         if bounded and name == "kappa":
@@ -108,21 +108,37 @@ def build_parameters(
 
 
 def _read_rho(rho: Any, labels: Labels) -> np.ndarray:
-    """One nesting parameter for all groups, or one for each of the H groups."""
-    absent, H = "there are no nesting_ids in product_data", len(labels.nests)
-    single = rho is not None and np.size(rho) == 1
-    values = _read("rho", rho, (min(H, 1) if single else H,), labels, absent, required=H > 0)
+    """One nesting parameter for all groups of a level, or one for each of the groups, those within groups last."""
+    absent, H, S = "there are no nesting_ids in product_data", len(labels.nests), len(labels.subnests)
+    levels = 2 if S else 1
+    if S and np.size(rho) not in (levels, H + S):
+        raise ValueError(
+            f"With subnesting_ids, rho must have two elements, for all groups and for all subgroups, or {H + S}: one "
+            f"for each of {H} groups and then for each of {S} subgroups, in the order of Problem.unique_nesting_ids "
+            f"and Problem.unique_subnesting_ids. It is {rho!r}."
+        )
+    single = rho is not None and np.size(rho) == levels
+    values = _read("rho", rho, (min(H, levels) if single else H + S,), labels, absent, required=H > 0)
     if (values >= 1).any():
         raise ValueError(f"rho must be below one, not {values.max():g}.")
     return values
 
 
-def _check_rho(values: np.ndarray) -> None:
+def _check_rho(values: np.ndarray, labels: Labels) -> None:
     if (values < 0).any():
         raise ValueError(
             f"rho must not be negative, but is {values.min():g}: products of a group would be worse substitutes than "
             "others. Where that is meant, give Problem.solve rho_bounds that allow it."
         )
+    if labels.subnests:
+        H = 1 if values.size == 2 else len(labels.nests)
+        outer, inner = (values[:H] if H == 1 else values[list(labels.parents)]), values[H:]
+        if (inner < outer).any():
+            raise ValueError(
+                f"rho of a subgroup must not be below that of its group, but {inner[inner < outer][0]:g} is: products "
+                "of a subgroup would be worse substitutes than others of the group. Where that is meant, give "
+                "Problem.solve rho_bounds that allow it."
+            )
 
 
 def _read_phi(phi: Any, labels: Labels) -> np.ndarray:

@@ -72,6 +72,7 @@ class DataHolder(Shown):
     unique_product_ids: np.ndarray = _shared("unique_product_ids")
     unique_agent_ids: np.ndarray = _shared("unique_agent_ids")
     unique_nesting_ids: np.ndarray = _shared("unique_nesting_ids")
+    unique_subnesting_ids: np.ndarray = _shared("unique_subnesting_ids")
     products: np.recarray = _shared("products")
     agents: np.recarray = _shared("agents")
 

@@ -64,8 +64,9 @@ class Problem(DataHolder, Picklable):
         Optional: `demand_instruments0`, `demand_instruments1`, ... or a matrix `demand_instruments`, and likewise
         `supply_instruments` and `covariance_instruments` for X3, `product_ids`, `clustering_ids` (for errors that are
         correlated within clusters of several kinds, such as markets and brands, `clustering_ids0`, `clustering_ids1`
-        and so on), `nesting_ids` for the nested logit and RCNL, `lag_indices`, the row of each product's lag (counted
-        from zero in the order of the table; the row itself for an initial period), and whatever the formulas name.
+        and so on), `nesting_ids` for the nested logit and RCNL, `subnesting_ids` for groups within these groups, of
+        which the same ID in two groups means two subgroups, `lag_indices`, the row of each product's lag (counted from
+        zero in the order of the table; the row itself for an initial period), and whatever the formulas name.
     agent_formulation : Formulation, optional
         Demographics d.
     agent_data : DataFrame, dict of arrays, or structured array, optional
@@ -102,6 +103,7 @@ class Problem(DataHolder, Picklable):
     ED, ES : numbers of dimensions of fixed effects absorbed from demand and supply.
     H : number of nesting groups.
     unique_market_ids, unique_firm_ids, unique_product_ids, unique_agent_ids, unique_nesting_ids : sorted IDs.
+    unique_subnesting_ids : sorted pairs (S, 2) of the IDs of a group and of a subgroup within it.
     products, agents : structured arrays of the data, with fields such as `X1`, `X2`, `X3`, `ZD`, `ZS`, `nodes`.
 
     Raises
@@ -180,6 +182,9 @@ class Problem(DataHolder, Picklable):
             `unique_nesting_ids`. Zeros stay zero. Required with `nesting_ids`. ``'auto'``, or H times that, starts at
             linear instrumental variables estimates, where rho is the coefficient on the logarithm of shares within
             groups (Berry 1994). Without random coefficients and supply, these are the estimates of the first step.
+            With `subnesting_ids` there are two elements, of all groups and of all subgroups, or H + S, of each group
+            and then of each subgroup in the order of `unique_subnesting_ids` (Verboven 1996). Subgroups' parameters
+            start at or above those of their groups, below which they are not where consumers maximise utility.
         phi : float or (2, 2) array
             Starting values of how structural errors follow from their lags, which `lag_indices` of the product data
             say: the number for xi, or with X3 ``[[xi on xi, xi on omega], [omega on xi, omega on omega]]``. Zeros stay

@@ -44,6 +44,7 @@ _PRODUCT_FIELDS = (
     "market_ids",
     "firm_ids",
     "nesting_ids",
+    "subnesting_ids",
     "ownership",
     "product_ids",
     "clustering_ids",

@@ -28,7 +28,8 @@ from blpjax.model.starting_values import build_parameters
 Columns = dict[str, np.ndarray]
 
 #: Fields that are never drawn. Those of IDs and ownership may have several columns.
-_PRODUCT_IDS = ("market_ids", "firm_ids", "nesting_ids", "product_ids", "clustering_ids", "lag_indices", "ownership")
+_NAMES = ("market_ids", "firm_ids", "nesting_ids", "subnesting_ids", "product_ids", "clustering_ids")
+_PRODUCT_IDS = (*_NAMES, "lag_indices", "ownership")
 _PRODUCT_FIELDS = (*_PRODUCT_IDS, "shares", "prices")
 _AGENT_FIELDS = ("market_ids", "agent_ids", "nodes", "weights", "availability")
 

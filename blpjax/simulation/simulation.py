@@ -71,7 +71,8 @@ class Simulation(Shown, Picklable):
     xi_variance, omega_variance, correlation : float
         Moments of that distribution.
     rho : float or (H,) array, optional
-        Nesting parameters, of all groups or each. Required with `nesting_ids` in the product data.
+        Nesting parameters, of all groups or each. Required with `nesting_ids` in the product data. With
+        `subnesting_ids` two elements, of groups and of subgroups, or one for each group and then each subgroup.
     phi : float or (2, 2) array, optional
         How structural errors follow from their lags, see `Problem.solve`. Required with `lag_indices` in the product
         data. What is drawn for xi and omega are then innovations, and errors of initial periods have the stationary
@@ -101,6 +102,7 @@ class Simulation(Shown, Picklable):
     H : number of nesting groups.
     MD, MS, MC, ED, ES : zero: there are no instruments and no absorbed fixed effects.
     unique_market_ids, unique_firm_ids, unique_product_ids, unique_agent_ids, unique_nesting_ids : sorted IDs.
+    unique_subnesting_ids : sorted pairs of the IDs of a group and of a subgroup within it.
 
     Raises
     ------
@@ -222,6 +224,7 @@ class Simulation(Shown, Picklable):
         self.unique_market_ids, self.unique_firm_ids = known.unique_market_ids, known.unique_firm_ids
         self.unique_product_ids, self.unique_agent_ids = known.unique_product_ids, known.unique_agent_ids
         self.unique_nesting_ids = known.unique_nesting_ids
+        self.unique_subnesting_ids = known.unique_subnesting_ids
 
     @cached_property
     def products(self) -> np.recarray:
