@@ -158,6 +158,13 @@ class Labels(NamedTuple):
         levels = ["All Groups", "All Subgroups"] if self.subnests else ["All Groups"]
         return levels if size == len(levels) else [*self.nests, *self.subnests]
 
+    def far_subgroups(self, rho: np.ndarray) -> list[str]:
+        """Names of subgroups whose products are worse substitutes than others of the group: theirs is the lower rho."""
+        if not self.subnests:
+            return []
+        outer, inner = (rho[:1], rho[1:]) if rho.size == 2 else (rho[list(self.parents)], rho[len(self.nests) :])
+        return [self.of_rho(rho.size)[rho.size - inner.size + place] for place in np.flatnonzero(inner < outer)]
+
     @property
     def errors(self) -> tuple[str, ...]:
         """Names of structural errors, the rows and columns of phi."""

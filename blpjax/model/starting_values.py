@@ -118,7 +118,7 @@ def _read_rho(rho: Any, labels: Labels) -> np.ndarray:
             f"and Problem.unique_subnesting_ids. It is {rho!r}."
         )
     single = rho is not None and np.size(rho) == levels
-    values = _read("rho", rho, (min(H, levels) if single else H + S,), labels, absent, required=H > 0)
+    values = _read("rho", rho, (min(H + S, levels) if single else H + S,), labels, absent, required=H > 0)
     if (values >= 1).any():
         raise ValueError(f"rho must be below one, not {values.max():g}.")
     return values
@@ -130,15 +130,12 @@ def _check_rho(values: np.ndarray, labels: Labels) -> None:
             f"rho must not be negative, but is {values.min():g}: products of a group would be worse substitutes than "
             "others. Where that is meant, give Problem.solve rho_bounds that allow it."
         )
-    if labels.subnests:
-        H = 1 if values.size == 2 else len(labels.nests)
-        outer, inner = (values[:H] if H == 1 else values[list(labels.parents)]), values[H:]
-        if (inner < outer).any():
-            raise ValueError(
-                f"rho of a subgroup must not be below that of its group, but {inner[inner < outer][0]:g} is: products "
-                "of a subgroup would be worse substitutes than others of the group. Where that is meant, give "
-                "Problem.solve rho_bounds that allow it."
-            )
+    if far := labels.far_subgroups(values):
+        raise ValueError(
+            f"rho of a subgroup must not be below that of its group, but that of '{far[0]}' is: products of a subgroup "
+            "would be worse substitutes than others of the group. Where that is meant, give Problem.solve rho_bounds "
+            "that allow it."
+        )
 
 
 def _read_phi(phi: Any, labels: Labels) -> np.ndarray:

@@ -18,7 +18,7 @@ import pandas as pd
 from blpjax import options
 from blpjax.estimation import options as estimation_options
 from blpjax.estimation import start_frac
-from blpjax.estimation.diagnostics import report_outcome, warn_of_singularity
+from blpjax.estimation.diagnostics import report_outcome, warn_of_singularity, warn_of_subgroups
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.start_rho import fill_rho
 from blpjax.estimation.step import StepContext, solve_step
@@ -406,6 +406,7 @@ class Problem(DataHolder, Picklable):
                 break
             context = context.weigh(np.asarray(outcome.summary.updated_W))
         assert results is not None
+        warn_of_subgroups(results.rho[:, 0], self.data.labels)
         return results
 
     def compare_micro(
