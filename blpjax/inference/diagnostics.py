@@ -154,7 +154,8 @@ class DiagnosticMethods(Estimates):
         demand_adjustment : whether variances account for the estimation of demand, exactly: estimates' influence
             functions times derivatives of markups. With micro moments, respondents of surveys are a sample of their
             own, independent of products, whose errors have the covariances `micro_covariances`, in whatever clusters
-            products are. Leaving all that out is only right where demand is known.
+            products are. Simulation error (`resample_agent_data`) is left out. Leaving out everything is only right
+            where demand is known.
         taxes : `Taxes` on products that firms remit, or a mapping of names of models to them.
         seed : of draws for p-values of model confidence sets, whose errors are below 0.001.
 
