@@ -94,9 +94,9 @@ def test_a_study_recovers_parameters_and_intervals_cover_them(name: str) -> None
     assert (summary["bias"].abs() < 3.5 * chance).all(), summary["bias"] / chance
 
 
-def test_costs_of_firms_that_set_prices_are_others() -> None:
-    """Estimates are biased where firms set quantities but are said to set prices."""
-    design = Design(blpjax.Cournot())
+def test_estimates_are_biased_under_another_conduct() -> None:
+    """Where prices are costs, but firms are said to set them."""
+    design = Design(blpjax.PerfectCompetition())
     formulations = design.problem.product_formulations
     wrong = blpjax.Problem(formulations, design.data, integration=blpjax.Integration("product", 5))
     other = design.run(wrong, 40)
