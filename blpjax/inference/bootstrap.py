@@ -53,7 +53,7 @@ class BootstrappedResults(CounterfactualMethods, Picklable):
     problem_results : results that parameters were drawn around.
     bootstrapped_sigma (draws, K2, K2), bootstrapped_pi (draws, K2, D), bootstrapped_rho (draws, 0, 1),
     bootstrapped_phi (draws, 1, 1) or (draws, 2, 2), or without columns where there are no lags,
-    bootstrapped_beta (draws, K1, 1), bootstrapped_gamma (draws, K3, 1) : parameters.
+    bootstrapped_kappa (draws, C, 1), bootstrapped_beta (draws, K1, 1), bootstrapped_gamma (draws, K3, 1) : parameters.
     bootstrapped_prices (draws, N, 1) : equilibrium prices with a supply side, observed ones without.
     bootstrapped_shares, bootstrapped_delta (draws, N, 1) : market shares and mean utilities.
     computation_time : seconds it took.
@@ -75,6 +75,7 @@ class BootstrappedResults(CounterfactualMethods, Picklable):
         self.bootstrapped_rho = coefficients.rho[:, :, None]
         self.bootstrapped_tau = coefficients.tau[:, :, None]
         self.bootstrapped_phi = coefficients.phi
+        self.bootstrapped_kappa = coefficients.kappa[:, :, None]
         self.bootstrapped_beta = coefficients.beta[:, :, None]
         self.bootstrapped_gamma = coefficients.gamma[:, :, None]
         self.bootstrapped_prices = drawn.prices[:, :, None]
@@ -161,9 +162,9 @@ _DIMENSIONS = {"ownership": 2}
 
 #: What `BootstrappedResults.to_dict` returns by default.
 ATTRIBUTES = tuple(
-    """bootstrapped_sigma bootstrapped_pi bootstrapped_rho bootstrapped_tau bootstrapped_phi bootstrapped_beta
-    bootstrapped_gamma bootstrapped_prices bootstrapped_shares bootstrapped_delta computation_time draws fp_converged
-    fp_iterations contraction_evaluations""".split()
+    """bootstrapped_sigma bootstrapped_pi bootstrapped_rho bootstrapped_tau bootstrapped_phi bootstrapped_kappa
+    bootstrapped_beta bootstrapped_gamma bootstrapped_prices bootstrapped_shares bootstrapped_delta
+    computation_time draws fp_converged fp_iterations contraction_evaluations""".split()
 )
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from blpjax.economy.conduct import prepare_conduct
+from blpjax.economy.conduct import prepare_known_conduct
 from blpjax.economy.loops import Loops
 from blpjax.estimation.estimates import Estimates
 from blpjax.exceptions import raise_for_status
@@ -53,7 +53,7 @@ def markups_with_slopes(
     """
     model, table = results.model, results.problem.data.product_table
     pairs = zip(conducts, kept, strict=True)
-    known = [dataclasses.replace(prepare_conduct(conduct, table), kept=nu) for conduct, nu in pairs]
+    known = [dataclasses.replace(prepare_known_conduct(conduct, table), kept=nu) for conduct, nu in pairs]
     moving = _moving(results) if slopes else np.zeros(0, int)
     parameters = jax.device_put(results.parameters[:, 0])
 

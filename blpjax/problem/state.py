@@ -43,6 +43,7 @@ _PRODUCT_FIELDS = (
     "market_ids",
     "firm_ids",
     "nesting_ids",
+    "subnesting_ids",
     "ownership",
     "product_ids",
     "clustering_ids",
@@ -247,6 +248,10 @@ def _read_parameters(state: State, form: UtilityForm) -> Parameters:
             {**state["layout"], "phi": []},
             {**state["limits"], "phi": {"lower": none, "upper": none}},
         )
+    if "kappa" not in state["start"]:  # files from before conduct had parameters
+        nothing = np.zeros(0)
+        state = {**state, "start": {**state["start"], "kappa": nothing}, "layout": {**state["layout"], "kappa": []}}
+        state["limits"] = {**state["limits"], "kappa": {"lower": nothing, "upper": nothing}}
     coefficients = {name: jax.device_put(values) for name, values in state["start"].items()}
     return Parameters(
         **{
