@@ -226,9 +226,9 @@ class MarketIndex(NamedTuple):
     @property
     def codes(self) -> np.ndarray:
         """(N,) position of each row's market among `ids`."""
-        codes = np.zeros(sum(rows.size for rows in self.rows), int)
-        for t, rows in enumerate(self.rows):
-            codes[rows] = t
+        rows = np.concatenate(self.rows)
+        codes = np.empty(rows.size, int)
+        codes[rows] = np.repeat(np.arange(len(self.rows)), [own.size for own in self.rows])
         return codes
 
     @property
@@ -293,12 +293,11 @@ def build_economy(
     sources = np.zeros(sum(len(group) * sizes[group, 0].max() for group in groups), int)
     for group in groups:
         J, width = sizes[group].max(axis=0).tolist()
-        rows = [products.rows[t] for t in group]
-        people = [agents.rows[t] for t in group]
-        for i, r in enumerate(rows):
-            first = at + i * J
-            positions[r] = first + np.arange(r.size)
-            sources[first : first + J] = np.r_[r, np.full(J - r.size, r[0])]
+        rows, people = (_places([index.rows[t] for t in group]) for index in (products, agents))
+        positions[rows.rows] = at + rows.markets * J + rows.columns
+        firsts = rows.rows[rows.columns == 0]
+        sources[at : at + len(group) * J] = np.repeat(firsts, J)
+        sources[positions[rows.rows]] = rows.rows
         at += len(group) * J
         buckets.append(
             Bucket(
@@ -396,47 +395,68 @@ def bucket_markets(sizes: np.ndarray, most: int = MAX_BUCKETS) -> list[np.ndarra
     return best_groups
 
 
-def _pad(values: np.ndarray, rows: Sequence[np.ndarray], width: int) -> Array:
-    padded = np.zeros((len(rows), width, *values.shape[1:]))
-    for i, r in enumerate(rows):
-        padded[i, : r.size] = values[r]
+class _Places(NamedTuple):
+    """Rows of a table, and the market and the column where each stands in a bucket of T markets."""
+
+    rows: np.ndarray
+    markets: np.ndarray
+    columns: np.ndarray
+    T: int
+
+
+def _places(rows: Sequence[np.ndarray]) -> _Places:
+    sizes = np.array([own.size for own in rows])
+    markets = np.repeat(np.arange(len(rows)), sizes)
+    columns = np.arange(markets.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return _Places(np.concatenate(rows), markets, columns, len(rows))
+
+
+def _pad(values: np.ndarray, at: _Places, width: int) -> Array:
+    padded = np.zeros((at.T, width, *values.shape[1:]))
+    padded[at.markets, at.columns] = values[at.rows]
     return jax.device_put(padded)
 
 
-def _pad_availability(
-    values: np.ndarray | None, rows: Sequence[np.ndarray], people: Sequence[np.ndarray], J: int, width: int
-) -> Array:
+def _pad_availability(values: np.ndarray | None, products: _Places, agents: _Places, J: int, width: int) -> Array:
     """Availability (T, J, 1), or (T, J, I) where it is specific to agents."""
-    padded = np.zeros((len(rows), J, 1 if values is None else width))
-    for t, (products, agents) in enumerate(zip(rows, people, strict=True)):
-        if values is None:
-            padded[t, : products.size] = 1.0
-        else:
-            padded[t, : products.size, : agents.size] = values[agents, : products.size].T
+    present = np.zeros((products.T, J, 1))
+    present[products.markets, products.columns] = 1.0
+    if values is None:
+        return jax.device_put(present)
+    padded = np.zeros((products.T, J, width))
+    own = values[agents.rows, :J]
+    sold = present[agents.markets, : own.shape[1], 0] > 0  # columns of other products may be missing
+    padded[agents.markets, : own.shape[1], agents.columns] = np.where(sold, own, 0.0)
     return jax.device_put(padded)
 
 
-def _pad_nests(codes: np.ndarray | None, rows: Sequence[np.ndarray], J: int) -> dict[str, Any]:
+def _pad_nests(codes: np.ndarray | None, at: _Places, J: int) -> dict[str, Any]:
     """Groups of each market, and the places of products' groups among them, of both levels; see `Bucket`."""
     if codes is None:
         return {}
-    nests, groups = _place([codes[r, 0] for r in rows], J)
+    codes = codes[at.rows]
+    places, groups, firsts = _distinct(codes[:, 0], at.markets, at.T)
+    nests = np.full((at.T, J), -1)
+    nests[at.markets, at.columns] = places
     found = {"nests": nests, "groups": groups}
     if codes.shape[1] > 1:
         # a group's own group is that of its first product
-        firsts = [np.unique(codes[r, 0], return_index=True)[1] for r in rows]
-        above = [codes[r, 1][first] for r, first in zip(rows, firsts, strict=True)]
-        found["parents"], found["outer"] = _place(above, groups.shape[1])
+        markets = at.markets[firsts]
+        above, found["outer"], _ = _distinct(codes[firsts, 1], markets, at.T)
+        found["parents"] = np.full(groups.shape, -1)
+        found["parents"][markets, places[firsts]] = above
     return {name: jax.device_put(values) for name, values in found.items()}
 
 
-def _place(codes: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of each market's codes among its distinct ones (T, width), -1 for padding, and these (T, most)."""
-    found = [np.unique(one, return_inverse=True) for one in codes]
-    places, distinct = np.full((len(codes), width), -1), np.zeros((len(codes), max(d.size for d, _ in found)), int)
-    for t, (known, own) in enumerate(found):
-        distinct[t, : known.size], places[t, : own.size] = known, own.reshape(-1)
-    return places, distinct
+def _distinct(codes: np.ndarray, markets: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of codes (n,) among the distinct ones of their market, these (T, most), and where each is met first."""
+    count = int(codes.max()) + 1
+    known, firsts, inverse = np.unique(markets * count + codes, return_index=True, return_inverse=True)
+    own, values = np.divmod(known, count)
+    places = np.arange(own.size) - np.searchsorted(own, own)
+    distinct = np.zeros((T, int(places.max()) + 1), int)
+    distinct[own, places] = values
+    return places[inverse.reshape(-1)], distinct, firsts
 
 
 def _best_cuts(sizes: np.ndarray, most: int) -> tuple[float, list[int]]:

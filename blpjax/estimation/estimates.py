@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -366,14 +365,14 @@ class Estimates(Shown):
         """Distance statistic of Newey and West (1987): J of these restricted results less that of `unrestricted`."""
         if not isinstance(unrestricted, Estimates):
             raise TypeError("unrestricted must be a ProblemResults.")
-        restricted, other = self.run_hansen_test(), unrestricted.run_hansen_test()
-        restrictions = len(unrestricted.parameters) - len(self.parameters)
-        return float(iv.distance_test(restricted, other, restrictions=max(restrictions, 0)).statistic)
+        statistics = np.asarray(self.run_hansen_test()), np.asarray(unrestricted.run_hansen_test())
+        restrictions = np.asarray(max(len(unrestricted.parameters) - len(self.parameters), 0))
+        return float(iv.distance_test(*statistics, restrictions=restrictions).statistic)
 
     def run_lm_test(self) -> float:
         """Lagrange multiplier statistic of Newey and West (1987), from the gradient at these restricted results."""
-        arrays = (jnp.asarray(self.moments[:, 0]), self.moments_jacobian, self.W, self.parameter_covariances)
-        return float(iv.lm_test(*map(jnp.asarray, arrays), N=self.problem.data.N, restrictions=0).statistic)
+        arrays = (self.moments[:, 0], self.moments_jacobian, self.W, self.parameter_covariances)
+        return float(iv.lm_test(*arrays, N=np.asarray(self.problem.data.N), restrictions=0).statistic)
 
     def run_wald_test(self, restrictions: Any, restrictions_jacobian: Any) -> float:
         """Wald statistic of Newey and West (1987).
@@ -390,13 +389,12 @@ class Estimates(Shown):
         """
         values = np.array(restrictions, float).reshape(-1)
         jacobian = np.atleast_2d(np.array(restrictions_jacobian, float))
-        covariances = jnp.asarray(self.parameter_covariances)
-        test = iv.wald_test(jnp.asarray(values), jnp.asarray(jacobian), covariances, N=self.problem.data.N)
+        test = iv.wald_test(values, jacobian, self.parameter_covariances, N=np.asarray(self.problem.data.N))
         return float(test.statistic)
 
     def _hansen(self) -> iv.ChiSquaredTest:
-        moments = jnp.asarray(self.moments[:, 0])
-        return iv.hansen_test(moments, jnp.asarray(self.W), N=self.problem.data.N, parameters=len(self.parameters))
+        N, parameters = np.asarray(self.problem.data.N), np.asarray(len(self.parameters))
+        return iv.hansen_test(self.moments[:, 0], self.W, N=N, parameters=parameters)
 
     @cached_property
     def model(self) -> Model:

@@ -6,7 +6,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options
@@ -22,6 +21,7 @@ from blpjax.machine.memory import require_memory
 from blpjax.machine.pickling import Picklable
 from blpjax.model.elsewhere import (
     Draw,
+    coefficients_at,
     covariances_of_estimates,
     hold_errors,
     hold_shares_at,
@@ -29,7 +29,7 @@ from blpjax.model.elsewhere import (
     map_lanes,
 )
 from blpjax.model.model import Model
-from blpjax.model.parameters import BLOCKS, Coefficients, all_coefficients
+from blpjax.model.parameters import BLOCKS, Coefficients
 from blpjax.outputs.counterfactual import CounterfactualMethods
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.query import Given, Output, read_iteration
@@ -109,7 +109,7 @@ class BootstrappedResults(CounterfactualMethods, Picklable):
 
     def model_of(self, draw: int) -> Model:
         """The model at one draw, counted from zero."""
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf[draw]), self._drawn).model(self.problem_results.model)
+        return jax.device_put(jax.tree.map(lambda leaf: leaf[draw], self._drawn)).model(self.problem_results.model)
 
     @property
     def model(self) -> Model:
@@ -153,7 +153,7 @@ class BootstrappedResults(CounterfactualMethods, Picklable):
 
         shapes = jax.eval_shape(evaluate, *jax.tree.map(lambda leaf: leaf[0], (self._drawn, moving)))
         outputs = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-        arrays = jax.tree.map(jnp.asarray, (self._drawn, moving))
+        arrays = jax.device_put((self._drawn, moving))
         return map_lanes(lambda chunk: jax.vmap(evaluate)(*chunk), arrays, lanes(base.economy, outputs))
 
 
@@ -203,19 +203,19 @@ def results_at(
     options.output("Bootstrapping results ...")
     began = time.perf_counter()
     base = results.model
-    tilde_costs = jnp.asarray(results.tilde_costs[:, 0]) if results.tilde_costs.size else None
+    tilde_costs = jax.device_put(results.tilde_costs[:, 0]) if results.tilde_costs.size else None
 
     def solve(coefficients: Coefficients) -> Any:
         if hold == "shares":
             return hold_shares_at(base, coefficients, Iteration() if chosen is None else chosen)
         return hold_errors(base, tilde_costs, coefficients, chosen, constant_costs)
 
-    arrays = jax.tree.map(jnp.asarray, coefficients)
+    arrays = jax.device_put(coefficients)
     count = len(arrays.beta)
     found = map_lanes(jax.vmap(solve), arrays, lanes(base.economy, elements=loop_elements()))
     loops = found.loops
     if loops is None:
-        loops = jax.tree.map(np.asarray, no_loops(count, len(results.problem.data.market_index.ids)))
+        loops = no_loops(count, len(results.problem.data.market_index.ids))
     drawn = eqx.tree_at(lambda d: d.coefficients, found.draw, coefficients)
     action = "The inversion of shares" if hold == "shares" else "The search for equilibrium prices"
     _warn_of_failures(loops, results.problem.data.market_index.ids, action)
@@ -242,8 +242,7 @@ def draw_coefficients(results: Estimates, draws: int, seed: int | None) -> Coeff
 
 def coefficients_of(results: Estimates, parameters: np.ndarray) -> Coefficients:
     """Coefficients with a first axis of draws of `parameters` (draws, Q)."""
-    model = results.model
-    return jax.vmap(lambda row: all_coefficients(model.layout, model.coefficients, row))(jnp.asarray(parameters))
+    return coefficients_at(results.model, parameters)
 
 
 def _warn_of_failures(loops: Loops, market_ids: np.ndarray, action: str) -> None:

@@ -7,6 +7,7 @@ converged where simulated shares are the observed ones, or where firms' first-or
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -356,7 +357,8 @@ def simulate_shares(market: HostMarket, delta: Array, with_jacobian: bool) -> Si
         members.append(members[-1] @ groups)
         odds.append(members[-1] @ (rho / (1.0 - rho)))
     jacobian = np.diag(shares * (1.0 + odds[0] if odds else 1.0)) - weighted @ P.T
-    for same, own, outer, Q in zip(members[1:], odds, [*odds[1:], np.zeros(delta.size)], within, strict=True):
+    steps = itertools.pairwise([*odds, np.zeros(delta.size)])
+    for same, (own, outer), Q in zip(members[1:], steps, within, strict=True):
         jacobian -= (own - outer)[:, None] * (same @ same.T) * (weighted @ Q.T)
     return Simulated(np.clip(shares, market.lower, market.upper), jacobian)
 

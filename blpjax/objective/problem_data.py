@@ -227,11 +227,6 @@ class ProblemData(Shown, Formulated):
         moved = dataclasses.replace(self, agents_in_economy=agents, placement=placement)
         data = self.model_data
         if data.supply is not None:
-            if data.supply.conduct is not None:
-                name = f"{data.supply.conduct.name}{' with parameters' * bool(self.conduct_parameters)}"
-                raise NotImplementedError(
-                    f"Problems with conduct {name} are not supported on several devices. Use one."
-                )
             owned = pack_firms(moved.pricing_ownership_in(moved.economy))
             data = dataclasses.replace(data, supply=dataclasses.replace(data.supply, ownership=owned))
         return dataclasses.replace(moved, model_data=place_data(data, placement))

@@ -10,7 +10,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -363,7 +362,7 @@ class MonteCarlo(Shown):
             return self._run_likelihoods(self._likelihood, replications, drawn)
 
         def work(lanes: np.ndarray, placement: Placement | None) -> tuple[BatchOutcome, Any, Any]:
-            own = jax.tree.map(lambda values: jnp.asarray(values[lanes]), drawn)
+            own = jax.device_put(jax.tree.map(lambda values: values[lanes], drawn))
             return self._estimate(first + lanes, own, placement)
 
         found, equilibria, survey = spread(work, size, self._devices, self.fingerprint)
@@ -373,8 +372,8 @@ class MonteCarlo(Shown):
         self, study: LikelihoodStudy, replications: np.ndarray, exogenous: ExogenousDraws
     ) -> pd.DataFrame:
         """Rows of replications that are estimated one after the other."""
-        key, numbers = jax.random.key(self.seed), jnp.asarray(replications)
-        drawn = draw_replications(self._truth, key, numbers, jax.tree.map(jnp.asarray, exogenous))
+        key, numbers = jax.random.key(self.seed), jax.device_put(replications)
+        drawn = draw_replications(self._truth, key, numbers, jax.device_put(exogenous))
         found, failures = study.estimate(replications, drawn, self._truth.model)
         return self._tabulate(int(replications[0]), found, np.asarray(drawn.status), failures=failures)
 
@@ -384,7 +383,7 @@ class MonteCarlo(Shown):
         """Estimates of replications by their numbers, how their equilibria went, and what respondents said."""
         whole = place_lane(self._shared, placement)
         drawn = draw_replications(
-            self._truth, jax.random.key(self.seed), jnp.asarray(replications), exogenous, placement
+            self._truth, jax.random.key(self.seed), jax.device_put(replications), exogenous, placement
         )
         survey = None
         if self._surveys.moments:

@@ -157,13 +157,13 @@ def test_derivative_rule_agrees_with_differentiation_of_the_definition(specific:
             ROUNDING.check(one, wanted, name)
 
 
-@pytest.mark.parametrize("method", ["anderson", "newton", "simple", "squarem", "df-sane"])
+@pytest.mark.parametrize("method", ["anderson", "newton", "simple", "df-sane", "hybr"])
 def test_inverted_shares_are_the_observed_ones(method: str) -> None:
     delta, X2, C, weights, availability = arguments(7)
     observed = ObservedMarket(
         shares(delta, X2, C, weights, availability, nests()), X2, C, weights, availability, nests()
     )
-    iteration = Iteration(method, {"atol": 1e-13, "max_evaluations": 3000} if method != "df-sane" else {})
+    iteration = Iteration(method, {"atol": 1e-13, "max_evaluations": 3000} if method not in ("df-sane", "hybr") else {})
     invert = jax.jit(partial(invert_shares, method=iteration.fixed_point))
     found = invert(observed, logit_delta(observed.shares, observed.nests), iteration.limits)
     assert int(found.status) == Status.CONVERGED

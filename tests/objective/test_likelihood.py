@@ -507,7 +507,7 @@ def test_results_refuse_what_belongs_to_gmm() -> None:
     with pytest.raises(NotImplementedError, match="run_distance_test"):
         found.run_distance_test(found)
     models = {"Bertrand": blpjax.Bertrand(), "monopoly": blpjax.Monopoly()}
-    with pytest.raises(NotImplementedError, match="by likelihood. Use demand_adjustment=False"):
+    with pytest.raises(NotImplementedError, match="by likelihood: mean utilities.* Use demand_adjustment=False"):
         found.test_conduct(models, blpjax.Formulation("1"), blpjax.Formulation("0 + x"))
     with pytest.raises(NotImplementedError, match="project_fixed_effects"):
         found.project_fixed_effects(blpjax.Formulation("1"))
