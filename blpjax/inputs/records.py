@@ -31,8 +31,9 @@ def product_records(
 ) -> np.recarray:
     """Product data as a structured array of N rows, with the `designs` of X1, X2 and X3.
 
-    Every field is a matrix with N rows; fields without data have no columns. Variables of the formulas are fields too,
-    unless a field has their name. Titles of the fields of X1, X2 and X3 are their columns: what they contain, as in
+    Every field is a matrix with N rows; those of PyBLP have no columns where there are no data, and
+    `subnesting_ids` is a field where there are such. Variables of the formulas are fields too, unless a field has their
+    name. Titles of the fields of X1, X2 and X3 are their columns: what they contain, as in
     ``products.dtype.fields["X1"][2]``.
     """
     N = table.shares.size
@@ -43,7 +44,6 @@ def product_records(
         "demand_ids": matrices.demand_ids,
         "supply_ids": matrices.supply_ids,
         "nesting_ids": no_ids if table.nesting_ids is None else table.nesting_ids,
-        "subnesting_ids": no_ids if table.subnesting_ids is None else table.subnesting_ids,
         "product_ids": table.product_ids,
         "clustering_ids": table.clustering_ids,
         "lag_indices": no_lags if table.lag_indices is None else table.lag_indices,
@@ -57,6 +57,8 @@ def product_records(
         "X3": matrices.X3,
         "prices": table.prices,
     }
+    if table.subnesting_ids is not None:
+        fields["subnesting_ids"] = table.subnesting_ids
     titles = {f"X{i}": () if design is None else design.columns for i, design in enumerate(designs, start=1)}
     used = {name for columns in titles.values() for column in columns for name in column.names}
     fields |= {name: as_variable(table.data[name]) for name in sorted(used - set(fields))}
