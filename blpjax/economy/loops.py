@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -42,7 +41,7 @@ def gather_loops(economy: Economy, found: Sequence[FixedPoint]) -> Loops:
 
 def no_loops(*shape: int) -> Loops:
     """What stands for loops where none are needed: they converged without an evaluation."""
-    zeros = jnp.zeros(shape, int)
+    zeros = np.zeros(shape, int)
     return Loops(zeros + int(Status.CONVERGED), zeros, zeros, zeros.astype(float))
 
 

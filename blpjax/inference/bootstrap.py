@@ -152,8 +152,8 @@ class BootstrappedResults(CounterfactualMethods, Picklable):
 
         shapes = jax.eval_shape(evaluate, *jax.tree.map(lambda leaf: leaf[0], (self._drawn, moving)))
         outputs = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-        arrays = jax.tree.map(jnp.asarray, (self._drawn, moving))
-        return map_lanes(lambda chunk: jax.vmap(evaluate)(*chunk), arrays, lanes(base.economy, outputs))
+        known = self._drawn, moving
+        return map_lanes(lambda chunk: jax.vmap(evaluate)(*chunk), known, lanes(base.economy, outputs))
 
 
 #: Arguments of compute methods that are matrices; others are vectors. One more axis is that of draws.
@@ -209,9 +209,10 @@ def results_at(
             return hold_shares_at(base, coefficients, Iteration() if chosen is None else chosen)
         return hold_errors(base, tilde_costs, coefficients, chosen, constant_costs)
 
-    arrays = jax.tree.map(jnp.asarray, coefficients)
-    count = len(arrays.beta)
-    found = map_lanes(jax.vmap(solve), arrays, lanes(base.economy, elements=loop_elements()))
+    count = len(coefficients.beta)
+    # loops for prices run in groups of their own, see `blpjax.kernels.lanes`
+    elements = loop_elements() if hold == "shares" else None
+    found = map_lanes(jax.vmap(solve), coefficients, lanes(base.economy, elements=elements))
     loops = found.loops
     if loops is None:
         loops = jax.tree.map(np.asarray, no_loops(count, len(results.problem.data.market_index.ids)))
@@ -242,7 +243,9 @@ def draw_coefficients(results: Estimates, draws: int, seed: int | None) -> Coeff
 def coefficients_of(results: Estimates, parameters: np.ndarray) -> Coefficients:
     """Coefficients with a first axis of draws of `parameters` (draws, Q)."""
     model = results.model
-    return jax.vmap(lambda row: all_coefficients(model.layout, model.coefficients, row))(jnp.asarray(parameters))
+    fixed = jax.tree.map(np.asarray, model.coefficients)
+    rows = [all_coefficients(model.layout, fixed, row) for row in np.asarray(parameters)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
 def _warn_of_failures(loops: Loops, market_ids: np.ndarray, action: str) -> None:

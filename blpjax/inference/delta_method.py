@@ -22,6 +22,7 @@ from blpjax.machine.announcements import said
 from blpjax.machine.compilation import operations_of_jax
 from blpjax.model.elsewhere import (
     Draw,
+    coefficients_at,
     covariances_of_estimates,
     hold_errors,
     hold_shares,
@@ -29,7 +30,6 @@ from blpjax.model.elsewhere import (
     map_lanes,
 )
 from blpjax.model.model import Model
-from blpjax.model.parameters import all_coefficients
 from blpjax.reporting.frames import with_confidence_limits
 from blpjax.reporting.tables import Part, Shown
 from blpjax.values import read_flag
@@ -233,7 +233,7 @@ def apply_delta_method(
         if hold == "shares":
             model, loops = hold_shares(estimated, parameters), None
         else:
-            coefficients = all_coefficients(estimated.layout, estimated.coefficients, parameters)
+            coefficients = coefficients_at(estimated, parameters)
             found = hold_errors(estimated, tilde_costs, coefficients, iteration, constant_costs)
             model, loops = found.draw.model(estimated), found.loops
         return jax.tree.map(jnp.asarray, function(model)), loops
@@ -268,7 +268,7 @@ def apply_joint_delta_method(
     _refuse_size(len(labels) ** 2, f"Covariances of {len(labels)} estimates", "Use hold='xi'.")
 
     def outputs_at(values: Float[Array, " V"]) -> tuple[Any, Loops | None]:
-        coefficients = all_coefficients(estimated.layout, estimated.coefficients, values[:Q])
+        coefficients = coefficients_at(estimated, values[:Q])
         moved = eqx.tree_at(lambda m: (m.coefficients, m.delta), estimated, (coefficients, values[Q:]))
         model = Draw(coefficients, values[Q:], moved.prices, moved.compute_shares()[:, 0]).model(estimated)
         return jax.tree.map(jnp.asarray, function(model)), None
@@ -334,20 +334,21 @@ def differentiate(
     Nothing is compiled here but what methods of the model compile for themselves. These programs are found again
     whatever the function, while a program of the whole would have to be compiled for each.
     """
-    known = jnp.eye(parameters.size) if directions is None else directions
+    known = np.eye(parameters.size) if directions is None else directions
     if not len(known):
         value, loops = jax.tree.map(np.array, outputs_at(parameters))
         return Derivatives(value, np.zeros((_flatten(value).size, 0)), loops)
     primals: list[Any] = []
 
-    def columns(directions: Float[Array, "lanes Q"]) -> Array:
-        def push(direction: Array) -> tuple[Any, Array]:
+    def columns(directions: Float[np.ndarray, "lanes Q"]) -> np.ndarray:
+        def push(direction: Array) -> tuple[Any, Any]:
             value, tangents, loops = jax.jvp(outputs_at, (parameters,), (direction,), has_aux=True)
-            return (value, loops), jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tangents)])
+            return (value, loops), tangents
 
         primal, tangents = jax.vmap(push, out_axes=(None, 0))(directions)
         primals[:] = [primal]
-        return tangents
+        count = len(directions)
+        return np.concatenate([np.asarray(leaf).reshape(count, -1) for leaf in jax.tree.leaves(tangents)], axis=1)
 
     with said(f"Differentiating outputs in {len(known)} directions ..."):
         jacobian = map_lanes(columns, known, width).T

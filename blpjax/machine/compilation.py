@@ -113,11 +113,15 @@ class Program:
             return self._nested(*arguments, **options)
         arrays = [leaf for leaf in jax.tree.leaves((arguments, options)) if isinstance(leaf, jax.Array | np.ndarray)]
         key = tuple((type(array), *_kind(array)) for array in arrays)
+
+        def run() -> Any:
+            return _with_options_known(lambda: self._jitted(bool(_EMITTERS))(*arguments, **options))
+
         if key in self._differentiated:
-            return self._nested(*arguments, **options)
+            return run()
         self._differentiated.add(key)
         with self._announced(arrays, "derivatives or maps of "):
-            return self._nested(*arguments, **options)
+            return run()
 
     def _announced(self, shapes: Sequence[Any], which: str = "") -> Any:
         return announced(which + self.what, shapes, program_store() is not None)

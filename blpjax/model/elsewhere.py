@@ -71,6 +71,13 @@ def covariances_of_estimates(parameter_covariances: np.ndarray, N: int) -> np.nd
     return parameter_covariances / N
 
 
+@filtered_program(effort=0)
+def coefficients_at(model: Model, parameters: Float[Array, " Q"]) -> Coefficients:
+    """All coefficients of the model, with those of its parameters that were estimated."""
+    return all_coefficients(model.layout, model.coefficients, parameters)
+
+
+@filtered_program(effort=1, what="mean utilities next to the estimates")
 def hold_shares(model: Model, parameters: Float[Array, " Q"]) -> Model:
     """The model at parameters next to the estimates at which `model` is, with delta that reproduces its shares.
 
@@ -135,17 +142,19 @@ def lanes(economy: Economy, outputs: int = 0, elements: int | None = None) -> in
 def map_lanes(function: Callable[..., Any], arrays: Any, size: int) -> Any:
     """Call a function of pytrees with a first axis for chunks of at most `size` along it; NumPy arrays come back.
 
-    All chunks have the same size, so that programs are compiled once: the last one repeats its last element.
+    It is given NumPy arrays, too: JAX would compile programs that only cut and join arrays. All chunks have the same
+    size, so that programs are compiled once: the last one repeats its last element.
     """
+    arrays = jax.tree.map(np.asarray, arrays)
     total = jax.tree.leaves(arrays)[0].shape[0]
     size = min(size, total)
     parts = []
     for first in range(0, total, size):
         chosen, kept = np.minimum(np.arange(first, first + size), total - 1), min(size, total - first)
-        found = function(_take(arrays, chosen))
-        parts.append(jax.tree.map(np.asarray, _take(found, np.arange(kept))))
+        found = jax.tree.map(np.asarray, function(_take(arrays, chosen)))
+        parts.append(_take(found, slice(kept)))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _take(arrays: Any, places: np.ndarray) -> Any:
+def _take(arrays: Any, places: np.ndarray | slice) -> Any:
     return jax.tree.map(lambda leaf: leaf[places], arrays)
