@@ -58,6 +58,7 @@ if _TYPE_CHECKING:  # what `__getattr__` imports, for checkers and editors
         Stackelberg,
         TwoTier,
     )
+    from blpjax.kernels.conduct_parameters import Parameter
     from blpjax.kernels.own_conduct import conditions, conduct
     from blpjax.kernels.priced_market import PricedMarket
     from blpjax.machine.parallel import parallel
@@ -118,6 +119,7 @@ __all__ = [
     "OptimalInstruments",
     "Optimization",
     "OptimizationProgress",
+    "Parameter",
     "PerfectCompetition",
     "Point",
     "PricedMarket",
@@ -197,6 +199,7 @@ _HOMES = {
         "Stackelberg",
         "TwoTier",
     ),
+    "blpjax.kernels.conduct_parameters": ("Parameter",),
     "blpjax.kernels.own_conduct": ("conditions", "conduct"),
     "blpjax.kernels.priced_market": ("PricedMarket",),
     "blpjax.machine.parallel": ("parallel",),

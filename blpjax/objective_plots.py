@@ -112,7 +112,7 @@ def _functions(results: ProblemResults) -> ModelFunctions:
     """The model with the estimates as starting values, free where results have free elements."""
     assert isinstance(results.problem, Problem)
     blocks: dict[str, Any] = {}
-    for name in ("sigma", "pi", "rho", "tau", "phi"):
+    for name in ("sigma", "pi", "rho", "tau", "phi", "kappa"):
         values = np.array(getattr(results, name))
         lower, upper = getattr(results, f"{name}_bounds")
         # a start of zero would fix an element that ended there at its bound

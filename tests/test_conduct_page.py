@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import blpjax
 from tests.tolerances import DELTA
 
 PAGE = (Path(__file__).parents[1] / "docs" / "conduct.md").read_text(encoding="utf-8")
@@ -36,7 +37,24 @@ def test_conduct_of_ones_own() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::blpjax.exceptions.ConvergenceWarning")
 def test_all_examples_run() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 6
     outcome = names_after(4)["outcome"]
     assert outcome.markets["converged"].all() and (outcome.markets["mean_price_change"] > 0).all()
     assert np.isfinite(outcome.products["prices_after"]).all()
+
+
+def test_a_weight_is_estimated(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for block in BLOCKS[4:]:
+        exec(compile(block, "page", "exec"), names)
+    results = names["colluding"]
+    assert results.converged and "weight" in capsys.readouterr().out
+    assert 0.01 < results.kappa_se.item() < 0.25 and abs(results.kappa.item() - 0.5) < 3 * results.kappa_se.item()
+    # half of common ownership in which firms internalise half of rivals' profits
+    problem = results.problem
+    data = dict(problem.product_table.data)
+    data["ownership"] = blpjax.build_ownership(data, lambda f, g: 1.0 if f == g else 0.5)
+    halved = blpjax.Problem(problem.product_formulations, data, conduct=names["common"]).solve(
+        kappa=0.5, beta=[None, -2.0, None], method="1s", optimization=blpjax.Optimization("return")
+    )
+    DELTA.check(halved.compute_costs(), halved.compute_costs(conduct=blpjax.Bertrand(weights=0.25)))

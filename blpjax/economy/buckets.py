@@ -48,7 +48,8 @@ class Bucket(eqx.Module):
     """Markets of similar size: T markets of at most J products and I agents.
 
     With nests, `groups` are codes of the groups in each market, and `nests` which of these a product belongs to, -1 for
-    padding. Demographics are (T, I, D, J) where they are specific to products. Counterfactuals may have `offsets`
+    padding. Where groups lie within others, `outer` are codes of these, and `parents` which of them a group belongs to.
+    Demographics are (T, I, D, J) where they are specific to products. Counterfactuals may have `offsets`
     of utilities. With a `placement`, markets are spread over its devices, and some of them have no products: see
     `blpjax.economy.sharding`.
     """
@@ -61,6 +62,8 @@ class Bucket(eqx.Module):
     demographics: Float[AnyArray, "T I D"] | Float[AnyArray, "T I D J"]
     nests: Int[AnyArray, "T J"] | None = None
     groups: Int[AnyArray, "T H"] | None = None
+    parents: Int[AnyArray, "T H"] | None = None
+    outer: Int[AnyArray, "T G"] | None = None
     offsets: Float[AnyArray, "T J I"] | None = None
     placement: Placement | None = eqx.field(static=True, default=None)
 
@@ -223,9 +226,9 @@ class MarketIndex(NamedTuple):
     @property
     def codes(self) -> np.ndarray:
         """(N,) position of each row's market among `ids`."""
-        codes = np.zeros(sum(rows.size for rows in self.rows), int)
-        for t, rows in enumerate(self.rows):
-            codes[rows] = t
+        rows = np.concatenate(self.rows)
+        codes = np.empty(rows.size, int)
+        codes[rows] = np.repeat(np.arange(len(self.rows)), [own.size for own in self.rows])
         return codes
 
     @property
@@ -281,7 +284,7 @@ def build_economy(
     shares : (N,) market shares; X2 : (N, K2) characteristics.
     weights, nodes, demographics : (I,), (I, R) and (I, D), or (I, D, max J), rows of the agent table.
     availability : (I, max J) agents' availability of the products of their market, or None where all can be chosen.
-    nests : (N,) codes of products' groups, or None.
+    nests : (N, levels) codes of products' groups, the innermost first, or None.
     """
     check_process()
     sizes = np.array([(p.size, a.size) for p, a in zip(products.rows, agents.rows, strict=True)])
@@ -290,12 +293,11 @@ def build_economy(
     sources = np.zeros(sum(len(group) * sizes[group, 0].max() for group in groups), int)
     for group in groups:
         J, width = sizes[group].max(axis=0).tolist()
-        rows = [products.rows[t] for t in group]
-        people = [agents.rows[t] for t in group]
-        for i, r in enumerate(rows):
-            first = at + i * J
-            positions[r] = first + np.arange(r.size)
-            sources[first : first + J] = np.r_[r, np.full(J - r.size, r[0])]
+        rows, people = (_places([index.rows[t] for t in group]) for index in (products, agents))
+        positions[rows.rows] = at + rows.markets * J + rows.columns
+        firsts = rows.rows[rows.columns == 0]
+        sources[at : at + len(group) * J] = np.repeat(firsts, J)
+        sources[positions[rows.rows]] = rows.rows
         at += len(group) * J
         buckets.append(
             Bucket(
@@ -320,7 +322,7 @@ def build_agents(
     shares: np.ndarray,
     X2: np.ndarray,
     weights_tol: float,
-    nesting_ids: np.ndarray | None = None,
+    nests: np.ndarray | None = None,
 ) -> AgentsInEconomy:
     """Check agent data, or build agents, and put them into an economy with the products.
 
@@ -331,7 +333,7 @@ def build_agents(
     products : rows of each market in the product table.
     shares, X2 : (N,) market shares and (N, K2) characteristics.
     weights_tol : by how much weights may differ from summing to one without a warning.
-    nesting_ids : (N,) groups of products, or None.
+    nests : as in `build_economy`.
 
     Raises
     ------
@@ -360,7 +362,7 @@ def build_agents(
         nodes=agents.nodes,
         demographics=demographics,
         availability=agents.availability,
-        nests=None if nesting_ids is None else np.unique(nesting_ids, return_inverse=True)[1].reshape(-1),
+        nests=nests,
     )
     return AgentsInEconomy(agents, demographics, columns, economy, tuple(rows.size for rows in index.rows))
 
@@ -393,36 +395,68 @@ def bucket_markets(sizes: np.ndarray, most: int = MAX_BUCKETS) -> list[np.ndarra
     return best_groups
 
 
-def _pad(values: np.ndarray, rows: Sequence[np.ndarray], width: int) -> Array:
-    padded = np.zeros((len(rows), width, *values.shape[1:]))
-    for i, r in enumerate(rows):
-        padded[i, : r.size] = values[r]
+class _Places(NamedTuple):
+    """Rows of a table, and the market and the column where each stands in a bucket of T markets."""
+
+    rows: np.ndarray
+    markets: np.ndarray
+    columns: np.ndarray
+    T: int
+
+
+def _places(rows: Sequence[np.ndarray]) -> _Places:
+    sizes = np.array([own.size for own in rows])
+    markets = np.repeat(np.arange(len(rows)), sizes)
+    columns = np.arange(markets.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return _Places(np.concatenate(rows), markets, columns, len(rows))
+
+
+def _pad(values: np.ndarray, at: _Places, width: int) -> Array:
+    padded = np.zeros((at.T, width, *values.shape[1:]))
+    padded[at.markets, at.columns] = values[at.rows]
     return jax.device_put(padded)
 
 
-def _pad_availability(
-    values: np.ndarray | None, rows: Sequence[np.ndarray], people: Sequence[np.ndarray], J: int, width: int
-) -> Array:
+def _pad_availability(values: np.ndarray | None, products: _Places, agents: _Places, J: int, width: int) -> Array:
     """Availability (T, J, 1), or (T, J, I) where it is specific to agents."""
-    padded = np.zeros((len(rows), J, 1 if values is None else width))
-    for t, (products, agents) in enumerate(zip(rows, people, strict=True)):
-        if values is None:
-            padded[t, : products.size] = 1.0
-        else:
-            padded[t, : products.size, : agents.size] = values[agents, : products.size].T
+    present = np.zeros((products.T, J, 1))
+    present[products.markets, products.columns] = 1.0
+    if values is None:
+        return jax.device_put(present)
+    padded = np.zeros((products.T, J, width))
+    own = values[agents.rows, :J]
+    sold = present[agents.markets, : own.shape[1], 0] > 0  # columns of other products may be missing
+    padded[agents.markets, : own.shape[1], agents.columns] = np.where(sold, own, 0.0)
     return jax.device_put(padded)
 
 
-def _pad_nests(codes: np.ndarray | None, rows: Sequence[np.ndarray], J: int) -> dict[str, Any]:
-    """Groups of each market (T, H), and the place of each product's group among them (T, J), -1 for padding."""
+def _pad_nests(codes: np.ndarray | None, at: _Places, J: int) -> dict[str, Any]:
+    """Groups of each market, and the places of products' groups among them, of both levels; see `Bucket`."""
     if codes is None:
         return {}
-    found = [np.unique(codes[r], return_inverse=True) for r in rows]
-    groups, nests = np.zeros((len(rows), max(g.size for g, _ in found)), int), np.full((len(rows), J), -1)
-    for t, (known, places) in enumerate(found):
-        groups[t, : known.size] = known
-        nests[t, : places.size] = places.reshape(-1)
-    return {"nests": jax.device_put(nests), "groups": jax.device_put(groups)}
+    codes = codes[at.rows]
+    places, groups, firsts = _distinct(codes[:, 0], at.markets, at.T)
+    nests = np.full((at.T, J), -1)
+    nests[at.markets, at.columns] = places
+    found = {"nests": nests, "groups": groups}
+    if codes.shape[1] > 1:
+        # a group's own group is that of its first product
+        markets = at.markets[firsts]
+        above, found["outer"], _ = _distinct(codes[firsts, 1], markets, at.T)
+        found["parents"] = np.full(groups.shape, -1)
+        found["parents"][markets, places[firsts]] = above
+    return {name: jax.device_put(values) for name, values in found.items()}
+
+
+def _distinct(codes: np.ndarray, markets: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of codes (n,) among the distinct ones of their market, these (T, most), and where each is met first."""
+    count = int(codes.max()) + 1
+    known, firsts, inverse = np.unique(markets * count + codes, return_index=True, return_inverse=True)
+    own, values = np.divmod(known, count)
+    places = np.arange(own.size) - np.searchsorted(own, own)
+    distinct = np.zeros((T, int(places.max()) + 1), int)
+    distinct[own, places] = values
+    return places[inverse.reshape(-1)], distinct, firsts
 
 
 def _best_cuts(sizes: np.ndarray, most: int) -> tuple[float, list[int]]:

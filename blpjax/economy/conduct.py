@@ -19,6 +19,13 @@ from blpjax.inputs.table_format import find_vector, plain_value
 from blpjax.inputs.tables import ProductTable
 from blpjax.kernels.arrays import AnyArray
 from blpjax.kernels.conduct import Conduct, PriceSetting, check_conduct
+from blpjax.kernels.conduct_parameters import (
+    PairWeights,
+    Parameter,
+    at_parameters,
+    parameters_of,
+    refuse_parameters,
+)
 from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.priced_market import Matrices, Owners, PricedMarket
 from blpjax.machine.compilation import filtered_program, operations_of_jax
@@ -38,22 +45,36 @@ class ConductData(eqx.Module):
     owners : codes of owners (N,), or ownership matrices (N, max J), by name.
     columns : columns (N,), by name.
     kept : (N,) which part of a price firms get after ad valorem taxes, None where that is all.
+    parameters : names of the conduct's parameters, which are elements of kappa, in that order.
     """
 
     conduct: Conduct
     owners: dict[str, AnyArray]
     columns: dict[str, AnyArray]
     kept: AnyArray | None = None
+    parameters: tuple[str, ...] = eqx.field(static=True, default=())
 
     @property
     def name(self) -> str:
         """What messages call the conduct."""
         return self.conduct.name
 
+    @property
+    def has_known_weights(self) -> bool:
+        """Whether firms set prices with profit weights that no parameter moves."""
+        return isinstance(self.conduct, PriceSetting) and not self.parameters
+
+    def at(self, kappa: AnyArray) -> "ConductData":
+        """The same with numbers (C,) in place of its parameters; itself where it has none."""
+        if not self.parameters:
+            return self
+        values = {name: kappa[c, ...] for c, name in enumerate(self.parameters)}  # arrays, also of NumPy
+        return dataclasses.replace(self, conduct=at_parameters(self.conduct, values), parameters=())
+
     def take(self, rows: AnyArray) -> "ConductData":
         """The same for some rows, which may be repeated."""
-        known = jax.tree.map(lambda values: values[rows], (self.owners, self.columns, self.kept))
-        return ConductData(self.conduct, *known)
+        owners, columns, kept = jax.tree.map(lambda values: values[rows], (self.owners, self.columns, self.kept))
+        return dataclasses.replace(self, owners=owners, columns=columns, kept=kept)
 
     def longer(self, rows: int) -> "ConductData":
         """The same with more rows, which are copies of the first one."""
@@ -96,8 +117,7 @@ class ConductData(eqx.Module):
         if firm_ids is None and ownership is None:
             return self
         self.check_firms()
-        pairs = [one for one in _owners_of(self.conduct) if one.name == FIRMS and np.ndim(one.weights) == 2]
-        if pairs:
+        if any(one.name == FIRMS and _is_by_pairs(one.weights) for one in _owners_of(self.conduct)):
             raise ValueError(
                 f"Conduct {self.name} has weights by pairs of firms. Give a conduct with those of new firms."
             )
@@ -126,14 +146,21 @@ def prepare_conduct(conduct: Any, table: ProductTable) -> ConductData:
         When a column is missing or cannot be used, naming column, market and row.
     """
     known = check_conduct(conduct)
+    parameters = tuple(parameters_of(known))
     reader, asked = _Reader(known.name, table), _asked_for(known)
-    resolved = jax.tree.map(reader.resolve, known, is_leaf=_is_owners)
+    resolved = jax.tree.map(reader.resolve, known, is_leaf=_is_special)
     for name in asked.owners:
         reader.read_owners(name)
     for name in asked.columns:
         reader.column(name)
     known.check(reader.check)
-    return ConductData(resolved, reader.owners, reader.columns)
+    return ConductData(resolved, reader.owners, reader.columns, parameters=parameters)
+
+
+def prepare_known_conduct(conduct: Any, table: ProductTable) -> ConductData:
+    """`prepare_conduct` for a conduct whose numbers all have to be known; `ValueError` where it has parameters."""
+    refuse_parameters(check_conduct(conduct))
+    return prepare_conduct(conduct, table)
 
 
 def columns_read(conduct: Conduct) -> tuple[str, ...]:
@@ -207,7 +234,7 @@ def _asked_for(conduct: Conduct) -> _Asked:
     plain = jax.tree.map(
         lambda leaf: Owners(leaf.name, _MATRICES if np.ndim(leaf.weights) == 2 else None) if _is_owners(leaf) else 0.5,
         conduct,
-        is_leaf=_is_owners,
+        is_leaf=_is_special,
     )
     try:
         hash(plain)
@@ -245,8 +272,16 @@ def _some_demand(prices: Array, arguments: Any) -> DemandPoint:
     )
 
 
+def _is_by_pairs(weights: Any) -> bool:
+    return isinstance(weights, PairWeights) or np.ndim(weights) == 2
+
+
 def _is_owners(leaf: Any) -> bool:
     return isinstance(leaf, Owners)
+
+
+def _is_special(leaf: Any) -> bool:
+    return isinstance(leaf, Owners | Parameter)
 
 
 # reading
@@ -262,12 +297,16 @@ class _Reader:
         self.columns: dict[str, np.ndarray] = {}
 
     def resolve(self, leaf: Any) -> Any:
-        """Numbers as arrays, and weights as kernels read them."""
+        """Numbers as arrays, and weights as kernels read them. Parameters stay what they are."""
+        if isinstance(leaf, Parameter):
+            return leaf
         if not isinstance(leaf, Owners):
             return np.asarray(leaf, float)
         weights = leaf.weights
         if isinstance(weights, Mapping):
             return Owners(leaf.name, self._pairs(leaf.name, weights))
+        if isinstance(weights, Parameter):
+            return leaf
         if weights is None or np.ndim(weights) == 0:
             return Owners(leaf.name, None if weights is None else np.asarray(weights, float))
         name = f"weights {len(self.owners)}"
@@ -322,10 +361,11 @@ class _Reader:
         assert found is not None
         return np.nan_to_num(found)
 
-    def _pairs(self, name: str, weights: Mapping[Any, Any]) -> np.ndarray:
+    def _pairs(self, name: str, weights: Mapping[Any, Any]) -> np.ndarray | PairWeights:
         """Weights (F, F) by codes of owners."""
         ids = np.unique(self._ids(name))
         matrix, places = np.eye(ids.size), {plain_value(one): place for place, one in enumerate(ids)}
+        parts: dict[Parameter, np.ndarray] = {}
         for pair, weight in weights.items():
             unknown = [one for one in pair if plain_value(one) not in places]
             if unknown:
@@ -334,8 +374,12 @@ class _Reader:
                     f"weights have {unknown[0]!r}, which is no value of column '{name}'. There are {shown}."
                 )
             f, g = (places[plain_value(one)] for one in pair)
-            matrix[f, g] = float(weight)
-        return matrix
+            if isinstance(weight, Parameter):
+                matrix[f, g] = 0.0
+                parts.setdefault(weight, np.zeros_like(matrix))[f, g] = 1.0
+            else:
+                matrix[f, g] = float(weight)
+        return PairWeights(matrix, tuple(parts.items())) if parts else matrix
 
 
 def _codes(ids: np.ndarray) -> np.ndarray:

@@ -67,7 +67,11 @@ _compiled_matrices = filtered_program(effort=0)(_matrices)
 
 
 def _pack(codes: np.ndarray) -> Firms:
-    local = np.full(codes.shape, -1)
-    for t, market in enumerate(codes):
-        local[t, market >= 0] = np.unique(market[market >= 0], return_inverse=True)[1].reshape(-1)
+    """Memberships by codes (T, J), -1 for padding, which each market numbers from zero."""
+    order = np.argsort(codes, axis=1, kind="stable")
+    sorted_codes = np.take_along_axis(codes, order, axis=1)
+    first = sorted_codes >= 0
+    first[:, 1:] &= sorted_codes[:, 1:] != sorted_codes[:, :-1]
+    local = np.empty_like(codes)
+    np.put_along_axis(local, order, first.cumsum(axis=1) - 1, axis=1)
     return Firms(jax.device_put(local[:, :, None] == np.arange(local.max() + 1)))

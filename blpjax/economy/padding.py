@@ -16,7 +16,7 @@ from blpjax.machine.sizes import coarse_size, pad_axes
 #: What is small has at most so many numbers: its sizes are on a coarse grid.
 SMALL = 2**14
 
-#: Axes of each array of a bucket: markets, products, agents, groups, and others.
+#: Axes of each array of a bucket: markets, products, agents, groups, groups of these, and others.
 _AXES = {
     "shares": "TJ",
     "X2": "TJ.",
@@ -26,6 +26,8 @@ _AXES = {
     "demographics": "TI.J",
     "nests": "TJ",
     "groups": "TH",
+    "parents": "TH",
+    "outer": "TG",
     "offsets": "TJI",
 }
 
@@ -34,17 +36,22 @@ _AGENTS = ("weights", "nodes", "demographics")
 
 
 class BucketSizes(NamedTuple):
-    """Numbers of markets T, products J, agents I and groups H (zero without nests) that a bucket has place for."""
+    """Numbers of markets T, products J, agents I, groups H and groups G of groups that a bucket has place for.
+
+    The last two are zero without such nests.
+    """
 
     T: int
     J: int
     I: int  # noqa: E741 (the letter of the notation)
     H: int = 0
+    G: int = 0
 
 
 def bucket_sizes(bucket: Bucket) -> BucketSizes:
     """Sizes of a bucket."""
-    return BucketSizes(*bucket.size, 0 if bucket.groups is None else bucket.groups.shape[1])
+    nests = (bucket.groups, bucket.outer)
+    return BucketSizes(*bucket.size, *(0 if codes is None else codes.shape[1] for codes in nests))
 
 
 def coarse_sizes(economy: Economy) -> list[BucketSizes]:
@@ -55,8 +62,9 @@ def coarse_sizes(economy: Economy) -> list[BucketSizes]:
             J=coarse_size(J, steps=1),
             I=coarse_size(I) if I > 1 else I,
             H=coarse_size(H) if H else H,
+            G=coarse_size(G) if G else G,
         )
-        for T, J, I, H in map(bucket_sizes, economy.buckets)  # noqa: E741
+        for T, J, I, H, G in map(bucket_sizes, economy.buckets)  # noqa: E741
     ]
 
 
@@ -107,7 +115,7 @@ def pad_bucket(bucket: Bucket, sizes: BucketSizes) -> Bucket:
             size if axis == "." or (name == "availability" and axis == "I" and size == 1) else getattr(sizes, axis)
             for axis, size in zip(axes, values.shape, strict=False)
         ]
-        padded = pad_axes(values, shape, -1 if name == "nests" else 0)
+        padded = pad_axes(values, shape, -1 if name in ("nests", "parents") else 0)
         if name in _AGENTS:
             padded[T:] = padded[:1]
         arrays[name] = padded

@@ -34,5 +34,6 @@ def shard_economy(economy: Economy, placement: Placement) -> Economy:
 
 def _check_same(host: Economy, placement: Placement) -> None:
     agents = [[bucket.weights, bucket.nodes, bucket.demographics] for bucket in host.buckets]
-    products = [[bucket.shares, bucket.X2, bucket.availability, bucket.nests, bucket.groups] for bucket in host.buckets]
+    names = ("shares", "X2", "availability", "nests", "groups", "parents", "outer")
+    products = [[getattr(bucket, name) for name in names] for bucket in host.buckets]
     placement.check_same({"products": (host.positions, products), "agents": agents})

@@ -42,7 +42,7 @@ class Markets:
     """Products and agents of all markets, as the user's functions get them.
 
     products, agents : structured arrays of N and I rows. index, agent_rows : rows of each market in both.
-    product_ids, nesting_ids : (N,) or (N, n), and (N,), or None.
+    product_ids, nests : (N,) or (N, n), and (N, levels) codes of nests, or None.
     tables : all columns of both tables, for surveys by column. product_places, agent_places : rows of these for each
         product and agent, None where they are the same.
     """
@@ -52,7 +52,7 @@ class Markets:
     index: MarketIndex
     agent_rows: Sequence[np.ndarray]
     product_ids: np.ndarray | None
-    nesting_ids: np.ndarray | None
+    nests: np.ndarray | None
     tables: SurveyTables = dataclasses.field(default_factory=lambda: SurveyTables({}, {}))
     product_places: np.ndarray | None = None
     agent_places: np.ndarray | None = None
@@ -73,7 +73,7 @@ class Markets:
         """What is eliminated with each product of a market, see `eliminated_groups`, checked."""
         rows = self.index.rows[t]
         groups = eliminated_groups(dataset, self.product_ids, rows, self.at(t))
-        check_groups(dataset, self.index.ids[t], groups, None if self.nesting_ids is None else self.nesting_ids[rows])
+        check_groups(dataset, self.index.ids[t], groups, None if self.nests is None else self.nests[rows])
         return groups
 
 

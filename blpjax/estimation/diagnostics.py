@@ -9,6 +9,7 @@ from blpjax import options
 from blpjax.estimation.step import StepContext, StepResult
 from blpjax.exceptions import ConvergenceWarning, IdentificationError, IdentificationWarning, warn_user
 from blpjax.inputs.identification import collinear_moments, find_collinearity
+from blpjax.model.parameters import Labels
 from blpjax.objective import iv
 from blpjax.objective.blocks import SampleMoments
 from blpjax.objective.clusters import counts_of_kinds
@@ -89,6 +90,18 @@ def warn_of_singularity(
             f"The Jacobian of the moments has rank {summary.inference.rank} at the estimates, but there are "
             f"{summary.parameters.size} parameters, so not all of them are identified and standard errors mean "
             "nothing. Consider more instruments or fewer parameters.",
+            IdentificationWarning,
+        )
+
+
+def warn_of_subgroups(rho: np.ndarray, labels: Labels) -> None:
+    """Warn with `IdentificationWarning` of nesting parameters that utility maximisation excludes."""
+    if far := labels.far_subgroups(rho):
+        named = ", ".join(map(repr, far))
+        warn_user(
+            f"rho of {named} is below that of the group: products of a subgroup would be worse substitutes "
+            "than others of the group, which no consumers with random utility are like. Consider other groups, "
+            "exchanging nesting_ids and subnesting_ids, or instruments that tell their levels apart.",
             IdentificationWarning,
         )
 

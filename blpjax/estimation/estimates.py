@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -87,13 +86,15 @@ class Estimates(Shown):
         self.rho = np.asarray(coefficients.rho)[:, None]
         self.tau = np.asarray(coefficients.tau)[:, None]
         self.phi = np.asarray(coefficients.phi)
+        self.kappa = np.asarray(coefficients.kappa)[:, None]
         self.beta = result.beta[:, None]
         self.gamma = result.gamma[:, None]
         self.sigma_labels = list(parameters.labels.X2)
         self.pi_labels = list(parameters.labels.demographics)
-        self.rho_labels = list(parameters.labels.nests)
+        self.rho_labels = [*parameters.labels.nests, *parameters.labels.subnests]
         self.tau_labels = parameters.tau_labels
         self.phi_labels = list(parameters.labels.errors)
+        self.kappa_labels = list(parameters.labels.conduct)
         self.beta_labels = list(parameters.labels.X1)
         self.gamma_labels = list(parameters.labels.X3)
         self.theta_labels = parameters.theta_labels
@@ -104,6 +105,7 @@ class Estimates(Shown):
         self.rho_bounds = tuple(bound[:, None] for bound in limits.rho)
         self.tau_bounds = tuple(bound[:, None] for bound in limits.tau)
         self.phi_bounds = tuple(limits.phi)
+        self.kappa_bounds = tuple(bound[:, None] for bound in limits.kappa)
         self.beta_bounds = tuple(bound[:, None] for bound in limits.beta)
         self.gamma_bounds = tuple(bound[:, None] for bound in limits.gamma)
         self.delta = result.delta[:, None]
@@ -137,6 +139,7 @@ class Estimates(Shown):
         self.rho_se = fill(self.rho.shape[:1], layout.rho, theta[layout.part("rho")])[:, None]
         self.tau_se = fill(self.tau.shape[:1], layout.tau, theta[layout.part("tau")])[:, None]
         self.phi_se = fill(self.phi.shape, layout.phi, theta[layout.part("phi")])
+        self.kappa_se = fill(self.kappa.shape[:1], layout.kappa, theta[layout.part("kappa")])[:, None]
         beta = np.concatenate([theta[layout.part("beta")], errors[layout.P : first]])
         gamma = np.concatenate([theta[layout.part("gamma")], errors[first:]])
         self.beta_se = _fill_vector(len(self.beta), layout.beta, layout.concentrated_beta, beta)
@@ -326,7 +329,7 @@ class Estimates(Shown):
     def estimates(self) -> pd.DataFrame:
         """One row for each parameter: estimate, standard error, t statistic, p value and 95% confidence interval.
 
-        The first column says which `block` a parameter belongs to: sigma, pi, rho, tau, phi, beta or gamma.
+        The first column says which `block` a parameter belongs to: sigma, pi, rho, tau, phi, kappa, beta or gamma.
         """
         frame = frames.estimates_frame(self.parameter_labels, self.parameters[:, 0], self._parameters_se)
         frame.insert(0, "block", np.array(self.parameter_blocks, dtype=object))
@@ -362,14 +365,14 @@ class Estimates(Shown):
         """Distance statistic of Newey and West (1987): J of these restricted results less that of `unrestricted`."""
         if not isinstance(unrestricted, Estimates):
             raise TypeError("unrestricted must be a ProblemResults.")
-        restricted, other = self.run_hansen_test(), unrestricted.run_hansen_test()
-        restrictions = len(unrestricted.parameters) - len(self.parameters)
-        return float(iv.distance_test(restricted, other, restrictions=max(restrictions, 0)).statistic)
+        statistics = np.asarray(self.run_hansen_test()), np.asarray(unrestricted.run_hansen_test())
+        restrictions = np.asarray(max(len(unrestricted.parameters) - len(self.parameters), 0))
+        return float(iv.distance_test(*statistics, restrictions=restrictions).statistic)
 
     def run_lm_test(self) -> float:
         """Lagrange multiplier statistic of Newey and West (1987), from the gradient at these restricted results."""
-        arrays = (jnp.asarray(self.moments[:, 0]), self.moments_jacobian, self.W, self.parameter_covariances)
-        return float(iv.lm_test(*map(jnp.asarray, arrays), N=self.problem.data.N, restrictions=0).statistic)
+        arrays = (self.moments[:, 0], self.moments_jacobian, self.W, self.parameter_covariances)
+        return float(iv.lm_test(*arrays, N=np.asarray(self.problem.data.N), restrictions=0).statistic)
 
     def run_wald_test(self, restrictions: Any, restrictions_jacobian: Any) -> float:
         """Wald statistic of Newey and West (1987).
@@ -386,13 +389,12 @@ class Estimates(Shown):
         """
         values = np.array(restrictions, float).reshape(-1)
         jacobian = np.atleast_2d(np.array(restrictions_jacobian, float))
-        covariances = jnp.asarray(self.parameter_covariances)
-        test = iv.wald_test(jnp.asarray(values), jnp.asarray(jacobian), covariances, N=self.problem.data.N)
+        test = iv.wald_test(values, jacobian, self.parameter_covariances, N=np.asarray(self.problem.data.N))
         return float(test.statistic)
 
     def _hansen(self) -> iv.ChiSquaredTest:
-        moments = jnp.asarray(self.moments[:, 0])
-        return iv.hansen_test(moments, jnp.asarray(self.W), N=self.problem.data.N, parameters=len(self.parameters))
+        N, parameters = np.asarray(self.problem.data.N), np.asarray(len(self.parameters))
+        return iv.hansen_test(self.moments[:, 0], self.W, N=N, parameters=parameters)
 
     @cached_property
     def model(self) -> Model:
@@ -402,7 +404,7 @@ class Estimates(Shown):
     @property
     def _coefficients_in_model(self) -> Coefficients:
         blocks = {name: getattr(self, name) for name in BLOCKS}
-        columns = {name: blocks[name][:, 0] for name in ("rho", "tau", "beta", "gamma")}
+        columns = {name: blocks[name][:, 0] for name in ("rho", "tau", "kappa", "beta", "gamma")}
         return Coefficients(**jax.device_put(blocks | columns))
 
     def model_in(self, economy: Economy) -> Model:
@@ -471,11 +473,11 @@ ATTRIBUTES = tuple(
     cumulative_converged optimization_iterations cumulative_optimization_iterations objective_evaluations
     cumulative_objective_evaluations fp_converged cumulative_fp_converged fp_iterations cumulative_fp_iterations
     contraction_evaluations cumulative_contraction_evaluations parameters parameter_covariances
-    parameter_sensitivity theta sigma sigma_squared pi rho tau phi beta gamma sigma_se sigma_squared_se pi_se rho_se
-    phi_se beta_se gamma_se sigma_bounds pi_bounds rho_bounds phi_bounds beta_bounds gamma_bounds sigma_labels
-    pi_labels rho_labels phi_labels beta_labels gamma_labels theta_labels parameter_labels delta tilde_costs
-    clipped_shares clipped_costs xi omega xi_fe omega_fe micro micro_values micro_covariances moments
-    moments_jacobian moments_covariances simulation_covariances objective xi_by_theta_jacobian
+    parameter_sensitivity theta sigma sigma_squared pi rho tau phi kappa beta gamma sigma_se sigma_squared_se pi_se
+    rho_se phi_se kappa_se beta_se gamma_se sigma_bounds pi_bounds rho_bounds phi_bounds kappa_bounds beta_bounds
+    gamma_bounds sigma_labels pi_labels rho_labels phi_labels kappa_labels beta_labels gamma_labels theta_labels
+    parameter_labels delta tilde_costs clipped_shares clipped_costs xi omega xi_fe omega_fe micro micro_values
+    micro_covariances moments moments_jacobian moments_covariances simulation_covariances objective xi_by_theta_jacobian
     omega_by_theta_jacobian micro_by_theta_jacobian gradient projected_gradient projected_gradient_norm hessian
     reduced_hessian reduced_hessian_eigenvalues W updated_W""".split()
 )

@@ -95,17 +95,18 @@ def build_lane(
     W : (M, M) weighting matrix of the first step, by default that of 2SLS.
     """
     lower, upper = parameters.bounds
+    # `jnp.asarray` would compile a program for each shape
     return Lane(
         economy=economy,
         data=data,
-        fixed=Coefficients(*(jnp.asarray(getattr(parameters.start, name)) for name in BLOCKS)),
-        theta=jnp.asarray(theta, float),
-        lower=jnp.asarray(lower),
-        upper=jnp.asarray(upper),
-        delta=jnp.asarray(delta, float),
-        cluster_ids=jnp.asarray(cluster_ids),
+        fixed=Coefficients(*(jax.device_put(getattr(parameters.start, name)) for name in BLOCKS)),
+        theta=jax.device_put(np.asarray(theta, float)),
+        lower=jax.device_put(lower),
+        upper=jax.device_put(upper),
+        delta=jax.device_put(np.asarray(delta, float)),
+        cluster_ids=jax.device_put(cluster_ids),
         limits=jax.tree.map(jnp.asarray, iteration.limits),
-        W=None if W is None else jnp.asarray(W),
+        W=None if W is None else jax.device_put(W),
     )
 
 

@@ -50,6 +50,7 @@ class OptimizationProgress:
     fp_converged, fp_iterations, contraction_evaluations : (T,) how inversions went, by sorted market ID.
     sigma, sigma_squared, pi : (K2, K2), (K2, K2) and (K2, D) matrices at theta.
     phi : (1, 1) or (2, 2), without columns where there are no lags.
+    kappa : (C, 1) parameters of conduct, with `kappa_bounds` and `kappa_labels`.
     rho, beta, gamma : (H, 1), (K1, 1) and (K3, 1), with concentrated elements at their estimates given theta.
     sigma_bounds, pi_bounds, rho_bounds, phi_bounds, beta_bounds, gamma_bounds : pairs of arrays shaped like these.
     sigma_labels, pi_labels, rho_labels, phi_labels, beta_labels, gamma_labels, theta_labels : names of their elements.
@@ -112,15 +113,18 @@ class OptimizationProgress:
         self.rho = np.asarray(coefficients.rho)[:, None]
         self.tau = np.asarray(coefficients.tau)[:, None]
         self.phi = np.asarray(coefficients.phi)
+        self.kappa = np.asarray(coefficients.kappa)[:, None]
         self.sigma_bounds, self.pi_bounds = tuple(limits.sigma), tuple(limits.pi)
         self.rho_bounds = tuple(bound[:, None] for bound in limits.rho)
         self.tau_bounds = tuple(bound[:, None] for bound in limits.tau)
         self.phi_bounds = tuple(limits.phi)
+        self.kappa_bounds = tuple(bound[:, None] for bound in limits.kappa)
         self.beta_bounds = tuple(bound[:, None] for bound in limits.beta)
         self.gamma_bounds = tuple(bound[:, None] for bound in limits.gamma)
         self.sigma_labels, self.pi_labels = list(labels.X2), list(labels.demographics)
         self.rho_labels = parameters.rho_labels
         self.tau_labels, self.phi_labels = parameters.tau_labels, list(labels.errors)
+        self.kappa_labels = list(labels.conduct)
         self.beta_labels, self.gamma_labels = list(labels.X1), list(labels.X3)
         self.theta_labels = parameters.theta_labels
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jaxtyping import Array
@@ -330,7 +329,7 @@ def _run_lanes(
     parts = []
     for first in range(0, S, size):
         rows = np.arange(first, first + size) % S  # the last batch is as large as the others
-        varying, shared = split_lanes(_begin_at, lane, jnp.asarray(points[rows]))
+        varying, shared = split_lanes(_begin_at, lane, jax.device_put(points[rows]))
         parts.append(estimate_batch(chosen, varying, shared, size))
     found = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:S], *parts)
     scale, theta = float(context.objective.scale), found.parameters[:, :P]

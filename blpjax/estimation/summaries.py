@@ -55,6 +55,7 @@ def summarise(
         linear={
             "Rho": report.Coefficients(parameters.rho_labels, results.rho, results.rho_se),
             "Tau": report.Coefficients(results.tau_labels, results.tau, results.tau_se),
+            "Kappa": report.Coefficients(results.kappa_labels, results.kappa, results.kappa_se),
             "Beta": report.Coefficients(results.beta_labels, results.beta, results.beta_se),
             "Gamma": report.Coefficients(results.gamma_labels, results.gamma, results.gamma_se),
         },

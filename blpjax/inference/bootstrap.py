@@ -6,7 +6,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from blpjax import options
@@ -22,6 +21,7 @@ from blpjax.machine.memory import require_memory
 from blpjax.machine.pickling import Picklable
 from blpjax.model.elsewhere import (
     Draw,
+    coefficients_at,
     covariances_of_estimates,
     hold_errors,
     hold_shares_at,
@@ -29,7 +29,7 @@ from blpjax.model.elsewhere import (
     map_lanes,
 )
 from blpjax.model.model import Model
-from blpjax.model.parameters import BLOCKS, Coefficients, all_coefficients
+from blpjax.model.parameters import BLOCKS, Coefficients
 from blpjax.outputs.counterfactual import CounterfactualMethods
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outcome import OutcomeSource
@@ -53,7 +53,7 @@ class BootstrappedResults(CounterfactualMethods, Picklable):
     problem_results : results that parameters were drawn around.
     bootstrapped_sigma (draws, K2, K2), bootstrapped_pi (draws, K2, D), bootstrapped_rho (draws, 0, 1),
     bootstrapped_phi (draws, 1, 1) or (draws, 2, 2), or without columns where there are no lags,
-    bootstrapped_beta (draws, K1, 1), bootstrapped_gamma (draws, K3, 1) : parameters.
+    bootstrapped_kappa (draws, C, 1), bootstrapped_beta (draws, K1, 1), bootstrapped_gamma (draws, K3, 1) : parameters.
     bootstrapped_prices (draws, N, 1) : equilibrium prices with a supply side, observed ones without.
     bootstrapped_shares, bootstrapped_delta (draws, N, 1) : market shares and mean utilities.
     computation_time : seconds it took.
@@ -75,6 +75,7 @@ class BootstrappedResults(CounterfactualMethods, Picklable):
         self.bootstrapped_rho = coefficients.rho[:, :, None]
         self.bootstrapped_tau = coefficients.tau[:, :, None]
         self.bootstrapped_phi = coefficients.phi
+        self.bootstrapped_kappa = coefficients.kappa[:, :, None]
         self.bootstrapped_beta = coefficients.beta[:, :, None]
         self.bootstrapped_gamma = coefficients.gamma[:, :, None]
         self.bootstrapped_prices = drawn.prices[:, :, None]
@@ -108,7 +109,7 @@ class BootstrappedResults(CounterfactualMethods, Picklable):
 
     def model_of(self, draw: int) -> Model:
         """The model at one draw, counted from zero."""
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf[draw]), self._drawn).model(self.problem_results.model)
+        return jax.device_put(jax.tree.map(lambda leaf: leaf[draw], self._drawn)).model(self.problem_results.model)
 
     @property
     def model(self) -> Model:
@@ -152,8 +153,8 @@ class BootstrappedResults(CounterfactualMethods, Picklable):
 
         shapes = jax.eval_shape(evaluate, *jax.tree.map(lambda leaf: leaf[0], (self._drawn, moving)))
         outputs = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-        known = self._drawn, moving
-        return map_lanes(lambda chunk: jax.vmap(evaluate)(*chunk), known, lanes(base.economy, outputs))
+        arrays = jax.device_put((self._drawn, moving))
+        return map_lanes(lambda chunk: jax.vmap(evaluate)(*chunk), arrays, lanes(base.economy, outputs))
 
 
 #: Arguments of compute methods that are matrices; others are vectors. One more axis is that of draws.
@@ -161,9 +162,9 @@ _DIMENSIONS = {"ownership": 2}
 
 #: What `BootstrappedResults.to_dict` returns by default.
 ATTRIBUTES = tuple(
-    """bootstrapped_sigma bootstrapped_pi bootstrapped_rho bootstrapped_tau bootstrapped_phi bootstrapped_beta
-    bootstrapped_gamma bootstrapped_prices bootstrapped_shares bootstrapped_delta computation_time draws fp_converged
-    fp_iterations contraction_evaluations""".split()
+    """bootstrapped_sigma bootstrapped_pi bootstrapped_rho bootstrapped_tau bootstrapped_phi bootstrapped_kappa
+    bootstrapped_beta bootstrapped_gamma bootstrapped_prices bootstrapped_shares bootstrapped_delta
+    computation_time draws fp_converged fp_iterations contraction_evaluations""".split()
 )
 
 
@@ -202,20 +203,21 @@ def results_at(
     options.output("Bootstrapping results ...")
     began = time.perf_counter()
     base = results.model
-    tilde_costs = jnp.asarray(results.tilde_costs[:, 0]) if results.tilde_costs.size else None
+    tilde_costs = jax.device_put(results.tilde_costs[:, 0]) if results.tilde_costs.size else None
 
     def solve(coefficients: Coefficients) -> Any:
         if hold == "shares":
             return hold_shares_at(base, coefficients, Iteration() if chosen is None else chosen)
         return hold_errors(base, tilde_costs, coefficients, chosen, constant_costs)
 
-    count = len(coefficients.beta)
+    arrays = jax.device_put(coefficients)
+    count = len(arrays.beta)
     # loops for prices run in groups of their own, see `blpjax.kernels.lanes`
     elements = loop_elements() if hold == "shares" else None
-    found = map_lanes(jax.vmap(solve), coefficients, lanes(base.economy, elements=elements))
+    found = map_lanes(jax.vmap(solve), arrays, lanes(base.economy, elements=elements))
     loops = found.loops
     if loops is None:
-        loops = jax.tree.map(np.asarray, no_loops(count, len(results.problem.data.market_index.ids)))
+        loops = no_loops(count, len(results.problem.data.market_index.ids))
     drawn = eqx.tree_at(lambda d: d.coefficients, found.draw, coefficients)
     action = "The inversion of shares" if hold == "shares" else "The search for equilibrium prices"
     _warn_of_failures(loops, results.problem.data.market_index.ids, action)
@@ -242,10 +244,7 @@ def draw_coefficients(results: Estimates, draws: int, seed: int | None) -> Coeff
 
 def coefficients_of(results: Estimates, parameters: np.ndarray) -> Coefficients:
     """Coefficients with a first axis of draws of `parameters` (draws, Q)."""
-    model = results.model
-    fixed = jax.tree.map(np.asarray, model.coefficients)
-    rows = [all_coefficients(model.layout, fixed, row) for row in np.asarray(parameters)]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    return coefficients_at(results.model, parameters)
 
 
 def _warn_of_failures(loops: Loops, market_ids: np.ndarray, action: str) -> None:

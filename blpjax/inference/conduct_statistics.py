@@ -8,6 +8,7 @@ Letters: N products, K instruments z (their rank), M models, P parameters of dem
 
     omega_m (N,) costs that model m implies, less what cost shifters explain     g_m = z' omega_m / N       v_m = z g_m
     Q_m = g_m' g_m, the fit     psi (N, P) influence of products on estimates    B_m = z' d omega_m / d theta / N (K, P)
+    e (R, P) influence of R independent errors of other samples than that of products on estimates
 """
 
 from collections.abc import Sequence
@@ -52,6 +53,10 @@ class Products(NamedTuple):
     apart: np.ndarray
     longer: np.ndarray
 
+    def __add__(self, other: "Products") -> "Products":  # type: ignore[override]
+        """Those of both lots of rows."""
+        return Products(*(mine + its for mine, its in zip(self, other, strict=True)))
+
     def scaled(self, factor: float | int) -> "Products":
         """All times a factor."""
         return Products(*(factor * part for part in self))
@@ -63,6 +68,7 @@ def fit_models(
     slopes: Sequence[np.ndarray] | None = None,
     psi: np.ndarray | None = None,
     clusters: Clusters | None = None,
+    errors: np.ndarray | None = None,
 ) -> Fit:
     """Statistics of all pairs of models.
 
@@ -73,6 +79,8 @@ def fit_models(
     slopes : derivatives (N, P) of each model's implied costs in parameters of demand, which need not be residualised.
     psi : (N, P) influence functions of the estimates of these. Without them demand is taken as known.
     clusters : of products that are correlated; without them they are independent.
+    errors : (R, P) influence functions of errors of other samples, such as surveys, which are independent of products
+        and of each other: estimates differ from the truth by the sum of all influence functions over N.
     """
     (N, M), K = omega.shape, basis.shape[1]
     z = np.sqrt(N) * basis
@@ -80,17 +88,22 @@ def fit_models(
     v = z @ g
     Q = (g**2).sum(axis=0)
     scores = 2 * v * omega - v**2 - Q
-    effects = None
+    effects, from_others = None, np.zeros((0, M))
     if slopes is not None and psi is not None:
         B = np.stack([z.T @ slope / N for slope in slopes])  # (M, K, P)
-        scores = scores + 2 * psi @ np.einsum("km,mkp->pm", g, B)
+        errors = np.zeros((0, psi.shape[1])) if errors is None else errors
+        moves = 2 * np.einsum("km,mkp->pm", g, B)
+        scores, from_others = scores + psi @ moves, errors @ moves
         effects = np.einsum("mkp->kpm", B)
+    C = _products(scores, clusters) + _products_of(from_others)
     V = Products(*np.zeros((3, M, M)))
     for k in range(K):
         phi = z[:, [k]] * (omega - v)
-        found = _products(phi if effects is None else phi + psi @ effects[k], clusters)
-        V = Products(*(old + new for old, new in zip(V, found, strict=True)))
-    return _compare(_products(scores, clusters).scaled(1 / N), V.scaled(1 / (N * K)), g, _same_costs(omega), N)
+        if effects is not None:
+            phi += psi @ effects[k]
+            V += _products_of(errors @ effects[k])
+        V += _products(phi, clusters)
+    return _compare(C.scaled(1 / N), V.scaled(1 / (N * K)), g, _same_costs(omega), N)
 
 
 def _compare(C: Products, V: Products, g: np.ndarray, same: np.ndarray, N: int) -> Fit:

@@ -71,13 +71,13 @@ def run_conduct_test(results: Estimates, question: Question) -> ConductTest:
     implied = _imply(results, question)
     controls = _read_controls(problem, question.costs)
     omega = controls.residuals(np.column_stack([one.explained for one in implied.values()]))
-    psi = slopes = None
+    psi = slopes = errors = None
     if question.demand_adjustment:
-        psi = influence(results)[:, next(iter(implied.values())).parameters]
+        psi, errors = (part[:, next(iter(implied.values())).parameters] for part in influence(results))
         slopes = [one.slopes for one in implied.values()]
     clusters = problem.clusters if question.se_type == "clustered" else None
     fits = {
-        name: fit_models(omega, _read_instruments(problem, name, formulation, controls), slopes, psi, clusters)
+        name: fit_models(omega, _read_instruments(problem, name, formulation, controls), slopes, psi, clusters, errors)
         for name, formulation in question.instruments.items()
     }
     names = list(question.models)
@@ -148,19 +148,32 @@ def read_question(
     )
 
 
-def influence(results: Estimates) -> np.ndarray:
-    """Influence functions (N, Q) of all parameters: estimates differ from the truth by about their mean.
+class Influence(NamedTuple):
+    """Influence functions of all parameters: estimates differ from the truth by about their sum over N.
 
-    Every product's contributions to moments, less their means, times ``-(G'WG)^{-1} G'W`` with the W of estimation.
+    `products` (N, Q) are those of products, and `errors` (MM, Q) those of independent errors of micro moments.
+    """
+
+    products: np.ndarray
+    errors: np.ndarray
+
+
+def influence(results: Estimates) -> Influence:
+    """Every product's contributions to moments, less their means, times ``-(G'WG)^{-1} G'W`` with the W of estimation.
+
+    Errors of micro moments, those of sampling respondents, have the covariances ``C = R R'`` and are independent of
+    products, so that N times the columns of R, times the same matrix, are further independent contributions.
     """
     data, point = results.problem.data.model_data, results.point
     Z = [np.asarray(instruments) for instruments in data.instruments]
     contributions = iv.moment_contributions(Z, [np.asarray(u) for u in data.residuals(point)])
+    N, M = contributions.shape
     arrays = results.moments_jacobian, results.W, results.moments_covariances
     # unadjusted standard errors of a first step presume another W than that of estimation: not here
-    found = iv.parameter_inference(*map(np.asarray, arrays), N=len(contributions), se_type="robust", step=results.step)
-    centered: np.ndarray = (contributions - contributions.mean(axis=0)) @ np.asarray(found.sensitivity).T
-    return centered
+    found = iv.parameter_inference(*map(np.asarray, arrays), N=N, se_type="robust", step=results.step)
+    sensitivity = np.asarray(found.sensitivity)
+    errors = N * iv.weight_factor(results.micro_covariances).T if len(results.micro) else np.zeros((0, 0))
+    return Influence((contributions - contributions.mean(axis=0)) @ sensitivity[:, :M].T, errors @ sensitivity[:, M:].T)
 
 
 def _refuse_adjustment(results: Estimates) -> None:
@@ -168,11 +181,15 @@ def _refuse_adjustment(results: Estimates) -> None:
     if results.step < 1:
         raise ValueError(f"Results of an initial update are no estimates to adjust for. {remedy}")
     if results.se_type == "likelihood":
-        raise NotImplementedError(f"The demand adjustment is not implemented for estimates by likelihood. {remedy}")
-    if results.moments.size != results.problem.data.model_data.size:
         raise NotImplementedError(
-            "The demand adjustment is not implemented for results with micro_moments or moment_blocks, because other "
-            f"samples than that of products decide what demand is. {remedy}"
+            "There is no demand adjustment for estimates by likelihood: mean utilities are estimated, too, with errors "
+            "of respondents and of market shares that are no averages over products. Estimate demand by GMM with "
+            f"micro_moments, such as MicroMoment.scores of the same survey. Or: {remedy}"
+        )
+    if results.moments.size != results.problem.data.model_data.size + len(results.micro):
+        raise NotImplementedError(
+            "The demand adjustment is not implemented for results with moment_blocks, whose contributions are unknown "
+            f"after estimation. {remedy}"
         )
     if results.moment_types:
         raise NotImplementedError(f"The demand adjustment is implemented for moments of levels only. {remedy}")

@@ -226,8 +226,8 @@ def apply_delta_method(
     if not callable(function):
         raise TypeError(f"function must be a function of a Model, not {type(function).__name__}.")
     covariances = covariances_of_estimates(results.parameter_covariances, len(results.delta))
-    estimated, parameters = results.model, jnp.asarray(results.parameters[:, 0])
-    tilde_costs = jnp.asarray(results.tilde_costs[:, 0]) if results.tilde_costs.size else None
+    estimated, parameters = results.model, jax.device_put(results.parameters[:, 0])
+    tilde_costs = jax.device_put(results.tilde_costs[:, 0]) if results.tilde_costs.size else None
 
     def outputs_at(parameters: Float[Array, " Q"]) -> tuple[Any, Loops | None]:
         if hold == "shares":
@@ -236,7 +236,7 @@ def apply_delta_method(
             coefficients = coefficients_at(estimated, parameters)
             found = hold_errors(estimated, tilde_costs, coefficients, iteration, constant_costs)
             model, loops = found.draw.model(estimated), found.loops
-        return jax.tree.map(jnp.asarray, function(model)), loops
+        return jax.tree.map(_as_array, function(model)), loops
 
     shapes = _check_outputs(outputs_at, parameters)
     found = differentiate(outputs_at, parameters, lanes(estimated.economy, _count(shapes)))
@@ -271,9 +271,9 @@ def apply_joint_delta_method(
         coefficients = coefficients_at(estimated, values[:Q])
         moved = eqx.tree_at(lambda m: (m.coefficients, m.delta), estimated, (coefficients, values[Q:]))
         model = Draw(coefficients, values[Q:], moved.prices, moved.compute_shares()[:, 0]).model(estimated)
-        return jax.tree.map(jnp.asarray, function(model)), None
+        return jax.tree.map(_as_array, function(model)), None
 
-    at = jnp.concatenate([jnp.asarray(results.parameters[:, 0]), jnp.asarray(results.delta[:, 0])])
+    at = jax.device_put(np.concatenate([results.parameters[:, 0], results.delta[:, 0]]))
     shapes = _check_outputs(outputs_at, at)
     found = differentiate(outputs_at, at, lanes(estimated.economy, _count(shapes)))
     return _results(found, covariances(), list(labels), "shares")
@@ -327,9 +327,12 @@ def _check_outputs(outputs_at: OutputsAt, parameters: Array) -> Any:
 
 
 def differentiate(
-    outputs_at: OutputsAt, parameters: Float[Array, " Q"], width: int, directions: Float[Array, "P Q"] | None = None
+    outputs_at: OutputsAt,
+    parameters: Float[Array, " Q"],
+    width: int,
+    directions: np.ndarray | None = None,
 ) -> Derivatives:
-    """The outputs and their Jacobian by columns, `width` of them at a time, perhaps in other `directions`.
+    """The outputs and their Jacobian by columns, `width` of them at a time, perhaps in other `directions` (P, Q).
 
     Nothing is compiled here but what methods of the model compile for themselves. These programs are found again
     whatever the function, while a program of the whole would have to be compiled for each.
@@ -340,20 +343,25 @@ def differentiate(
         return Derivatives(value, np.zeros((_flatten(value).size, 0)), loops)
     primals: list[Any] = []
 
-    def columns(directions: Float[np.ndarray, "lanes Q"]) -> np.ndarray:
-        def push(direction: Array) -> tuple[Any, Any]:
+    def columns(directions: Float[Array, "lanes Q"]) -> list[Array]:
+        def push(direction: Array) -> tuple[Any, list[Array]]:
             value, tangents, loops = jax.jvp(outputs_at, (parameters,), (direction,), has_aux=True)
-            return (value, loops), tangents
+            return (value, loops), jax.tree.leaves(tangents)
 
         primal, tangents = jax.vmap(push, out_axes=(None, 0))(directions)
         primals[:] = [primal]
-        count = len(directions)
-        return np.concatenate([np.asarray(leaf).reshape(count, -1) for leaf in jax.tree.leaves(tangents)], axis=1)
+        return tangents
 
     with said(f"Differentiating outputs in {len(known)} directions ..."):
-        jacobian = map_lanes(columns, known, width).T
+        tangents = map_lanes(columns, jax.device_put(known), width)
+    jacobian = np.concatenate([leaf.reshape(len(known), -1) for leaf in tangents], axis=1).T
     value, loops = jax.tree.map(np.array, primals[0])
     return Derivatives(value, jacobian, loops)
+
+
+def _as_array(leaf: Any) -> Array:
+    """An array of JAX; one that is one already is not copied, which would be a program."""
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
 
 
 def _count(shapes: Any) -> int:

@@ -152,7 +152,10 @@ class DiagnosticMethods(Estimates):
         costs_type : ``'linear'``, or ``'log'`` where the logarithms of costs are explained.
         se_type : ``'robust'``, or ``'clustered'`` by `clustering_ids`.
         demand_adjustment : whether variances account for the estimation of demand, exactly: estimates' influence
-            functions times derivatives of markups. Leaving that out is only right where demand is known.
+            functions times derivatives of markups. With micro moments, respondents of surveys are a sample of their
+            own, independent of products, whose errors have the covariances `micro_covariances`, in whatever clusters
+            products are. Simulation error (`resample_agent_data`) is left out. Leaving out everything is only right
+            where demand is known.
         taxes : `Taxes` on products that firms remit, or a mapping of names of models to them.
         seed : of draws for p-values of model confidence sets, whose errors are below 0.001.
 
@@ -172,7 +175,8 @@ class DiagnosticMethods(Estimates):
         IdentificationError
             When instruments are explained by cost shifters, or formulas contain prices or shares.
         NotImplementedError
-            With micro moments, moments of one's own, or moments of innovations, unless demand is taken as known.
+            For estimates by likelihood, with moments of one's own, or with moments of innovations, unless demand is
+            taken as known.
 
         Warns
         -----

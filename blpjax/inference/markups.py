@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from blpjax.economy.conduct import prepare_conduct
+from blpjax.economy.conduct import prepare_known_conduct
 from blpjax.economy.loops import Loops
 from blpjax.estimation.estimates import Estimates
 from blpjax.exceptions import raise_for_status
@@ -53,9 +53,9 @@ def markups_with_slopes(
     """
     model, table = results.model, results.problem.data.product_table
     pairs = zip(conducts, kept, strict=True)
-    known = [dataclasses.replace(prepare_conduct(conduct, table), kept=nu) for conduct, nu in pairs]
+    known = [dataclasses.replace(prepare_known_conduct(conduct, table), kept=nu) for conduct, nu in pairs]
     moving = _moving(results) if slopes else np.zeros(0, int)
-    parameters = jnp.asarray(results.parameters[:, 0])
+    parameters = jax.device_put(results.parameters[:, 0])
 
     def markups_at(parameters: Float[Array, " Q"]) -> tuple[Any, Any]:
         moved = hold_shares(model, parameters)
@@ -63,7 +63,7 @@ def markups_with_slopes(
         return [one.markups for one in found], [Loops(**one.fields()) for one in found]
 
     width = lanes(model.economy, sum(table.shares.size for _ in known))
-    found = differentiate(markups_at, parameters, width, jnp.eye(parameters.size)[moving])
+    found = differentiate(markups_at, parameters, width, np.eye(parameters.size)[moving])
     for data, loops in zip(known, found.loops, strict=True):
         action = f"Computation of markups with conduct {data.name}"
         raise_for_status(loops.status, results.problem.data.market_index.ids, action)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -144,8 +145,8 @@ class OptimalInstrumentResults(Shown, Picklable):
             (model.layout, model.characteristics),
             (self.demand_instruments, self.supply_instruments if self._has_supply else None),
             ~dropped,
-            jnp.asarray(self.expected_prices[:, 0]),
-            jnp.asarray(self.expected_shares[:, 0]),
+            jax.device_put(self.expected_prices[:, 0]),
+            jax.device_put(self.expected_shares[:, 0]),
             build_shifters(shifters, table),
         )
         demand, supply = (np.zeros((len(self.expected_prices), 0)) if Z is None else np.asarray(Z) for Z in found)
@@ -219,8 +220,8 @@ def compute_optimal_instruments(
     total = 1 if method == "approximate" else count
     bases = np.hstack([results.delta, results.tilde_costs]) - errors
     sample = (bases + drawn for drawn in _draw_errors(errors, method, total, seed))
-    known = None if prices is None else jnp.asarray(prices)
-    setting = Setting(results.model, jnp.asarray(results.parameters[:, 0]), known, chosen, constant_costs)
+    known = None if prices is None else jax.device_put(prices)
+    setting = Setting(results.model, jax.device_put(results.parameters[:, 0]), known, chosen, constant_costs)
     averages = average_realizations(setting, sample, total)
     _warn_of_failures(averages, data.unique_market_ids)
 

@@ -43,6 +43,7 @@ def product_records(
         "demand_ids": matrices.demand_ids,
         "supply_ids": matrices.supply_ids,
         "nesting_ids": no_ids if table.nesting_ids is None else table.nesting_ids,
+        "subnesting_ids": no_ids if table.subnesting_ids is None else table.subnesting_ids,
         "product_ids": table.product_ids,
         "clustering_ids": table.clustering_ids,
         "lag_indices": no_lags if table.lag_indices is None else table.lag_indices,

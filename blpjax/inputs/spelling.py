@@ -11,7 +11,7 @@ from blpjax.exceptions import DataWarning, warn_user
 _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "product_data": (
         ("demand_instruments", "supply_instruments", "covariance_instruments", "ownership"),
-        ("firm_ids", "nesting_ids", "product_ids", "clustering_ids", "lag_indices"),
+        ("firm_ids", "nesting_ids", "subnesting_ids", "product_ids", "clustering_ids", "lag_indices"),
     ),
     "agent_data": (("nodes", "availability"), ("agent_ids",)),
 }

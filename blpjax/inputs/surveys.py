@@ -1,5 +1,6 @@
 """What micro datasets say of a market: the user's functions of its products and agents are called, and checked."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -213,16 +214,19 @@ def eliminated_groups(
 
 
 def check_groups(dataset: MicroDataset, t: Any, groups: np.ndarray | None, nests: np.ndarray | None) -> None:
-    """`ValueError` when a group that is eliminated is neither within a nest nor a union of nests of its market."""
+    """`ValueError` when a group that is eliminated is neither within a nest nor a union of nests of its market.
+
+    `nests` (J, levels) are codes of products' nests at each level.
+    """
     if groups is None or nests is None:
         return
-    for code in np.unique(groups):
+    for code, level in itertools.product(np.unique(groups), nests.T):
         members = groups == code
-        touched = np.unique(nests[members])
-        if touched.size > 1 and not members[np.isin(nests, touched)].all():
+        touched = np.unique(level[members])
+        if touched.size > 1 and not members[np.isin(level, touched)].all():
             raise ValueError(
                 f"The micro dataset '{dataset.name}' is invalid in market {plain_value(t)!r}: what is eliminated with "
-                "a first choice must lie within one nesting group, or consist of whole nesting groups."
+                "a first choice must lie within one nesting group, or consist of whole nesting groups, at each level."
             )
 
 

@@ -5,6 +5,7 @@ market and row. Rows are counted from zero in the order of the user's table, and
 """
 
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from blpjax.inputs.columns import (
     unique_ids,
 )
 from blpjax.inputs.integration import Integration
+from blpjax.inputs.nesting import Nesting, read_nesting
 from blpjax.inputs.spelling import warn_of_misspelt_fields
 from blpjax.inputs.table_format import plain_value, read_table
 
@@ -43,6 +45,7 @@ class ProductTable:
     market_ids : (N,) market of each product.
     firm_ids : (N,) firm of each product, or None.
     nesting_ids : (N,) group of each product, or None.
+    subnesting_ids : (N,) its subgroup within the group, or None.
     product_ids : (N,) or (N, n) names of products, or None.
     clustering_ids : (N,) clusters for clustered weighting matrices and standard errors, (N, n) of several kinds, or
         None.
@@ -61,6 +64,7 @@ class ProductTable:
     market_ids: np.ndarray
     firm_ids: np.ndarray | None
     nesting_ids: np.ndarray | None
+    subnesting_ids: np.ndarray | None
     product_ids: np.ndarray | None
     clustering_ids: np.ndarray | None
     lag_indices: np.ndarray | None
@@ -75,6 +79,16 @@ class ProductTable:
     covariance_instrument_labels: tuple[str, ...]
     data: Mapping[str, np.ndarray]
     index: Any = None
+
+    @functools.cached_property
+    def nesting(self) -> Nesting | None:
+        """Groups of products, and groups within these; None without groups."""
+        return None if self.nesting_ids is None else read_nesting(self.nesting_ids, self.subnesting_ids)
+
+    @property
+    def nests(self) -> np.ndarray | None:
+        """(N, levels) codes of products' groups, see `Nesting`; None without groups."""
+        return None if self.nesting is None else self.nesting.codes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,6 +161,13 @@ def read_products(data: object, supply: bool = False, firms: bool = True) -> Pro
     if product_ids is not None:
         _warn_duplicated_products(product_ids, market_ids, table)
     firm_ids = read_ids(columns, "firm_ids", table, market_ids)
+    nesting_ids = read_ids(columns, "nesting_ids", table, market_ids)
+    subnesting_ids = read_ids(columns, "subnesting_ids", table, market_ids)
+    if subnesting_ids is not None and nesting_ids is None:
+        raise DataError(
+            f"{table}: there is a column 'subnesting_ids', groups within groups, but no column 'nesting_ids'. Name "
+            "groups of one level nesting_ids."
+        )
     ownership = read_ownership(columns, table, market_ids)
     if supply and firms and firm_ids is None and ownership is None:
         raise DataError(
@@ -167,7 +188,8 @@ def read_products(data: object, supply: bool = False, firms: bool = True) -> Pro
     return ProductTable(
         market_ids=market_ids,
         firm_ids=firm_ids,
-        nesting_ids=read_ids(columns, "nesting_ids", table, market_ids),
+        nesting_ids=nesting_ids,
+        subnesting_ids=subnesting_ids,
         ownership=ownership,
         product_ids=product_ids,
         clustering_ids=clustering_ids,

@@ -15,6 +15,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from blpjax.kernels.conduct_parameters import Parameter
 from blpjax.kernels.linear_algebra import solve
 from blpjax.kernels.markups import markup_matrix, price_derivatives
 from blpjax.kernels.priced_market import Owners, PricedMarket, Retail
@@ -73,7 +74,8 @@ class Bertrand(PriceSetting):
     ----------
     ownership : the column of product data with owners' IDs. ``'ownership'`` stands for the ownership matrices there.
     weights : how much firms weigh the profits of others: a number, a mapping ``{(f, g): weight of g's profits for f}``
-        in which what is not named is zero, or ownership matrices (N, max J), stacked by market.
+        in which what is not named is zero, or ownership matrices (N, max J), stacked by market. Numbers may be a
+        `Parameter`, by default between zero and one.
 
     Raises
     ------
@@ -281,7 +283,8 @@ class Bargaining(Conduct):
     Parameters
     ----------
     retail, wholesale : columns of product data with the IDs of retailers and manufacturers.
-    power : b, a number above zero and at most one, or a column of product data with such numbers.
+    power : b, a number above zero and at most one, a column of product data with such numbers, or a `Parameter`, by
+        default at least 0.01.
     """
 
     retail: Owners
@@ -291,7 +294,7 @@ class Bargaining(Conduct):
 
     def __init__(self, retail: str = "retailer_ids", wholesale: str = "manufacturer_ids", power: Any = 0.5) -> None:
         self.retail, self.wholesale = _owners(retail, None), _owners(wholesale, None)
-        self.power, self.power_column = _number_or_column("power", power)
+        self.power, self.power_column = _number_or_column("power", power, (SMALLEST, 1.0))
         if isinstance(self.power, float) and not 0 < self.power <= 1:
             raise ValueError(f"power must be above zero and at most one, not {power!r}.")
 
@@ -315,14 +318,14 @@ class RuleOfThumb(Conduct):
 
     Parameters
     ----------
-    phi : a number above zero, or a column of product data with such numbers.
+    phi : a number above zero, a column of product data with such numbers, or a `Parameter`, by default at least 0.01.
     """
 
     phi: Any
     phi_column: str | None = eqx.field(static=True)
 
     def __init__(self, phi: Any) -> None:
-        self.phi, self.phi_column = _number_or_column("phi", phi)
+        self.phi, self.phi_column = _number_or_column("phi", phi, (SMALLEST, math.inf))
         if isinstance(self.phi, float) and not self.phi > 0:
             raise ValueError(f"phi must be above zero, not {phi!r}.")
 
@@ -347,14 +350,14 @@ class ConstantMarkup(Conduct):
 
     Parameters
     ----------
-    markup : a number, or a column of product data.
+    markup : a number, a column of product data, or a `Parameter`.
     """
 
     markup: Any
     markup_column: str | None = eqx.field(static=True)
 
     def __init__(self, markup: Any) -> None:
-        self.markup, self.markup_column = _number_or_column("markup", markup)
+        self.markup, self.markup_column = _number_or_column("markup", markup, (-math.inf, math.inf))
 
     def markups(self, market: PricedMarket) -> Float[Array, " J"]:
         """What was given."""
@@ -391,6 +394,12 @@ def _block(matrix: Array, some: Array) -> Array:
 
 # arguments
 
+#: What parameters that have to be above zero are at least by default.
+SMALLEST = 0.01
+
+#: Default bounds of profit weights that are parameters.
+_WEIGHTS = (0.0, 1.0)
+
 _FLAG = "be zero or one"
 
 
@@ -404,13 +413,16 @@ def _column(argument: str, name: Any) -> str:
     return name
 
 
-def _number_or_column(argument: str, value: Any) -> tuple[float | None, str | None]:
+def _number_or_column(argument: str, value: Any, bounds: tuple[float, float]) -> tuple[Any, str | None]:
     if isinstance(value, str):
         return None, value
-    return _number(argument, value, "a known number or the name of a column of product data"), None
+    return _number(argument, value, "a number, the name of a column of product data, or a Parameter", bounds), None
 
 
-def _number(argument: str, value: Any, expected: str) -> float:
+def _number(argument: str, value: Any, expected: str, bounds: tuple[float, float]) -> float | Parameter:
+    """A number, or a parameter with these default bounds."""
+    if isinstance(value, Parameter):
+        return value.within(*bounds)
     if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "ndim", 0) != 0:
         raise TypeError(f"{argument} must be {expected}, not {value!r}.")
     if not math.isfinite(float(value)):
@@ -421,12 +433,13 @@ def _number(argument: str, value: Any, expected: str) -> float:
 def _owners(ownership: Any, weights: Any) -> Owners:
     name = _column("ownership", ownership)
     if isinstance(weights, Mapping):
+        found = {}
         for pair, weight in weights.items():
             if not isinstance(pair, tuple) or len(pair) != 2:
                 raise ValueError(f"weights must have pairs of owners such as (1, 2), not {pair!r}.")
-            _number(f"weights[{pair!r}]", weight, "a number")
-        return Owners(name, dict(weights))
+            found[pair] = _number(f"weights[{pair!r}]", weight, "a number or a Parameter", _WEIGHTS)
+        return Owners(name, found)
     if weights is None or getattr(weights, "ndim", 0) == 2:
         return Owners(name, weights)
-    expected = "a known number, a mapping of pairs of owners, or matrices (N, max J): weights are not estimated"
-    return Owners(name, _number("weights", weights, expected))
+    expected = "a number, a mapping of pairs of owners, matrices (N, max J), or a Parameter"
+    return Owners(name, _number("weights", weights, expected, _WEIGHTS))

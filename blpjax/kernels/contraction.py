@@ -52,14 +52,16 @@ _LARGEST_FLOOR = 5e-11
 def logit_delta(observed: Float[Array, " J"], nests: Nests | None = None) -> Float[Array, " J"]:
     """Mean utilities without heterogeneity: ``log S_j - log S_0 - rho log(S_j / S_h)`` (Berry 1994).
 
-    ``S_0 = 1 - sum_j S_j``, and ``S_h`` is the share of j's group. Without nests the last term is zero.
+    ``S_0 = 1 - sum_j S_j``, and ``S_h`` is the share of j's group. Without nests the last term is zero, and with groups
+    within groups there is one for each level, with the difference of their parameters.
     """
     present = observed > 0
     known = jnp.where(present, observed, 1.0)
     inside = jnp.log(known) - jnp.log1p(-observed.sum())
     if nests is not None:
-        groups = jnp.where(present, nests.spread(nests.sums(observed)), 1.0)
-        inside -= nests.spread(nests.rho) * (jnp.log(known) - jnp.log(groups))
+        for level in nests.levels:
+            groups = jnp.where(present, level.spread(level.sums(observed)), 1.0)
+            inside -= level.spread(level.rho) * (jnp.log(known) - jnp.log(groups))
     return jnp.where(present, inside, 0.0)
 
 
@@ -173,7 +175,10 @@ def _log_gap(observed: Array, clipped: Array) -> Array:
 
 
 def _contraction(market: _Market, delta: Array) -> Array:
-    """The contraction of Berry, Levinsohn and Pakes (1995), with nests times ``1 - rho`` (Grigolon and Verboven)."""
+    """The contraction of Berry, Levinsohn and Pakes (1995), with nests times ``1 - rho`` (Grigolon and Verboven).
+
+    Rho is that of the innermost groups.
+    """
     gap = market.log_gap(market.choices(delta).inside @ market.weights)
     return delta + (gap if market.nests is None else gap / market.nests.scales)
 
@@ -185,12 +190,13 @@ def _exponential_contraction(market: _Market, x: Array) -> Image:
 
 
 def _on_host(routine: Callable[..., Any], market: _Market, start: Array) -> FixedPoint:
-    nests = market.nests
-    if nests is None:
-        nests = Nests(jnp.zeros((start.size, 0), bool), jnp.zeros(0))
+    none = Nests(jnp.zeros((start.size, 0), bool), jnp.zeros(0))
+    nests = none if market.nests is None else market.nests
+    outer = Nests(jnp.zeros((nests.rho.size, 0), bool), jnp.zeros(0)) if nests.outer is None else nests.outer
     counter, number = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
     outcome = (jax.ShapeDtypeStruct(start.shape, float), counter, counter, counter, number)
-    arrays = (market.observed, market.mu, market.weights, market.availability, nests.members, nests.rho)
+    groups = (nests.members, nests.rho, outer.members, outer.rho)
+    arrays = (market.observed, market.mu, market.weights, market.availability, *groups)
     bounds = (jnp.asarray(bound, float) for bound in market.bounds)
     return FixedPoint(*jax.pure_callback(routine, outcome, start, *arrays, *bounds, vmap_method="sequential"))
 
@@ -203,12 +209,17 @@ def _outside_gap(observed: Array, weights: Array, outside: Array) -> Array:
 
 
 def _corrected_gap(market: _Market, simulated: Array, outside: Array) -> Array:
-    """``(1 - rho) (log S_j - log s_j) + rho (log S_h - log s_h) - (log S_0 - log s_0)``, zero for padding."""
+    """``(1 - rho) (log S_j - log s_j) + rho (log S_h - log s_h) - (log S_0 - log s_0)``, zero for padding.
+
+    With groups within groups the second term is a sum over levels.
+    """
     observed, nests = market.observed, market.nests
     gap = market.log_gap(simulated)
     if nests is not None:
-        groups = _log_gap(nests.sums(observed), jnp.maximum(nests.sums(simulated), market.bounds[0]))
-        gap = gap / nests.scales + nests.spread(nests.rho * groups)
+        gap = gap / nests.scales
+        for level in nests.levels:
+            groups = _log_gap(level.sums(observed), jnp.maximum(level.sums(simulated), market.bounds[0]))
+            gap += level.spread(level.rho * groups)
     return jnp.where(observed > 0, gap - _outside_gap(observed, market.weights, outside), 0.0)
 
 
@@ -286,9 +297,12 @@ def _homogeneous_change(market: _Market, s: Array, change: Array) -> Array:
     nests = market.nests
     if nests is None:
         return s * (change - mean)
-    totals = nests.sums(s)
-    means = nests.sums(s * change) / jnp.where(totals > 0, totals, 1.0)
-    return s * (nests.scales * change - nests.spread(nests.odds * means) - mean)
+    relative = nests.scales * change - mean
+    for level in nests.levels:
+        totals = level.sums(s)
+        means = level.sums(s * change) / jnp.where(totals > 0, totals, 1.0)
+        relative -= level.spread(level.odds * means)
+    return s * relative
 
 
 def _share_gap(delta: Array, market: ObservedMarket, start: Array, limits: FixedPointLimits) -> Array:

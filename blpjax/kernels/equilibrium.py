@@ -336,11 +336,13 @@ def _checked(found: FixedPoint, point: DemandPoint, free: Array, conditions: _Co
 def own_slopes(point: DemandPoint) -> Array:
     """``ds_j / dp_j`` (J,)."""
     found = point.choices()
-    P, scales, within = found.inside, 1.0, 0.0
+    P = found.inside
+    moved = 1.0 - P
     if point.nests is not None:
-        scales = point.nests.scales[:, None]
-        within = point.nests.spread(point.nests.odds)[:, None] * found.within
-    return (P * (scales - within - P) * point.utility_slopes()) @ point.weights
+        moved = point.nests.scales[:, None] - P
+        for level, within in zip(point.nests.levels, found.within, strict=True):
+            moved -= level.spread(level.odds)[:, None] * within
+    return (P * moved * point.utility_slopes()) @ point.weights
 
 
 def _residual(prices: Array, game: _Game, start: Array, limits: FixedPointLimits) -> Array:

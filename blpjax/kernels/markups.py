@@ -5,7 +5,7 @@ With ``alpha_ji = dV_ji / dp_j``, the slope of agent i's utility in the product'
 
     ds_k / dp_j = 1[j = k] sum_i w_i P_ji alpha_ji - sum_i w_i P_ki P_ji alpha_ji.
 
-With nests the first sum is divided by ``1 - rho``, and ``rho / (1 - rho) sum_i w_i P_ki Q_ji alpha_ji`` are subtracted
+With nests the first sum is divided by ``1 - rho``, and ``odds sum_i w_i P_ki Q_ji alpha_ji`` are subtracted
 where j and k are of the same group (`blpjax.kernels.shares`).
 
 Any H will do: partial, asymmetric, with a diagonal that is not one.
@@ -92,7 +92,9 @@ def markup_product(
     With ``R = w o P o alpha``, ``Lambda_j = sum_i R_ji`` and ``N_ji = sum_k H_jk eta_k P_ki`` it is
     ``sum_i R_ji N_ji - Lambda_j H_jj eta_j`` without nests, and with nests
 
-        sum_i R_ji (N_ji + rho / (1 - rho) sum_{k of j's group} H_jk eta_k Q_ki - H_jj eta_j / (1 - rho)).
+        sum_i R_ji (N_ji + odds sum_{k of j's group} H_jk eta_k Q_ki - H_jj eta_j / (1 - rho)),
+
+    with sums over groups of all levels.
     """
     if point.nests is None and point.C.ndim == 2:
         return _markup_product(point, owned, eta)
@@ -201,10 +203,9 @@ def _parts(point: DemandPoint, owned: Firms | Array, eta: Array) -> _Parts:
     if point.nests is None:
         spread = N - own[:, None]
     else:
-        nests = point.nests
-        assert found.within is not None
-        rivals = (ownership_matrix(owned) * nests.same(nests.odds) * eta[None, :]) @ found.within
-        spread = N + rivals - (own * nests.scales)[:, None]
+        spread = N - (own * point.nests.scales)[:, None]
+        for level, within in zip(point.nests.levels, found.within, strict=True):
+            spread += (ownership_matrix(owned) * level.same(level.odds) * eta[None, :]) @ within
     return _Parts(P, S, S * point.utility_slopes(), N, spread)
 
 

@@ -13,15 +13,12 @@ What surveys ask about is nearly always a sum of few products of something of ag
 With second choices ``s_ijk`` is the joint probability that j is best, and that k is best without j or, where groups are
 eliminated and k is not in j's group g, without that:
 
-    s_ijk = s_ij / s_ig (s_ik(-g) - s_ik) = P_ki (alpha_ji + beta_ji 1[j and k are in the same nest]),
-    s_ij0 = P_0i alpha_ji,   s_i0k = P_ki P_0i / sum_l P_li,
+    s_ijk = s_ij / s_ig (s_ik(-g) - s_ik) = P_ki (alpha_ji + sum_levels beta_ji 1[j and k are in the same nest]),
+    s_ij0 = P_0i alpha_ji,   s_i0k = P_ki P_0i / sum_l P_li.
 
-where, with ``keep = 1 - Q_gi``, the part of j's nest h that is left, and ``rest = 1 - P_g + P_h keep^(1 - rho)``,
-
-    alpha_ji = s_ij / s_ig (1 - rest) / rest,   beta_ji = s_ij / s_ig (keep^(-rho) - 1) / rest.
-
-A group lies within a nest, or consists of whole nests, for which keep and beta are zero. Without nests alpha is
-``P_ji / (1 - P_gi)``. Nothing is a difference of probabilities with and without a product.
+Alpha and beta are ``s_ij / s_ig`` times what `blpjax.kernels.removal` says. A group lies within a nest, or consists of
+whole nests. Without nests alpha is ``P_ji / (1 - P_gi)``. Nothing is a difference of probabilities with and without a
+product.
 """
 
 from typing import Any, NamedTuple
@@ -33,6 +30,7 @@ from jaxtyping import Array, Float, Int
 
 from blpjax.kernels.arrays import AnyArray, namespace, on_host
 from blpjax.kernels.demand import DemandPoint
+from blpjax.kernels.removal import removal
 from blpjax.kernels.shares import Choices, Nests, choices, deviations
 from blpjax.kernels.tangents import moves, push
 
@@ -64,10 +62,13 @@ class Survey(eqx.Module):
 
 
 class Diversion(NamedTuple):
-    """Joint probabilities of first and second choices, see above: `first` (I,) is ``P_0i / sum_l P_li``."""
+    """Joint probabilities of first and second choices, see above: `first` (I,) is ``P_0i / sum_l P_li``.
+
+    `beta` has one array for each level of nests.
+    """
 
     alpha: Float[AnyArray, "*T J I"]
-    beta: Float[AnyArray, "*T J I"] | None
+    beta: tuple[Float[AnyArray, "*T J I"], ...]
     first: Float[AnyArray, "*T I"]
 
 
@@ -127,12 +128,11 @@ def cells(
         return alone
     alpha = diversion.alpha.swapaxes(-1, -2)
     pairs = xp.concatenate([diversion.first[..., None], alpha], axis=-1)[..., :, None] * alone[..., None, :]
-    if diversion.beta is None:
-        return pairs
-    assert nests is not None
-    within = diversion.beta.swapaxes(-1, -2)[..., :, None] * _same_nest(nests)[..., None, :, :] * inside[..., None, :]
-    top, left = xp.zeros_like(within[..., :1, :]), xp.zeros_like(pairs[..., :1])
-    return pairs + xp.concatenate([left, xp.concatenate([top, within], axis=-2)], axis=-1)
+    for same, beta in zip(_same_nests(nests), diversion.beta, strict=True):
+        within = beta.swapaxes(-1, -2)[..., :, None] * same[..., None, :, :] * inside[..., None, :]
+        top, left = xp.zeros_like(within[..., :1, :]), xp.zeros_like(pairs[..., :1])
+        pairs += xp.concatenate([left, xp.concatenate([top, within], axis=-2)], axis=-1)
+    return pairs
 
 
 def chosen(
@@ -148,48 +148,34 @@ def chosen(
     if diversion is None or second is None:
         return alone[first, agents]
     p = jnp.concatenate([diversion.first[None], diversion.alpha])[first, agents] * alone[second, agents]
-    if diversion.beta is None:
-        return p
-    assert nests is not None
     both = (first > 0) & (second > 0)
     j, k = jnp.maximum(first - 1, 0), jnp.maximum(second - 1, 0)
-    within = diversion.beta[j, agents] * _same_nest(nests)[j, k] * found.inside[k, agents]
-    return p + jnp.where(both, within, 0.0)
+    for same, beta in zip(_same_nests(nests), diversion.beta, strict=True):
+        p += jnp.where(both, beta[j, agents] * same[j, k] * found.inside[k, agents], 0.0)
+    return p
 
 
 def diversions(point: DemandPoint, found: Choices, groups: Int[AnyArray, "*T J"] | None) -> Diversion:
     """What joint probabilities of first and second choices consist of."""
     P, outside = found.inside, found.outside
     xp = namespace(P)
-    J = P.shape[-2]
-    identity = xp.broadcast_to(xp.eye(J), (*P.shape[:-2], J, J))
-    together = identity if groups is None else (groups[..., :, None] == groups[..., None, :]).astype(float)
-    apart = 1.0 - together
+    together = xp.eye(P.shape[-2]) if groups is None else (groups[..., :, None] == groups[..., None, :]).astype(float)
     group = P if groups is None else together @ P
     part = xp.where(group > 0, P, 0.0) / xp.where(group > 0, group, 1.0)
     total = P.sum(axis=-2)
     first = outside * xp.where(total > 0, 1.0, 0.0) / xp.where(total > 0, total, 1.0)
-    none = outside[..., None, :]
     if point.nests is None:
-        return Diversion(P * _reciprocal(apart @ P + none), None, first)
-    assert found.within is not None
-    same = _same_nest(point.nests)
-    nest, keep = same @ P, (same * apart) @ found.within
-    kept = keep > 0
-    logarithm = xp.log(xp.where(kept, keep, 1.0))
-    rho = (1.0 - 1.0 / point.nests.scales)[..., :, None]
-    rest = ((1.0 - same) * apart) @ P + none + xp.where(kept, nest * xp.exp((1.0 - rho) * logarithm), 0.0)
-    lost = xp.where(kept, -nest * xp.expm1((1.0 - rho) * logarithm), group)
-    scale = part * _reciprocal(rest)
-    return Diversion(scale * lost, xp.where(kept, scale * xp.expm1(-rho * logarithm), 0.0), first)
+        return Diversion(P * _reciprocal((1.0 - together) @ P + outside[..., None, :]), (), first)
+    gained = removal(found, point.nests, together)
+    return Diversion(part * gained.everywhere, tuple(part * within for within in gained.within), first)
 
 
 def _one_agent(found: Choices, diversion: Diversion | None, i: Array) -> tuple[Choices, Diversion | None]:
     inside, outside = found.inside[:, i, None], found.outside[i, None]
-    alone = Choices(inside, outside, None, outside)
+    alone = Choices(inside, outside, (), outside)
     if diversion is None:
         return alone, None
-    beta = None if diversion.beta is None else diversion.beta[:, i, None]
+    beta = tuple(within[:, i, None] for within in diversion.beta)
     return alone, Diversion(diversion.alpha[:, i, None], beta, diversion.first[i, None])
 
 
@@ -199,9 +185,9 @@ def _reciprocal(values: AnyArray) -> AnyArray:
     return xp.where(values > 0, 1.0, 0.0) / xp.where(values > 0, values, 1.0)
 
 
-def _same_nest(nests: Nests) -> AnyArray:
-    members = nests.members.astype(float)
-    return members @ members.swapaxes(-1, -2)
+def _same_nests(nests: Nests | None) -> list[AnyArray]:
+    """One where the row's and the column's product share a nest (J, J), for each level."""
+    return [] if nests is None else [level.same(namespace(level.rho).ones_like(level.rho)) for level in nests.levels]
 
 
 def _first_by_factor(found: Choices, b: AnyArray) -> AnyArray:
@@ -222,10 +208,9 @@ def _second_by_factor(point: DemandPoint, found: Choices, b: AnyArray, groups: A
     pairs = b[..., 1:, 1:]
     seconds = xp.einsum("...fjk,...ki->...fji", pairs, P) + b[..., 1:, :1] * outside[..., None, None, :]
     total = xp.einsum("...ji,...fji->...fi", alpha, seconds)
-    if beta is not None:
-        assert point.nests is not None
-        within = pairs * _same_nest(point.nests)[..., None, :, :]
-        total += xp.einsum("...ji,...fji->...fi", beta, xp.einsum("...fjk,...ki->...fji", within, P))
+    for same, more in zip(_same_nests(point.nests), beta, strict=True):
+        within = pairs * same[..., None, :, :]
+        total += xp.einsum("...ji,...fji->...fi", more, xp.einsum("...fjk,...ki->...fji", within, P))
     return total + first[..., None, :] * xp.einsum("...fk,...ki->...fi", b[..., 0, 1:], P)
 
 
@@ -236,10 +221,9 @@ def _second_by_agent(point: DemandPoint, found: Choices, dense: AnyArray, groups
     pairs = dense[..., 1:, 1:]
     seconds = xp.einsum("...rijk,...ki->...rij", pairs, P) + dense[..., 1:, 0] * outside[..., None, :, None]
     total = xp.einsum("...ji,...rij->...ri", alpha, seconds)
-    if beta is not None:
-        assert point.nests is not None
-        within = xp.einsum("...rijk,...jk,...ki->...rij", pairs, _same_nest(point.nests), P)
-        total += xp.einsum("...ji,...rij->...ri", beta, within)
+    for same, more in zip(_same_nests(point.nests), beta, strict=True):
+        within = xp.einsum("...rijk,...jk,...ki->...rij", pairs, same, P)
+        total += xp.einsum("...ji,...rij->...ri", more, within)
     return total + first[..., None, :] * xp.einsum("...rik,...ki->...ri", dense[..., 0, 1:], P)
 
 

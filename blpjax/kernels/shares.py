@@ -13,6 +13,18 @@ With nests, agents choose a group h and a product in it (Cardell 1997):
     P_hi = D_hi^(1 - rho_h) / (1 + sum_g D_gi^(1 - rho_g)),
 
 where ``D_hi`` is the sum of ``a_ji exp(V_ji / (1 - rho_h))`` over the products of h.
+
+Groups may lie within other groups g, whose parameters are nu_g: then ``I_hi = (1 - rho_h) log D_hi`` is a subgroup's
+utility, and agents choose g and a subgroup in it as they would choose a group and a product (Verboven 1996),
+
+    P_hi = Q_hi P_gi,    Q_hi = exp(I_hi / (1 - nu_g)) / sum_{l of g} exp(I_li / (1 - nu_g)).
+
+Choices are those of one level where all of rho and nu are the same, or nu is zero. Probabilities move by
+
+    d log P_ji = dV_ji / (1 - rho_h) - sum_levels odds sum_{k of j's group} Q_ki dV_ki - sum_k P_ki dV_ki,
+
+where Q_ki are products' probabilities within the groups of a level, and the odds are ``nu / (1 - nu)`` for groups and
+``rho / (1 - rho) - nu / (1 - nu)`` for subgroups. So all that groups are needed for are sums over levels.
 """
 
 from typing import Any, NamedTuple
@@ -34,14 +46,10 @@ _FEW_GROUPS = 8
 Tastes = Float[AnyArray, "*T K2 I"] | Float[AnyArray, "*T J K2 I"]
 
 
-class Nests(eqx.Module):
-    """Which of a market's H groups each product belongs to, and their nesting parameters.
-
-    Padding has no group, and groups that are padding have no products.
-    """
+class Grouping(eqx.Module):
+    """Which of a market's H groups each product belongs to. Padding has no group, and padded groups no products."""
 
     members: Bool[AnyArray, "*T J H"]
-    rho: Float[AnyArray, "*T H"]
 
     def spread(self, values: Float[AnyArray, "*T H I"] | Float[Array, " H"]) -> Float[AnyArray, "..."]:
         """Values of groups for each of their products; zero for padding."""
@@ -50,6 +58,28 @@ class Nests(eqx.Module):
     def sums(self, values: Float[AnyArray, "*T J I"] | Float[Array, " J"]) -> Float[AnyArray, "..."]:
         """Sums over the products of each group."""
         return transposed(self.members.astype(float)) @ values
+
+    def same(self, values: Float[AnyArray, "*T H"]) -> Float[AnyArray, "*T J J"]:
+        """Values of groups at pairs of products of the same group; zero elsewhere."""
+        members = self.members.astype(float)
+        return (members * values[..., None, :]) @ transposed(members)
+
+
+class Level(Grouping):
+    """Groups of products of one level, and by how much they exceed those of the next level, which has zero at the top.
+
+    `rho` are differences of nesting parameters, and `odds` those of ``rho / (1 - rho)``.
+    """
+
+    rho: Float[AnyArray, "*T H"]
+    odds: Float[AnyArray, "*T H"]
+
+
+class Nests(Grouping):
+    """Groups with their nesting parameters. Where they lie within other groups, these are `outer`, nests of groups."""
+
+    rho: Float[AnyArray, "*T H"]
+    outer: "Nests | None" = None
 
     @property
     def scales(self) -> Float[AnyArray, "*T J"]:
@@ -61,27 +91,35 @@ class Nests(eqx.Module):
         """``rho_h / (1 - rho_h)``."""
         return self.rho / (1.0 - self.rho)
 
-    def same(self, values: Float[AnyArray, "*T H"]) -> Float[AnyArray, "*T J J"]:
-        """Values of groups at pairs of products of the same group; zero elsewhere."""
-        members = self.members.astype(float)
-        return (members * values[..., None, :]) @ transposed(members)
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Groups of products, the innermost first."""
+        if self.outer is None:
+            return (Level(self.members, self.rho, self.odds),)
+        above, members = self.outer.members.astype(float), self.members.astype(float)
+        own = Level(self.members, self.rho - times(above, self.outer.rho), self.odds - times(above, self.outer.odds))
+        outer = (Level(members @ level.members.astype(float) > 0, level.rho, level.odds) for level in self.outer.levels)
+        return (own, *outer)
 
 
-def nests_of(codes: Int[AnyArray, "*T J"], rho: Float[AnyArray, "*T H"]) -> Nests:
-    """Nests by codes of products' groups, which are negative for padding, and parameters of these H groups."""
+def nests_of(codes: Int[AnyArray, "*T J"], rho: Float[AnyArray, "*T H"], outer: Nests | None = None) -> Nests:
+    """Nests by codes of products' groups, which are negative for padding, and parameters of these H groups.
+
+    `outer` are nests of the groups, by codes of groups.
+    """
     groups = namespace(codes).arange(rho.shape[-1])
-    return Nests(codes[..., :, None] == groups.reshape((1,) * codes.ndim + (-1,)), rho)
+    return Nests(codes[..., :, None] == groups.reshape((1,) * codes.ndim + (-1,)), rho, outer)
 
 
 class Choices(NamedTuple):
-    """Choice probabilities of inside goods, of the outside good, and, with nests, of goods within their groups.
+    """Choice probabilities of inside goods, of the outside good, and of goods within their groups of each level.
 
     `inclusive` is ``-log outside``, finite also where the outside probability underflows.
     """
 
     inside: Float[AnyArray, "*T J I"]
     outside: Float[AnyArray, "*T I"]
-    within: Float[AnyArray, "*T J I"] | None
+    within: tuple[Float[AnyArray, "*T J I"], ...]
     inclusive: Float[AnyArray, "*T I"]
 
 
@@ -134,30 +172,24 @@ def choices(
         largest = _largest_utility(utilities, availability)
         exponentials, none = _scaled(utilities, availability, largest)
         denominator = none + exponentials.sum(axis=-2)
-        inside, within = exponentials / denominator[..., None, :], None
-    else:
-        groups = _groups(utilities, availability, nests)
-        largest = constant(groups.values.max(axis=-2, initial=0.0))
-        exponentials, none = xp.exp(groups.values - largest[..., None, :]), xp.exp(-largest)
-        denominator = none + exponentials.sum(axis=-2)
-        inside, within = groups.within * nests.spread(exponentials / denominator[..., None, :]), groups.within
-    return Choices(inside, none / denominator, within, largest + xp.log(denominator))
+        return Choices(exponentials / denominator[..., None, :], none / denominator, (), largest + xp.log(denominator))
+    groups = _groups(utilities, availability, nests)
+    among = choices(groups.values, groups.filled, nests.outer)
+    inside, *within = (groups.within * nests.spread(values) for values in (among.inside, *among.within))
+    return among._replace(inside=inside, within=(groups.within, *within))
 
 
 def inclusive_values(
     utilities: Float[AnyArray, "*T J I"], availability: Float[AnyArray, "*T J #I"], nests: Nests | None = None
 ) -> Float[AnyArray, "*T I"]:
     """Expected utility of each agent's choice, ``log(1 + sum_j a_ji exp V_ji)``, or that with nests."""
+    if nests is not None:
+        groups = _groups(utilities, availability, nests)
+        return inclusive_values(groups.values, groups.filled, nests.outer)
     xp = namespace(utilities)
-    if nests is None:
-        values = xp.where(availability > 0, utilities, 0.0)
-        factors = availability
-    else:
-        values = _groups(utilities, availability, nests).values
-        factors = xp.where(values > -xp.inf, 1.0, 0.0)
-        values = xp.where(values > -xp.inf, values, 0.0)
+    values = xp.where(availability > 0, utilities, 0.0)
     largest = constant(values.max(axis=-2, initial=0.0))
-    total = (factors * xp.exp(values - largest[..., None, :])).sum(axis=-2)
+    total = (availability * xp.exp(values - largest[..., None, :])).sum(axis=-2)
     # log(1 + sum) that keeps its digits where the sum is small
     return largest + xp.log1p(total + xp.expm1(-largest))
 
@@ -200,18 +232,17 @@ def share_jacobian(
 
     With `values` (J, I), the derivative of each product's utility for each agent in some variable of product k, the
     entry (j, k) is ``ds_j / dx_k = 1[j = k] sum_i w_i P_ji values_ji - sum_i w_i P_ji P_ki values_ki``. With nests the
-    first sum is divided by ``1 - rho``, and ``rho / (1 - rho) sum_i w_i P_ji Q_ki values_ki`` are subtracted where j
-    and k are of the same group.
+    first sum is divided by ``1 - rho``, and ``odds sum_i w_i P_ji Q_ki values_ki`` are subtracted where j and k are of
+    the same group, at each level.
     """
     P = found.inside
     weighted = P * weights[..., None, :]
     own = weighted.sum(axis=-1) if values is None else (weighted * values).sum(axis=-1)
     cross = weighted @ transposed(P if values is None else P * values)
     if nests is not None:
-        assert found.within is not None
-        within = found.within if values is None else found.within * values
         own = own * nests.scales
-        cross += nests.same(nests.odds) * (weighted @ transposed(within))
+        for level, within in zip(nests.levels, found.within, strict=True):
+            cross += level.same(level.odds) * (weighted @ transposed(within if values is None else within * values))
     return with_diagonal(namespace(P).zeros_like(cross), own) - cross
 
 
@@ -233,10 +264,14 @@ def _bounded_exponential(below: AnyArray) -> AnyArray:
 
 
 class _Groups(NamedTuple):
-    """Probabilities within groups (J, I), and inclusive values ``(1 - rho) log D`` (H, I), -inf for empty groups."""
+    """Probabilities within groups (J, I), and inclusive values ``(1 - rho) log D`` (H, I) of those that are `filled`.
+
+    `filled` is one, and zero for groups without available products, whose values are zero.
+    """
 
     within: AnyArray
     values: AnyArray
+    filled: AnyArray
 
 
 def _groups(utilities: AnyArray, availability: AnyArray, nests: Nests) -> _Groups:
@@ -252,7 +287,7 @@ def _groups(utilities: AnyArray, availability: AnyArray, nests: Nests) -> _Group
     values = (1.0 - nests.rho)[..., :, None] * (largest + xp.log(known))
     grouped = nests.members.any(axis=-1)[..., :, None]
     within = xp.where(grouped, exponentials, 0.0) / xp.where(grouped, nests.spread(known), 1.0)
-    return _Groups(within, xp.where(filled, values, -xp.inf))
+    return _Groups(within, xp.where(filled, values, 0.0), xp.where(filled, 1.0, 0.0))
 
 
 def _group_maxima(values: AnyArray, members: AnyArray) -> AnyArray:
@@ -290,52 +325,63 @@ def _shares_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Ar
     ds = through(found, X2, C, weights, nests, (d_delta, d_X2, d_C))
     if moves(d_availability):
         ds += push(lambda a: probabilities(utilities, a, nests)[0], (availability,), (d_availability,)) @ weights
-    if nests is not None and moves(d_nests.rho):
+    if nests is not None and any(map(moves, _all_parameters(d_nests))):
         ds += push(lambda n: probabilities(utilities, availability, n)[0], (nests,), (d_nests,)) @ weights
     if moves(d_weights):
         ds += P @ d_weights
     return s, ds
 
 
+def _all_parameters(nests: Nests | None) -> list[Any]:
+    return [] if nests is None else [nests.rho, *_all_parameters(nests.outer)]
+
+
 def _common_tangent(
     found: Choices, X2: Array, C: Array, weights: Array, nests: Nests | None, tangents: tuple[Any, Any, Any]
 ) -> Array:
-    """``ds_j = sum_i w_i P_ji (dV_ji / (1 - rho) - rho / (1 - rho) q_hi - sum_k P_ki dV_ki)`` by matrix products.
-
-    ``q_hi = sum_k Q_ki dV_ki`` over the products of j's group. Sums over products come first, agent by agent.
-    """
+    """``sum_i w_i P_ji d log P_ji``, see above, by matrix products. Sums over products come first, agent by agent."""
     d_delta, d_X2, d_C = tangents
     P = found.inside
     own = jnp.zeros(P.shape[0])
-    # sums over all products, or over the products of each group (H, I)
-    if nests is None:
-        agent = jnp.zeros_like(weights)
-        weighted = P
-    else:
-        assert found.within is not None
-        agent = jnp.zeros((nests.rho.size, weights.size))
-        weighted = found.within
     if moves(d_delta):
         own += d_delta * (P @ weights)
-        agent += _product_sums(d_delta, weighted, nests)
     if moves(d_C):
         own += (X2 * (P @ (weights[:, None] * d_C.T))).sum(axis=1)
-        sums = jax.vmap(lambda x: _product_sums(x, weighted, nests), in_axes=1)(X2)
-        agent += (sums * (d_C if nests is None else d_C[:, None, :])).sum(axis=0)
     if moves(d_X2):
         own += (d_X2 * (P @ (weights[:, None] * C.T))).sum(axis=1)
-        sums = jax.vmap(lambda x: _product_sums(x, weighted, nests), in_axes=1)(d_X2)
-        agent += (sums * (C if nests is None else C[:, None, :])).sum(axis=0)
     if nests is None:
-        return own - P @ (weights * agent)
-    everything = (nests.sums(P) * agent).sum(axis=0)
-    by_group = (P * weights[None, :]) @ (nests.odds[:, None] * agent).T
-    return nests.scales * own - (nests.members * by_group).sum(axis=1) - P @ (weights * everything)
+        return own - P @ (weights * _summed(P, X2, C, None, tangents))
+    moved = nests.scales * own
+    for at, (level, within) in enumerate(zip(nests.levels, found.within, strict=True)):
+        means = _summed(within, X2, C, level, tangents)
+        if at == 0:
+            moved -= P @ (weights * (level.sums(P) * means).sum(axis=0))
+        by_group = (P * weights[None, :]) @ (level.odds[:, None] * means).T
+        moved -= (level.members * by_group).sum(axis=1)
+    return moved
 
 
-def _product_sums(values: Array, weighted: Array, nests: Nests | None) -> Array:
+def _summed(
+    weighted: Array, X2: Array, C: Array, level: Level | None, tangents: tuple[Any, Any, Any]
+) -> Float[Array, "*H I"]:
+    """Sums of weighted changes of utilities over all products (I,), or over those of each group (H, I)."""
+    d_delta, d_X2, d_C = tangents
+    expand = (lambda tastes: tastes) if level is None else (lambda tastes: tastes[:, None, :])
+    total = jnp.zeros(weighted.shape[1:] if level is None else (level.rho.size, weighted.shape[1]))
+    if moves(d_delta):
+        total += _product_sums(d_delta, weighted, level)
+    if moves(d_C):
+        sums = jax.vmap(lambda x: _product_sums(x, weighted, level), in_axes=1)(X2)
+        total += (sums * expand(d_C)).sum(axis=0)
+    if moves(d_X2):
+        sums = jax.vmap(lambda x: _product_sums(x, weighted, level), in_axes=1)(d_X2)
+        total += (sums * expand(C)).sum(axis=0)
+    return total
+
+
+def _product_sums(values: Array, weighted: Array, level: Level | None) -> Array:
     """Sums (I,) of values (J,) over products, or (H, I) over the products of each group."""
-    return values @ weighted if nests is None else (nests.members * values[:, None]).T @ weighted
+    return values @ weighted if level is None else (level.members * values[:, None]).T @ weighted
 
 
 def _specific_tangent(
@@ -353,8 +399,9 @@ def _specific_tangent(
     P = found.inside
     moved = dV - (P * dV).sum(axis=0)[None, :]
     if nests is not None:
-        assert found.within is not None
-        moved += nests.spread(nests.odds[:, None] * -nests.sums(found.within * dV)) + (nests.scales - 1.0)[:, None] * dV
+        moved += (nests.scales - 1.0)[:, None] * dV
+        for level, within in zip(nests.levels, found.within, strict=True):
+            moved -= level.spread(level.odds[:, None] * level.sums(within * dV))
     return (P * moved) @ weights
 
 

@@ -7,7 +7,8 @@ markets and on the host (`blpjax.kernels.arrays`).
 from jaxtyping import Float, Int
 
 from blpjax.kernels.arrays import AnyArray, namespace, times, transposed, with_diagonal
-from blpjax.kernels.shares import Choices, Nests, choices, inclusive_values
+from blpjax.kernels.removal import removal
+from blpjax.kernels.shares import Nests, choices, inclusive_values
 
 
 def elasticities(
@@ -39,13 +40,17 @@ def long_run_diversion_ratios(
 
     Diversion to the outside good stands on the diagonal, so that rows sum to one. Removing product j multiplies the
     other probabilities of agent i by ``1 / (1 - P_ji)``, so ``s_k(-j) - s_k = sum_i w_i P_ji P_ki / (1 - P_ji)``.
-    With nests, see `_without`.
+    With nests, see `blpjax.kernels.removal`.
     Source: Conlon and Mortimer (2021), the average treatment effect.
     """
     found = choices(utilities, availability, nests)
     P, xp = found.inside, namespace(utilities)
     if nests is not None:
-        leaving, inside = _without(found, weights, nests)
+        gained = removal(found, nests)
+        leaving = weights[..., None, :] * gained.everywhere
+        inside = leaving @ transposed(P)
+        for level, more in zip(nests.levels, gained.within, strict=True):
+            inside += level.same(xp.ones_like(level.rho)) * ((weights[..., None, :] * more) @ transposed(P))
     else:
         # 1 - P_j as a sum of the other probabilities, which keeps its digits where P_j is nearly one
         none = xp.zeros_like(P[..., :1, :])
@@ -57,32 +62,6 @@ def long_run_diversion_ratios(
     shares = times(P, weights)
     safe = xp.where(shares != 0, shares, 1.0)
     return with_diagonal(inside / safe[..., :, None], times(leaving, found.outside) / safe)
-
-
-def _without(found: Choices, weights: AnyArray, nests: Nests) -> tuple[AnyArray, AnyArray]:
-    """What others gain when the row's product j is removed, for an agent by ``w_i a_ji``, and in all (J, J).
-
-    With ``q = Q_ji`` and the probability P_h of j's group, removing j leaves ``z = (1 - q)^(1 - rho)`` of the group's
-    weight. Probabilities outside of the group are divided by ``1 - v``, where ``v = P_h (1 - z)``, so that they grow by
-    ``a = v / (1 - v)`` of what they were, and those in it by ``b = (u + v) / (1 - v)`` with ``u = (1 - q)^-rho - 1``.
-    """
-    assert found.within is not None
-    P, Q, xp = found.inside, found.within, namespace(found.inside)
-    same = nests.same(xp.ones_like(nests.rho))
-    rho = (1.0 - 1.0 / nests.scales)[..., :, None]
-    # what is left of one is a sum of others, which keeps its digits where that is little
-    rivals = with_diagonal(same, xp.zeros_like(same[..., 0])) @ Q
-    elsewhere = found.outside[..., None, :] + (1.0 - same) @ P
-    small, some = Q < 0.5, rivals > 0
-    rest = xp.where(small, xp.log1p(-xp.where(small, Q, 0.0)), xp.log(xp.where(some, rivals, 1.0)))
-    group = same @ P
-    z = xp.where(small | some, xp.exp((1.0 - rho) * rest), 0.0)
-    v = group * xp.where(small | some, -xp.expm1((1.0 - rho) * rest), 1.0)
-    left = elsewhere + group * z
-    left = xp.where(left > 0, left, 1.0)
-    leaving = weights[..., None, :] * v / left
-    growing = weights[..., None, :] * (xp.expm1(-rho * rest) + v) / left
-    return leaving, xp.where(same > 0, growing @ transposed(P), leaving @ transposed(P))
 
 
 def consumer_surpluses(

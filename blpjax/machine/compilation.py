@@ -35,6 +35,9 @@ READ_EVENT = "/blpjax/programs/read"
 #: Programs of arguments with at most so many numbers are compiled with least effort: they take some milliseconds then.
 _SMALL = 2**15
 
+#: Derivatives and maps of programs are taken to have so many times as many numbers.
+_TIMES = 16
+
 #: The option that has XLA use its older emitters on CPUs; nothing where this version of XLA does not know it.
 _EMITTERS = {"xla_cpu_use_fusion_emitters": False}
 
@@ -103,8 +106,9 @@ class Program:
                 with _short_of_memory(self.function.__name__):
                     return executable(values)
         saying = self._announced(values or ()) if key is not None and new else contextlib.nullcontext()
+        effort = self._effort_for(values)
         with raising_errors(), _short_of_memory(self.function.__name__), saying:
-            found = _with_options_known(lambda: self._jitted(bool(_EMITTERS))(*arguments, **options))
+            found = _with_options_known(lambda: self._jitted(effort, bool(_EMITTERS))(*arguments, **options))
             return jax.block_until_ready(found)
 
     def _call_nested(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -113,15 +117,15 @@ class Program:
             return self._nested(*arguments, **options)
         arrays = [leaf for leaf in jax.tree.leaves((arguments, options)) if isinstance(leaf, jax.Array | np.ndarray)]
         key = tuple((type(array), *_kind(array)) for array in arrays)
-
-        def run() -> Any:
-            return _with_options_known(lambda: self._jitted(bool(_EMITTERS))(*arguments, **options))
-
-        if key in self._differentiated:
-            return run()
+        new = key not in self._differentiated
         self._differentiated.add(key)
-        with self._announced(arrays, "derivatives or maps of "):
-            return run()
+        with self._announced(arrays, "derivatives or maps of ") if new else contextlib.nullcontext():
+            effort = self._effort_for(arrays, _TIMES)
+            return _with_options_known(lambda: self._jitted(effort, bool(_EMITTERS))(*arguments, **options))
+
+    def _effort_for(self, arrays: Sequence[Any] | None, times: int = 1) -> int:
+        small = arrays is not None and times * sum(array.size for array in arrays) <= _SMALL
+        return 0 if small else self.effort
 
     def _announced(self, shapes: Sequence[Any], which: str = "") -> Any:
         return announced(which + self.what, shapes, program_store() is not None)
@@ -174,9 +178,9 @@ class Program:
         return eqx.filter_jit(self.function)
 
     @functools.cache  # noqa: B019 (programs live as long as their modules)
-    def _jitted(self, emitters: bool) -> Callable[..., Any]:
+    def _jitted(self, effort: int, emitters: bool) -> Callable[..., Any]:
         """What `jax.jit` makes of the function; another one where XLA turned out not to know our choice of emitters."""
-        options = compiler_options(self.effort)
+        options = compiler_options(effort)
         if self.filtered:
             import equinox as eqx
 
@@ -215,10 +219,8 @@ class Program:
 
         flat.__name__ = flat.__qualname__ = self.function.__name__
         shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds]
-        size = sum(shape.size for shape in shapes)
-        effort = self.effort if size > _SMALL else 0
         with self._announced(shapes):
-            compiled = self._compile(flat, shapes, effort, store)
+            compiled = self._compile(flat, shapes, self._effort_for(shapes), store)
         if compiled is None:
             return None
         executable = _Executable(compiled[0], *found)
@@ -350,9 +352,8 @@ def filtered_program(effort: int, what: str = "") -> Callable[[Callable[..., Any
 def compiler_options(effort: int) -> dict[str, int | bool] | None:
     """Options of XLA: `effort` is LLVM's level on CPUs, where XLA's older emitters of loops compile faster.
 
-    Measured on two cores, seconds of all processors: the objective of Nevo's cereals with its derivatives takes 12 s at
-    level 1 with the newer emitters, 7 s with the older ones, and 3 s at level 0. An evaluation then takes 13 ms, 8 ms
-    and 30 ms.
+    Measured on two cores, seconds of all processors, for the objective of Nevo's cereals with its derivatives: 12 s at
+    level 1 with the newer emitters, 7 s with the older ones, 3 s at level 0. An evaluation takes 13 ms, 8 ms, 30 ms.
     """
     if jax.default_backend() != "cpu":
         return None

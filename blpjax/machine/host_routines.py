@@ -7,6 +7,7 @@ converged where simulated shares are the observed ones, or where firms' first-or
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -257,7 +258,8 @@ class PriceSearch:
 class HostMarket(NamedTuple):
     """One market as `blpjax.kernels.contraction` sees it; see there.
 
-    `members` (J, H) and `rho` (H,) have no columns without nests. Simulated shares are clipped at `lower` and `upper`.
+    `members` (J, H) and `rho` (H,) have no columns without nests, and `outer_members` (H, G) and `outer_rho` (G,) none
+    without groups of these. Simulated shares are clipped at `lower` and `upper`.
     """
 
     observed: Array
@@ -266,8 +268,16 @@ class HostMarket(NamedTuple):
     availability: Array
     members: Array
     rho: Array
+    outer_members: Array
+    outer_rho: Array
     lower: Array
     upper: Array
+
+    @property
+    def levels(self) -> list[tuple[Array, Array]]:
+        """Groups and their parameters, the innermost first."""
+        levels = [(self.members, self.rho), (self.outer_members, self.outer_rho)]
+        return [(members.astype(float), rho) for members, rho in levels if rho.size]
 
     def cut(self, rows: Array) -> "HostMarket":
         """The same with some rows of products."""
@@ -336,25 +346,38 @@ def _read_returned(returned: Any, shape: tuple[int, ...]) -> tuple[Array, Any]:
 
 def simulate_shares(market: HostMarket, delta: Array, with_jacobian: bool) -> Simulated:
     """Shares at mean utilities (J,) by NumPy; formulas are those of `blpjax.kernels.shares`."""
-    members, rho = market.members.astype(float), market.rho
-    utilities = (delta[:, None] + market.mu) / (1.0 - members @ rho)[:, None]
-    available = np.where(market.availability > 0, utilities, -np.inf)
-    if not rho.size:
-        members, rho = np.ones((delta.size, 1)), np.zeros(1)
-    largest = np.stack([available[members[:, h] > 0].max(axis=0, initial=-np.inf) for h in range(rho.size)])
-    largest = np.where(np.isfinite(largest), largest, 0.0)
-    exponentials = market.availability * np.exp(np.minimum(utilities - members @ largest, 700.0))
-    sums = members.T @ exponentials
-    values = (1.0 - rho)[:, None] * (largest + np.log(sums))
-    top = np.maximum(values.max(axis=0), 0.0)
-    groups = np.exp(values - top)
-    within = exponentials / (members @ np.where(sums > 0, sums, 1.0))
-    P = within * (members @ (groups / (np.exp(-top) + groups.sum(axis=0))))
+    levels = market.levels
+    P, within = _choose(delta[:, None] + market.mu, market.availability, levels)
     weighted = P * market.weights
     shares = weighted.sum(axis=1)
-    jacobian = None
-    if with_jacobian:
-        own = shares / (1.0 - members @ rho)
-        same = (members * (rho / (1.0 - rho))) @ members.T
-        jacobian = np.diag(own) - weighted @ P.T - same * (weighted @ within.T)
+    if not with_jacobian:
+        return Simulated(np.clip(shares, market.lower, market.upper), None)
+    members, odds = [np.eye(delta.size)], []
+    for groups, rho in levels:
+        members.append(members[-1] @ groups)
+        odds.append(members[-1] @ (rho / (1.0 - rho)))
+    jacobian = np.diag(shares * (1.0 + odds[0] if odds else 1.0)) - weighted @ P.T
+    steps = itertools.pairwise([*odds, np.zeros(delta.size)])
+    for same, (own, outer), Q in zip(members[1:], steps, within, strict=True):
+        jacobian -= (own - outer)[:, None] * (same @ same.T) * (weighted @ Q.T)
     return Simulated(np.clip(shares, market.lower, market.upper), jacobian)
+
+
+def _choose(utilities: Array, availability: Array, levels: Sequence[tuple[Array, Array]]) -> tuple[Array, list[Array]]:
+    """Choice probabilities, and those within the groups of each level, the innermost of which comes first."""
+    if not levels:
+        top = np.where(availability > 0, utilities, 0.0).max(axis=0, initial=0.0)
+        exponentials = availability * np.exp(np.minimum(utilities - top, 700.0))
+        return exponentials / (np.exp(-top) + exponentials.sum(axis=0)), []
+    (members, rho), *outer = levels
+    scaled = utilities / (1.0 - members @ rho)[:, None]
+    available = np.where(availability > 0, scaled, -np.inf)
+    largest = np.stack([available[one > 0].max(axis=0, initial=-np.inf) for one in members.T])
+    largest = np.where(np.isfinite(largest), largest, 0.0)
+    exponentials = availability * np.exp(np.minimum(scaled - members @ largest, 700.0))
+    sums = members.T @ exponentials
+    known = np.where(sums > 0, sums, 1.0)
+    within = exponentials / (members @ known)
+    values = (1.0 - rho)[:, None] * (largest + np.log(known))
+    P, found = _choose(values, np.where(sums > 0, 1.0, 0.0), outer)
+    return within * (members @ P), [within, *(within * (members @ one) for one in found)]

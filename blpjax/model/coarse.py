@@ -16,6 +16,7 @@ from blpjax.economy.characteristics import Characteristics
 from blpjax.economy.conduct import ConductData
 from blpjax.economy.padding import SMALL, BucketSizes, coarse_economy, coarse_sizes
 from blpjax.machine.sizes import pad_axes
+from blpjax.model.parameters import BLOCKS
 
 if TYPE_CHECKING:
     from blpjax.model.model import Model
@@ -64,6 +65,7 @@ def coarsen(model: "Model", moving: Collection[str], costs_move: bool = False) -
     needed = {"prices", "shares", *moving} | {name for part in columns for column in part for name in column.inputs}
     variables = {name: _longer(values, rows) for name, values in known.variables.items() if name in needed}
     X1, X2, X3 = map(tuple, columns)
+    nowhere: Any = dict.fromkeys((*BLOCKS, "concentrated_beta", "concentrated_gamma"), ())
     characteristics = Characteristics(X1, X2, X3, variables)
     return CoarseModel(
         dataclasses.replace(
@@ -75,9 +77,7 @@ def coarsen(model: "Model", moving: Collection[str], costs_move: bool = False) -
             ),
             delta=_longer(model.delta, rows),
             # outputs depend on parameters, not on where these are in theta
-            layout=model.layout._replace(
-                sigma=(), pi=(), rho=(), tau=(), beta=(), gamma=(), concentrated_beta=(), concentrated_gamma=()
-            ),
+            layout=model.layout._replace(**nowhere),
             ownership=None,
             costs_type="linear",
             conduct=None,

@@ -3,6 +3,7 @@
 The delta method differentiates these functions, and bootstraps map them over draws.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from blpjax.economy.buckets import Economy
 from blpjax.economy.loops import Loops
 from blpjax.economy.mapping import CHUNK_ELEMENTS
 from blpjax.iteration import Iteration
+from blpjax.kernels.arrays import AnyArray
 from blpjax.machine.compilation import filtered_program
 from blpjax.machine.forks import check_process
 from blpjax.model.model import Model
@@ -71,21 +73,23 @@ def covariances_of_estimates(parameter_covariances: np.ndarray, N: int) -> np.nd
     return parameter_covariances / N
 
 
-@filtered_program(effort=0)
-def coefficients_at(model: Model, parameters: Float[Array, " Q"]) -> Coefficients:
-    """All coefficients of the model, with those of its parameters that were estimated."""
-    return all_coefficients(model.layout, model.coefficients, parameters)
-
-
-@filtered_program(effort=1, what="mean utilities next to the estimates")
 def hold_shares(model: Model, parameters: Float[Array, " Q"]) -> Model:
     """The model at parameters next to the estimates at which `model` is, with delta that reproduces its shares.
 
     There is no loop: the value of delta is that of `model`, and derivatives come from the implicit function theorem.
     """
-    coefficients = all_coefficients(model.layout, model.coefficients, parameters)
-    moved = eqx.tree_at(lambda m: m.coefficients, model, coefficients)
+    moved = eqx.tree_at(lambda m: m.coefficients, model, coefficients_at(model, parameters))
     return eqx.tree_at(lambda m: m.delta, moved, moved.invert(_NO_LOOP).delta)
+
+
+@filtered_program(effort=0, what="parameters as matrices")
+def coefficients_at(model: Model, parameters: Float[AnyArray, "*draws Q"]) -> Coefficients:
+    """Coefficients of a model at other parameters: theta, then concentrated elements of beta and gamma.
+
+    Draws of parameters, with a first axis, have coefficients with that axis.
+    """
+    place = functools.partial(all_coefficients, model.layout, model.coefficients)
+    return jax.vmap(place)(parameters) if parameters.ndim == 2 else place(parameters)
 
 
 @filtered_program(effort=1, what="mean utilities at other parameters")
@@ -142,19 +146,18 @@ def lanes(economy: Economy, outputs: int = 0, elements: int | None = None) -> in
 def map_lanes(function: Callable[..., Any], arrays: Any, size: int) -> Any:
     """Call a function of pytrees with a first axis for chunks of at most `size` along it; NumPy arrays come back.
 
-    It is given NumPy arrays, too: JAX would compile programs that only cut and join arrays. All chunks have the same
-    size, so that programs are compiled once: the last one repeats its last element.
+    All chunks have the same size, so that programs are compiled once: the last one repeats its last element.
     """
-    arrays = jax.tree.map(np.asarray, arrays)
     total = jax.tree.leaves(arrays)[0].shape[0]
     size = min(size, total)
     parts = []
     for first in range(0, total, size):
-        chosen, kept = np.minimum(np.arange(first, first + size), total - 1), min(size, total - first)
-        found = jax.tree.map(np.asarray, function(_take(arrays, chosen)))
-        parts.append(_take(found, slice(kept)))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        chosen = np.minimum(np.arange(first, first + size), total - 1)
+        found = function(arrays if size == total else _take(arrays, chosen))
+        parts.append(jax.tree.map(np.asarray, found))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:total], *parts)
 
 
-def _take(arrays: Any, places: np.ndarray | slice) -> Any:
-    return jax.tree.map(lambda leaf: leaf[places], arrays)
+def _take(arrays: Any, places: np.ndarray) -> Any:
+    # chosen on the host: there each shape would be a program of its own
+    return jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[places], arrays))

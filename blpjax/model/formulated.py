@@ -23,7 +23,8 @@ from blpjax.inputs.integration import Integration
 from blpjax.inputs.survey_expressions import SurveyTables
 from blpjax.inputs.surveys import spread_nodes
 from blpjax.inputs.tables import AgentTable, ProductTable
-from blpjax.kernels.conduct import Conduct, PriceSetting, check_conduct
+from blpjax.kernels.conduct import Conduct, check_conduct
+from blpjax.kernels.conduct_parameters import parameters_of
 from blpjax.model.parameters import Labels, ParameterLayout, UtilityForm
 from blpjax.model.starting_values import read_utility_form
 
@@ -69,7 +70,7 @@ class Formulated:
         """The economy with these agents, for evaluating the same model with other nodes, weights or demographics."""
         table = self.product_table
         given = self.agent_formulation, agent_data, integration
-        return build_agents(*given, self.market_index, table.shares, self.X2, weights_tol, table.nesting_ids)
+        return build_agents(*given, self.market_index, table.shares, self.X2, weights_tol, table.nests)
 
     def survey_markets(self, products: np.recarray, agents: AgentsInEconomy, layout: ParameterLayout) -> Markets:
         """Products (N rows) and agents as functions of micro data get them.
@@ -87,7 +88,7 @@ class Formulated:
             self.market_index,
             rows,
             self.product_table.product_ids,
-            self.product_table.nesting_ids,
+            self.product_table.nests,
             SurveyTables({**self.product_table.data, **moved}, table.data),
             agent_places=table.rows,
         )
@@ -126,9 +127,18 @@ class Formulated:
     def labels(self) -> Labels:
         """Names of characteristics, demographics and nests, and whether there are lags."""
         X1, X2, X3 = (() if design is None else design.labels for design in self.designs)
-        nests = tuple(map(str, self.unique_nesting_ids))
-        demographics = self.agents_in_economy.demographic_labels
-        return Labels(X1, X2, X3, demographics, nests, lagged=self.product_table.lag_indices is not None)
+        nesting, conduct = self.product_table.nesting, tuple(self.conduct_parameters)
+        lagged, demographics = self.product_table.lag_indices is not None, self.agents_in_economy.demographic_labels
+        known = Labels(X1, X2, X3, demographics, lagged=lagged, conduct=conduct)
+        if nesting is None:
+            return known
+        nests, subnests = nesting.labels
+        return known._replace(nests=nests, subnests=subnests, parents=nesting.parents)
+
+    @property
+    def conduct_parameters(self) -> dict[str, tuple[float, float]]:
+        """Names of the conduct's parameters, the elements of kappa, with their default bounds."""
+        return {} if self.conduct is None else parameters_of(self.conduct)
 
     @cached_property
     def conduct_data(self) -> ConductData | None:
@@ -152,15 +162,15 @@ class Formulated:
     def pricing_ownership_in(self, economy: Economy) -> Ownership:
         """Whose profits the price of a product maximises, in estimation; anything where other conduct decides."""
         known = self.conduct_data
-        if known is not None and isinstance(known.conduct, PriceSetting):
+        if known is not None and known.has_known_weights:
             return price_setting_ownership(economy, known)
         found = self.ownership_in(economy)
         return firm_codes(economy, np.zeros(self.N, int)) if found is None else found
 
     def closed_form_delta(self, rho: np.ndarray | None = None) -> np.ndarray:
-        """(N,) mean utilities of the logit, or with rho (1,) or (H,) those of the nested logit (Berry 1994)."""
+        """(N,) mean utilities of the logit, or with rho those of the nested logit (Berry 1994)."""
         table, codes = self.product_table, self.market_index.codes
-        return self.epsilon_scale * closed_form_delta(table.shares, codes, table.nesting_ids, rho)
+        return self.epsilon_scale * closed_form_delta(table.shares, codes, table.nesting, rho)
 
     @property
     def epsilon_scale(self) -> float:
@@ -237,6 +247,12 @@ class Formulated:
         """Sorted IDs of nests."""
         return records.unique_ids(self.product_table.nesting_ids)
 
+    @property
+    def unique_subnesting_ids(self) -> np.ndarray:
+        """Sorted pairs (S, 2) of the IDs of a nest and of a nest within it."""
+        nesting = self.product_table.nesting
+        return np.zeros((0, 2), object) if nesting is None else nesting.subgroups
+
     @cached_property
     def agents(self) -> np.recarray:
         """Agent data as a structured array of I rows, with demographics."""
@@ -297,11 +313,16 @@ def formulate(
         market_index=index,
         designs=designs,
         form=read_utility_form(rc_types, epsilon_scale, K2),
-        agents_in_economy=build_agents(*given, index, shares, X2, weights_tol, product_table.nesting_ids),
+        agents_in_economy=build_agents(*given, index, shares, X2, weights_tol, product_table.nests),
         rc_types=["linear"] * K2 if rc_types is None else list(rc_types),
         costs_type=costs_type,
         conduct=None if conduct is None else check_conduct(conduct),
     )
+    if designs[2] is None and known.conduct_parameters:
+        raise ValueError(
+            f"conduct has parameters ({', '.join(map(repr, known.conduct_parameters))}), which need a supply side: a "
+            "third formulation, X3. Give numbers in their place."
+        )
     assert known.conduct is None or known.conduct_data is not None  # what it reads is there
     return known
 

@@ -304,7 +304,8 @@ class Model(Demand):
         known = self.conduct if conduct is None else conduct
         if known is None:
             return None
-        return known.with_owners(firm_ids, None if ownership is None else self._array(ownership))
+        matrices = None if ownership is None else self._array(ownership)
+        return known.at(self.coefficients.kappa).with_owners(firm_ids, matrices)
 
     def owned(self, firm_ids: Any = None, ownership: Values = None) -> Ownership:
         """Ownership matrices by firm IDs (N,), by stacked matrices (N, max J), or else the model's own.

@@ -1,7 +1,7 @@
 """Which parameters are free, fixed or concentrated out, their bounds and labels, and theta <-> matrices.
 
-Theta stacks the free elements of Sigma (lower triangle by rows), Pi (by rows), rho, tau, phi (by rows), beta and
-gamma. Zeros are fixed at zero, equal bounds fix an element at its value, and missing elements of beta and gamma are
+Theta stacks the free elements of Sigma (lower triangle by rows), Pi (by rows), rho, tau, phi (by rows), kappa, beta
+and gamma. Zeros are fixed at zero, equal bounds fix an element at its value, and missing elements of beta and gamma are
 concentrated out: estimated by linear IV-GMM at every theta.
 """
 
@@ -19,7 +19,7 @@ Index = tuple[tuple[int, ...], ...]
 
 
 #: Blocks of parameters in the order in which theta stacks them.
-BLOCKS = ("sigma", "pi", "rho", "tau", "phi", "beta", "gamma")
+BLOCKS = ("sigma", "pi", "rho", "tau", "phi", "kappa", "beta", "gamma")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,9 @@ class UtilityForm(NamedTuple):
 class ParameterLayout(NamedTuple):
     """Where the elements of theta belong (static: it decides which program is compiled).
 
-    `sigma`, `pi`, `rho`, `tau`, `phi`, `beta` and `gamma` are indices of free elements, `concentrated_beta` and
-    `concentrated_gamma` those of elements that are concentrated out. `sigma_columns` are the columns of Sigma that are
-    not all zero, `node_columns` the columns of nodes that go with them.
+    `sigma`, `pi`, `rho`, `tau`, `phi`, `kappa`, `beta` and `gamma` are indices of free elements, `concentrated_beta`
+    and `concentrated_gamma` those of elements that are concentrated out. `sigma_columns` are the columns of Sigma that
+    are not all zero, `node_columns` the columns of nodes that go with them.
     """
 
     sigma: Index
@@ -76,6 +76,7 @@ class ParameterLayout(NamedTuple):
     rho: Index
     tau: Index
     phi: Index
+    kappa: Index
     beta: Index
     gamma: Index
     concentrated_beta: tuple[int, ...]
@@ -96,10 +97,11 @@ class ParameterLayout(NamedTuple):
 
 
 class Coefficients(eqx.Module):
-    """Parameters: `sigma` (K2, K2), `pi` (K2, D), `rho` (1,) or (H,), `tau`, `phi`, `beta` (K1,) and `gamma` (K3,).
+    """Parameters: `sigma` (K2, K2), `pi` (K2, D), `rho`, `tau`, `phi`, `kappa`, `beta` (K1,) and `gamma`.
 
+    `rho` has an element for all nests, or for each of them; with nests within nests for each level, or for each nest.
     `phi` has a row for each structural error, xi and perhaps omega, and a column for the lag of each; no columns where
-    product data have no lags.
+    product data have no lags. `kappa` (C,) are parameters of conduct, and `gamma` (K3,) those of costs.
 
     Concentrated elements of `beta` and `gamma` are zero until they are filled in.
     """
@@ -109,6 +111,7 @@ class Coefficients(eqx.Module):
     rho: Float[AnyArray, " R"]
     tau: Float[AnyArray, " S"]
     phi: Float[AnyArray, "errors lags"]
+    kappa: Float[AnyArray, " C"]
     beta: Float[AnyArray, " K1"]
     gamma: Float[AnyArray, " K3"]
 
@@ -128,6 +131,7 @@ class BlockBounds(NamedTuple):
     rho: Bounds
     tau: Bounds
     phi: Bounds
+    kappa: Bounds
     beta: Bounds
     gamma: Bounds
 
@@ -135,7 +139,8 @@ class BlockBounds(NamedTuple):
 class Labels(NamedTuple):
     """Names of characteristics in X1 (beta), X2 (sigma, rows of pi) and X3 (gamma), of demographics and of nests.
 
-    `lagged` says whether product data have lags, which phi is about.
+    `lagged` says whether product data have lags, which phi is about. `subnests` are nests within nests, `parents` the
+    places of the nests that they lie in, and `conduct` parameters of conduct (kappa).
     """
 
     X1: tuple[str, ...]
@@ -144,6 +149,21 @@ class Labels(NamedTuple):
     demographics: tuple[str, ...]
     nests: tuple[str, ...] = ()
     lagged: bool = False
+    subnests: tuple[str, ...] = ()
+    parents: tuple[int, ...] = ()
+    conduct: tuple[str, ...] = ()
+
+    def of_rho(self, size: int) -> list[str]:
+        """Names of rho's elements: one for each level of nests, or for each nest."""
+        levels = ["All Groups", "All Subgroups"] if self.subnests else ["All Groups"]
+        return levels if size == len(levels) else [*self.nests, *self.subnests]
+
+    def far_subgroups(self, rho: np.ndarray) -> list[str]:
+        """Names of subgroups whose products are worse substitutes than others of the group: theirs is the lower rho."""
+        if not self.subnests:
+            return []
+        outer, inner = (rho[:1], rho[1:]) if rho.size == 2 else (rho[list(self.parents)], rho[len(self.nests) :])
+        return [self.of_rho(rho.size)[rho.size - inner.size + place] for place in np.flatnonzero(inner < outer)]
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -198,13 +218,14 @@ class Parameters:
         rows += [self.rho_labels[h] for (h,) in layout.rho]
         rows += [self.tau_labels[s] for (s,) in layout.tau]
         rows += [f"{self.labels.errors[k]} on {self.labels.errors[m]}" for k, m in layout.phi]
+        rows += [self.labels.conduct[c] for (c,) in layout.kappa]
         rows += [self.labels.X1[k] for (k,) in layout.beta]
         return rows + [self.labels.X3[k] for (k,) in layout.gamma]
 
     @property
     def rho_labels(self) -> list[str]:
         """A group for each element of rho, or all of them."""
-        return ["All Groups"] if self.start.rho.size == 1 else list(self.labels.nests)
+        return self.labels.of_rho(self.start.rho.size)
 
     @property
     def tau_labels(self) -> list[str]:

@@ -35,6 +35,7 @@ def build_parameters(
     rho: Any = None,
     tau: Any = None,
     phi: Any = None,
+    kappa: Any = None,
     beta: Any,
     gamma: Any,
     bounds: Mapping[str, Any],
@@ -42,11 +43,12 @@ def build_parameters(
     n_node_columns: int,
     bounded: bool = True,
     form: UtilityForm = UtilityForm(),  # noqa: B008 (an immutable tuple)
+    conduct_bounds: Sequence[tuple[float, float]] = (),
 ) -> Parameters:
     """Read the parameter arguments of `Problem.solve`.
 
     `bounds` has pairs of bounds, or None, by block. Without `bounded`, for optimisation routines that ignore bounds,
-    sigma and rho have no default bounds. `form` becomes part of the layout.
+    sigma, rho and kappa have no default bounds. `conduct_bounds` are those of kappa. `form` becomes part of the layout.
 
     Raises
     ------
@@ -64,6 +66,7 @@ def build_parameters(
             "tau", tau, (len(form.tau),), labels, "no type in rc_types has parameters", required=bool(form.tau)
         ),
         "phi": _read_phi(phi, labels),
+        "kappa": _read_kappa(kappa, labels, conduct_bounds),
         "beta": _read_linear("beta", beta, len(labels.X1), labels, "X1 has no columns"),
         "gamma": _read_linear("gamma", gamma, len(labels.X3), labels, "X3 was not formulated"),
     }
@@ -76,9 +79,11 @@ def build_parameters(
             np.fill_diagonal(lower, np.where(negative, -np.inf, 0.0))
             np.fill_diagonal(upper, np.where(negative, 0.0, np.inf))
         if name == "rho" and bounds.get(name) is None:
-            _check_rho(value)
+            _check_rho(value, labels)
         if bounded and name == "rho":
             lower, upper = np.zeros(value.shape), np.maximum(value, LARGEST_RHO)
+        if bounded and name == "kappa":
+            lower, upper = np.array(conduct_bounds, float).reshape(-1, 2).T.copy()
         limits.append(_read_bounds(name, bounds.get(name), value, Bounds(lower, upper)))
     free = {name: _free(value, bound) for (name, value), bound in zip(values.items(), limits, strict=True)}
     concentrated = {name: tuple(np.flatnonzero(np.isnan(values[name])).tolist()) for name in ("beta", "gamma")}
@@ -103,20 +108,33 @@ def build_parameters(
 
 
 def _read_rho(rho: Any, labels: Labels) -> np.ndarray:
-    """One nesting parameter for all groups, or one for each of the H groups."""
-    absent, H = "there are no nesting_ids in product_data", len(labels.nests)
-    single = rho is not None and np.size(rho) == 1
-    values = _read("rho", rho, (min(H, 1) if single else H,), labels, absent, required=H > 0)
+    """One nesting parameter for all groups of a level, or one for each of the groups, those within groups last."""
+    absent, H, S = "there are no nesting_ids in product_data", len(labels.nests), len(labels.subnests)
+    levels = 2 if S else 1
+    if S and np.size(rho) not in (levels, H + S):
+        raise ValueError(
+            f"With subnesting_ids, rho must have two elements, for all groups and for all subgroups, or {H + S}: one "
+            f"for each of {H} groups and then for each of {S} subgroups, in the order of Problem.unique_nesting_ids "
+            f"and Problem.unique_subnesting_ids. It is {rho!r}."
+        )
+    single = rho is not None and np.size(rho) == levels
+    values = _read("rho", rho, (min(H + S, levels) if single else H + S,), labels, absent, required=H > 0)
     if (values >= 1).any():
         raise ValueError(f"rho must be below one, not {values.max():g}.")
     return values
 
 
-def _check_rho(values: np.ndarray) -> None:
+def _check_rho(values: np.ndarray, labels: Labels) -> None:
     if (values < 0).any():
         raise ValueError(
             f"rho must not be negative, but is {values.min():g}: products of a group would be worse substitutes than "
             "others. Where that is meant, give Problem.solve rho_bounds that allow it."
+        )
+    if far := labels.far_subgroups(values):
+        raise ValueError(
+            f"rho of a subgroup must not be below that of its group, but that of '{far[0]}' is: products of a subgroup "
+            "would be worse substitutes than others of the group. Where that is meant, give Problem.solve rho_bounds "
+            "that allow it."
         )
 
 
@@ -131,6 +149,19 @@ def _read_phi(phi: Any, labels: Labels) -> np.ndarray:
         )
     absent = "product_data has no lag_indices (phi is the fourth positional argument of Problem.solve, beta the fifth)"
     return _read("phi", phi, (size, size * labels.lagged), labels, absent, required=False)
+
+
+def _read_kappa(kappa: Any, labels: Labels, bounds: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Parameters of conduct, in its order."""
+    names = ", ".join(map(repr, labels.conduct))
+    if labels.conduct and kappa is None:
+        raise ValueError(f"kappa must be given: a number for each parameter of conduct, which are {names}.")
+    absent = "conduct has no parameters. Put blpjax.Parameter in place of a number of it, such as a profit weight"
+    values = _read("kappa", kappa, (len(labels.conduct),), labels, absent, required=False)
+    for value, (lower, _), name in zip(values, bounds, labels.conduct, strict=True):
+        if value == 0 and lower > 0:
+            raise ValueError(f"kappa must not be zero for {name!r}, which has to be positive.")
+    return values
 
 
 def _read_linear(name: str, values: Any, size: int, labels: Labels, absent: str) -> np.ndarray:
@@ -180,6 +211,8 @@ def _read(
 def _describe_columns(name: str, labels: Labels) -> str:
     """What rows and columns of a block of parameters stand for, and which of them variables have become, as words."""
     matrices = {"sigma": ("X2",), "pi": ("X2", "demographics"), "beta": ("X1",), "gamma": ("X3",)}.get(name, ())
+    if name == "kappa":
+        return f" Parameters of conduct are {', '.join(map(repr, labels.conduct))}."
     words = ""
     for matrix in matrices:
         columns = getattr(labels, matrix)

@@ -43,10 +43,16 @@ class MarketTastes(eqx.Module):
         """Groups of one market's products with their nesting parameters."""
         if market.nests is None or market.groups is None:
             return None
-        xp = namespace(market.groups)
-        known = xp.asarray(self.rho)[market.groups] if self.rho.size > 1 else self.rho
-        rho = xp.broadcast_to(known, market.groups.shape)
-        return nests_of(market.nests, rho)
+        if market.parents is None or market.outer is None:
+            return nests_of(market.nests, self._of_level(market.groups, 0, 1))
+        outer = nests_of(market.parents, self._of_level(market.outer, 0, 2))
+        return nests_of(market.nests, self._of_level(market.groups, 1, 2), outer)
+
+    def _of_level(self, codes: AnyArray, level: int, levels: int) -> AnyArray:
+        """Parameters of groups by their codes, where rho has an element for each of these, or else for each level."""
+        xp = namespace(codes)
+        rho = xp.asarray(self.rho)
+        return rho[codes] if rho.size > levels else xp.broadcast_to(rho[level : level + 1], codes.shape)
 
 
 def market_tastes(coefficients: Coefficients, layout: ParameterLayout) -> MarketTastes:

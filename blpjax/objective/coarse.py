@@ -4,6 +4,7 @@ Compilation takes seconds, and an evaluation of a small objective milliseconds: 
 program. Columns of X1 and X3 whose parameters are concentrated out are not in these objectives at all.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -171,5 +172,4 @@ def _without_concentrated(layout: ParameterLayout, kept: Sequence[Sequence[int]]
 
 
 def _fixed(fixed: Coefficients, kept: Sequence[Sequence[int]]) -> Coefficients:
-    beta, gamma = fixed.beta[kept[0]], fixed.gamma[kept[1]]
-    return Coefficients(fixed.sigma, fixed.pi, fixed.rho, fixed.tau, fixed.phi, beta, gamma)
+    return dataclasses.replace(fixed, beta=fixed.beta[kept[0]], gamma=fixed.gamma[kept[1]])

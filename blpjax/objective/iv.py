@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from blpjax.kernels.arrays import namespace, on_host
+from blpjax.machine.compilation import filtered_program
 from blpjax.objective.clusters import Counts, clustered_products, crossed_products
 
 _KINDS = ("robust", "clustered", "unadjusted")
@@ -289,6 +290,7 @@ def standard_errors(covariances: Float[Any, "P P"], N: ArrayLike) -> Float[Any, 
     return xp.sqrt(xp.diagonal(covariances) / N)
 
 
+@filtered_program(effort=0, what="a test statistic")
 def hansen_test(
     moments: Float[Any, " M"], W: Float[Any, "M M"], *, N: ArrayLike, parameters: ArrayLike
 ) -> ChiSquaredTest:
@@ -299,11 +301,13 @@ def hansen_test(
     return _chi_squared_test(jnp.asarray(N) * (moments @ W @ moments), moments.shape[0] - jnp.asarray(parameters))
 
 
+@filtered_program(effort=0, what="a test statistic")
 def distance_test(restricted: ArrayLike, unrestricted: ArrayLike, *, restrictions: ArrayLike) -> ChiSquaredTest:
     """Newey and West (1987) distance test: J statistic of the restricted less that of the unrestricted estimates."""
     return _chi_squared_test(jnp.asarray(restricted, float) - jnp.asarray(unrestricted, float), restrictions)
 
 
+@filtered_program(effort=0, what="a test statistic")
 def lm_test(
     moments: Float[Any, " M"],
     G: Float[Any, "M P"],
@@ -321,6 +325,7 @@ def lm_test(
     return _chi_squared_test(jnp.asarray(N) * (score @ covariances @ score), restrictions)
 
 
+@filtered_program(effort=0, what="a test statistic")
 def wald_test(
     restrictions: Float[Any, "..."],
     restrictions_jacobian: Float[Any, "..."],

@@ -23,7 +23,6 @@ from blpjax.inputs.integration import AgentNodes, BuiltIntegration, Integration
 from blpjax.inputs.spelling import warn_of_misspelt_fields
 from blpjax.inputs.tables import read_products
 from blpjax.inputs.updating import replace_values
-from blpjax.kernels.conduct import PriceSetting
 from blpjax.machine.placement import Placement
 from blpjax.model.formulated import Formulated, build_matrices, formulate, read_costs_type
 from blpjax.model.parameters import ParameterLayout
@@ -228,10 +227,6 @@ class ProblemData(Shown, Formulated):
         moved = dataclasses.replace(self, agents_in_economy=agents, placement=placement)
         data = self.model_data
         if data.supply is not None:
-            if data.supply.conduct is not None:
-                raise NotImplementedError(
-                    f"Problems with conduct {data.supply.conduct.name} are not supported on several devices. Use one."
-                )
             owned = pack_firms(moved.pricing_ownership_in(moved.economy))
             data = dataclasses.replace(data, supply=dataclasses.replace(data.supply, ownership=owned))
         return dataclasses.replace(moved, model_data=place_data(data, placement))
@@ -387,7 +382,7 @@ def build_problem_data(
 
 def _build_equations(known: Formulated, absorbers: Absorbers, add_exogenous: bool, tolerances: Tolerances) -> Equations:
     other = known.conduct_data
-    if other is not None and isinstance(other.conduct, PriceSetting):
+    if other is not None and other.has_known_weights:
         other = None
     return build_equations(
         Designs(*known.designs, absorbers.demand, absorbers.supply),

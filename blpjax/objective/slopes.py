@@ -120,7 +120,7 @@ def _conduct_hessian(
     """`market_hessian` where markups are those of some conduct, functions of mean utilities, which are solved for."""
     supply, layout, economy = model.data.supply, model.layout, model.economy
     assert supply is not None and supply.conduct is not None and pulled.markups is not None
-    conduct, zero = supply.conduct.conduct, jnp.zeros(theta.size)
+    known_conduct, zero = supply.conduct, jnp.zeros(theta.size)
 
     def kernel(local: MarketDemand, known: MarketData, slopes: Array, by_delta: Array, by_markups: Array) -> Array:
         prices = local.characteristics.variables["prices"]
@@ -129,16 +129,18 @@ def _conduct_hessian(
             moved = model.expand(theta + tau)
             return MarketDemand(local.market, local.characteristics, delta, market_tastes(moved, layout), moved.beta)
 
-        def weighted(there: MarketDemand) -> Array:
+        def weighted(tau: Array, there: MarketDemand) -> Array:
+            conduct = known_conduct.at(model.expand(theta + tau).kappa).conduct
             found = conduct.markups(in_market(demand_at, there, prices, known))
             return by_markups @ jnp.where(local.market.present, found, 0.0)
 
-        right = layout.form.epsilon_scale * (by_delta + jax.grad(lambda delta: weighted(at(zero, delta)))(local.delta))
+        by_markups_alone = jax.grad(lambda delta: weighted(zero, at(zero, delta)))(local.delta)
+        right = layout.form.epsilon_scale * (by_delta + by_markups_alone)
         weights = multipliers(demand_at(prices, local), None, None, right, None)
 
         def lagrangian(tau: Array) -> Array:
             there = at(tau, local.delta + slopes @ tau)
-            return weighted_equations(demand_at(prices, there), None, None, weights) + weighted(there)
+            return weighted_equations(demand_at(prices, there), None, None, weights) + weighted(tau, there)
 
         _, push = jax.linearize(jax.grad(lagrangian), zero)
         return jax.lax.map(push, directions)

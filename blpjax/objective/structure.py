@@ -121,9 +121,8 @@ class StructuralModel(eqx.Module):
             return Solution(inversion, None)
         point = (inversion.delta, supply.X2, supply.X1_slope @ coefficients.beta, supply.X2_slope)
         if supply.conduct is not None:
-            return Solution(
-                inversion, conducts.markups(self.demand(coefficients, inversion.delta), supply.conduct).markups
-            )
+            conduct = supply.conduct.at(coefficients.kappa)
+            return Solution(inversion, conducts.markups(self.demand(coefficients, inversion.delta), conduct).markups)
         tastes = market_tastes(coefficients, self.layout)
         return Solution(inversion, compute_markups(self.economy, tastes, supply.ownership, point))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from blpjax.economy.conduct import ConductData, prepare_conduct
+from blpjax.economy.conduct import ConductData, prepare_known_conduct
 from blpjax.exceptions import DataError
 from blpjax.inputs.arguments import check_index
 from blpjax.inputs.table_format import plain_value, read_table
@@ -89,16 +89,16 @@ def read_conduct(conduct: Any, products: ProductTable, scenarios: Sequence[Scena
     Raises
     ------
     TypeError, ValueError, DataError
-        See `prepare_conduct`; also when firms change but the conduct does not depend on firm IDs.
+        See `prepare_known_conduct`; also when firms change but the conduct does not depend on firm IDs.
     """
     if conduct is None:
         return None
     changes = [one for one in scenarios if one.firm_ids is not None or one.ownership is not None]
     if not changes:
-        return prepare_conduct(conduct, products)
+        return prepare_known_conduct(conduct, products)
     if changes[-1].firm_ids is None:
-        return prepare_conduct(conduct, products).with_owners(None, changes[-1].ownership)
-    known = prepare_conduct(conduct, dataclasses.replace(products, firm_ids=changes[-1].firm_ids))
+        return prepare_known_conduct(conduct, products).with_owners(None, changes[-1].ownership)
+    known = prepare_known_conduct(conduct, dataclasses.replace(products, firm_ids=changes[-1].firm_ids))
     known.check_firms()
     return known
 

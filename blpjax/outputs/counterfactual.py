@@ -45,7 +45,7 @@ class CounterfactualMethods(OutcomeSource):
         set : variables of formulas other than prices, by name: numbers, arrays (N,), or functions of the old values.
             Utilities and costs follow.
         drop : (N,) true where nobody can choose a product any more.
-        add : table of new products: market_ids, firm_ids, variables of formulas (nesting_ids with nests), and either
+        add : table of new products: market_ids, firm_ids, variables of formulas (IDs of groups with nests), and either
             ``like``, the ID of a product of that market whose unobserved quality, fixed effects and costs a new one
             has, or ``xi`` (zero by default) and ``costs`` (by default those that X3 explains). Their rows come last.
             Other arguments have rows for the products that there are; functions of costs see these alone, and taxes

@@ -14,6 +14,7 @@ from blpjax.economy.conduct import ConductData, prepare_conduct
 from blpjax.economy.ownership import firm_codes
 from blpjax.exceptions import DataError
 from blpjax.inputs.columns import read_vector
+from blpjax.inputs.nesting import read_nesting
 from blpjax.inputs.table_format import plain_value, read_table
 from blpjax.kernels.arrays import namespace
 from blpjax.model.formulated import Formulated, build_matrices
@@ -129,16 +130,18 @@ def read_entry(
     columns = {}
     used = {name for formulation in data.product_formulations if formulation is not None for name in formulation.names}
     fields = {"market_ids", "firm_ids", "prices", "shares", *(used & set(products.data))}
-    fields |= {"nesting_ids"} if products.nesting_ids is not None else set()
+    groups = [name for name in ("nesting_ids", "subnesting_ids") if getattr(products, name) is not None]
+    fields |= set(groups)
     fields |= {name for one in conducts for name in (*one.owners, *one.columns)} & set(products.data)
     for name in sorted(fields):
         old = products.data[name] if name not in ("prices", "shares") else getattr(products, name)
         new = fixed[name] if name in fixed else _column(given, name, table)
         columns[name] = _joined(old, new)
-    if products.nesting_ids is not None:
-        unknown = set(columns["nesting_ids"][known:]) - set(columns["nesting_ids"][:known])
-        if unknown:
-            raise DataError(f"{table}: nesting_ids has {plain_value(unknown.pop())!r}, which is no group of products.")
+    if groups:
+        each = list(zip(*(map(plain_value, columns[name]) for name in groups), strict=True))
+        if unknown := sorted(set(each[known:]) - set(each[:known]), key=str):
+            what = ", ".join(f"{name} {value!r}" for name, value in zip(groups, unknown[0], strict=True))
+            raise DataError(f"{table}: there is a row with {what}, which is no group of products.")
     extra = sorted(set(given) - fields - {*_OWN, "product_ids"} - set(products.data))
     if extra:
         raise DataError(f"{table}: there is a column {extra[0]!r}, which product_data does not have.")
@@ -155,9 +158,7 @@ def read_entry(
         weights=agents.table.weights,
         nodes=agents.table.nodes,
         demographics=agents.demographics,
-        nests=None
-        if products.nesting_ids is None
-        else np.unique(columns["nesting_ids"], return_inverse=True)[1].reshape(-1),
+        nests=read_nesting(*(columns[name] for name in groups)).codes if groups else None,
     )
     ids = None
     if products.product_ids is not None:
@@ -168,6 +169,7 @@ def read_entry(
         market_ids=columns["market_ids"],
         firm_ids=columns["firm_ids"],
         nesting_ids=columns.get("nesting_ids"),
+        subnesting_ids=columns.get("subnesting_ids"),
         product_ids=ids,
         ownership=None,
         shares=columns["shares"],

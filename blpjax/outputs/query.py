@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from blpjax.economy.buckets import AgentsInEconomy, Economy, MarketIndex
-from blpjax.economy.conduct import ConductData, prepare_conduct
+from blpjax.economy.conduct import ConductData, prepare_known_conduct
 from blpjax.exceptions import ConvergenceError, raise_for_status
 from blpjax.inputs.arguments import check_index
 from blpjax.inputs.columns import find_unowned
@@ -209,13 +209,13 @@ class Query:
         Raises
         ------
         TypeError, ValueError, DataError
-            See `prepare_conduct`; also when ownership matrices are given, too.
+            See `prepare_known_conduct`; also when ownership matrices are given, too.
         """
         if conduct is None:
             return None
         if ownership is not None:
             raise ValueError("Give either ownership or conduct: Bertrand(weights=...) has ownership matrices.")
-        known = prepare_conduct(conduct, self.source.output_tables.products)
+        known = prepare_known_conduct(conduct, self.source.output_tables.products)
         return known if self.place is None else known.take(np.r_[self.rows, np.repeat(self.rows[:1], self._missing)])
 
     def pad(self, values: np.ndarray) -> np.ndarray:

@@ -209,8 +209,7 @@ def _local(source: SurveySource, rows: Rows) -> _Local:
     all_ids = data.product_table.market_ids
     kept = np.flatnonzero(np.isin(all_ids, table.market_ids))
     index, people = index_markets(all_ids[kept]), index_markets(table.market_ids)
-    nesting = data.product_table.nesting_ids
-    codes = None if nesting is None else np.unique(nesting, return_inverse=True)[1].reshape(-1)[kept]
+    nests = None if data.product_table.nests is None else data.product_table.nests[kept]
     economy = build_economy(
         index,
         people,
@@ -220,14 +219,14 @@ def _local(source: SurveySource, rows: Rows) -> _Local:
         nodes=table.nodes,
         demographics=rows.demographics,
         availability=table.availability,
-        nests=codes,
+        nests=nests,
     )
     columns = np.array(source.layout.sigma_columns, int)
     spread = dataclasses.replace(table, nodes=spread_nodes(table.nodes, columns, data.K2))
     agents = records.agent_records(spread, rows.demographics, data.agents_in_economy.demographic_columns)
     ids = data.product_table.product_ids
     products: Any = source.products[kept]
-    known = (None if ids is None else ids[kept], None if nesting is None else nesting[kept])
+    known = (None if ids is None else ids[kept], nests)
     moved = {name: np.asarray(source.products[name]).reshape(-1) for name in ("shares", "prices")}
     tables = SurveyTables({**data.product_table.data, **moved}, table.data)
     markets = Markets(

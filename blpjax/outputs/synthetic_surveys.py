@@ -230,4 +230,6 @@ def _cut(bucket: Bucket, place: int, J: int, some: np.ndarray) -> Bucket:
         demographics=demographics[..., :J] if demographics.ndim == 4 else demographics,
         nests=None if bucket.nests is None else bucket.nests[place : place + 1, :J],
         groups=None if bucket.groups is None else bucket.groups[place : place + 1],
+        parents=None if bucket.parents is None else bucket.parents[place : place + 1],
+        outer=None if bucket.outer is None else bucket.outer[place : place + 1],
     )

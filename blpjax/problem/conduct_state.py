@@ -8,6 +8,7 @@ import numpy as np
 
 from blpjax.kernels import conduct as conducts
 from blpjax.kernels.conduct import Conduct
+from blpjax.kernels.conduct_parameters import Parameter
 from blpjax.kernels.own_conduct import OwnConditions, OwnConduct
 from blpjax.kernels.priced_market import Owners
 
@@ -44,11 +45,15 @@ def stored_conduct(state: State) -> Conduct:
 def _value(value: Any) -> Any:
     if isinstance(value, Conduct):
         return {"conduct": conduct_state(value)}
+    if isinstance(value, Parameter):
+        return {"parameter": value.name, "bounds": list(value.bounds)}
     if not isinstance(value, Owners):
         return value
     weights = value.weights
     if isinstance(weights, Mapping):
-        weights = {"pairs": [[*pair, float(weight)] for pair, weight in weights.items()]}
+        weights = {"pairs": [[*pair, _value(weight)] for pair, weight in weights.items()]}
+    elif isinstance(weights, Parameter):
+        weights = _value(weights)
     elif weights is not None and np.ndim(weights):
         weights = np.asarray(weights, float)
     return {"owners": value.name, "weights": weights}
@@ -59,7 +64,12 @@ def _stored(value: Any) -> Any:
         return value
     if "conduct" in value:
         return stored_conduct(value["conduct"])
+    if "parameter" in value:
+        lower, upper = value["bounds"]
+        return Parameter(value["parameter"]).within(lower, upper)
     weights = value["weights"]
-    if isinstance(weights, dict):
-        weights = {(first, second): weight for first, second, weight in weights["pairs"]}
+    if isinstance(weights, dict) and "pairs" in weights:
+        weights = {(first, second): _stored(weight) for first, second, weight in weights["pairs"]}
+    elif isinstance(weights, dict):
+        weights = _stored(weights)
     return Owners(value["owners"], weights)

@@ -72,6 +72,7 @@ class DataHolder(Shown):
     unique_product_ids: np.ndarray = _shared("unique_product_ids")
     unique_agent_ids: np.ndarray = _shared("unique_agent_ids")
     unique_nesting_ids: np.ndarray = _shared("unique_nesting_ids")
+    unique_subnesting_ids: np.ndarray = _shared("unique_subnesting_ids")
     products: np.recarray = _shared("products")
     agents: np.recarray = _shared("agents")
 
@@ -173,6 +174,7 @@ class DataHolder(Shown):
         tau: Any = None,
         *,
         phi: Any = None,
+        kappa: Any = None,
     ) -> Parameters:
         """Starting values, bounds (by block) and layout of the parameters from arguments of `solve`.
 
@@ -184,10 +186,12 @@ class DataHolder(Shown):
             rho=rho,
             tau=tau,
             phi=phi,
+            kappa=kappa,
             beta=beta,
             gamma=gamma,
             bounds=bounds,
             form=self.form,
+            conduct_bounds=tuple(self.data.conduct_parameters.values()),
             labels=self.data.labels,
             n_node_columns=self.agent_table.nodes.shape[1],
             bounded=bounded,

@@ -43,8 +43,10 @@ from blpjax.values import check_integer, read_flag
 #: Arguments of `Problem.solve` that have no meaning for likelihoods, with their defaults and what to do.
 _UNUSED: Mapping[str, tuple[Any, str]] = {
     "phi": (None, "Moments of innovations need GMM"),
+    "kappa": (None, "A supply side needs GMM"),
     "gamma": (None, "A supply side needs GMM"),
     "phi_bounds": (None, "Moments of innovations need GMM"),
+    "kappa_bounds": (None, "A supply side needs GMM"),
     "gamma_bounds": (None, "A supply side needs GMM"),
     "initial_update": (None, "There are no weighting matrices"),
     "scale_objective": (True, "Log likelihoods have no scale"),

@@ -18,7 +18,7 @@ import pandas as pd
 from blpjax import options
 from blpjax.estimation import options as estimation_options
 from blpjax.estimation import start_frac
-from blpjax.estimation.diagnostics import report_outcome, warn_of_singularity
+from blpjax.estimation.diagnostics import report_outcome, warn_of_singularity, warn_of_subgroups
 from blpjax.estimation.options import StepOptions
 from blpjax.estimation.start_rho import fill_rho
 from blpjax.estimation.step import StepContext, solve_step
@@ -64,8 +64,9 @@ class Problem(DataHolder, Picklable):
         Optional: `demand_instruments0`, `demand_instruments1`, ... or a matrix `demand_instruments`, and likewise
         `supply_instruments` and `covariance_instruments` for X3, `product_ids`, `clustering_ids` (for errors that are
         correlated within clusters of several kinds, such as markets and brands, `clustering_ids0`, `clustering_ids1`
-        and so on), `nesting_ids` for the nested logit and RCNL, `lag_indices`, the row of each product's lag (counted
-        from zero in the order of the table; the row itself for an initial period), and whatever the formulas name.
+        and so on), `nesting_ids` for the nested logit and RCNL, `subnesting_ids` for groups within these groups, of
+        which the same ID in two groups means two subgroups, `lag_indices`, the row of each product's lag (counted from
+        zero in the order of the table; the row itself for an initial period), and whatever the formulas name.
     agent_formulation : Formulation, optional
         Demographics d.
     agent_data : DataFrame, dict of arrays, or structured array, optional
@@ -90,9 +91,9 @@ class Problem(DataHolder, Picklable):
         to be absorbed from them beforehand (`build_matrix` does that).
     conduct : Conduct, optional
         How firms compete, such as ``blpjax.Cournot()`` or ``blpjax.TwoTier()``: see docs/conduct.md. Marginal costs are
-        then prices less its markups, in estimation and in everything after it. Weights and bargaining powers in it are
-        known numbers. Columns that it reads are those of `product_data`. By default firms set prices, as `firm_ids` or
-        `ownership` say.
+        then prices less its markups, in estimation and in everything after it. A `Parameter` in place of a number of
+        it, such as a profit weight or a bargaining power, is estimated. Columns that it reads are those of
+        `product_data`. By default firms set prices, as `firm_ids` or `ownership` say.
 
     Attributes
     ----------
@@ -102,6 +103,7 @@ class Problem(DataHolder, Picklable):
     ED, ES : numbers of dimensions of fixed effects absorbed from demand and supply.
     H : number of nesting groups.
     unique_market_ids, unique_firm_ids, unique_product_ids, unique_agent_ids, unique_nesting_ids : sorted IDs.
+    unique_subnesting_ids : sorted pairs (S, 2) of the IDs of a group and of a subgroup within it.
     products, agents : structured arrays of the data, with fields such as `X1`, `X2`, `X3`, `ZD`, `ZS`, `nodes`.
 
     Raises
@@ -162,6 +164,8 @@ class Problem(DataHolder, Picklable):
         moment_blocks: Sequence[MomentBlock] = (),
         likelihood: MicroLikelihood | None = None,
         path: str | os.PathLike[str] | None = None,
+        kappa: Any = None,
+        kappa_bounds: Any = None,
     ) -> ProblemResults:
         """Estimate the parameters by one-step or two-step GMM, or by likelihood.
 
@@ -178,6 +182,9 @@ class Problem(DataHolder, Picklable):
             `unique_nesting_ids`. Zeros stay zero. Required with `nesting_ids`. ``'auto'``, or H times that, starts at
             linear instrumental variables estimates, where rho is the coefficient on the logarithm of shares within
             groups (Berry 1994). Without random coefficients and supply, these are the estimates of the first step.
+            With `subnesting_ids` there are two elements, of all groups and of all subgroups, or H + S, of each group
+            and then of each subgroup in the order of `unique_subnesting_ids` (Verboven 1996). Subgroups' parameters
+            start at or above those of their groups, below which they are not where consumers maximise utility.
         phi : float or (2, 2) array
             Starting values of how structural errors follow from their lags, which `lag_indices` of the product data
             say: the number for xi, or with X3 ``[[xi on xi, xi on omega], [omega on xi, omega on omega]]``. Zeros stay
@@ -190,9 +197,13 @@ class Problem(DataHolder, Picklable):
             The same for the parameters of marginal costs.
         tau : array, optional
             Starting values of the parameters of `Transformation` in `rc_types`, one after the other. Zeros stay zero.
-        sigma_bounds, pi_bounds, rho_bounds, tau_bounds, phi_bounds, beta_bounds, gamma_bounds : pairs, optional
-            Lower and upper bounds. Equal bounds fix an element, None and NaN are none. By default rho is between zero
-            and 0.99, and the diagonal of sigma at least zero, or at most zero where it starts below that.
+        kappa : float or (C,) array, optional
+            Starting values of the parameters of conduct, see `Parameter`, in its order. Zeros stay zero. Required where
+            there are some.
+        sigma_bounds, pi_bounds, rho_bounds, tau_bounds, phi_bounds, kappa_bounds, beta_bounds, gamma_bounds : pairs
+            Lower and upper bounds, optional. Equal bounds fix an element, None and NaN are none. By default rho is
+            between zero and 0.99, the diagonal of sigma at least zero, or at most zero where it starts below that, and
+            kappa where docs/conduct.md says: profit weights are between zero and one.
         delta : (N,) array, optional
             Where inversions of shares start, by default the logit solution.
         method : {'2s', '1s'}
@@ -310,13 +321,14 @@ class Problem(DataHolder, Picklable):
 
             return solve_by_likelihood(self, likelihood, given)
         bounds = {"sigma": sigma_bounds, "pi": pi_bounds, "rho": rho_bounds, "tau": tau_bounds}
-        bounds |= {"phi": phi_bounds, "beta": beta_bounds, "gamma": gamma_bounds}
+        bounds |= {"phi": phi_bounds, "kappa": kappa_bounds, "beta": beta_bounds, "gamma": gamma_bounds}
         supports_bounds = getattr(optimization, "supports_bounds", True)
         sigma, pi = start_frac.fill_starts(self.data, sigma, pi, bounds)
         rho = fill_rho(self.data, rho, rho_bounds)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
         moment_types = self.data.read_moment_types(demand_moment_types, supply_moment_types)
-        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds, tau, phi=phi)
+        more = {"tau": tau, "phi": phi, "kappa": kappa}
+        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, bounds, supports_bounds, **more)
         micro = read_micro(self.data, micro_moments, micro_sample_covariances, parameters)
         simulate = None
         if resample_agent_data is not None:
@@ -394,6 +406,7 @@ class Problem(DataHolder, Picklable):
                 break
             context = context.weigh(np.asarray(outcome.summary.updated_W))
         assert results is not None
+        warn_of_subgroups(results.rho[:, 0], self.data.labels)
         return results
 
     def compare_micro(
@@ -407,6 +420,7 @@ class Problem(DataHolder, Picklable):
         beta: Any = None,
         gamma: Any = None,
         tau: Any = None,
+        kappa: Any = None,
         delta: Any = None,
         micro_sample_covariances: Any = None,
         iteration: Iteration | None = None,
@@ -419,7 +433,7 @@ class Problem(DataHolder, Picklable):
         Parameters
         ----------
         micro_moments : sequence of MicroMoment, which need no observed values here.
-        sigma, pi, rho, phi, beta, gamma, tau : parameters, such as starting values. Zeros are fixed.
+        sigma, pi, rho, phi, beta, gamma, tau, kappa : parameters, such as starting values. Zeros are fixed.
         delta : (N,) where inversions start.
         micro_sample_covariances : (MM, MM) covariances of observed values. By default those of sampling so many
             respondents from the model.
@@ -445,7 +459,8 @@ class Problem(DataHolder, Picklable):
         """
         sigma, pi = start_frac.fill_starts(self.data, sigma, pi, {})
         rho = fill_rho(self.data, rho, None)
-        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False, tau=tau, phi=phi)
+        more = {"tau": tau, "phi": phi, "kappa": kappa}
+        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False, **more)
         micro = read_micro(self.data, micro_moments, micro_sample_covariances, parameters, observed=False)
         if not micro.size:
             raise ValueError("micro_moments must have at least one moment.")
@@ -554,6 +569,7 @@ class Problem(DataHolder, Picklable):
         covariance_moments_mean: float = 0,
         tau: Any = None,
         phi: Any = None,
+        kappa: Any = None,
         demand_moment_types: str | Sequence[tuple[str, int]] = "levels",
         supply_moment_types: str | Sequence[tuple[str, int]] = "levels",
         moment_blocks: Sequence[MomentBlock] = (),
@@ -563,7 +579,8 @@ class Problem(DataHolder, Picklable):
         Parameters are those of `solve`: zeros fix elements of the parameters, W (M, M) is the weighting matrix (by
         default that of 2SLS) and `delta` (N,) is where inversions start (by default the logit solution).
         """
-        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False, tau=tau, phi=phi)
+        more = {"tau": tau, "phi": phi, "kappa": kappa}
+        parameters = self.read_parameters(sigma, pi, rho, beta, gamma, {}, bounded=False, **more)
         bounds_on_costs = arguments.read_costs_bounds(costs_bounds, self.model_data.supply is not None)
         moment_types = self.data.read_moment_types(demand_moment_types, supply_moment_types)
         data = self._data_of_moments(bounds_on_costs, covariance_moments_mean, moment_blocks, moment_types)

@@ -57,6 +57,7 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
     sigma (K2, K2), pi (K2, D), beta (K1, 1) : estimates as matrices, and `sigma_squared` = sigma sigma'.
     sigma_se, sigma_squared_se, pi_se, beta_se : standard errors, NaN for fixed elements and before the last step.
     phi, phi_se (1, 1) or (2, 2) : how xi, and omega, follow from their lags; without columns where there are none.
+    kappa, kappa_se (C, 1) : parameters of conduct, named by `kappa_labels`.
     parameter_covariances (Q, Q) : covariances of sqrt(N) times the estimation error.
     parameter_sensitivity (Q, MD) : sensitivity to moments (Andrews, Gentzkow and Shapiro 2017).
     delta, xi, xi_fe (N, 1) : mean utilities, structural errors, and fixed effects (with any that are absorbed).

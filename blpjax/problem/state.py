@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from blpjax.economy.conduct import columns_read
@@ -44,6 +43,7 @@ _PRODUCT_FIELDS = (
     "market_ids",
     "firm_ids",
     "nesting_ids",
+    "subnesting_ids",
     "ownership",
     "product_ids",
     "clustering_ids",
@@ -248,7 +248,11 @@ def _read_parameters(state: State, form: UtilityForm) -> Parameters:
             {**state["layout"], "phi": []},
             {**state["limits"], "phi": {"lower": none, "upper": none}},
         )
-    coefficients = {name: jnp.asarray(values) for name, values in state["start"].items()}
+    if "kappa" not in state["start"]:  # files from before conduct had parameters
+        nothing = np.zeros(0)
+        state = {**state, "start": {**state["start"], "kappa": nothing}, "layout": {**state["layout"], "kappa": []}}
+        state["limits"] = {**state["limits"], "kappa": {"lower": nothing, "upper": nothing}}
+    coefficients = {name: jax.device_put(values) for name, values in state["start"].items()}
     return Parameters(
         **{
             **state,
@@ -262,8 +266,8 @@ def _read_parameters(state: State, form: UtilityForm) -> Parameters:
 
 def _read_module(kind: Callable[..., Module], state: State, **parts: Any) -> Module:
     """An equinox module with arrays on the host, as `jax.device_get` returns them."""
-    fields = {name: None if v is None else jnp.asarray(v) for name, v in state.items() if name not in parts}
-    return jax.device_get(kind(**jax.tree.map(jnp.asarray, parts), **fields))
+    fields = {name: None if v is None else jax.device_put(v) for name, v in state.items() if name not in parts}
+    return jax.device_get(kind(**jax.device_put(parts), **fields))
 
 
 def _tuple_fields(state: State) -> State:

@@ -10,7 +10,7 @@ import pandas as pd
 from blpjax.reporting.tables import SCROLL, STYLE, align
 
 #: How LaTeX writes blocks of parameters.
-_SYMBOLS = {name: rf"$\{name}$" for name in ("sigma", "pi", "rho", "tau", "phi", "beta", "gamma")}
+_SYMBOLS = {name: rf"$\{name}$" for name in ("sigma", "pi", "rho", "tau", "phi", "kappa", "beta", "gamma")}
 _ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _ESCAPES |= {character: f"\\{character}" for character in "&%$#_{}"}
 

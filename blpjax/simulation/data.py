@@ -28,7 +28,8 @@ from blpjax.model.starting_values import build_parameters
 Columns = dict[str, np.ndarray]
 
 #: Fields that are never drawn. Those of IDs and ownership may have several columns.
-_PRODUCT_IDS = ("market_ids", "firm_ids", "nesting_ids", "product_ids", "clustering_ids", "lag_indices", "ownership")
+_NAMES = ("market_ids", "firm_ids", "nesting_ids", "subnesting_ids", "product_ids", "clustering_ids")
+_PRODUCT_IDS = (*_NAMES, "lag_indices", "ownership")
 _PRODUCT_FIELDS = (*_PRODUCT_IDS, "shares", "prices")
 _AGENT_FIELDS = ("market_ids", "agent_ids", "nodes", "weights", "availability")
 
@@ -65,7 +66,9 @@ class Primitives(Formulated):
         """Which node columns go with which columns of sigma. Theta has no elements: all parameters are known."""
         nonzero = (np.asarray(self.coefficients.sigma) != 0).any(axis=0)
         nodes = assign_node_columns(economy.buckets[0].nodes.shape[2], nonzero)
-        return ParameterLayout(*((),) * 9, tuple(np.flatnonzero(nonzero).tolist()), tuple(nodes.tolist()), self.form)
+        nothing: Any = dict.fromkeys((*BLOCKS, "concentrated_beta", "concentrated_gamma"), ())
+        columns = {"sigma_columns": tuple(np.flatnonzero(nonzero).tolist()), "node_columns": tuple(nodes.tolist())}
+        return ParameterLayout(**nothing, **columns, form=self.form)
 
     def layout_of_all(self) -> ParameterLayout:
         """The same where all parameters that are not zero are elements of theta."""
@@ -266,6 +269,7 @@ def read_coefficients(parameters: Mapping[str, Any], known: Formulated) -> Coeff
         n_node_columns=known.agent_table.nodes.shape[1],
         bounded=False,
         form=known.form,
+        conduct_bounds=tuple(known.conduct_parameters.values()),
     )
     if found.layout.concentrated_beta or found.layout.concentrated_gamma:
         raise ValueError("beta and gamma must have no missing elements: a simulation needs all true parameters.")

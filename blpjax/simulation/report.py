@@ -25,10 +25,11 @@ def describe_true_values(coefficients: Coefficients, labels: Labels, form: Utili
     if np.size(coefficients.phi):
         lines = _block("Phi:", labels.errors, labels.errors, np.asarray(coefficients.phi))
         parts.append(Table(lines[:1], lines[1:], "Phi True Values"))
-    nests = ["All Groups"] if np.size(coefficients.rho) == 1 else labels.nests
+    nests = labels.of_rho(np.size(coefficients.rho))
     linear = (("Beta", labels.X1, coefficients.beta), ("Gamma", labels.X3, coefficients.gamma))
     tau = [f"{labels.X2[k]}: {name}" for k, name in form.tau]
-    for name, columns, values in (("Rho", nests, coefficients.rho), ("Tau", tau, coefficients.tau), *linear):
+    vectors = (("Rho", nests, coefficients.rho), ("Tau", tau, coefficients.tau))
+    for name, columns, values in (*vectors, ("Kappa", labels.conduct, coefficients.kappa), *linear):
         if len(columns):
             numbers = [format_number(x) for x in np.asarray(values)]
             parts.append(Table([[str(label) for label in columns]], [numbers], f"{name} True Values"))

@@ -71,7 +71,8 @@ class Simulation(Shown, Picklable):
     xi_variance, omega_variance, correlation : float
         Moments of that distribution.
     rho : float or (H,) array, optional
-        Nesting parameters, of all groups or each. Required with `nesting_ids` in the product data.
+        Nesting parameters, of all groups or each. Required with `nesting_ids` in the product data. With
+        `subnesting_ids` two elements, of groups and of subgroups, or one for each group and then each subgroup.
     phi : float or (2, 2) array, optional
         How structural errors follow from their lags, see `Problem.solve`. Required with `lag_indices` in the product
         data. What is drawn for xi and omega are then innovations, and errors of initial periods have the stationary
@@ -82,6 +83,8 @@ class Simulation(Shown, Picklable):
         Whether X3 explains marginal costs or their logarithms.
     conduct : Conduct, optional
         How firms compete, as in `Problem`. Columns of product data that it reads must be there.
+    kappa : float or (C,) array, optional
+        True values of the parameters of conduct, see `Parameter`. Required where it has some.
     seed : int, optional
         Of `numpy.random.RandomState`. The same seed gives the same draws as in PyBLP.
 
@@ -91,13 +94,15 @@ class Simulation(Shown, Picklable):
     product_data, agent_data : structured arrays of the data, drawn variables included. No `agent_data` without X2.
     products, agents : structured arrays of the data with matrices such as `X1`, `X2`, `X3` and `demographics`.
     drawn_variables : names of the columns of product data that were drawn.
-    beta, gamma (K1, 1), (K3, 1), sigma (K2, K2), pi (K2, D), rho, phi : true parameters.
+    beta, gamma (K1, 1), (K3, 1), sigma (K2, K2), pi (K2, D), rho, phi, kappa (C, 1) : true
+        parameters.
     xi, omega : (N, 1) structural errors; `omega` is None without X3.
     T, N, F, I : numbers of markets, products in all markets, firms and agents.
     K1, K2, K3, D : numbers of columns of X1, X2, X3 and demographics.
     H : number of nesting groups.
     MD, MS, MC, ED, ES : zero: there are no instruments and no absorbed fixed effects.
     unique_market_ids, unique_firm_ids, unique_product_ids, unique_agent_ids, unique_nesting_ids : sorted IDs.
+    unique_subnesting_ids : sorted pairs of the IDs of a group and of a subgroup within it.
 
     Raises
     ------
@@ -136,6 +141,7 @@ class Simulation(Shown, Picklable):
         tau: Any = None,
         *,
         conduct: Any = None,
+        kappa: Any = None,
     ) -> None:
         began = time.perf_counter()
         options.output("Initializing the simulation ...")
@@ -149,7 +155,10 @@ class Simulation(Shown, Picklable):
         self.primitives = self._build(
             product_data,
             agent_data,
-            {"sigma": sigma, "pi": pi, "rho": rho, "tau": tau, "phi": phi, "beta": beta, "gamma": gamma},
+            {
+                **{"sigma": sigma, "pi": pi, "rho": rho, "tau": tau, "phi": phi},
+                **{"kappa": kappa, "beta": beta, "gamma": gamma},
+            },
             (rc_types, epsilon_scale),
             (xi, omega),
             moments,
@@ -205,6 +214,7 @@ class Simulation(Shown, Picklable):
         self.beta = np.asarray(known.coefficients.beta)[:, None]
         self.gamma = np.asarray(known.coefficients.gamma)[:, None]
         self.tau = np.asarray(known.coefficients.tau)[:, None]
+        self.kappa = np.asarray(known.coefficients.kappa)[:, None]
         self.rho, self.phi = np.asarray(known.coefficients.rho)[:, None], np.asarray(known.coefficients.phi)
         self.xi = known.xi[:, None]
         self.omega = None if known.omega is None else known.omega[:, None]
@@ -214,6 +224,7 @@ class Simulation(Shown, Picklable):
         self.unique_market_ids, self.unique_firm_ids = known.unique_market_ids, known.unique_firm_ids
         self.unique_product_ids, self.unique_agent_ids = known.unique_product_ids, known.unique_agent_ids
         self.unique_nesting_ids = known.unique_nesting_ids
+        self.unique_subnesting_ids = known.unique_subnesting_ids
 
     @cached_property
     def products(self) -> np.recarray:

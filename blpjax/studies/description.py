@@ -326,8 +326,8 @@ _TABLES: dict[str, dict[str, _Key]] = {
         "center_moments": _Key("true or false"),
         "costs_bounds": _PAIR,
     },
-    "estimation.start": {name: _ARRAY for name in BLOCKS if name not in ("tau", "phi")},
-    "estimation.bounds": {name: _PAIR for name in BLOCKS if name not in ("tau", "phi")},
+    "estimation.start": {name: _ARRAY for name in BLOCKS if name not in ("tau", "phi", "kappa")},
+    "estimation.bounds": {name: _PAIR for name in BLOCKS if name not in ("tau", "phi", "kappa")},
     "estimation.iteration": _ROUTINE,
     "estimation.optimization": _ROUTINE,
     "estimation.optimal_instruments": {

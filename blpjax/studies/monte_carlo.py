@@ -10,7 +10,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -98,7 +97,7 @@ class MonteCarlo(Shown):
         choices as the simulation's agents do. As many of it as `micro_data` have rows there are respondents, whose
         agents' demographics and choices are known, and shares are those of all. Replications are estimated one after
         the other, with the same programs. What GMM alone has must be left out, and the problem has no supply side.
-    sigma, pi, rho, tau, beta, gamma, method, W_type, se_type, center_moments, costs_bounds, iteration, and bounds :
+    sigma, pi, rho, tau, kappa, beta, gamma, method, W_type, se_type, center_moments, costs_bounds, iteration, bounds :
         those of `Problem.solve`. By default parameters start at the truth, and inversions that take more than 200
         evaluations fail, at which the optimiser steps back.
 
@@ -215,7 +214,7 @@ class MonteCarlo(Shown):
         layout, known = self._parameters.layout, self.simulation.primitives
         labels = self._parameters.labels
         same = (labels.X1, labels.X2) == (known.labels.X1, known.labels.X2) and labels.X3 in ((), known.labels.X3)
-        if not same:
+        if not same or labels.conduct not in ((), known.labels.conduct):
             return np.full(len(self.labels), np.nan)
         linear = [np.asarray(known.coefficients.beta)[list(layout.concentrated_beta)]]
         linear.append(np.asarray(known.coefficients.gamma)[list(layout.concentrated_gamma)])
@@ -363,7 +362,7 @@ class MonteCarlo(Shown):
             return self._run_likelihoods(self._likelihood, replications, drawn)
 
         def work(lanes: np.ndarray, placement: Placement | None) -> tuple[BatchOutcome, Any, Any]:
-            own = jax.tree.map(lambda values: jnp.asarray(values[lanes]), drawn)
+            own = jax.device_put(jax.tree.map(lambda values: values[lanes], drawn))
             return self._estimate(first + lanes, own, placement)
 
         found, equilibria, survey = spread(work, size, self._devices, self.fingerprint)
@@ -373,8 +372,8 @@ class MonteCarlo(Shown):
         self, study: LikelihoodStudy, replications: np.ndarray, exogenous: ExogenousDraws
     ) -> pd.DataFrame:
         """Rows of replications that are estimated one after the other."""
-        key, numbers = jax.random.key(self.seed), jnp.asarray(replications)
-        drawn = draw_replications(self._truth, key, numbers, jax.tree.map(jnp.asarray, exogenous))
+        key, numbers = jax.random.key(self.seed), jax.device_put(replications)
+        drawn = draw_replications(self._truth, key, numbers, jax.device_put(exogenous))
         found, failures = study.estimate(replications, drawn, self._truth.model)
         return self._tabulate(int(replications[0]), found, np.asarray(drawn.status), failures=failures)
 
@@ -384,7 +383,7 @@ class MonteCarlo(Shown):
         """Estimates of replications by their numbers, how their equilibria went, and what respondents said."""
         whole = place_lane(self._shared, placement)
         drawn = draw_replications(
-            self._truth, jax.random.key(self.seed), jnp.asarray(replications), exogenous, placement
+            self._truth, jax.random.key(self.seed), jax.device_put(replications), exogenous, placement
         )
         survey = None
         if self._surveys.moments:
@@ -488,13 +487,13 @@ def _read_parameters(
     starts = {}
     for name in BLOCKS:
         value = np.asarray(getattr(true, name))
-        starts[name] = value if name in BLOCKS[:4] and value.size else None
+        starts[name] = value if name not in ("beta", "gamma") and value.size else None
+    if problem.data.labels.conduct != simulation.primitives.labels.conduct:
+        starts["kappa"] = None
     if problem.model_data.supply is not None:
         # coefficients on prices cannot be concentrated out
         columns = problem.characteristics.X1_columns
         known = np.asarray(true.beta)
         if len(columns) == known.size:
             starts["beta"] = np.where([column.depends_on("prices") for column in columns], known, np.nan)
-    return problem.read_parameters(
-        **{**{name: starts[name] for name in BLOCKS}, **given}, bounds={**dict.fromkeys(BLOCKS), **bounds}
-    )
+    return problem.read_parameters(**{**starts, **given}, bounds={**dict.fromkeys(BLOCKS), **bounds})

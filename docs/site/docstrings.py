@@ -31,7 +31,7 @@ GROUPS = {
     "Conduct": (
         ["Conduct", "Bertrand", "Cournot", "Mixed", "Monopoly", "PerfectCompetition", "Stackelberg", "TwoTier"]
         + ["ResalePriceMaintenance", "Bargaining", "RuleOfThumb", "ConstantMarkup", "conduct", "conditions"]
-        + ["PricedMarket"]
+        + ["PricedMarket", "Parameter"]
     ),
     "Micro data": ["MicroDataset", "MicroPart", "MicroMoment", "micro_moments", "SurveyMoments", "MicroLikelihood"],
     "Simulation and studies": (

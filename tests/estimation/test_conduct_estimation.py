@@ -180,8 +180,6 @@ def test_what_needs_price_setting_or_cannot_be_done_is_refused(tmp_path: Path) -
     results = at_truth("cournot")
     with pytest.raises(NotImplementedError, match="firms that set prices, but their conduct is Cournot"):
         results.compute_pricing_pressure(firm_ids={1: 0})
-    with pytest.raises(NotImplementedError, match="conduct Cournot are not supported on several devices"):
-        problem.shard(1)
     data = dict(problem.product_table.data)
     given = problem.product_formulations, data
     integration = blpjax.Integration("product", 3)
@@ -220,41 +218,3 @@ def test_results_are_saved_with_their_conduct(tmp_path: Path) -> None:
     again = blpjax.load(tmp_path / "results.zip")
     assert again.problem.conduct == results.problem.conduct
     ROUNDING.check(again.compute_costs(), results.compute_costs())
-
-
-@pytest.mark.slow
-def test_a_study_recovers_parameters_and_intervals_cover_them() -> None:
-    ids = blpjax.build_id_data(T=60, J=6, F=3)
-    panel = {name: ids[name].ravel() for name in ("market_ids", "firm_ids")}
-    N = panel["market_ids"].size
-    errors = {"xi_variance": 0.1, "omega_variance": 0.1, "correlation": 0.5}
-
-    def draw(generator: np.random.Generator) -> dict[str, np.ndarray]:
-        drawn = {"x": generator.uniform(size=N), "z": generator.uniform(size=N)}
-        rivals = blpjax.build_differentiation_instruments(F("0 + x + z"), panel | drawn, version="quadratic")
-        return drawn | {"demand_instruments": np.c_[rivals, drawn["z"]], "supply_instruments": rivals}
-
-    simulation = blpjax.Simulation(
-        (F("1 + prices + x"), F("0 + x"), F("1 + x + z")),
-        panel,
-        beta=[0.5, -2.0, 1.0],
-        sigma=[[2.0]],
-        gamma=[1.0, 0.3, 0.5],
-        integration=blpjax.Integration("product", 5),
-        seed=0,
-        conduct=blpjax.Cournot(),
-        **errors,
-    )
-    solved = simulation.replace_endogenous()
-    data = blpjax.data_to_dict(solved.product_data) | draw(np.random.default_rng(0))
-    chosen = {"data_generator": draw, "sigma": [[1.5]], "beta": [None, -1.5, None]}
-    problem = solved.to_problem(product_data=data)
-    summary = blpjax.MonteCarlo(simulation, problem=problem, seed=1, **errors, **chosen).run(100).summary()
-    assert summary["failures"].sum() == 0
-    assert summary["coverage"].between(0.88, 1.0).all(), summary["coverage"]
-    chance = summary["sd"] / np.sqrt(100)
-    assert (summary["bias"].abs() < 3.5 * chance).all(), summary["bias"] / chance
-    # costs of firms that set prices would be others
-    wrong = blpjax.Problem(problem.product_formulations, data, integration=blpjax.Integration("product", 5))
-    other = blpjax.MonteCarlo(simulation, problem=wrong, seed=1, **errors, **chosen).run(40).summary()
-    assert (other["bias"].abs() > 5 * other["sd"] / np.sqrt(40)).any()

@@ -140,11 +140,18 @@ def test_routines_on_the_host_can_display_their_progress(ours: Any, monkeypatch:
     assert sum(len(line) == 3 and line[0] == "5" for line in lines) == ours.T
 
 
+#: What `answering` calls: one function has one program, whatever it returns.
+ANSWERS: list[Callable[[Any], Any]] = []
+
+
+def answering(initial: Any, contraction: Any, callback: Any) -> Any:
+    return ANSWERS[-1](initial)
+
+
 def test_an_iteration_that_returns_its_start_has_not_converged(ours: Any) -> None:
+    ANSWERS.append(lambda initial: (initial, True))
     with pytest.warns(ConvergenceWarning, match="inversion of market shares made no further progress .* in 8 of 8"):
-        found = evaluate(
-            ours, blpjax, iteration=blpjax.Iteration(lambda initial, contraction, callback: (initial, True))
-        )
+        found = evaluate(ours, blpjax, iteration=blpjax.Iteration(answering))
     assert not found.converged and not found.fp_converged.any() and (found.fp_residuals > 0.01).all()
 
 
@@ -176,15 +183,17 @@ def test_values_that_are_returned_have_the_residuals_of_their_shares(ours: Any, 
 def test_what_a_custom_iteration_returns_is_checked(
     ours: Any, capfd: pytest.CaptureFixture[str], returned: Any, error: type[Exception], message: str
 ) -> None:
+    ANSWERS.append(lambda initial: returned)
     with pytest.raises(error, match=message) as raised:
-        evaluate(ours, blpjax, iteration=blpjax.Iteration(lambda initial, contraction, callback: returned))
+        evaluate(ours, blpjax, iteration=blpjax.Iteration(answering))
     assert raised.value.__cause__ is None and raised.value.__suppress_context__
     assert "pure_callback" not in capfd.readouterr().err
 
 
 def test_errors_of_a_custom_iteration_are_raised_as_they_are(ours: Any) -> None:
-    def interrupted(initial: Any, contraction: Any, callback: Any) -> Any:
+    def interrupted(initial: Any) -> Any:
         raise KeyboardInterrupt("by the user")
 
+    ANSWERS.append(interrupted)
     with pytest.raises(KeyboardInterrupt, match="by the user"):
-        evaluate(ours, blpjax, iteration=blpjax.Iteration(interrupted))
+        evaluate(ours, blpjax, iteration=blpjax.Iteration(answering))

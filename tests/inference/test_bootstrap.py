@@ -215,7 +215,8 @@ def test_standard_deviations_are_those_of_the_delta_method_with_xi_held(case: st
 
 def test_results_can_be_shown_and_turned_into_a_dictionary() -> None:
     ours = bootstrapped("linear costs")
-    assert set(ours.to_dict()) - set(bootstrapped("linear costs", pyblp).to_dict()) == {"bootstrapped_tau"}
+    more = set(ours.to_dict()) - set(bootstrapped("linear costs", pyblp).to_dict())
+    assert more == {"bootstrapped_tau", "bootstrapped_kappa"}
     assert ours.to_dict(["draws"]) == {"draws": DRAWS}
     with pytest.raises(AttributeError, match="theta"):
         ours.to_dict(["theta"])

@@ -14,12 +14,18 @@ from blpjax.objective.projections import orthonormal_basis, residuals_on
 from tests.support.designs import mostly_slow
 from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING
 
-N, M, K, P = 80, 4, 3, 2
+N, M, K, P, R = 80, 4, 3, 2, 3
+
+#: Adjustments for demand: none, for estimates from products, and for estimates from products and another sample.
+ADJUSTMENTS = ["none", "products", "all"]
 
 
 @functools.cache
 def data(seed: int = 0) -> dict[str, Any]:
-    """Costs of four models, cost shifters, instruments in odd units, slopes, influence functions and clusters."""
+    """Costs of four models, cost shifters, instruments in odd units, slopes, influence functions and clusters.
+
+    `errors` are influence functions of R errors of another sample.
+    """
     rng = np.random.default_rng(seed)
     shifters, Z = np.c_[np.ones(N), rng.normal(size=N)], rng.normal(size=(N, K)) * [1.0, 100.0, 0.01] + 1
     costs = (
@@ -29,27 +35,32 @@ def data(seed: int = 0) -> dict[str, Any]:
     )
     slopes, psi = rng.normal(size=(M, N, P)), rng.normal(size=(N, P))
     psi = psi - psi.mean(axis=0)
-    return {"W": shifters, "Z": Z, "c": costs, "slopes": slopes, "psi": psi, "ids": rng.integers(0, 12, N)}
+    known = {"W": shifters, "Z": Z, "c": costs, "slopes": slopes, "psi": psi, "ids": rng.integers(0, 12, N)}
+    return known | {"errors": 5 * rng.normal(size=(R, P))}
 
 
-def fit(adjust: bool = False, clusters: bool = False, **changes: Any) -> Fit:
+def fit(adjust: str = "none", clusters: bool = False, **changes: Any) -> Fit:
     known = data() | changes
     controls = orthonormal_basis(known["W"])
     return fit_models(
         residuals_on(controls, known["c"]),
         orthonormal_basis(known["Z"], controls),
-        list(known["slopes"]) if adjust else None,
-        known["psi"] if adjust else None,
+        None if adjust == "none" else list(known["slopes"]),
+        None if adjust == "none" else known["psi"],
         number_clusters(known["ids"]) if clusters else None,
+        known["errors"] if adjust == "all" else None,
     )
 
 
-def weighted_fit(w: np.ndarray, adjust: bool) -> np.ndarray:
-    """Q of all models in a sample in which observations count w times; estimates of demand follow the sample."""
+def weighted_fit(w: np.ndarray, adjust: str, moved: np.ndarray | float = 0.0) -> np.ndarray:
+    """Q of all models in a sample in which observations count w times; estimates of demand follow the sample.
+
+    They are `moved` (P,) by errors of another sample.
+    """
     known = data()
     c = known["c"]
-    if adjust:
-        c = c + np.einsum("mnp,p->nm", known["slopes"], w @ known["psi"] / w.sum())
+    if adjust != "none":
+        c = c + np.einsum("mnp,p->nm", known["slopes"], w @ known["psi"] / w.sum() + moved)
     root = np.sqrt(w)[:, None]
 
     def residuals(values: np.ndarray) -> np.ndarray:
@@ -63,8 +74,8 @@ def weighted_fit(w: np.ndarray, adjust: bool) -> np.ndarray:
 
 
 @pytest.mark.parametrize("clusters", [False, True])
-@pytest.mark.parametrize("adjust", [False, True])
-def test_variances_are_those_of_influence_functions(adjust: bool, clusters: bool) -> None:
+@pytest.mark.parametrize("adjust", ADJUSTMENTS)
+def test_variances_are_those_of_influence_functions(adjust: str, clusters: bool) -> None:
     """Which are derivatives of the fit when an observation counts a little more, regressions and demand included."""
     h, ones = 1e-5, np.ones(N)
     scores = np.array(
@@ -75,6 +86,9 @@ def test_variances_are_those_of_influence_functions(adjust: bool, clusters: bool
     )
     if clusters:
         scores = np.stack([scores[data()["ids"] == c].sum(axis=0) for c in range(12)])
+    if adjust == "all":
+        others = [weighted_fit(ones, adjust, h * e) - weighted_fit(ones, adjust, -h * e) for e in data()["errors"]]
+        scores = np.concatenate([scores, np.array(others) / (2 * h)])
     C = scores.T @ scores / N
     found, Q = fit(adjust, clusters), weighted_fit(ones, adjust)
     LINEAR_ALGEBRA.check(found.Q, Q)
@@ -87,8 +101,8 @@ def test_variances_are_those_of_influence_functions(adjust: bool, clusters: bool
 
 
 @pytest.mark.parametrize("clusters", [False, True])
-@pytest.mark.parametrize("adjust", [False, True])
-def test_effective_f_is_that_of_the_paper(adjust: bool, clusters: bool) -> None:
+@pytest.mark.parametrize("adjust", ADJUSTMENTS)
+def test_effective_f_is_that_of_the_paper(adjust: str, clusters: bool) -> None:
     """With the instruments themselves and the weighting matrix of two-stage least squares."""
     known = data()
     project = np.eye(N) - known["W"] @ np.linalg.pinv(known["W"])
@@ -98,11 +112,14 @@ def test_effective_f_is_that_of_the_paper(adjust: bool, clusters: bool) -> None:
     phi = []
     for m in range(M):
         part = (omega[:, m] - Z @ W @ g[:, m])[:, None] * Z
-        if adjust:
-            part = part + known["psi"] @ (Z.T @ known["slopes"][m] / N).T
+        B = Z.T @ known["slopes"][m] / N
+        if adjust != "none":
+            part = part + known["psi"] @ B.T
+        if clusters:
+            part = np.stack([part[known["ids"] == c].sum(axis=0) for c in range(12)])
+        if adjust == "all":
+            part = np.concatenate([part, known["errors"] @ B.T])
         phi.append(part @ W)
-    if clusters:
-        phi = [np.stack([part[known["ids"] == c].sum(axis=0) for c in range(12)]) for part in phi]
     found = fit(adjust, clusters)
     for i in range(M):
         for j in range(i):
@@ -117,12 +134,12 @@ def test_effective_f_is_that_of_the_paper(adjust: bool, clusters: bool) -> None:
 
 
 def test_units_mixtures_signs_and_order_do_not_matter() -> None:
-    known, before = data(), fit(True, True)
-    mixed = fit(True, True, Z=known["Z"] @ np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 50.0], [3.0, 0.0, -1.0]]) + 7.0)
-    scaled = fit(True, True, c=1000 * known["c"], slopes=1000 * known["slopes"])
-    more = fit(True, True, Z=np.c_[known["Z"], known["Z"].sum(axis=1)])  # the same span
+    known, before = data(), fit("all", True)
+    mixed = fit("all", True, Z=known["Z"] @ np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 50.0], [3.0, 0.0, -1.0]]) + 7.0)
+    scaled = fit("all", True, c=1000 * known["c"], slopes=1000 * known["slopes"])
+    more = fit("all", True, Z=np.c_[known["Z"], known["Z"].sum(axis=1)])  # the same span
     order = np.array([2, 0, 3, 1])
-    turned = fit(True, True, c=known["c"][:, order], slopes=known["slopes"][order])
+    turned = fit("all", True, c=known["c"][:, order], slopes=known["slopes"][order])
     for name in ("TRV", "F", "rho"):
         values = getattr(before, name)
         for other in (mixed, scaled, more):
@@ -137,12 +154,12 @@ def test_units_mixtures_signs_and_order_do_not_matter() -> None:
 
 def test_demand_that_is_certain_needs_no_adjustment() -> None:
     known, plain = data(), fit()
-    certain = fit(True, psi=0 * known["psi"])
-    flat = fit(True, slopes=0 * known["slopes"])
+    certain = fit("products", psi=0 * known["psi"])
+    flat = fit("products", slopes=0 * known["slopes"])
     for other in (certain, flat):
         LINEAR_ALGEBRA.check(other.TRV, plain.TRV)
         LINEAR_ALGEBRA.check(other.F, plain.F)
-    assert np.nanmax(np.abs(fit(True).TRV - plain.TRV)) > 0.01
+    assert np.nanmax(np.abs(fit("products").TRV - plain.TRV)) > 0.01
 
 
 def test_models_with_the_same_costs_have_no_test() -> None:
@@ -178,7 +195,7 @@ def test_clusters_of_several_kinds_correlate_what_shares_one() -> None:
     known, rng = data(), np.random.default_rng(4)
     ids = np.column_stack([known["ids"], rng.integers(0, 15, N)])
     share = (ids[:, None, :] == ids[None, :, :]).any(axis=2)
-    found, controls = fit(True, True, ids=ids), orthonormal_basis(known["W"])
+    found, controls = fit("products", True, ids=ids), orthonormal_basis(known["W"])
     omega = residuals_on(controls, known["c"])
     z = np.sqrt(N) * orthonormal_basis(known["Z"], controls)
     g = z.T @ omega / N
@@ -199,7 +216,7 @@ def test_clusters_of_several_kinds_correlate_what_shares_one() -> None:
 
 def test_p_values_are_running_maxima_of_simulated_ones() -> None:
     """Directly: correlated normal statistics of all pairs that are left, with another generator."""
-    found = fit(True)
+    found = fit("products")
     p_values, steps = confidence_set(found, seed=3)
     rng, left, highest = np.random.default_rng(99), list(range(M)), 0.0
     root = np.linalg.cholesky(found.C)

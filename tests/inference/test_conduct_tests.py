@@ -47,6 +47,17 @@ def estimated() -> Any:
     return logit()
 
 
+@functools.cache
+def surveyed() -> Any:
+    """Demand with tastes, to which a survey adds two micro moments."""
+    survey = blpjax.MicroDataset.everybody("survey", 300)
+    moments = [
+        blpjax.MicroMoment.mean(survey, "income * x", value=0.05),
+        blpjax.MicroMoment.mean(survey, "income", given="purchase", value=0.1),
+    ]
+    return CASES["demand alone"].solve(micro_moments=moments)
+
+
 def ask(results: Any = None, models: Any = None, **options: Any) -> Any:
     given = {"costs": COSTS, "instruments": RIVALS} | options
     return (estimated() if results is None else results).test_conduct(MODELS if models is None else models, **given)
@@ -61,13 +72,13 @@ def closed_form(table: pd.DataFrame, alpha: float) -> np.ndarray:
     return np.column_stack([1 / (1 - firm), 1 + firm / (1 - inside), 1 / (1 - inside)]) / -alpha
 
 
-def by_hand(costs: np.ndarray, slopes: Any = None, psi: Any = None, clustered: bool = False) -> Any:
+def by_hand(costs: np.ndarray, slopes: Any = None, psi: Any = None, clustered: bool = False, errors: Any = None) -> Any:
     """Statistics from costs (N, M)."""
     table = products()
     controls = orthonormal_basis(np.c_[np.ones(len(table)), table.w])
     basis = orthonormal_basis(table[["demand_instruments2", "demand_instruments3"]].to_numpy(), controls)
     clusters = number_clusters(table.clustering_ids.to_numpy()) if clustered else None
-    return fit_models(residuals_on(controls, costs), basis, slopes, psi, clusters)
+    return fit_models(residuals_on(controls, costs), basis, slopes, psi, clusters, errors)
 
 
 # --- what is tested ------------------------------------------------------------------------------------------------
@@ -105,18 +116,20 @@ def test_a_logit_has_the_statistics_of_its_closed_forms(costs_type: str, adjust:
 
 
 def test_influence_functions_have_the_covariances_of_estimates() -> None:
-    """Their products are the robust covariances that results report, after one step and with supply."""
-    for name in ("demand alone", "logit", "linear costs"):
-        results = solved(name)
-        psi = influence(results)
-        FIXED_PARAMETERS.check(psi.T @ psi / len(psi), results.parameter_covariances)
+    """Their products are the robust covariances that results report, after one step, with supply, and with a survey."""
+    for results in (*map(solved, ("demand alone", "logit", "linear costs")), surveyed()):
+        psi, errors = influence(results)
+        FIXED_PARAMETERS.check((psi.T @ psi + errors.T @ errors) / len(psi), results.parameter_covariances)
+        assert len(errors) == len(results.micro)
 
 
 @pytest.mark.slow
-def test_random_coefficients_adjust_by_differences_of_costs() -> None:
+@pytest.mark.parametrize("survey", [False, True])
+def test_random_coefficients_adjust_by_differences_of_costs(survey: bool) -> None:
     """Derivatives of costs by central differences of results at other parameters."""
-    results = solved("demand alone")
-    psi, layout, h, slopes = influence(results)[:, : len(results.theta)], results.layout, 1e-4, []
+    results = surveyed() if survey else solved("demand alone")
+    layout, h, slopes = results.layout, 1e-4, []
+    psi, errors = (part[:, : len(results.theta)] for part in influence(results))
     for p in range(len(results.theta)):
         sides = []
         for sign in (1, -1):
@@ -132,8 +145,10 @@ def test_random_coefficients_adjust_by_differences_of_costs() -> None:
         slopes.append((sides[0] - sides[1]) / (2 * h))
     costs = np.column_stack([results.compute_costs(conduct=model)[:, 0] for model in MODELS.values()])
     by_model = [np.column_stack([slope[:, m] for slope in slopes]) for m in range(len(MODELS))]
-    expected = by_hand(costs, by_model, psi, clustered=True)
+    expected = by_hand(costs, by_model, psi, True, errors)
     found = ask(results, se_type="clustered")
+    if survey:  # respondents' errors matter
+        assert (np.abs(by_hand(costs, by_model, psi, True).TRV - expected.TRV)[0, 1:] > 1e-3).all()
     for name in ("TRV", "F", "rho"):
         CENTRAL_DIFFERENCE.check(found.matrix(name), getattr(expected, name), name)
 
@@ -319,7 +334,21 @@ def test_own_models_do_not_know_rates_within_markets() -> None:
     ask(models=models, taxes=Taxes(ad_valorem=0.1))
 
 
+class More(blpjax.MomentBlock):
+    """Structural errors times a further instrument."""
+
+    instruments: Any
+
+    def residuals(self, point: Any) -> Any:
+        """Those of demand."""
+        return point.xi
+
+
 def test_results_without_influence_functions_ask_for_known_demand() -> None:
+    options = {"method": "1s", "optimization": Optimization("return")}
+    more = estimated().problem.solve(**options, moment_blocks=[More(products()[["y"]].to_numpy() ** 2)])
+    with pytest.raises(NotImplementedError, match="results with moment_blocks.* Use demand_adjustment=False"):
+        ask(more)
     dynamic = lags.build(blpjax, supply=False, random=False, markets=4)
     results = dynamic.solve(**lags.arguments(blpjax, "innovations", supply=False, random=False))
     with pytest.raises(NotImplementedError, match="moments of levels only. Use demand_adjustment=False"):

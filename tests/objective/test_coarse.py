@@ -11,6 +11,7 @@ import pytest
 import blpjax
 from blpjax.machine.sizes import coarse_size, pad_axes
 from blpjax.objective import coarse, programs
+from tests.support.designs import mostly_slow
 from tests.support.programs import compilations
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -71,11 +72,11 @@ def solve(formula: str = FORMULA, *, data: Any = None, nests: bool = True, **opt
     )
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"costs_type": "log", "nests": False, "costs_bounds": (0.1, 3.0)}, pytest.param({}, marks=pytest.mark.slow)],
-    ids=["log costs", "nests"],
-)
+#: Options of `solve`. Tests that use the same ones share their programs.
+DESIGNS = {"log costs": {"costs_type": "log", "nests": False, "costs_bounds": (0.1, 3.0)}, "nests": {}}
+
+
+@pytest.mark.parametrize("options", mostly_slow(DESIGNS, ["log costs"]))
 def test_coarse_objectives_have_the_same_numbers(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     found = solve(**options)
     monkeypatch.setattr(coarse, "SMALL", 0)
@@ -89,13 +90,14 @@ def test_coarse_objectives_have_the_same_numbers(options: dict[str, Any], monkey
     assert found.fp_converged.shape == exact.fp_converged.shape
 
 
-def test_changed_problems_find_their_programs() -> None:
-    solve()
+@pytest.mark.parametrize("options", mostly_slow(DESIGNS, ["log costs"]))
+def test_changed_problems_find_their_programs(options: dict[str, Any]) -> None:
+    solve(**options)
     with compilations() as compiled:
-        solve("1 + prices + x + I(x**2)")
-        solve(data=tables(seed=1))
-        solve(data=tables((6, 3, 5)))
-        solve(data=tables((4, 7, 5)), W_type="unadjusted")
+        solve("1 + prices + x + I(x**2)", **options)
+        solve(data=tables(seed=1), **options)
+        solve(data=tables((6, 3, 5)), **options)
+        solve(data=tables((4, 7, 5)), W_type="unadjusted", **options)
     assert compiled == []
 
 

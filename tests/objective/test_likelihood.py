@@ -459,6 +459,8 @@ def test_what_likelihoods_do_not_support_is_refused() -> None:
             solve(**{option: np.eye(2)})
     with pytest.raises(NotImplementedError, match="se_type is not supported"):
         solve(se_type="clustered")
+    with pytest.raises(NotImplementedError, match="kappa is not supported.*supply side needs GMM"):
+        solve(kappa=0.5)
     with pytest.raises(NotImplementedError, match="'prices' cannot be an element of theta"):
         solve(beta=[None, -1.0, None])
     with pytest.raises(NotImplementedError, match="sigma='auto' is not supported"):
@@ -505,7 +507,7 @@ def test_results_refuse_what_belongs_to_gmm() -> None:
     with pytest.raises(NotImplementedError, match="run_distance_test"):
         found.run_distance_test(found)
     models = {"Bertrand": blpjax.Bertrand(), "monopoly": blpjax.Monopoly()}
-    with pytest.raises(NotImplementedError, match="by likelihood. Use demand_adjustment=False"):
+    with pytest.raises(NotImplementedError, match="by likelihood: mean utilities.* Use demand_adjustment=False"):
         found.test_conduct(models, blpjax.Formulation("1"), blpjax.Formulation("0 + x"))
     with pytest.raises(NotImplementedError, match="project_fixed_effects"):
         found.project_fixed_effects(blpjax.Formulation("1"))

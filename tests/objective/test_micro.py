@@ -36,8 +36,9 @@ def income_x(t: Any, products: Any, agents: Any) -> np.ndarray:
     return np.outer(agents.demographics[:, 0], products.X2[:, 2])
 
 
-def moments(library: Any = blpjax, gradient: bool = True) -> list[Any]:
-    """A mean, and a ratio of two parts of a survey of some markets."""
+@cache
+def known_moments(library: Any, gradient: bool) -> tuple[Any, ...]:
+    """Made once: programs with other functions are others, also where these say the same."""
     markets = sorted(problem(library).unique_market_ids)[2:7]
     everybody = library.MicroDataset(
         "everybody",
@@ -47,7 +48,7 @@ def moments(library: Any = blpjax, gradient: bool = True) -> list[Any]:
     )
     top = part(lambda t, p, a: np.outer(a.demographics[:, 0], np.r_[0, np.ones(p.size)]), "top", everybody, library)
     bottom = part(lambda t, p, a: np.outer(a.nodes[:, 0] ** 2, np.r_[0.5, np.ones(p.size)]), "low", everybody, library)
-    return [
+    return (
         library.MicroMoment("mean", 0.1, part(income_x, "income x", None, library)),
         library.MicroMoment(
             "ratio",
@@ -56,7 +57,12 @@ def moments(library: Any = blpjax, gradient: bool = True) -> list[Any]:
             lambda v: v[0] / v[1],
             (lambda v: [1 / v[1], -v[0] / v[1] ** 2]) if gradient or library is pyblp else None,
         ),
-    ]
+    )
+
+
+def moments(library: Any = blpjax, gradient: bool = True) -> list[Any]:
+    """A mean, and a ratio of two parts of a survey of some markets."""
+    return list(known_moments(library, gradient))
 
 
 def solve(library: Any = blpjax, **options: Any) -> Any:

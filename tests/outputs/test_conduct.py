@@ -146,7 +146,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         results.compute_prices(conduct=conduct, iteration=blpjax.Iteration("hybr"))
     for make, kind, message in (
         (lambda: blpjax.Bertrand(3), TypeError, "ownership must be the name of a column"),
-        (lambda: blpjax.Bertrand(weights="x"), TypeError, "weights must be a known number, a mapping.*not estimated"),
+        (lambda: blpjax.Bertrand(weights="x"), TypeError, "weights must be a number, a mapping.*or a Parameter"),
         (lambda: blpjax.Bertrand(weights={3: 1.0}), ValueError, "pairs of owners such as"),
         (lambda: blpjax.Bargaining(power=0.0), ValueError, "power must be above zero"),
         (lambda: blpjax.RuleOfThumb(-1), ValueError, "phi must be above zero"),

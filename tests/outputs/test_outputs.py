@@ -18,6 +18,7 @@ from blpjax.machine.compilation import forget_programs
 from blpjax.outputs.labels import OutputTables
 from blpjax.outputs.outputs import Outputs
 from tests.support import joint
+from tests.support.designs import mostly_slow
 from tests.support.estimated import merged
 from tests.support.programs import compilations
 from tests.tolerances import DELTA, FIXED_PARAMETERS, ROUNDING
@@ -393,7 +394,11 @@ def test_loops_that_are_cut_short_are_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["linear costs", "log costs of shares, asymmetric ownership", "log(prices), unequal weights"]
+    "name",
+    mostly_slow(
+        ["linear costs", "log costs of shares, asymmetric ownership", "log(prices), unequal weights"],
+        ["log costs of shares, asymmetric ownership"],
+    ),
 )
 def test_routines_on_the_host_find_equilibrium_prices(name: str) -> None:
     ours, _ = solved(name)

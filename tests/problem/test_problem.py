@@ -463,7 +463,7 @@ def test_every_argument_of_pyblp_is_accepted_or_refused_by_name() -> None:
     import inspect
 
     theirs = set(inspect.signature(pyblp.Problem.solve).parameters)
-    ours = {"tau", "tau_bounds", "starts", "moment_blocks", "likelihood", "path"}
+    ours = {"tau", "tau_bounds", "starts", "moment_blocks", "likelihood", "path", "kappa", "kappa_bounds"}
     assert set(inspect.signature(Problem.solve).parameters) == theirs | ours
     theirs = set(inspect.signature(pyblp.Problem.__init__).parameters)
     assert set(inspect.signature(Problem.__init__).parameters) == theirs | {"conduct"}

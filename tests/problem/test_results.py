@@ -18,7 +18,7 @@ from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, FIXED_PARAMETERS, LINEAR
 #: Wall-clock times and counters of loops that are programmed differently.
 NOT_COMPARED = re.compile("time$|time_$|fp_iterations|contraction_evaluations|labels|bounds")
 #: What PyBLP's results lack.
-EXTRAS = {"parameter_labels", "tau"}
+EXTRAS = {"parameter_labels", "tau", "kappa", "kappa_se", "kappa_bounds", "kappa_labels"}
 #: One program for all inversions of these tests.
 SQUAREM = blpjax.Iteration("squarem", {"atol": 1e-14})
 MARKETS = [None, "m002", "m004"]

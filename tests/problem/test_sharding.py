@@ -21,7 +21,7 @@ from blpjax.economy.sharding import shard_economy
 from blpjax.machine.placement import Placement, build_placement
 from blpjax.studies.monte_carlo import MonteCarlo
 from tests.support import joint
-from tests.support.sharded_problem import ATTRIBUTES, MICRO
+from tests.support.sharded_problem import ATTRIBUTES, CONDUCT, MICRO
 from tests.support.study_design import MOMENTS, F, design
 from tests.tolerances import SHARDED
 
@@ -52,7 +52,7 @@ def run_programs(commands: Sequence[Sequence[str]], directory: Path, devices: in
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(PROGRAM.parents[2]),
     }
     logs = [directory / f"log{i}.txt" for i in range(len(commands))]
@@ -100,6 +100,14 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 @pytest.mark.parametrize("name", [*OUTPUTS, "instruments", "first_step"])
 def test_eight_devices_agree_with_one(eight_devices: Any, name: str) -> None:
     SHARDED.check(eight_devices[f"several_{name}"], eight_devices[f"one_{name}"])
+
+
+@pytest.mark.slow
+def test_several_devices_agree_with_one_where_firms_set_quantities(tmp_path: Path) -> None:
+    run_programs([[str(tmp_path / "found.npz"), "conduct"]], tmp_path, devices=2)
+    found = np.load(tmp_path / "found.npz")
+    for name in CONDUCT:
+        SHARDED.check(found[f"several_{name}"], found[f"one_{name}"], name)
 
 
 @pytest.mark.slow

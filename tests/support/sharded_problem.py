@@ -3,6 +3,7 @@
 A program of its own, because JAX's devices and processes are decided before it starts:
 
     python tests/support/sharded_problem.py OUTPUT                    solves it on one device, too
+    python tests/support/sharded_problem.py OUTPUT conduct            likewise where firms set quantities
     python tests/support/sharded_problem.py OUTPUT ADDRESS COUNT RANK is one of COUNT processes
 """
 
@@ -42,12 +43,16 @@ MICRO = ("micro", "micro_covariances", "micro_by_theta_jacobian", "gradient")
 STARTS: dict[str, Any] = {"sigma": np.diag([0.4, 0.6]), "pi": [[0.3], [0.0]], "beta": [None, -2.0, None, None]}
 
 
-def build() -> tuple[Any, Any, Any]:
+#: What depends on how firms compete, where they do not set prices.
+CONDUCT = ("tilde_costs", "gradient", "gamma_se", "kappa_se", "prices")
+
+
+def build(**options: Any) -> tuple[Any, Any, Any]:
     """Return a problem with unequal markets in two buckets, four and eight, and its tables."""
     blpjax.economy.buckets.WORTHWHILE_PAIRS = 0
     joint.PRODUCTS, joint.AGENTS = (8, 7, 3, 8, 8, 3), (12, 11, 12, 12, 12, 12)
     products, agents = joint.tables(markets=12)
-    return joint.Model().build(blpjax, products, agents), products, agents
+    return joint.Model(options=options).build(blpjax, products, agents), products, agents
 
 
 def solve(problem: Any, products: Any) -> tuple[Any, dict[str, np.ndarray]]:
@@ -73,6 +78,25 @@ def solve(problem: Any, products: Any) -> tuple[Any, dict[str, np.ndarray]]:
     micro = problem.solve(**STARTS, method="1s", **options)
     found |= {name: getattr(micro, name) for name in MICRO} | {"micro_again": micro.compute_micro_values(moments)}
     return results, found
+
+
+def solve_with_conduct(problem: Any) -> dict[str, np.ndarray]:
+    """What depends on conduct, at the starting values."""
+    options = {"optimization": blpjax.Optimization("return"), "check_optimality": "gradient"}
+    results = problem.solve(**STARTS, kappa=0.2, method="1s", **options)
+    found = {name: getattr(results, name) for name in CONDUCT[:-1]}
+    return found | {"prices": results.compute_prices(costs=results.compute_costs() + 0.1)}
+
+
+def compete_on_devices(output: str) -> None:
+    """One process, and firms that set quantities."""
+    problem, _, _ = build(conduct=blpjax.Cournot(weights=blpjax.Parameter("weight")))
+    one, several = solve_with_conduct(problem), solve_with_conduct(problem.shard())
+    np.savez(
+        output,
+        **{f"one_{name}": values for name, values in one.items()},
+        **{f"several_{name}": values for name, values in several.items()},
+    )
 
 
 def on_devices(output: str) -> None:
@@ -135,5 +159,7 @@ if __name__ == "__main__":
     blpjax.options.verbose = False
     if len(sys.argv) == 2:
         on_devices(sys.argv[1])
+    elif sys.argv[2:] == ["conduct"]:
+        compete_on_devices(sys.argv[1])
     else:
         in_process(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

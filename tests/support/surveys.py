@@ -44,14 +44,14 @@ class Small(NamedTuple):
             nodes=self.nodes,
             demographics=self.demographics,
             availability=self.availability,
-            nests=self.nests if nested else None,
+            nests=self.nests[:, None] if nested else None,
         )
 
     def markets(self, nested: bool) -> Markets:
         """As users' functions get them."""
         products, agents = structure({"X2": self.X2}, 8), {"weights": self.weights, "nodes": self.nodes}
         shown = {"demographics": self.demographics, "availability": self.availability}
-        nests = self.nests if nested else None
+        nests = self.nests[:, None] if nested else None
         return Markets(products, structure({**agents, **shown}, 7), self.products, self.agents.rows, self.groups, nests)
 
     def probabilities(
