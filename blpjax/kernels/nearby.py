@@ -88,7 +88,7 @@ def _conditions(
     # the largest utility at the start keeps exponentials in bounds, unless prices move so far that there is no hope
     base, none, weighted = V - largest[None, :], jnp.exp(-largest), alpha * point.weights[None, :]
     diagonal = own_share(owned)
-    firm = owned.members.argmax(axis=1) if isinstance(owned, Firms) else None
+    members = owned.members if isinstance(owned, Firms) else None
 
     def conditions(prices: Array) -> _Conditions:
         E = point.availability * jnp.exp(base + alpha * (prices - start)[:, None])
@@ -96,10 +96,11 @@ def _conditions(
         P, eta = E / total[None, :], prices - costs
         R = P * weighted
         shares, scale = P @ point.weights, R.sum(axis=1)
-        if firm is None:
+        if members is None:
             through = ((R @ P.T) * owned) @ eta
         else:
-            earned = jax.ops.segment_sum(eta[:, None] * P, firm, owned.members.shape[1])  # by firm and agent
+            firm = members.argmax(axis=1)
+            earned = jax.ops.segment_sum(eta[:, None] * P, firm, members.shape[1])  # by firm and agent
             through = (R * earned[firm]).sum(axis=1)
         gradient = jnp.where(present, shares - through + scale * diagonal * eta, 0.0)
         usable = scale * diagonal != 0

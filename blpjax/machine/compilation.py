@@ -35,9 +35,6 @@ READ_EVENT = "/blpjax/programs/read"
 #: Programs of arguments with at most so many numbers are compiled with least effort: they take some milliseconds then.
 _SMALL = 2**15
 
-#: Derivatives and maps of programs are taken to have so many times as many numbers.
-_TIMES = 16
-
 #: The option that has XLA use its older emitters on CPUs; nothing where this version of XLA does not know it.
 _EMITTERS = {"xla_cpu_use_fusion_emitters": False}
 
@@ -120,12 +117,11 @@ class Program:
         new = key not in self._differentiated
         self._differentiated.add(key)
         with self._announced(arrays, "derivatives or maps of ") if new else contextlib.nullcontext():
-            effort = self._effort_for(arrays, _TIMES)
+            effort = self._effort_for(arrays, 16)  # maps have many times as many numbers
             return _with_options_known(lambda: self._jitted(effort, bool(_EMITTERS))(*arguments, **options))
 
     def _effort_for(self, arrays: Sequence[Any] | None, times: int = 1) -> int:
-        small = arrays is not None and times * sum(array.size for array in arrays) <= _SMALL
-        return 0 if small else self.effort
+        return 0 if arrays is not None and times * sum(array.size for array in arrays) <= _SMALL else self.effort
 
     def _announced(self, shapes: Sequence[Any], which: str = "") -> Any:
         return announced(which + self.what, shapes, program_store() is not None)

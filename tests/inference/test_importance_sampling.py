@@ -173,7 +173,7 @@ def test_counterfactuals_are_those_of_sampled_agents(results: tuple[Any, Any]) -
         for library, result in zip((blpjax, pyblp), results, strict=True)
     ]
     firms = found[0].problem.products.firm_ids[:, 0]
-    merged = np.where(firms == firms[-1], firms[0], firms)
+    merged = np.where(firms == np.unique(firms)[1], firms.min(), firms)
     with joint.quiet():
         outcome = found[0].counterfactual(firm_ids=merged, standard_errors=True)
         costs = found[1].compute_costs()

@@ -207,7 +207,7 @@ def test_outputs_at_each_draw(results: Any, found: Any, tmp_path: Path) -> None:
 def test_counterfactuals_have_intervals_over_estimates(results: Any, found: Any) -> None:
     """The middle is at the estimates, and each draw is what the model at that draw's parameters says."""
     firms = results.problem.products.firm_ids[:, 0]
-    merged = {"firm_ids": np.where(firms == firms[-1], firms[0], firms)}
+    merged = {"firm_ids": np.where(firms == np.unique(firms)[1], firms.min(), firms)}
     with joint.quiet():
         bootstrapped, point = found.to_bootstrapped(), results.counterfactual(**merged)
         outcome = bootstrapped.counterfactual(**merged)
