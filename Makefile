@@ -58,4 +58,5 @@ $(INSTALLED): pyproject.toml
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 		{ $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
 	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'
+	$(RUN) -m compileall -q blpjax  # pip does so only for what is not editable, and PYTHONDONTWRITEBYTECODE forbids it later
 	@touch $@

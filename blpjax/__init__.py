@@ -10,13 +10,16 @@ import importlib as _importlib
 import importlib.util as _importlib_util
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-import jax as _jax
+from blpjax.machine.garbage import uncollected as _uncollected
 
-_jax.config.update("jax_enable_x64", True)
+with _uncollected(lasting=True):
+    import jax as _jax
 
-from blpjax import exceptions, options  # noqa: E402
-from blpjax.machine import caches as _caches  # noqa: E402
-from blpjax.machine import lapack as _lapack  # noqa: E402
+    _jax.config.update("jax_enable_x64", True)
+
+    from blpjax import exceptions, options
+    from blpjax.machine import caches as _caches
+    from blpjax.machine import lapack as _lapack
 
 _caches.configure_cache()
 _lapack.limit_lapack_threads()
@@ -233,7 +236,8 @@ if not _TYPE_CHECKING:  # where checkers would take it for a promise of any attr
         if name in ("data", "plots"):
             return _importlib.import_module(f"blpjax.{name}")
         if name in _MODULES:
-            value = getattr(_importlib.import_module(_MODULES[name]), name)
+            with _uncollected(lasting=True):
+                value = getattr(_importlib.import_module(_MODULES[name]), name)
             globals()[name] = value
             return value
         raise AttributeError(f"module 'blpjax' has no attribute {name!r}")

@@ -32,8 +32,8 @@ from blpjax.model.model import Model
 from blpjax.model.parameters import BLOCKS, Coefficients
 from blpjax.outputs.counterfactual import CounterfactualMethods
 from blpjax.outputs.labels import OutputTables
-from blpjax.outputs.outcome import OutcomeSource
 from blpjax.outputs.query import Given, Output, read_iteration
+from blpjax.outputs.sources import OutcomeSource
 from blpjax.reporting import report
 from blpjax.reporting.tables import Part, one_row_table
 from blpjax.values import read_flag, read_seed

@@ -3,7 +3,6 @@
 import contextlib
 import enum
 import functools
-import gc
 import os
 import time
 import weakref
@@ -24,6 +23,7 @@ from blpjax.exceptions import SizeError
 from blpjax.machine.announcements import announced
 from blpjax.machine.caches import VARIABLE, cache_directory
 from blpjax.machine.forks import check_process
+from blpjax.machine.garbage import uncollected
 from blpjax.machine.host_routines import raising_errors
 from blpjax.machine.interrupts import WaitingInterrupts
 from blpjax.machine.memory import require_memory
@@ -229,7 +229,7 @@ class Program:
         self, flat: Callable[..., Any], shapes: Sequence[jax.ShapeDtypeStruct], effort: int, store: Store | None
     ) -> tuple[Any, list[str]] | None:
         """The compiled function, and what was read from JAX's own cache; None where it calls functions of Python."""
-        with _uncollected():
+        with uncollected():
             traced = jax.jit(flat).trace(*shapes)
         if calls_back(traced.jaxpr.jaxpr):
             return None  # executables hold addresses of this process's functions
@@ -459,18 +459,6 @@ def _unwritten(really: bool) -> Iterator[list[str]]:
     finally:
         jax.monitoring.unregister_event_listener(listen)
         jax.config.update(name, before)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Where a program is traced: nothing of the many small objects is garbage, and looking for some takes a fifth."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def settings() -> tuple[Any, ...]:

@@ -230,6 +230,8 @@ def _surroundings() -> bytes:
     ]
     digest = hashlib.sha256("\0".join(known).encode())
     root = Path(__file__).parents[1]
-    for file in sorted(root.rglob("*.py")):
-        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    for file in sorted(map(str, root.rglob("*.py"))):
+        digest.update(file[len(str(root)) :].encode() + b"\0")
+        with open(file, "rb") as source:
+            digest.update(source.read())
     return digest.digest()

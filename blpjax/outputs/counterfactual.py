@@ -1,10 +1,12 @@
 """Counterfactuals in one call: what markets would look like after a merger, a tax, or another change."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blpjax.iteration import Iteration
-from blpjax.outputs.outcome import Counterfactual, OutcomeSource, solve_counterfactual
-from blpjax.outputs.some_markets import SomeMarkets
+from blpjax.outputs.sources import OutcomeSource
+
+if TYPE_CHECKING:
+    from blpjax.outputs.outcome import Counterfactual
 
 
 class CounterfactualMethods(OutcomeSource):
@@ -31,7 +33,7 @@ class CounterfactualMethods(OutcomeSource):
         check: bool = False,
         starts: Any = None,
         conduct: Any = None,
-    ) -> Counterfactual:
+    ) -> "Counterfactual":
         """What prices, shares, profits and surplus would be if something changed. Nothing else does.
 
         The point of comparison is the observed one, with observed prices and shares and the costs that they imply.
@@ -83,6 +85,8 @@ class CounterfactualMethods(OutcomeSource):
         ConvergenceWarning
             With ``error_behavior='warn'``, likewise.
         """
+        from blpjax.outputs.outcome import solve_counterfactual  # imports much that only counterfactuals need
+
         given: dict[str, Any] = {"firm_ids": firm_ids, "ownership": ownership, "costs": costs, "set": set}
         given |= {"drop": drop, "add": add, "hold": hold, "prices": prices, "taxes": taxes}
         given |= {"iteration": iteration, "constant_costs": constant_costs, "conduct": conduct}
@@ -90,5 +94,7 @@ class CounterfactualMethods(OutcomeSource):
         if market_ids is not None:
             if add is not None:
                 raise NotImplementedError("market_ids is not supported with add, whose table has its own markets.")
+            from blpjax.outputs.some_markets import SomeMarkets
+
             source = SomeMarkets(self, market_ids)
         return solve_counterfactual(source, (), given, standard_errors, hold_fixed, error_behavior, check, starts)

@@ -26,9 +26,9 @@ from blpjax.model.owners import (
 from blpjax.model.scenario import starting_state
 from blpjax.outputs.changes import read_scenario
 from blpjax.outputs.consumer_taxes import nonlinear_in_prices
-from blpjax.outputs.outcome import OutcomeSource
 from blpjax.outputs.outcome_numbers import MARKET_COLUMNS, averaging, of_markets, read_market_weights
 from blpjax.outputs.query import read_iteration
+from blpjax.outputs.sources import OutcomeSource
 from blpjax.reporting.report import format_seconds
 
 #: Arguments that scenarios of a batch may have, and those that all of them may share.

@@ -18,7 +18,6 @@ from blpjax.exceptions import (
 )
 from blpjax.inputs.arguments import check_choice
 from blpjax.machine.announcements import said
-from blpjax.model.formulated import Formulated
 from blpjax.model.model import Model
 from blpjax.model.scenario import Scenario, State
 from blpjax.outputs.certified import (
@@ -44,24 +43,9 @@ from blpjax.outputs.outcome_numbers import (
 )
 from blpjax.outputs.outputs import Outputs
 from blpjax.outputs.query import Given, Output
+from blpjax.outputs.sources import OutcomeSource
 from blpjax.reporting.tables import Part, Shown
 from blpjax.values import read_flag
-
-
-class OutcomeSource(Outputs):
-    """Results whose counterfactuals there are."""
-
-    _hidden = Outputs._hidden | {"centre"}
-
-    @property
-    def formulated(self) -> Formulated:
-        """Tables and formulas, in which there may be new products."""
-        raise NotImplementedError
-
-    @property
-    def centre(self) -> "OutcomeSource":
-        """Results at one set of parameters: the estimates that draws are around."""
-        return self
 
 
 class Counterfactual(Shown):

@@ -10,7 +10,6 @@ from blpjax.inputs.arguments import check_choice
 from blpjax.kernels.arrays import AnyArray, namespace, solve_on_host, times, transposed
 from blpjax.kernels.linear_algebra import solve
 from blpjax.model.model import Model
-from blpjax.outputs.changes import read_firms
 from blpjax.outputs.counterfactual import CounterfactualMethods
 from blpjax.values import read_flag
 
@@ -69,6 +68,8 @@ class PressureMethods(CounterfactualMethods):
         TypeError
             When `simulate` or `standard_errors` is neither True nor False.
         """
+        from blpjax.outputs.changes import read_firms  # imports much that only counterfactuals need
+
         read_flag("simulate", simulate)
         read_flag("standard_errors", standard_errors)
         check_choice("hold_fixed", hold_fixed, ("shares", "xi"))

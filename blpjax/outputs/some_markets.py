@@ -11,8 +11,8 @@ from blpjax.economy.buckets import MarketIndex, index_markets
 from blpjax.economy.selection import select_markets
 from blpjax.model.model import Model
 from blpjax.outputs.labels import OutputTables
-from blpjax.outputs.outcome import OutcomeSource
 from blpjax.outputs.query import Given, Output
+from blpjax.outputs.sources import OutcomeSource
 
 
 class SomeMarkets(OutcomeSource):

@@ -9,7 +9,6 @@ import numpy as np
 from blpjax.kernels import conduct as conducts
 from blpjax.kernels.conduct import Conduct
 from blpjax.kernels.conduct_parameters import Parameter
-from blpjax.kernels.own_conduct import OwnConditions, OwnConduct
 from blpjax.kernels.priced_market import Owners
 
 State = dict[str, Any]
@@ -23,6 +22,8 @@ def conduct_state(conduct: Conduct) -> State:
     NotImplementedError
         When it is a user's function or class.
     """
+    from blpjax.kernels.own_conduct import OwnConditions, OwnConduct  # which problems without one do not need
+
     kind = type(conduct)
     if isinstance(conduct, OwnConduct | OwnConditions) or getattr(conducts, kind.__name__, None) is not kind:
         raise NotImplementedError(

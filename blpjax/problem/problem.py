@@ -34,9 +34,7 @@ from blpjax.objective.absorption import build_projection
 from blpjax.objective.blocks import MomentBlock
 from blpjax.objective.data import ModelData
 from blpjax.objective.dynamics import MomentTypes, MovingStep, check_phi, check_step, instrument_rank
-from blpjax.objective.functions import ModelFunctions
 from blpjax.objective.moments import GMM
-from blpjax.objective.simulation_error import AgentSamples, simulation_covariances
 from blpjax.objective.structure import Specification, StructuralModel, concentrated_columns
 from blpjax.optimize.optimize import Optimization, OptimizationStatus
 from blpjax.problem.data import DataHolder
@@ -47,6 +45,7 @@ from blpjax.values import read_flag
 
 if TYPE_CHECKING:
     from blpjax.inference.iia import IIATest
+    from blpjax.objective.functions import ModelFunctions
 
 
 class Problem(DataHolder, Picklable):
@@ -332,6 +331,8 @@ class Problem(DataHolder, Picklable):
         micro = read_micro(self.data, micro_moments, micro_sample_covariances, parameters)
         simulate = None
         if resample_agent_data is not None:
+            from blpjax.objective.simulation_error import AgentSamples, simulation_covariances
+
             samples = AgentSamples(resample_agent_data, self.data, options.weights_tol, micro.with_agents)
             simulate = partial(simulation_covariances, samples, self.market_index.ids)
         data = self._data_of_moments(
@@ -573,7 +574,7 @@ class Problem(DataHolder, Picklable):
         demand_moment_types: str | Sequence[tuple[str, int]] = "levels",
         supply_moment_types: str | Sequence[tuple[str, int]] = "levels",
         moment_blocks: Sequence[MomentBlock] = (),
-    ) -> ModelFunctions:
+    ) -> "ModelFunctions":
         """The model as compiled, differentiable functions of theta, for other optimisers and samplers.
 
         Parameters are those of `solve`: zeros fix elements of the parameters, W (M, M) is the weighting matrix (by
@@ -587,6 +588,8 @@ class Problem(DataHolder, Picklable):
         chosen = Iteration() if iteration is None else iteration
         specification = Specification(parameters.layout, chosen.fixed_point)
         weights = self._read_weights(W, data)
+        from blpjax.objective.functions import ModelFunctions
+
         return ModelFunctions(
             minimand=self._objective(specification, parameters, chosen, data, weights, scale_objective),
             characteristics=self.characteristics,

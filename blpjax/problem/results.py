@@ -5,7 +5,7 @@ It has more than 500 lines because methods document all that can be given to the
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,7 @@ import pandas as pd
 from blpjax import options
 from blpjax.economy.buckets import AgentsInEconomy
 from blpjax.estimation.estimates import SolvedProblem
-from blpjax.inference.bootstrap import BootstrappedResults, bootstrap_results
-from blpjax.inference.delta_method import apply_delta_method
 from blpjax.inference.diagnostics import DiagnosticMethods
-from blpjax.inference.fixed_effects import FixedEffectProjection, StepEstimates, Weighting, project_fixed_effects
-from blpjax.inference.importance_sampling import ImportanceSamplingResults, importance_sampling
-from blpjax.inference.optimal_instruments import OptimalInstrumentResults, compute_optimal_instruments
-from blpjax.inference.reestimation_results import ReestimationResults
 from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.micro import MicroMoment
@@ -39,6 +33,13 @@ from blpjax.problem.state import Step, read_step, step_state
 from blpjax.reporting.micro import micro_frame, parts_frame
 from blpjax.reporting.tables import Part
 from blpjax.values import read_flag
+
+if TYPE_CHECKING:  # what methods import when they are called
+    from blpjax.inference.bootstrap import BootstrappedResults
+    from blpjax.inference.fixed_effects import FixedEffectProjection, Weighting
+    from blpjax.inference.importance_sampling import ImportanceSamplingResults
+    from blpjax.inference.optimal_instruments import OptimalInstrumentResults
+    from blpjax.inference.reestimation_results import ReestimationResults
 
 
 class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable):
@@ -215,6 +216,8 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         ConvergenceWarning
             With ``hold='xi'``, naming markets in which no equilibrium was found at the estimates.
         """
+        from blpjax.inference.delta_method import apply_delta_method
+
         found = apply_delta_method(self, function, hold, iteration, constant_costs)
         return found.to_frame() if read_flag("as_frame", as_frame) else found
 
@@ -224,7 +227,7 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         seed: int | None = None,
         iteration: Iteration | None = None,
         constant_costs: bool = True,
-    ) -> BootstrappedResults:
+    ) -> "BootstrappedResults":
         """Parametric bootstrap: results at parameters drawn from their asymptotic distribution.
 
         All `parameters` are drawn from the normal distribution with covariances ``parameter_covariances / N`` and
@@ -254,6 +257,8 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         ConvergenceWarning
             Naming draws and markets for which no equilibrium was found. Results are NaN there.
         """
+        from blpjax.inference.bootstrap import bootstrap_results
+
         return bootstrap_results(self, draws, seed, iteration, constant_costs)
 
     def reestimate(
@@ -268,7 +273,7 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         path: str | os.PathLike[str] | None = None,
         executor: Any = None,
         memory: int | None = None,
-    ) -> ReestimationResults:
+    ) -> "ReestimationResults":
         """Bootstrap by re-estimation: estimates from samples of markets or clusters drawn with replacement.
 
         Unlike `bootstrap`, which draws parameters from their asymptotic normal distribution, this repeats the
@@ -343,7 +348,7 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         expected_prices: Any = None,
         iteration: Iteration | None = None,
         constant_costs: bool = True,
-    ) -> OptimalInstrumentResults:
+    ) -> "OptimalInstrumentResults":
         r"""Feasible optimal instruments for theta (Amemiya 1977, Chamberlain 1987).
 
         These are expected Jacobians of structural errors, given exogenous variables, times the inverse of the errors'
@@ -389,6 +394,8 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         IdentificationWarning
             When there are covariance instruments, which are not optimised, or moments of innovations.
         """
+        from blpjax.inference.optimal_instruments import compute_optimal_instruments
+
         return compute_optimal_instruments(self, method, draws, seed, expected_prices, iteration, constant_costs)
 
     def importance_sampling(
@@ -399,7 +406,7 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         agent_data: Any = None,
         integration: Integration | None = None,
         delta: Any = None,
-    ) -> ImportanceSamplingResults:
+    ) -> "ImportanceSamplingResults":
         r"""Draw agents who are likely to buy, with weights that undo this (Berry, Levinsohn and Pakes 1995).
 
         A candidate i in market t is accepted with probability :math:`(1 - s_{i0t}) / M`, where :math:`1 - s_{i0t}` is
@@ -427,11 +434,13 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         DataError
             When candidates cannot be used, or fewer than `draws` are accepted in a market, which the message names.
         """
+        from blpjax.inference.importance_sampling import importance_sampling
+
         return importance_sampling(self, draws, ar_constant, seed, agent_data, integration, delta)
 
     def project_fixed_effects(
-        self, formulation: Formulation, product_data: Any = None, weighting: Weighting = "gls"
-    ) -> FixedEffectProjection:
+        self, formulation: Formulation, product_data: Any = None, weighting: "Weighting" = "gls"
+    ) -> "FixedEffectProjection":
         r"""Tastes for characteristics that absorbed fixed effects contain (Nevo 2000, 2001; Chamberlain 1982).
 
         The fixed effects d of G products, say, are projected on characteristics X that do not vary within products,
@@ -470,6 +479,8 @@ class ProblemResults(DiagnosticMethods, PressureMethods, MicroMethods, Picklable
         NotImplementedError
             With fixed effects in several dimensions, and for results with `micro_moments` or `moment_blocks`.
         """
+        from blpjax.inference.fixed_effects import StepEstimates, project_fixed_effects
+
         evaluation, layout = self._result.outcome.evaluation, self._options.parameters.layout
         data = self.problem.data.model_data
         if self.moments.size != data.size:

@@ -27,7 +27,6 @@ from blpjax.model.parameters import BlockBounds, Bounds, Coefficients, Labels, P
 from blpjax.objective import iv
 from blpjax.objective.dynamics import MomentTypes
 from blpjax.objective.inference import CovarianceTypes, StepSummary
-from blpjax.objective.likelihood import LikelihoodEvaluation
 from blpjax.objective.moments import Evaluation
 from blpjax.objective.problem_data import ProblemData, Tolerances, build_problem_data
 from blpjax.objective.structure import Costs
@@ -216,6 +215,14 @@ def _read_types(state: State) -> CovarianceTypes:
     return types._replace(n_clusters=tuple(types.n_clusters)) if isinstance(types.n_clusters, list) else types
 
 
+def _evaluation_class(evaluation: State) -> type[Any]:
+    if "hessian" not in evaluation:
+        return Evaluation
+    from blpjax.objective.likelihood import LikelihoodEvaluation  # imports much that only likelihoods need
+
+    return LikelihoodEvaluation
+
+
 def _read_result(state: State) -> StepResult:
     outcome, summary = state["outcome"], state["summary"]
     evaluation = outcome["evaluation"]
@@ -228,7 +235,7 @@ def _read_result(state: State) -> StepResult:
                     **outcome,
                     "status": OptimizationStatus(outcome["status"]),
                     "evaluation": _read_module(
-                        LikelihoodEvaluation if "hessian" in evaluation else Evaluation,
+                        _evaluation_class(evaluation),
                         evaluation,
                         inversion=_read_module(Inversion, evaluation["inversion"]),
                         costs=None if evaluation["costs"] is None else _read_module(Costs, evaluation["costs"]),

@@ -334,8 +334,6 @@ def test_what_cannot_be_estimated_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"has parameters \('weight'\), which only the conduct of Problem and Sim"):
             compute()
-    with pytest.raises(NotImplementedError, match="conduct Bertrand with parameters are not supported on several"):
-        problem.shard(1)
     bargaining = Design(DESIGNS["power"].conduct, [0.0])
     with pytest.raises(ValueError, match="kappa must not be zero for 'power', which has to be positive"):
         bargaining.simulation(30)
