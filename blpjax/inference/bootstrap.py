@@ -212,7 +212,9 @@ def results_at(
 
     arrays = jax.device_put(coefficients)
     count = len(arrays.beta)
-    found = map_lanes(jax.vmap(solve), arrays, lanes(base.economy, elements=loop_elements()))
+    # loops for prices run in groups of their own, see `blpjax.kernels.lanes`
+    elements = loop_elements() if hold == "shares" else None
+    found = map_lanes(jax.vmap(solve), arrays, lanes(base.economy, elements=elements))
     loops = found.loops
     if loops is None:
         loops = no_loops(count, len(results.problem.data.market_index.ids))

@@ -19,6 +19,7 @@ from blpjax.kernels.conduct import Conduct
 from blpjax.kernels.equilibrium import CostsAt, own_slopes
 from blpjax.kernels.fixed_point import FixedPoint, Image, NewtonPoint, iterate, newton, safeguarded
 from blpjax.kernels.implicit import implicit
+from blpjax.kernels.lanes import solve_lanes
 from blpjax.kernels.linear_algebra import solve
 from blpjax.kernels.priced_market import PricedMarket
 
@@ -73,7 +74,7 @@ def solve_conduct_prices(
         returned = iterate(method, lambda prices: prices, market.prices, limits)
         gap = jax.lax.stop_gradient(_size(_gap(market.prices, game), market.prices))
         return eqx.tree_at(lambda f: f.residual, returned, gap)
-    return implicit(partial(_solve, method), _residual, _solve_slopes, game, limits)
+    return implicit(partial(_solve_lanes, method), _residual, _solve_slopes, game, limits)
 
 
 def conduct_passthrough(conduct: Conduct, market: PricedMarket) -> Float[Array, "J J"]:
@@ -118,6 +119,11 @@ def _slopes(prices: Array, game: _Game) -> Array:
 
 def _solve_slopes(prices: Array, right: Array, game: _Game, limits: FixedPointLimits) -> Array:
     return solve(_slopes(prices, game), right)
+
+
+def _solve_lanes(method: FixedPointMethod, game: _Game, limits: FixedPointLimits) -> FixedPoint:
+    agents = jax.eval_shape(game.market.point).weights.size
+    return solve_lanes(partial(_solve, method), game, limits, game.market.prices.size * agents)
 
 
 def _solve(method: FixedPointMethod, game: _Game, limits: FixedPointLimits) -> FixedPoint:

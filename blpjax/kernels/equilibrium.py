@@ -22,6 +22,7 @@ from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.kernels.demand import DemandAt, DemandPoint, demand_hessian, demand_with_curvature
 from blpjax.kernels.fixed_point import FixedPoint, Image, NewtonPoint, iterate, newton, safeguarded
 from blpjax.kernels.implicit import implicit
+from blpjax.kernels.lanes import solve_lanes
 from blpjax.kernels.linear_algebra import solve
 from blpjax.kernels.markups import (
     Owned,
@@ -92,7 +93,7 @@ def solve_prices(
         returned = iterate(method, lambda prices: prices, start, limits)
         gap = jax.lax.stop_gradient(jnp.abs(_residual(start, game, start, limits)).max(initial=0.0))
         return eqx.tree_at(lambda f: f.residual, returned, gap)
-    return implicit(partial(_solve, method), _residual, _solve_jacobian, game, start, limits)
+    return implicit(partial(_solve_lanes, method), _residual, _solve_jacobian, game, start, limits)
 
 
 def first_order_conditions(
@@ -197,7 +198,16 @@ def _conditions(point: DemandPoint, owned: Owned, prices: Array, costs: Array) -
     return _Conditions(gradient, jnp.where(point.present, step, 0.0))
 
 
-def _solve(method: FixedPointMethod, game: _Game, start: Array, limits: FixedPointLimits) -> FixedPoint:
+def _solve_lanes(method: FixedPointMethod, game: _Game, start: Array, limits: FixedPointLimits) -> FixedPoint:
+    if method.host is not None:
+        return _solve(method, (game, start), limits)
+    agents = jax.eval_shape(game.demand, start).weights.size
+    return solve_lanes(partial(_solve, method), (game, start), limits, start.size * agents)
+
+
+def _solve(method: FixedPointMethod, arguments: tuple[_Game, Array], limits: FixedPointLimits) -> FixedPoint:
+    game, start = arguments
+
     def conditions(prices: Array) -> _Conditions:
         return game.conditions(game.demand(prices), prices)
 

@@ -117,10 +117,11 @@ class Program:
         new = key not in self._differentiated
         self._differentiated.add(key)
         with self._announced(arrays, "derivatives or maps of ") if new else contextlib.nullcontext():
-            return self._nested(*arguments, **options)
+            effort = self._effort_for(arrays, 16)  # maps have many times as many numbers
+            return _with_options_known(lambda: self._jitted(effort, bool(_EMITTERS))(*arguments, **options))
 
-    def _effort_for(self, arrays: Sequence[Any] | None) -> int:
-        return 0 if arrays is not None and sum(array.size for array in arrays) <= _SMALL else self.effort
+    def _effort_for(self, arrays: Sequence[Any] | None, times: int = 1) -> int:
+        return 0 if arrays is not None and times * sum(array.size for array in arrays) <= _SMALL else self.effort
 
     def _announced(self, shapes: Sequence[Any], which: str = "") -> Any:
         return announced(which + self.what, shapes, program_store() is not None)

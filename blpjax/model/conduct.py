@@ -5,7 +5,6 @@ from jaxtyping import Array, Bool, Float
 
 from blpjax.economy.conduct import ConductData, MarketData, in_market
 from blpjax.economy.loops import Loops, gather_loops
-from blpjax.economy.mapping import loop_elements
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.arrays import AnyArray
 from blpjax.kernels.conduct_prices import conduct_markups, conduct_passthrough, solve_conduct_prices
@@ -66,7 +65,7 @@ def equilibrium_prices(
 
     economy = demand.economy
     arrays = conduct.spread(economy), *map(economy.spread, (costs, start, held))
-    return over_markets(demand, kernel, *arrays, elements=loop_elements())
+    return over_markets(demand, kernel, *arrays)
 
 
 def _market(local: MarketDemand, known: MarketData) -> PricedMarket:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from blpjax.economy.mapping import cached_elements, loop_elements
+from blpjax.economy.mapping import cached_elements
 from blpjax.economy.selection import repeat_markets
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.arrays import AnyArray
@@ -22,9 +22,6 @@ from blpjax.model.pricing import Pricing, demand_at, market_prices
 
 #: An equilibrium nearby is found in half a dozen evaluations, or else by other means.
 NEARBY_EVALUATIONS = 16
-
-#: SQUAREM takes dozens; where it needs more, the general method begins again.
-SQUAREM_EVALUATIONS = 200
 
 
 class MarketOutcomes(eqx.Module):
@@ -89,7 +86,8 @@ def outcomes_nearby(
         return _outcome(local, solved.found, costs, solved.shares, solved.inclusive)
 
     parts = (owned,), (costs,), *(() if inverse is None else ((inverse,),))
-    (found,) = over_markets(model, kernel, *parts, elements=cached_elements())
+    # a few evaluations are done where arrays are in the cache; longer loops run in groups of their own
+    (found,) = over_markets(model, kernel, *parts, elements=None if inverse is None else cached_elements())
     return found
 
 
@@ -110,7 +108,7 @@ def outcomes_anywhere(
         inclusive = inclusive_values(point.utilities(), point.availability, point.nests)
         return _outcome(local, found, costs, point.shares(), inclusive)
 
-    (found,) = over_markets(model, kernel, (owned,), (costs,), elements=loop_elements())
+    (found,) = over_markets(model, kernel, (owned,), (costs,))
     return found
 
 

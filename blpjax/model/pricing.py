@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from blpjax.economy.buckets import Bucket, Economy
-from blpjax.economy.mapping import loop_elements, map_markets
+from blpjax.economy.mapping import map_markets
 from blpjax.economy.ownership import Ownership
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels import equilibrium
@@ -127,7 +127,7 @@ def equilibrium_prices(
 
     economy = demand.economy
     known = *map(economy.spread, (costs, start)), economy.spread(jnp.zeros(costs.shape, bool) if held is None else held)
-    return over_markets(demand, kernel, owned, *known, elements=loop_elements())
+    return over_markets(demand, kernel, owned, *known)
 
 
 def market_prices(

@@ -93,11 +93,11 @@ class State(eqx.Module):
 
 def starting_state(model: Model, absent: Bool[np.ndarray, " N"] | None = None) -> State:
     """The point at which a model is, with the costs that its prices imply, perhaps without some products (N,)."""
-    xp, owned = namespace(model.delta), model.owned() if model.conduct is None else None
-    dropped = xp.zeros(model.delta.shape, bool) if absent is None else xp.asarray(absent)
+    owned, shape = model.owned() if model.conduct is None else None, model.delta.shape
+    dropped = np.zeros(shape, bool) if absent is None else np.asarray(absent)
     there = model if absent is None else _without(model, dropped)
-    costs, ones = there.compute_costs()[:, 0], xp.ones_like(model.prices)
-    return State(model, {}, dropped, there, owned, costs, ones, xp.zeros_like(model.prices), conduct=model.conduct)
+    costs = there.prices - there.markups()
+    return State(model, {}, dropped, there, owned, costs, np.ones(shape), np.zeros(shape), conduct=model.conduct)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +154,10 @@ class Scenario:
     def _costs(self, state: State) -> AnyArray:
         """Marginal costs: those of the state, moved with variables in X3, and then as the scenario says."""
         xp, model = namespace(state.costs), state.model
-        moved = {name: xp.asarray(values, float) for name, values in self.changes.items()}
-        change = linear_change(model.characteristics, "X3", model.coefficients.gamma, moved)
-        costs = state.costs * xp.exp(change) if model.costs_type == "log" else state.costs + change
+        costs, moved = state.costs, {name: xp.asarray(values, float) for name, values in self.changes.items()}
+        if moved:
+            change = linear_change(model.characteristics, "X3", model.coefficients.gamma, moved)
+            costs = costs * xp.exp(change) if model.costs_type == "log" else costs + change
         if self.costs is None:
             return costs
         found = self.costs(costs) if callable(self.costs) else self.costs

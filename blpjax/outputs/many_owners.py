@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from blpjax import options
-from blpjax.exceptions import EquilibriumPricesConvergenceError, raise_for_status, succeeded
+from blpjax.exceptions import EquilibriumPricesConvergenceError, Status, raise_for_status, succeeded
 from blpjax.inputs.arguments import check_choice
 from blpjax.inputs.table_format import plain_value
 from blpjax.iteration import Iteration
@@ -17,7 +17,6 @@ from blpjax.kernels.markups import Firms, ownership_matrix
 from blpjax.model.model import PRICE_ITERATION, Model
 from blpjax.model.owners import (
     NEARBY_EVALUATIONS,
-    SQUAREM_EVALUATIONS,
     MarketOutcomes,
     base_inverses,
     outcomes_anywhere,
@@ -123,7 +122,7 @@ def _find_cases(
                 owned = matrices[own][:, : own.size]
             elif codes is not None:
                 owned = _first_seen(codes[own])
-            matrix = _key(ownership_matrix(owned) if owned.ndim == 1 else owned)
+            matrix = _key(owned)
             if matrix == known[t] and (moved is costs or np.array_equal(moved[own], costs[own])):
                 continue
             key = t, matrix, moved[own].tobytes()
@@ -134,8 +133,13 @@ def _find_cases(
 
 
 def _key(owned: np.ndarray) -> bytes:
-    """What ownership matrices have in common that are the same."""
-    return np.packbits(owned == 1).tobytes() if np.isin(owned, (0, 1)).all() else owned.tobytes()
+    """What owners have in common that are the same: codes of firms in the order in which they appear, or matrices."""
+    if owned.ndim == 2:
+        firms = _first_seen(owned.argmax(axis=1))
+        if not np.array_equal(ownership_matrix(firms), owned):
+            return b"matrix" + owned.tobytes()
+        owned = firms
+    return b"firms" + owned.astype(np.uint16).tobytes()
 
 
 def _first_seen(codes: np.ndarray) -> np.ndarray:
@@ -145,18 +149,18 @@ def _first_seen(codes: np.ndarray) -> np.ndarray:
 
 
 def _solve(model: Model, cases: list[_Case], costs: np.ndarray, iteration: Iteration, quick: bool) -> MarketOutcomes:
-    """Numbers of all cases; `quick` says whether quicker ways may be tried before the iteration."""
+    """Numbers of all cases; `quick` says whether the iteration is the default, which has a quicker way."""
     economy, number = model.economy, len(cases)
     columns = ("consumer_surplus", "profits", "inside_share", "mean_price", "residuals")
     found = MarketOutcomes(**{name: np.full(number, np.nan) for name in columns}, status=np.full(number, -1))
     if not cases:
         return found
     limits, method = jax.tree.map(np.asarray, iteration.limits), iteration.fixed_point
-    few, some = (
-        limits._replace(max_evaluations=np.asarray(most)) for most in (NEARBY_EVALUATIONS, SQUAREM_EVALUATIONS)
-    )
+    few = limits._replace(max_evaluations=np.asarray(NEARBY_EVALUATIONS))
     places, first = np.asarray(economy.market_positions)[[case.market for case in cases]], 0
     inverses = base_inverses(model, costs) if quick else []
+    plain = all(case.owned.ndim == 1 for case in cases)
+    firms = 1 << max(0, max(int(case.owned.max()) for case in cases)).bit_length() if plain else None
     for b, bucket in enumerate(economy.buckets):
         T, J, width = bucket.size
         left = np.flatnonzero((places >= first) & (places < first + T))
@@ -168,7 +172,7 @@ def _solve(model: Model, cases: list[_Case], costs: np.ndarray, iteration: Itera
             size = max(1, min(_TOGETHER // (J * width), 1 << max(0, chosen.size - 1).bit_length()))
             for part in _parts(chosen, size):
                 own = places[part] - first
-                known = repeated(model, b, own), *_padded(cases, part, J)
+                known = repeated(model, b, own), *_padded(cases, part, J, firms)
                 _keep(found, part, program(*known, *(one(own) if callable(one) else one for one in more)))
             return chosen[~succeeded(found.status[chosen])]
 
@@ -176,7 +180,9 @@ def _solve(model: Model, cases: list[_Case], costs: np.ndarray, iteration: Itera
             matrices, usable = inverses[b]
             near = usable[places[left] - first]
             again = solve(left[near], outcomes_nearby, matrices.__getitem__, few)
-            left = solve(np.union1d(left[~near], again), outcomes_nearby, None, some)
+            left = solve(np.union1d(left[~near], again), outcomes_nearby, None, limits)
+            # the quicker way is the same iteration, but its exponentials overflow where prices are very far away
+            left = left[found.status[left] == Status.NOT_FINITE]
         solve(left, outcomes_anywhere, limits, method)
         first += T
     return found
@@ -188,23 +194,18 @@ def _parts(chosen: np.ndarray, size: int) -> list[np.ndarray]:
     return [chosen[np.minimum(np.arange(at, at + size), chosen.size - 1)] for at in starts]
 
 
-def _padded(cases: list[_Case], part: np.ndarray, J: int) -> tuple[Any, np.ndarray]:
-    """Owners and costs (C, J) of some cases: memberships of firms where all are codes, or matrices."""
+def _padded(cases: list[_Case], part: np.ndarray, J: int, firms: int | None) -> tuple[Any, np.ndarray]:
+    """Owners and costs (C, J) of some cases: memberships of so many firms where all are codes, or matrices."""
     costs = np.ones((part.size, J))
-    codes = np.full((part.size, J), -1)
-    matrices = np.zeros((part.size, J, J))
-    plain = all(case.owned.ndim == 1 for case in cases)
+    owned = np.full((part.size, J), -1) if firms is not None else np.zeros((part.size, J, J))
     for k, c in enumerate(part):
-        n = cases[c].costs.size
-        costs[k, :n] = cases[c].costs
-        if plain:
-            codes[k, :n] = cases[c].owned
+        case, n = cases[c], cases[c].costs.size
+        costs[k, :n] = case.costs
+        if firms is not None:
+            owned[k, :n] = case.owned
         else:
-            matrices[k, :n, :n] = ownership_matrix(cases[c].owned) if cases[c].owned.ndim == 1 else cases[c].owned
-    if not plain:
-        return matrices, costs
-    most = max((int(case.owned.max()) + 1 for case in cases), default=1)
-    return Firms(codes[:, :, None] == np.arange(1 << max(0, most - 1).bit_length())), costs
+            owned[k, :n, :n] = ownership_matrix(case.owned) if case.owned.ndim == 1 else case.owned
+    return owned if firms is None else Firms(owned[:, :, None] == np.arange(firms)), costs
 
 
 def _keep(found: MarketOutcomes, part: np.ndarray, solved: MarketOutcomes) -> None:

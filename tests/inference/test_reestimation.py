@@ -204,6 +204,23 @@ def test_outputs_at_each_draw(results: Any, found: Any, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(blpjax.read_pickle(tmp_path / "found.pickle").table, found.table)
 
 
+def test_counterfactuals_have_intervals_over_estimates(results: Any, found: Any) -> None:
+    """The middle is at the estimates, and each draw is what the model at that draw's parameters says."""
+    firms = results.problem.products.firm_ids[:, 0]
+    merged = {"firm_ids": np.where(firms == np.unique(firms)[1], firms.min(), firms)}
+    with joint.quiet():
+        bootstrapped, point = found.to_bootstrapped(), results.counterfactual(**merged)
+        outcome = bootstrapped.counterfactual(**merged)
+    assert outcome.draws == bootstrapped.draws == found.ok.sum()
+    FIXED_PARAMETERS.check(outcome.markets["total_change"], point.markets["total_change"])
+    model = bootstrapped.model_of(3)
+    expected = model.compute_prices(firm_ids=merged["firm_ids"], costs=model.compute_costs())[:, 0]
+    FIXED_PARAMETERS.check(outcome.drawn["products"]["prices_after"][3], expected)
+    changes = outcome.drawn["markets"]["profits_change"]
+    assert (changes.std(axis=0) > 0).all()
+    ROUNDING.check(outcome.markets["profits_change_lower"], np.quantile(changes, 0.025, axis=0))
+
+
 def test_samples_that_lack_a_level_are_not_identified() -> None:
     """Without any product of a market there is no coefficient of its indicator. Without X2 nothing is inverted."""
     products, _ = tables()

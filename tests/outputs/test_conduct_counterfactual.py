@@ -111,3 +111,16 @@ def _cournot_prices(model: object) -> jnp.ndarray:
 
     known = prepare_conduct(COURNOT, solved().problem.data.product_table)
     return model.compute_prices(conduct=known)[:, 0]  # type: ignore[attr-defined]
+
+
+def test_some_markets_under_conduct_are_those_among_all() -> None:
+    results, data = solved(), table()
+    some = data.market_ids.unique()[[2, 0]]
+    rows = data.market_ids.isin(some).to_numpy()
+    for conduct in (COURNOT, CONDUCTS["mixed"]):
+        everything = results.counterfactual(conduct=conduct, firm_ids={2: 1}).products[rows].reset_index(drop=True)
+        found = results.counterfactual(conduct=conduct, firm_ids={2: 1}, market_ids=some)
+        assert found.markets["market_ids"].tolist() == sorted(some)
+        for name in ("prices_after", "profits_after", "costs_after"):
+            SOLVED.check(found.products[name], everything[name], name)
+        SOLVED.check(found.compute_costs()[:, 0], found.products["costs_after"])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.optimize
 import scipy.special
 
 import blpjax
@@ -194,6 +195,39 @@ def test_monopoly_with_logit_demand_has_a_closed_form(rate: float) -> None:
     v = np.log(single.shares / (1 - single.shares)) + 2.0 * single.prices - 2.0 * (1 + rate) * costs
     markup = (1 + scipy.special.lambertw(np.exp(v.to_numpy() - 1)).real) / 2.0
     LINEAR_ALGEBRA.check(found.after.prices, (1 + rate) * costs + markup)
+
+
+@pytest.mark.parametrize(("a", "v"), [(1.0, 1.0), (0.8, 3.6), (1.5, -3.0)])
+def test_duopolies_with_logit_demand_have_closed_forms(a: float, v: float) -> None:
+    """Two equal products, each of its own firm, with utilities of v - a m at markups m.
+
+    If one firm owns both, ``a m = 1 + W(2 exp(v - 1))``. Firms that set quantities have ``a m = 1 + s / s0``, so that
+    ``a m = 1 + W(exp(v - 1))``, as one that sells alone has. Of firms that set prices, ``a m = 1 / (1 - s)``.
+    """
+    duopoly = pd.DataFrame({"market_ids": 0, "firm_ids": [0, 1], "prices": 2.0, "shares": 0.2})
+    duopoly["demand_instruments0"] = [1.0, 2.0]
+    with silent():
+        known = Problem(Formulation("0 + prices"), duopoly).solve(
+            beta=[-a], method="1s", optimization=Optimization("return")
+        )
+    # costs at which the utility of a price of costs is v
+    costs = np.full(2, (np.log(0.2 / 0.6) + a * 2.0 - v) / a)
+
+    def rivals(m: float) -> float:
+        odds = np.exp(v - a * m)
+        return a * m - (1 + 2 * odds) / (1 + odds)
+
+    expected = {
+        "prices": (scipy.optimize.brentq(rivals, 0.0, 100.0, xtol=1e-14), {}),
+        "quantities": ((1 + scipy.special.lambertw(np.exp(v - 1)).real) / a, {"conduct": blpjax.Cournot()}),
+        "merger": ((1 + scipy.special.lambertw(2 * np.exp(v - 1)).real) / a, {"firm_ids": {1: 0}}),
+    }
+    for name, (markup, arguments) in expected.items():
+        found = known.counterfactual(costs=costs, **arguments)
+        LINEAR_ALGEBRA.check(found.after.prices, costs + markup, name)
+        share = np.exp(v - a * markup) / (1 + 2 * np.exp(v - a * markup))
+        LINEAR_ALGEBRA.check(found.markets["profits_after"], [2 * markup * share], name)
+        LINEAR_ALGEBRA.check(found.markets["consumer_surplus_after"], [-np.log(1 - 2 * share) / a], name)
 
 
 # --- entry ----------------------------------------------------------------------------------------------------------
