@@ -118,7 +118,13 @@ class Program:
         self._differentiated.add(key)
         with self._announced(arrays, "derivatives or maps of ") if new else contextlib.nullcontext():
             effort = self._effort_for(arrays, 16)  # maps have many times as many numbers
-            return _with_options_known(lambda: self._jitted(effort, bool(_EMITTERS))(*arguments, **options))
+            try:
+                return _with_options_known(lambda: self._jitted(effort, bool(_EMITTERS))(*arguments, **options))
+            except ValueError as error:
+                # gradients are programs of JAX's own, in which ours may have no options
+                if "can only be passed to top-level" not in str(error):
+                    raise
+            return self._nested(*arguments, **options)
 
     def _effort_for(self, arrays: Sequence[Any] | None, times: int = 1) -> int:
         return 0 if arrays is not None and times * sum(array.size for array in arrays) <= _SMALL else self.effort
