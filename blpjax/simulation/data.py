@@ -131,6 +131,8 @@ class Primitives(Formulated):
         fields = {name: getattr(table, name) for name in _PRODUCT_FIELDS}
         if table.lag_indices is None:
             fields["lag_indices"] = np.zeros((table.shares.size, 0), np.int64)
+        if table.subnesting_ids is None:  # a field only where there are some: others are those of PyBLP
+            del fields["subnesting_ids"]
         if table.ownership is None:
             fields["ownership"] = np.zeros((table.shares.size, 0))
         ids = {column for name in _PRODUCT_IDS for column in _columns_of(table.data, name, "product_data")}

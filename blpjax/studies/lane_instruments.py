@@ -303,7 +303,7 @@ def _estimated(
     found = lane.model(specification).at(theta, lane.delta)
     inversion = found.inversion
     values, explained = [inversion.delta], [data.demand.X @ jnp.asarray(coefficients.beta)]
-    status = inversion.status.max()
+    status = jnp.max(inversion.status)
     if data.supply is not None and found.costs is not None:
         values.append(found.costs.tilde_costs)
         explained.append(data.supply.equation.X @ jnp.asarray(coefficients.gamma))
