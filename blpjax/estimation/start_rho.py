@@ -45,13 +45,7 @@ def fill_rho(data: ProblemData, rho: Any, bounds: Any) -> Any:
     least = FLOOR if lower is None else np.maximum(np.asarray(lower, float), FLOOR)
     most = LARGEST_RHO if upper is None else np.minimum(np.asarray(upper, float), LARGEST_RHO)
     found = np.clip(found, np.minimum(least, most), most)
-    if levels == 1:
-        return found
-    assert data.product_table.nesting is not None
-    # subgroups are at least as close as their groups
-    outer = found[:1] if found.size == levels else found[list(data.product_table.nesting.parents)]
-    inner = np.arange(found.size) >= (1 if found.size == levels else data.H)
-    return np.where(inner, np.maximum(found, np.concatenate([found[~inner], outer])), found)
+    return np.maximum(found, found[data.labels.around(found.size)])
 
 
 def estimate_rho(data: ProblemData, by_group: bool = False) -> np.ndarray:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.kernels.fixed_point import (
     ROUNDING_FLOOR,
     FixedPoint,
@@ -140,17 +141,17 @@ def _solve(method: FixedPointMethod, observed: ObservedMarket, start: Array, lim
 class _Market(NamedTuple):
     """What loops need of a market: deviations mu (J, I) in place of characteristics and tastes.
 
-    Simulated shares are clipped at `bounds` before logarithms are taken.
+    Simulated shares are clipped at `bounds` before logarithms are taken. Routines on the host have one of NumPy arrays.
     """
 
-    observed: Array
-    mu: Array
-    weights: Array
-    availability: Array
+    observed: AnyArray
+    mu: AnyArray
+    weights: AnyArray
+    availability: AnyArray
     nests: Nests | None
     bounds: tuple[Any, Any]
 
-    def choices(self, delta: Array) -> Choices:
+    def choices(self, delta: AnyArray) -> Choices:
         return choices(delta[:, None] + self.mu, self.availability, self.nests)
 
     def log_gap(self, simulated: Array) -> Array:
@@ -189,16 +190,28 @@ def _exponential_contraction(market: _Market, x: Array) -> Image:
     return Image(x * factors, factors - 1.0)
 
 
-def _on_host(routine: Callable[..., Any], market: _Market, start: Array) -> FixedPoint:
-    none = Nests(jnp.zeros((start.size, 0), bool), jnp.zeros(0))
-    nests = none if market.nests is None else market.nests
-    outer = Nests(jnp.zeros((nests.rho.size, 0), bool), jnp.zeros(0)) if nests.outer is None else nests.outer
+def _on_host(routine: Any, market: _Market, start: Array) -> FixedPoint:
+    """By a `blpjax.machine.host_routines.HostRoutine`."""
+    leaves, structure = jax.tree.flatten(market)
+
+    def market_of(arrays: list[Any]) -> Any:
+        known = jax.tree.unflatten(structure, arrays)
+        scale = namespace(known.observed).ones_like(known.observed)
+        if known.nests is not None:
+            scale = scale / known.nests.scales
+        return known.observed, scale, partial(_simulate_on_host, known)
+
     counter, number = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
     outcome = (jax.ShapeDtypeStruct(start.shape, float), counter, counter, counter, number)
-    groups = (nests.members, nests.rho, outer.members, outer.rho)
-    arrays = (market.observed, market.mu, market.weights, market.availability, *groups)
-    bounds = (jnp.asarray(bound, float) for bound in market.bounds)
-    return FixedPoint(*jax.pure_callback(routine, outcome, start, *arrays, *bounds, vmap_method="sequential"))
+    invert = partial(routine.invert, market_of)
+    return FixedPoint(*jax.pure_callback(invert, outcome, start, *leaves, vmap_method="sequential"))
+
+
+def _simulate_on_host(market: _Market, delta: AnyArray, with_jacobian: bool) -> tuple[AnyArray, AnyArray | None]:
+    """Simulated shares, clipped, with NumPy, and their Jacobian where it is wanted; anything for padding."""
+    found, (lower, upper) = market.choices(delta), market.bounds
+    jacobian = share_jacobian(found, market.weights, nests=market.nests) if with_jacobian else None
+    return namespace(delta).clip(found.inside @ market.weights, lower, upper), jacobian
 
 
 def _outside_gap(observed: Array, weights: Array, outside: Array) -> Array:

@@ -68,6 +68,7 @@ class Program:
         self.filtered = filtered
         self.executables: dict[Any, _Executable | None] = {}
         self._differentiated: set[Any] = set()
+        self._without_options: set[Any] = set()
         functools.update_wrapper(self, function)
         _programs.add(self)
 
@@ -119,11 +120,13 @@ class Program:
         with self._announced(arrays, "derivatives or maps of ") if new else contextlib.nullcontext():
             effort = self._effort_for(arrays, 16)  # maps have many times as many numbers
             try:
-                return _with_options_known(lambda: self._jitted(effort, bool(_EMITTERS))(*arguments, **options))
+                if key not in self._without_options:
+                    return _with_options_known(lambda: self._jitted(effort, bool(_EMITTERS))(*arguments, **options))
             except ValueError as error:
                 # gradients are programs of JAX's own, in which ours may have no options
                 if "can only be passed to top-level" not in str(error):
                     raise
+                self._without_options.add(key)
             return self._nested(*arguments, **options)
 
     def _effort_for(self, arrays: Sequence[Any] | None, times: int = 1) -> int:

@@ -7,7 +7,6 @@ converged where simulated shares are the observed ones, or where firms' first-or
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -102,13 +101,13 @@ class HostRoutine:
         names = tuple(name for name, _ in self.options)
         return hash((self.method, names, self.compute_jacobian, self.display, self.nonlinear))
 
-    def __call__(self, start: Any, *arrays: Any) -> tuple[Array, Array, Array, Array, Array]:
-        """Invert the shares of one market, a `HostMarket`."""
+    def invert(self, market_of: "MarketOf", start: Any, *arrays: Any) -> tuple[Array, ...]:
+        """Invert the shares of one market from mean utilities (J,); ``market_of(arrays)`` is a `SharesToInvert`."""
 
         def build() -> tuple[Array, HostProblem]:
-            market = HostMarket(*(np.asarray(array) for array in arrays))
+            market = SharesToInvert(*market_of([np.asarray(array) for array in arrays]))
             rows = market.observed > 0
-            return rows, ShareInversion(market.cut(rows), self.nonlinear)
+            return rows, ShareInversion(market, rows, self.nonlinear)
 
         return self.solve(start, build)
 
@@ -211,8 +210,11 @@ class _Loop:
         return found.value, found.weights, found.jacobian
 
 
-#: What `HostRoutine.find_prices` needs to know of a market.
+#: What `HostRoutine.find_prices` needs to know of a market,
 ConditionsOf = Callable[[list[Array]], tuple[Array, Callable[[Array], tuple[Array, Array]]]]
+
+#: and `HostRoutine.invert`.
+MarketOf = Callable[[list[Array]], tuple[Array, Array, Callable[[Array, bool], tuple[Array, Array | None]]]]
 
 #: Size of the differences, relative to prices, that Jacobians of the search for prices consist of.
 _DIFFERENCE = 1e-5
@@ -255,75 +257,65 @@ class PriceSearch:
         return gradient[self.rows], change[self.rows]
 
 
-class HostMarket(NamedTuple):
-    """One market as `blpjax.kernels.contraction` sees it; see there.
-
-    `members` (J, H) and `rho` (H,) have no columns without nests, and `outer_members` (H, G) and `outer_rho` (G,) none
-    without groups of these. Simulated shares are clipped at `lower` and `upper`.
-    """
-
-    observed: Array
-    mu: Array
-    weights: Array
-    availability: Array
-    members: Array
-    rho: Array
-    outer_members: Array
-    outer_rho: Array
-    lower: Array
-    upper: Array
-
-    @property
-    def levels(self) -> list[tuple[Array, Array]]:
-        """Groups and their parameters, the innermost first."""
-        levels = [(self.members, self.rho), (self.outer_members, self.outer_rho)]
-        return [(members.astype(float), rho) for members, rho in levels if rho.size]
-
-    def cut(self, rows: Array) -> "HostMarket":
-        """The same with some rows of products."""
-        names = ("observed", "mu", "availability", "members")
-        return self._replace(**{name: getattr(self, name)[rows] for name in names})
-
-
-class ShareInversion:
-    """The contraction that inverts shares: the unknowns are mean utilities, or exponentials of these."""
-
-    def __init__(self, market: HostMarket, nonlinear: bool) -> None:
-        self.market, self.nonlinear = market, nonlinear
-        self.scale = 1.0 - market.members @ market.rho
-
-    def enter(self, values: Array) -> Array:
-        """Unknowns at mean utilities (J,)."""
-        return np.exp(values) if self.nonlinear else values
-
-    def leave(self, unknowns: Array) -> Array:
-        """Mean utilities (J,)."""
-        return np.log(unknowns) if self.nonlinear else unknowns
-
-    def contraction(self, unknowns: Array, with_jacobian: bool) -> Image:
-        """The contraction at unknowns (J,)."""
-        x, delta = unknowns, self.leave(unknowns)
-        simulated = simulate_shares(self.market, delta, with_jacobian)
-        change = self.scale * (np.log(self.market.observed) - np.log(simulated.shares))
-        image = x * np.exp(change) if self.nonlinear else x + change
-        jacobian = None
-        if simulated.jacobian is not None:
-            jacobian = np.eye(x.size) - (self.scale / simulated.shares)[:, None] * simulated.jacobian
-            if self.nonlinear:
-                jacobian = image[:, None] * jacobian / x[None, :]
-        return Image(image, change, 1.0 / x if self.nonlinear else None, jacobian)
-
-    def residual(self, values: Array) -> float:
-        """The largest element of ``log S - log s`` at mean utilities (J,)."""
-        gap = np.log(self.market.observed) - np.log(simulate_shares(self.market, values, False).shares)
-        return float(np.abs(gap).max(initial=0.0))
-
-
 class Simulated(NamedTuple):
     """Simulated shares (J,), clipped, and their derivatives in mean utilities (J, J) where these were asked for."""
 
     shares: Array
     jacobian: Array | None
+
+
+class SharesToInvert(NamedTuple):
+    """One market as `blpjax.kernels.contraction` knows it: observed shares (J,), zero for padding, and demand.
+
+    `simulate` is a function of mean utilities (J,) and of whether their Jacobian is wanted. `scale` (J,) is one, or
+    with nests ``1 - rho``.
+    """
+
+    observed: Array
+    scale: Array
+    simulate: Callable[[Array, bool], tuple[Array, Array | None]]
+
+
+class ShareInversion:
+    """The contraction that inverts shares: the unknowns are mean utilities, or exponentials of these."""
+
+    def __init__(self, market: SharesToInvert, rows: Array, nonlinear: bool) -> None:
+        self.market, self.rows, self.nonlinear = market, rows, nonlinear
+
+    def enter(self, values: Array) -> Array:
+        """Unknowns at mean utilities (n,)."""
+        return np.exp(values) if self.nonlinear else values
+
+    def leave(self, unknowns: Array) -> Array:
+        """Mean utilities (n,)."""
+        return np.log(unknowns) if self.nonlinear else unknowns
+
+    def contraction(self, unknowns: Array, with_jacobian: bool) -> Image:
+        """The contraction at unknowns (n,)."""
+        x, scale = unknowns, self.market.scale[self.rows]
+        simulated = self._at(self.leave(x), with_jacobian)
+        change = scale * self._gap(simulated)
+        image = x * np.exp(change) if self.nonlinear else x + change
+        jacobian = None
+        if simulated.jacobian is not None:
+            jacobian = np.eye(x.size) - (scale / simulated.shares)[:, None] * simulated.jacobian
+            if self.nonlinear:
+                jacobian = image[:, None] * jacobian / x[None, :]
+        return Image(image, change, 1.0 / x if self.nonlinear else None, jacobian)
+
+    def residual(self, values: Array) -> float:
+        """The largest element of ``log S - log s`` at mean utilities (n,)."""
+        return float(np.abs(self._gap(self._at(values, False))).max(initial=0.0))
+
+    def _gap(self, simulated: Simulated) -> Array:
+        gap: Array = np.log(self.market.observed[self.rows]) - np.log(simulated.shares)
+        return gap
+
+    def _at(self, delta: Array, with_jacobian: bool) -> Simulated:
+        everything = np.zeros(self.rows.size)
+        everything[self.rows] = delta
+        shares, jacobian = self.market.simulate(everything, with_jacobian)
+        return Simulated(shares[self.rows], None if jacobian is None else jacobian[np.ix_(self.rows, self.rows)])
 
 
 def _read_returned(returned: Any, shape: tuple[int, ...]) -> tuple[Array, Any]:
@@ -342,42 +334,3 @@ def _read_returned(returned: Any, shape: tuple[int, ...]) -> tuple[Array, Any]:
             f"{final.size}."
         )
     return final.reshape(shape), returned[1]
-
-
-def simulate_shares(market: HostMarket, delta: Array, with_jacobian: bool) -> Simulated:
-    """Shares at mean utilities (J,) by NumPy; formulas are those of `blpjax.kernels.shares`."""
-    levels = market.levels
-    P, within = _choose(delta[:, None] + market.mu, market.availability, levels)
-    weighted = P * market.weights
-    shares = weighted.sum(axis=1)
-    if not with_jacobian:
-        return Simulated(np.clip(shares, market.lower, market.upper), None)
-    members, odds = [np.eye(delta.size)], []
-    for groups, rho in levels:
-        members.append(members[-1] @ groups)
-        odds.append(members[-1] @ (rho / (1.0 - rho)))
-    jacobian = np.diag(shares * (1.0 + odds[0] if odds else 1.0)) - weighted @ P.T
-    steps = itertools.pairwise([*odds, np.zeros(delta.size)])
-    for same, (own, outer), Q in zip(members[1:], steps, within, strict=True):
-        jacobian -= (own - outer)[:, None] * (same @ same.T) * (weighted @ Q.T)
-    return Simulated(np.clip(shares, market.lower, market.upper), jacobian)
-
-
-def _choose(utilities: Array, availability: Array, levels: Sequence[tuple[Array, Array]]) -> tuple[Array, list[Array]]:
-    """Choice probabilities, and those within the groups of each level, the innermost of which comes first."""
-    if not levels:
-        top = np.where(availability > 0, utilities, 0.0).max(axis=0, initial=0.0)
-        exponentials = availability * np.exp(np.minimum(utilities - top, 700.0))
-        return exponentials / (np.exp(-top) + exponentials.sum(axis=0)), []
-    (members, rho), *outer = levels
-    scaled = utilities / (1.0 - members @ rho)[:, None]
-    available = np.where(availability > 0, scaled, -np.inf)
-    largest = np.stack([available[one > 0].max(axis=0, initial=-np.inf) for one in members.T])
-    largest = np.where(np.isfinite(largest), largest, 0.0)
-    exponentials = availability * np.exp(np.minimum(scaled - members @ largest, 700.0))
-    sums = members.T @ exponentials
-    known = np.where(sums > 0, sums, 1.0)
-    within = exponentials / (members @ known)
-    values = (1.0 - rho)[:, None] * (largest + np.log(known))
-    P, found = _choose(values, np.where(sums > 0, 1.0, 0.0), outer)
-    return within * (members @ P), [within, *(within * (members @ one) for one in found)]

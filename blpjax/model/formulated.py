@@ -133,7 +133,7 @@ class Formulated:
         if nesting is None:
             return known
         nests, subnests = nesting.labels
-        return known._replace(nests=nests, subnests=subnests, parents=nesting.parents)
+        return known._replace(nests=nests, subnests=subnests, parents=tuple(nesting.parents.tolist()))
 
     @property
     def conduct_parameters(self) -> dict[str, tuple[float, float]]:

@@ -158,12 +158,18 @@ class Labels(NamedTuple):
         levels = ["All Groups", "All Subgroups"] if self.subnests else ["All Groups"]
         return levels if size == len(levels) else [*self.nests, *self.subnests]
 
+    def around(self, size: int) -> np.ndarray:
+        """Which of rho's elements belongs to the group that each element's nests lie in: its own, where there is none.
+
+        Subgroups' parameters are not below those of their groups where consumers maximise utility.
+        """
+        if not self.subnests:
+            return np.arange(size)
+        return np.zeros(size, int) if size == 2 else np.array([*range(len(self.nests)), *self.parents])
+
     def far_subgroups(self, rho: np.ndarray) -> list[str]:
         """Names of subgroups whose products are worse substitutes than others of the group: theirs is the lower rho."""
-        if not self.subnests:
-            return []
-        outer, inner = (rho[:1], rho[1:]) if rho.size == 2 else (rho[list(self.parents)], rho[len(self.nests) :])
-        return [self.of_rho(rho.size)[rho.size - inner.size + place] for place in np.flatnonzero(inner < outer)]
+        return [self.of_rho(rho.size)[place] for place in np.flatnonzero(rho < rho[self.around(rho.size)])]
 
     @property
     def errors(self) -> tuple[str, ...]:
