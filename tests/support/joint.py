@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,12 @@ def tables(
     importance : whether integration weights are unequal and sum to about 0.4, as those of importance sampling may.
     markets : number of markets; their sizes are those of `PRODUCTS` and `AGENTS`, again and again.
     """
+    products, agents = _simulated(seed, costs_type, importance, markets)
+    return products.copy(), agents.copy()
+
+
+@functools.cache
+def _simulated(seed: int, costs_type: str, importance: bool, markets: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     rng = np.random.default_rng(seed)
     rows, people = [], []
     for t in range(markets):
