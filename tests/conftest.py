@@ -41,8 +41,10 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Figures go to files.
 os.environ.setdefault("MPLBACKEND", "agg")
 
+from tests.support import type_checks  # noqa: E402
+
 # Pytrees with annotated fields are equinox modules or named tuples: JAX rebuilds other classes with placeholders.
-jaxtyping.install_import_hook("blpjax", "beartype.beartype")
+type_checks.install()
 
 import jax  # noqa: E402
 
@@ -65,7 +67,7 @@ gc.freeze()
 gc.set_threshold(100_000, 50, 100)
 
 #: How many memory maps a module may leave to the next one.
-MAPS = 15_000
+MAPS = 40_000
 
 
 @pytest.fixture
