@@ -11,7 +11,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import pyblp
 import pytest
@@ -75,8 +74,7 @@ class Objective:
         J = np.stack([decay, -theta[0] * TIMES * decay, np.ones_like(TIMES)], axis=1)
         if self.fails(theta):
             r, J = r * np.nan, J * np.nan
-        r, J = jnp.asarray(r), jnp.asarray(J)
-        return Evaluation(r @ r, 2 * J.T @ r, r, J, jnp.asarray(not self.fails(theta)))
+        return Evaluation(r @ r, 2 * J.T @ r, r, J, np.asarray(not self.fails(theta)))
 
 
 def configure(method: str, **options: Any) -> Optimization:
