@@ -55,6 +55,10 @@ def test_a_weight_is_estimated(capsys: pytest.CaptureFixture[str]) -> None:
     data = dict(problem.product_table.data)
     data["ownership"] = blpjax.build_ownership(data, lambda f, g: 1.0 if f == g else 0.5)
     halved = blpjax.Problem(problem.product_formulations, data, conduct=names["common"]).solve(
-        kappa=0.5, beta=[None, -2.0, None], method="1s", optimization=blpjax.Optimization("return")
+        kappa=0.5,
+        beta=[None, -2.0, None],
+        method="1s",
+        optimization=blpjax.Optimization("return"),
+        check_optimality="gradient",
     )
     DELTA.check(halved.compute_costs(), halved.compute_costs(conduct=blpjax.Bertrand(weights=0.25)))

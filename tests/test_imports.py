@@ -72,19 +72,22 @@ def test_names_are_found(name: str) -> None:
     assert name in dir(blpjax)
 
 
-def test_only_names_for_users_are_completed() -> None:
-    found = run("import blpjax\nprint(*(name for name in dir(blpjax) if name[0] != '_'))\nprint(blpjax.plots.__name__)")
-    *names, plots = found.split()
+NAMES = """
+from blpjax import *
+print(*(name for name in dir() if name[:2] != "__"), __version__)
+import blpjax
+print(*(name for name in dir(blpjax) if name[0] != "_"), blpjax.plots.__name__)
+"""
+
+
+def test_only_names_for_users_are_completed_and_imported_with_a_star() -> None:
+    starred, completed = (line.split() for line in run(NAMES).splitlines())
+    assert set(starred) == set(blpjax.__all__) - {"__version__"} | {blpjax.__version__}
+    *names, plots = completed
     assert set(names) == {name for name in blpjax.__all__ if name[0] != "_"} | {"plots"} and plots == "blpjax.plots"
-
-
-def test_all_names_are_imported_with_a_star() -> None:
-    found = run("from blpjax import *\nprint(*(name for name in dir() if name[:2] != '__'))\nprint(__version__)")
-    assert set(found.split()) == set(blpjax.__all__) - {"__version__"} | {blpjax.__version__}
 
 
 def test_pickles_are_read_before_blpjax_is_imported() -> None:
     formulation = blpjax.Formulation("prices", absorb="C(product_ids)")
     program = f"import pickle\nprint(pickle.loads({pickle.dumps(formulation)!r}))"
-    assert run(program) == f"{formulation}\n"
-    assert run(f"{program}\nimport jax\nprint(jax.config.jax_enable_x64)").endswith("True\n")
+    assert run(f"{program}\nimport jax\nprint(jax.config.jax_enable_x64)") == f"{formulation}\nTrue\n"

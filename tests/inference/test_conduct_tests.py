@@ -39,7 +39,7 @@ def logit(table: pd.DataFrame | None = None, alpha: float | None = None) -> Any:
     with silent():
         problem = Problem(Formulation("1 + prices + x + y"), products() if table is None else table)
         beta = None if alpha is None else [None, alpha, None, None]
-        return problem.solve(beta=beta, method="1s", optimization=Optimization("return"))
+        return problem.solve(beta=beta, method="1s", optimization=Optimization("return"), check_optimality="gradient")
 
 
 @functools.cache

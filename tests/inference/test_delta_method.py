@@ -17,6 +17,7 @@ from blpjax.exceptions import ConvergenceWarning
 from blpjax.inference.delta_method import DeltaMethodResults
 from blpjax.model import elsewhere
 from tests.support import joint
+from tests.support.designs import mostly_slow
 from tests.support.estimated import CASES, merged, solved
 from tests.tolerances import CENTRAL_DIFFERENCE, FIXED_PARAMETERS, ROUNDING
 
@@ -173,7 +174,7 @@ COMPARISONS = [
     ("demand alone", "xi"),
     ("logit", "shares"),
 ]
-QUICK = [("log costs of shares", "shares"), ("logit", "shares")]
+QUICK = [("log costs of shares", "shares")]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_standard_errors_are_those_of_outputs_computed_again(case: str, hold: st
         CENTRAL_DIFFERENCE.check(found.standard_errors[name], errors[name], name)
 
 
-@pytest.mark.parametrize("case", ["linear costs", "demand alone"])
+@pytest.mark.parametrize("case", mostly_slow(["linear costs", "demand alone"], ["linear costs"]))
 def test_what_is_held_matters_for_errors_and_not_for_values(case: str) -> None:
     shares, xi = (solved(case).delta_method(lambda m: m.compute_costs(), hold) for hold in ("shares", "xi"))
     FIXED_PARAMETERS.check(shares.value, xi.value)
@@ -197,7 +198,7 @@ def test_what_is_held_matters_for_errors_and_not_for_values(case: str) -> None:
 
 
 @pytest.mark.parametrize("hold", ["shares", "xi"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", mostly_slow([*CASES], ["log costs of shares", "fixed effects"]))
 def test_parameters_have_their_own_standard_errors(case: str, hold: str) -> None:
     results = solved(case)
 
@@ -326,7 +327,7 @@ METHODS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow([*METHODS], ["elasticities", "consumer_surpluses", "prices"]))
 def test_compute_methods_have_standard_errors(method: str) -> None:
     results, hold = solved("linear costs"), "xi" if method in ("shares", "prices", "costs") else "shares"
     found = getattr(results, f"compute_{method}")(standard_errors=True, hold=hold)
@@ -336,7 +337,7 @@ def test_compute_methods_have_standard_errors(method: str) -> None:
     FIXED_PARAMETERS.check(found.standard_errors, expected.standard_errors)
 
 
-@pytest.mark.parametrize("method", ["costs", "elasticities"])
+@pytest.mark.parametrize("method", mostly_slow(["costs", "elasticities"], ["elasticities"]))
 def test_one_market_alone_has_the_same_standard_errors(method: str) -> None:
     results = solved("linear costs")
     everything = getattr(results, f"compute_{method}")(standard_errors=True)

@@ -64,7 +64,7 @@ def demand_alone() -> tuple[Any, Any]:
         with joint.quiet():
             found.append(
                 model.build(library, products, agents).solve(
-                    joint.SIGMA, method="1s", optimization=library.Optimization("return")
+                    joint.SIGMA, method="1s", optimization=library.Optimization("return"), check_optimality="gradient"
                 )
             )
     return found[0], found[1]
@@ -215,7 +215,11 @@ def test_a_missing_level_of_a_demographic_is_an_error() -> None:
     problem = dataclasses.replace(model, demographics="0 + C(kind)").build(blpjax, products, agents)
     with joint.quiet():
         results = problem.solve(
-            joint.SIGMA, np.array([[0.1, 0, 0], [0, 0, 0]]), method="1s", optimization=blpjax.Optimization("return")
+            joint.SIGMA,
+            np.array([[0.1, 0, 0], [0, 0, 0]]),
+            method="1s",
+            optimization=blpjax.Optimization("return"),
+            check_optimality="gradient",
         )
     sampled = results.importance_sampling(2, seed=1)
     assert sampled.sampled_agents.demographics.shape[1] == 3

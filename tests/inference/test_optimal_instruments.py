@@ -97,9 +97,17 @@ def solved(name: str) -> tuple[Any, Any]:
 
 
 def compute(name: str, **arguments: Any) -> tuple[Any, Any]:
+    """Instruments of both libraries, which are computed once where there are no arguments."""
+    return _computed(name, **arguments) if arguments else _computed_once(name)
+
+
+def _computed(name: str, **arguments: Any) -> tuple[Any, Any]:
     ours, theirs = solved(name)
     with joint.quiet():
         return ours.compute_optimal_instruments(**arguments), theirs.compute_optimal_instruments(**arguments)
+
+
+_computed_once = functools.cache(_computed)
 
 
 def check(ours: Any, theirs: Any, names: list[str] = NUMBERS) -> None:

@@ -189,7 +189,13 @@ def test_outputs_at_each_draw(results: Any, found: Any, tmp_path: Path) -> None:
         bootstrapped = found.to_bootstrapped()
         elasticities = bootstrapped.compute_elasticities()
         sigma, *beta = found.parameters[4]
-        options = {"optimization": blpjax.Optimization("return"), "method": "1s", "sigma": [[sigma]], "beta": beta}
+        options = {
+            "optimization": blpjax.Optimization("return"),
+            "method": "1s",
+            "check_optimality": "gradient",
+            "sigma": [[sigma]],
+            "beta": beta,
+        }
         single = solve(results.problem, **options)
         held = found.to_bootstrapped(hold="xi")
     np.testing.assert_allclose(elasticities[4], single.compute_elasticities(), rtol=1e-8)
@@ -270,7 +276,12 @@ def test_what_cannot_be_estimated_again(results: Any) -> None:
         results.reestimate(unit="products")
     products, agents = tables()
     alone = DEMAND.build(blpjax, products.drop(columns="clustering_ids"), agents)
-    quick = {"sigma": [[0.6]], "method": "1s", "optimization": blpjax.Optimization("return")}
+    quick = {
+        "sigma": [[0.6]],
+        "method": "1s",
+        "optimization": blpjax.Optimization("return"),
+        "check_optimality": "gradient",
+    }
     with pytest.raises(ValueError, match="needs a column 'clustering_ids'"):
         solve(alone, **quick).reestimate(unit="clusters")
     with pytest.raises(ValueError, match="there are clusters in several markets"):
@@ -287,7 +298,7 @@ def test_what_cannot_be_estimated_again(results: Any) -> None:
 def test_what_cannot_be_estimated_again_with_supply() -> None:
     products, agents = tables()
     quick = {"sigma": joint.SIGMA, "pi": joint.PI, "beta": [None, -2.0, None, None], "method": "1s"}
-    quick |= {"optimization": blpjax.Optimization("return")}
+    quick |= {"optimization": blpjax.Optimization("return"), "check_optimality": "gradient"}
     bounded = solve(joint.Model().build(blpjax, products, agents), **quick, costs_bounds=(0.1, 10))
     with pytest.raises(ValueError, match="Pass the same costs_bounds again"):
         bounded.reestimate()

@@ -134,7 +134,14 @@ def test_tests_and_problems_after_estimation_have_micro_moments() -> None:
     distance = restricted.run_distance_test(results)
     LINEAR_ALGEBRA.check(distance, restricted.objective - results.objective)
     assert restricted.run_lm_test() >= 0
-    values = solve(results.problem, results.sigma, results.pi, optimization=blpjax.Optimization("return"), method="1s")
+    values = solve(
+        results.problem,
+        results.sigma,
+        results.pi,
+        optimization=blpjax.Optimization("return"),
+        check_optimality="gradient",
+        method="1s",
+    )
     LINEAR_ALGEBRA.check(values.micro_values, results.micro_values)
     optimal = results.compute_optimal_instruments().to_problem()
     again = solve(optimal, results.sigma, results.pi)

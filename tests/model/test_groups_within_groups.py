@@ -21,6 +21,7 @@ EVALUATED = {
     "method": "1s",
     "beta": [None, -2.0, None, None],
     "optimization": blpjax.Optimization("return"),
+    "check_optimality": "gradient",
     "iteration": blpjax.Iteration("anderson", {"atol": 1e-14}),
 }
 

@@ -82,6 +82,7 @@ class Case:
             if library is pyblp
             else library.Iteration("anderson", {"atol": 1e-14}),
             "costs_bounds": (0.01, None) if self.X3 else None,
+            "check_optimality": "gradient",
         }
         with joint.quiet():
             return (self.build(library) if problem is None else problem).solve(**given | dict(self.arguments) | more)
@@ -140,6 +141,14 @@ def test_results_are_those_of_pyblp(name: str) -> None:
         holders = [r if hasattr(r, attribute) else r.problem for r in (ours, theirs)]
         actual, expected = (getattr(holder, attribute) for holder in holders)
         assert np.array_equal(actual, expected), attribute
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_hessians_are_symmetric(name: str) -> None:
+    hessian = CASES[name].solve(blpjax, check_optimality="both").hessian
+    assert np.isfinite(hessian).all()
+    DELTA.check(hessian, hessian.T)
 
 
 NEEDS_COSTS = ("costs", "passthrough", "prices", "markups", "profits", "profit_hessians")
@@ -234,7 +243,8 @@ def test_diversion_where_slopes_are_specific_to_products(name: str) -> None:
 
 
 def test_nested_logit_is_estimated_as_by_pyblp() -> None:
-    ours, theirs = (CASES["nested logit"].solve(library, optimization=None, method="2s") for library in (blpjax, pyblp))
+    given = {"optimization": None, "method": "2s", "check_optimality": "both"}
+    ours, theirs = (CASES["nested logit"].solve(library, **given) for library in (blpjax, pyblp))
     assert ours.converged
     for name in ("rho", "rho_se", "beta", "beta_se"):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-4, err_msg=name)
@@ -401,4 +411,4 @@ def test_nesting_parameters_that_are_fixed_or_zero_are_not_in_theta() -> None:
 
 def test_starting_values_by_regression_refuse_nests() -> None:
     with pytest.raises(NotImplementedError, match="nest"):
-        solved("RCNL with supply").problem.compute_frac_starts()
+        CASES["RCNL with supply"].build(blpjax).compute_frac_starts()

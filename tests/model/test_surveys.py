@@ -15,7 +15,13 @@ from blpjax.objective.programs import on_host
 from tests.support.surveys import PI, RHO, SHAPES, SIGMA, small, survey_of, tastes
 from tests.tolerances import CENTRAL_DIFFERENCE, ROUNDING
 
-COMBINATIONS = [(shape, nested, grouped) for shape in SHAPES for nested in (False, True) for grouped in (False, True)]
+#: All shapes with everything and with nothing else; the combinations between these are slow.
+COMBINATIONS = [
+    pytest.param(shape, nested, grouped, marks=() if nested == grouped else pytest.mark.slow)
+    for shape in SHAPES
+    for nested in (False, True)
+    for grouped in (False, True)
+]
 
 
 @pytest.mark.parametrize("most", [0, 16], ids=["dense", "factors"])

@@ -58,7 +58,9 @@ def test_estimation_knows_the_parameters_of_transformations(simulated: Any) -> N
     problem = simulated.to_problem()
     assert problem.rc_types == [KIND, "linear"]
     options = {"sigma": SIGMA, "pi": PI, "beta": [None, -1.5, None], "tau": [0.7]}
-    fixed = problem.solve(**options, method="1s", optimization=blpjax.Optimization("return"))
+    fixed = problem.solve(
+        **options, method="1s", optimization=blpjax.Optimization("return"), check_optimality="gradient"
+    )
     assert fixed.theta_labels == ["x x x", "y x y", "x x income", "x: shape", "prices"]
     assert fixed.tau_labels == ["x: shape"] and fixed.tau.tolist() == [[0.7]] and fixed.tau_se.shape == (1, 1)
     assert "Tau Estimates" in str(fixed) and "Tau True Values" in str(simulated.simulation)
@@ -67,7 +69,11 @@ def test_estimation_knows_the_parameters_of_transformations(simulated: Any) -> N
     numerical = [float(objective(theta + h) - objective(theta - h)) / 2e-5 for h in step]
     CENTRAL_DIFFERENCE.check(fixed.gradient.ravel(), numerical)
     bounded = problem.solve(
-        **options, tau_bounds=([0.7], [0.7]), method="1s", optimization=blpjax.Optimization("return")
+        **options,
+        tau_bounds=([0.7], [0.7]),
+        method="1s",
+        optimization=blpjax.Optimization("return"),
+        check_optimality="gradient",
     )
     assert "x: shape" not in bounded.theta_labels and np.isnan(bounded.tau_se).all()
     errors = fixed.delta_method(lambda model: model.coefficients.tau).standard_errors

@@ -22,7 +22,9 @@ def logit() -> Any:
     """Firms with a product each, whose profits have the second derivative -a s in their price."""
     with silent():
         problem = Problem(Formulation("1 + prices + x"), PRODUCTS.assign(firm_ids=np.arange(FIRMS.size)))
-        return problem.solve(beta=[1.0, -2.0, 1.5], method="1s", optimization=Optimization("return"))
+        return problem.solve(
+            beta=[1.0, -2.0, 1.5], method="1s", optimization=Optimization("return"), check_optimality="gradient"
+        )
 
 
 def test_curvature_of_profits_is_that_of_the_closed_form() -> None:

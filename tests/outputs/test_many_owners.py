@@ -54,7 +54,13 @@ def test_matrices_and_nests_are_solved_in_a_batch_too() -> None:
     nested = PRODUCTS.assign(nesting_ids=PRODUCTS.product_ids % 2)
     with silent():
         problem = Problem(Formulation("1 + prices + x"), nested)
-        known = problem.solve(rho=0.4, beta=[1.0, -2.0, 1.5], method="1s", optimization=Optimization("return"))
+        known = problem.solve(
+            rho=0.4,
+            beta=[1.0, -2.0, 1.5],
+            method="1s",
+            optimization=Optimization("return"),
+            check_optimality="gradient",
+        )
     pairs = list(itertools.permutations(range(3), 2))
     scenarios: dict[Any, dict[str, Any]] = {pair: {"firm_ids": {pair[1]: pair[0]}} for pair in pairs}
     scenarios |= {k: {} for k in range(9)}

@@ -183,8 +183,9 @@ KINDS = [
     "costs with holdings",
     "prices of a merger",
 ]
+#: Where costs are linear each way to answer is compared; the other cases ask more, and one market alone is another test's.
 COMPARISONS = [
-    (case, call, market_id)
+    pytest.param(case, call, market_id, marks=pytest.mark.slow if case == "linear costs" and call not in KINDS else ())
     for case in cases()
     for call in CALLS
     for market_id in ((None, "m002") if case == "linear costs" else (None,))
@@ -513,7 +514,9 @@ def test_what_is_not_in_the_data_has_to_be_given() -> None:
     bare = products.drop(columns=["firm_ids", "product_ids"])
     problem = joint.Model(X3=None).build(blpjax, bare, agents)
     with joint.quiet():
-        results = problem.solve(joint.SIGMA, joint.PI, optimization=blpjax.Optimization("return"), method="1s")
+        results = problem.solve(
+            joint.SIGMA, joint.PI, optimization=blpjax.Optimization("return"), method="1s", check_optimality="gradient"
+        )
     for method in ("costs", "prices", "passthrough", "approximate_prices", "markups", "profits", "profit_hessians"):
         with pytest.raises(ValueError, match="firm_ids or ownership must be given, because product_data has neither"):
             getattr(results, f"compute_{method}")()

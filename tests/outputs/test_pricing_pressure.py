@@ -39,7 +39,9 @@ def logit(log: bool = False, slope: float = -2.0, symmetric: tuple[float, float]
     table = table.assign(demand_instruments0=np.arange(len(table)))
     with silent():
         problem = Problem(Formulation("0 + log(prices)" if log else "0 + prices"), table)
-        return problem.solve(beta=[slope], method="1s", optimization=Optimization("return"))
+        return problem.solve(
+            beta=[slope], method="1s", optimization=Optimization("return"), check_optimality="gradient"
+        )
 
 
 # --- published numbers ----------------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ def test_ownership_by_matrices_and_negative_costs() -> None:
     table["ownership"] = blpjax.build_ownership(PRODUCTS)
     with silent():
         results = Problem(Formulation("0 + prices"), table).solve(
-            beta=[-2.0], method="1s", optimization=Optimization("return")
+            beta=[-2.0], method="1s", optimization=Optimization("return"), check_optimality="gradient"
         )
     frame = results.compute_pricing_pressure(MERGED)
     expected = logit().compute_pricing_pressure({2: 1})

@@ -53,7 +53,8 @@ def test_no_costs_are_clipped(start: blpjax.ProblemResults) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "costs_type", "bounds"), [("clipped", "log", (3.0, 12.0)), ("linear", "linear", None)]
+    ("variant", "costs_type", "bounds"),
+    [("clipped", "log", (3.0, 12.0)), pytest.param("linear", "linear", None, marks=pytest.mark.slow)],
 )
 def test_other_costs_are_those_of_pyblp(variant: str, costs_type: str, bounds: Any) -> None:
     results = autos.evaluate(autos.problem(costs_type), costs_bounds=bounds)

@@ -1,5 +1,6 @@
 """Problem: PyBLP's attributes, input forms, what is refused before anything is compiled, and compiled functions."""
 
+import functools
 import re
 import warnings
 from collections.abc import Callable
@@ -83,10 +84,16 @@ def pairs() -> dict[str, Callable[[Any], Any]]:
     }
 
 
+@functools.cache
+def pair(kind: str) -> tuple[Any, Any]:
+    """The same problem, built by PyBLP and by blpjax."""
+    with quiet():
+        return pairs()[kind](pyblp), pairs()[kind](blpjax)
+
+
 @pytest.mark.parametrize("kind", pairs())
 def test_attributes_are_those_of_pyblp(kind: str) -> None:
-    with quiet():
-        theirs, ours = (pairs()[kind](library) for library in (pyblp, blpjax))
+    theirs, ours = pair(kind)
     for name in NUMBERS:
         assert getattr(ours, name) == getattr(theirs, name), name
         assert type(getattr(ours, name)) is int, name
@@ -101,8 +108,7 @@ def test_attributes_are_those_of_pyblp(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", pairs())
 def test_structured_arrays_are_those_of_pyblp(kind: str) -> None:
-    with quiet():
-        theirs, ours = (pairs()[kind](library) for library in (pyblp, blpjax))
+    theirs, ours = pair(kind)
     for name in ("products", "agents"):
         actual, expected = getattr(ours, name), getattr(theirs, name)
         assert isinstance(actual, np.recarray) and actual.shape == expected.shape
@@ -123,8 +129,7 @@ def test_structured_arrays_are_those_of_pyblp(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", pairs())
 def test_the_description_is_that_of_pyblp(kind: str) -> None:
-    with quiet():
-        theirs, ours = (pairs()[kind](library) for library in (pyblp, blpjax))
+    theirs, ours = pair(kind)
     assert str(ours).split() == str(theirs).split()
     assert repr(ours) == str(ours)
 
@@ -590,7 +595,7 @@ def test_the_tolerance_for_singularity_decides_about_the_warning(monkeypatch: py
 
 
 def test_the_weighting_matrix_and_delta_may_be_given(problem: Problem) -> None:
-    theirs = build(pyblp)
+    theirs = pair("unequal markets")[0]
     W = np.diag(np.linspace(0.5, 2.0, problem.MD))
     given = {"W": W, "delta": np.linspace(-3, 0, problem.N), "scale_objective": False, "center_moments": False}
     a, b = evaluate(problem, blpjax, **given), evaluate(theirs, pyblp, **given)
@@ -602,7 +607,7 @@ def test_the_weighting_matrix_and_delta_may_be_given(problem: Problem) -> None:
 @pytest.mark.parametrize("method", ["1s", "2s"])
 def test_types_of_covariances_are_those_of_pyblp(problem: Problem, kinds: tuple[str, str], method: str) -> None:
     options = {"W_type": kinds[0], "se_type": kinds[1], "method": method}
-    a, b = evaluate(problem, blpjax, **options), evaluate(build(pyblp), pyblp, **options)
+    a, b = evaluate(problem, blpjax, **options), evaluate(pair("unequal markets")[0], pyblp, **options)
     for name in ("updated_W", "objective", "parameter_covariances", "sigma_se", "pi_se", "beta_se", "sigma_squared_se"):
         FIXED_PARAMETERS.check(getattr(a, name), getattr(b, name), name)
     assert str(a).split()[-8:] == str(b).split()[-8:]
@@ -693,9 +698,13 @@ def test_functions_take_weights_and_delta(problem: Problem, results: Any) -> Non
         problem.functions(SIGMA, PI, W=np.eye(2))
 
 
-def test_functions_plug_into_scipy(functions: Any, problem: Problem) -> None:
+@pytest.fixture(scope="module")
+def value_and_gradient(functions: Any) -> Any:
+    return jax.jit(jax.value_and_grad(functions.objective))
+
+
+def test_functions_plug_into_scipy(functions: Any, problem: Problem, value_and_gradient: Any) -> None:
     """Another optimiser, a few lines: it decreases the objective, and agrees with solve on where it is."""
-    value_and_gradient = jax.value_and_grad(functions.objective)
     found = scipy.optimize.minimize(value_and_gradient, functions.theta, jac=True, options={"maxiter": 5})
     assert found.fun < float(functions.objective(functions.theta))
     sigma = np.zeros((3, 3))
@@ -714,12 +723,12 @@ def test_functions_plug_into_scipy(functions: Any, problem: Problem) -> None:
     FIXED_PARAMETERS.check(there.objective, found.fun)
 
 
-def test_functions_plug_into_optax(functions: Any) -> None:
+def test_functions_plug_into_optax(functions: Any, value_and_gradient: Any) -> None:
     optimizer = optax.adam(0.05)
     theta, state = functions.theta, optimizer.init(functions.theta)
     values = []
     for _ in range(10):
-        value, gradient = jax.value_and_grad(functions.objective)(theta)
+        value, gradient = value_and_gradient(theta)
         updates, state = optimizer.update(gradient, state)
         theta = optax.apply_updates(theta, updates)
         values.append(float(value))

@@ -189,7 +189,11 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+#: One of each kind: the others are parts of these, or are compared below.
+FAST = ("linear costs", "partial ownership", "given errors", "shares in log costs", "prices in X2")
+
+
+@pytest.mark.parametrize("name", mostly_slow([*MODELS], FAST))
 def test_equilibrium_is_that_of_pyblp(name: str) -> None:
     options = dict(MODELS[name])
     pair = both(options.pop("data", None), options.pop("formulas", FORMULAS), **options)

@@ -16,7 +16,7 @@ from blpjax.exceptions import DescriptionError, StudyError
 from blpjax.studies.command import main
 from blpjax.studies.description import read_description
 from blpjax.studies.monte_carlo import MonteCarlo
-from tests.support.study_design import study
+from tests.support.study_design import design, study
 
 DESCRIPTION = """
 [simulation]
@@ -54,7 +54,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A description of the study of other tests, its data, and quiet options that the command has to keep."""
     monkeypatch.setattr(options, "verbose", False)
     monkeypatch.chdir(tmp_path)
-    data = study(True).simulation.product_data
+    data = design().product_data
     names = [name for name in data.dtype.names if name not in ("prices", "shares") and data[name].size == len(data)]
     frame = pd.DataFrame({name: data[name].ravel() for name in names})
     frame.to_csv(tmp_path / "products.csv", index=False)

@@ -1,4 +1,4 @@
-"""A small economy, and what firms do in it after a change, by SciPy's root finding and loops over agents."""
+"""A small economy, and what firms do in it after a change, by SciPy's root finding and loops over markets."""
 
 import functools
 from typing import Any
@@ -41,30 +41,31 @@ def results(price: str = "prices") -> Any:
     formulas = Formulation(f"1 + {price} + x"), Formulation(f"1 + {price}")
     with silent():
         problem = Problem(formulas, PRODUCTS, Formulation("0 + income"), AGENTS)
-        return problem.solve(SIGMA, PI, beta=BETA[price], method="1s", optimization=Optimization("return"))
+        return problem.solve(
+            SIGMA, PI, beta=BETA[price], method="1s", optimization=Optimization("return"), check_optimality="gradient"
+        )
 
 
 def demand(price: str, market: str, at: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Shares, their derivatives in prices, consumer surplus, and what taxes on consumers raise, agent by agent.
+    """Shares, their derivatives in prices, consumer surplus, and what taxes on consumers raise.
 
     `at` has prices, x, xi, which products are present, and the price of the first product before changes. Taxes on
     consumers `paid` (J, I) may be there, too.
     """
     people = AGENTS[AGENTS.market_ids == market]
+    nodes0, nodes1, income, weights = people[["nodes0", "nodes1", "income", "weights"]].to_numpy().T
     logs, beta, p = price != "prices", BETA[price], at["prices"]
     paid = at.get("paid", np.zeros((p.size, len(people))))
-    shares, slopes, surplus, raised = np.zeros(p.size), np.zeros((p.size, p.size)), 0.0, 0.0
-    for i, one in enumerate(people.itertuples()):
-        alpha = beta[1] + SIGMA[1, 1] * one.nodes1 + PI[1, 0] * one.income
-        spent = p + paid[:, i]
-        utility = beta[0] + SIGMA[0, 0] * one.nodes0 + alpha * (np.log(spent) if logs else spent)
-        e = np.where(at["present"], np.exp(utility + beta[2] * at["x"] + at["xi"]), 0.0)
-        s, a = e / (1 + e.sum()), alpha / spent if logs else np.full(p.size, alpha)
-        shares += one.weights * s
-        slopes += one.weights * (np.diag(s * a) - np.outer(s, s * a))
-        surplus += one.weights * np.log1p(e.sum()) / -(alpha / at["first"] if logs else alpha)
-        raised += one.weights * (s @ paid[:, i])
-    return shares, slopes, surplus, raised
+    alpha = beta[1] + SIGMA[1, 1] * nodes1 + PI[1, 0] * income
+    spent = p[:, None] + paid
+    utility = beta[0] + SIGMA[0, 0] * nodes0 + alpha * (np.log(spent) if logs else spent)
+    explained = utility + (beta[2] * at["x"] + at["xi"])[:, None]
+    e = np.where(at["present"][:, None], np.exp(explained), 0.0)
+    s = e / (1 + e.sum(axis=0))
+    weighted = weights * s * (alpha / spent if logs else alpha)
+    slopes = np.diag(weighted.sum(axis=1)) - s @ weighted.T
+    surplus = weights @ (np.log1p(e.sum(axis=0)) / -(alpha / at["first"] if logs else alpha))
+    return s @ weights, slopes, float(surplus), float(weights @ (s * paid).sum(axis=0))
 
 
 def conditions(q: np.ndarray, price: str, market: str, at: dict[str, Any]) -> np.ndarray:
