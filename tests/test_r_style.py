@@ -144,7 +144,8 @@ def test_formulas_build_the_problem_that_its_matrices_build() -> None:
     formulations = blpjax.Formulation("1 + prices + x"), blpjax.Formulation("0 + x")
     with quiet():
         direct = blpjax.Problem(formulations, table, integration=blpjax.Integration("grid", 3), add_exogenous=False)
-        results = [problem.solve(0.7, optimization=blpjax.Optimization("return")) for problem in (direct, build())]
+        given = {"optimization": blpjax.Optimization("return"), "check_optimality": "gradient"}
+        results = [problem.solve(0.7, **given) for problem in (direct, build())]
     LINEAR_ALGEBRA.check(results[1].objective, results[0].objective)
     LINEAR_ALGEBRA.check(results[1].parameters, results[0].parameters)
     summary = blpjax.estimation_summary(results[1])

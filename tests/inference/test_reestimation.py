@@ -104,7 +104,8 @@ def results() -> Any:
 
 @pytest.fixture(scope="module")
 def found(results: Any) -> Any:
-    return results.reestimate(draws=6, batch_size=6)
+    """In lanes of two, as in the test before, whose programs these are."""
+    return results.reestimate(draws=6, batch_size=2)
 
 
 @pytest.mark.slow
@@ -121,9 +122,10 @@ def test_recentred_moments_hold_in_the_full_sample(results: Any, monkeypatch: py
 
 @pytest.mark.slow
 def test_draws_depend_on_their_numbers_alone(results: Any, found: Any, tmp_path: Path) -> None:
+    whole = results.reestimate(draws=6, batch_size=6)
     parts = results.reestimate(draws=3, batch_size=2, path=tmp_path / "study")
     assert parts.draws == 3 and len(parts.batches) == 2
-    np.testing.assert_allclose(parts.parameters, found.parameters[:3], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(parts.parameters, whole.parameters[:3], rtol=1e-6, atol=1e-9)
     resumed = results.reestimate(draws=4, path=tmp_path / "study")
     pd.testing.assert_frame_equal(resumed.table[: len(parts.table)], parts.table)
     with pytest.raises(StorageError, match="holds another study"):
@@ -135,7 +137,7 @@ def test_draws_depend_on_their_numbers_alone(results: Any, found: Any, tmp_path:
 def test_studies_travel_and_fit_into_memory(results: Any, found: Any) -> None:
     """Workers get pickles. What they run is what is run here."""
     with ThreadPoolExecutor(1) as executor:
-        sent = results.reestimate(draws=6, batch_size=6, executor=PicklingExecutor(executor))
+        sent = results.reestimate(draws=6, batch_size=2, executor=PicklingExecutor(executor))
     pd.testing.assert_frame_equal(sent.table, found.table)
     small = results.reestimate(draws=3, memory=1)
     assert list(small.batches["size"]) == [1, 1, 1] and small.peak_memory > 0

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 SIGMA, PI = np.diag([0.4, 0.8]), np.array([[0.3], [-0.5]])
 PRODUCTS = (Formulation("1 + prices + x"), Formulation("1 + x"))
 DEMOGRAPHICS = Formulation("0 + income")
+EVALUATED: dict[str, Any] = {"optimization": Optimization("return"), "check_optimality": "gradient"}
 
 
 def make_problem(seed: int = 1, **columns: Any) -> Problem:
@@ -391,7 +392,7 @@ def test_draws_without_a_seed_come_back(tmp_path: Path) -> None:
     problem = Problem(
         PRODUCTS, products, DEMOGRAPHICS, agents.drop(columns=["weights", "nodes0", "nodes1"]), integration
     )
-    results = problem.solve(SIGMA, PI, method="1s", optimization=Optimization("return"))
+    results = problem.solve(SIGMA, PI, method="1s", **EVALUATED)
     loaded = save_and_load(results, tmp_path)
     assert loaded.problem.integration == integration and type(loaded.problem.integration) is Integration
     assert same(loaded.problem.agent_table.nodes, problem.agent_table.nodes)
@@ -426,12 +427,12 @@ def test_markets_keep_their_ids(tmp_path: Path, ids: Any) -> None:
 def test_columns_that_cannot_be_stored(tmp_path: Path) -> None:
     N = make_problem().N
     periods = pd.Series(pd.period_range("2000Q1", periods=N, freq="Q"))
-    used = make_problem(firm_ids=periods.astype(object)).solve(SIGMA, PI, optimization=Optimization("return"))
+    used = make_problem(firm_ids=periods.astype(object)).solve(SIGMA, PI, **EVALUATED)
     message = "column 'firm_ids' holds pandas.*Period, which a file cannot hold, in market 'm000', row 0.*astype"
     with pytest.raises(DataError, match=message):
         used.save(tmp_path / "results")
     assert not os.listdir(tmp_path)
-    unused = make_problem(quarter=periods.astype(object)).solve(SIGMA, PI, optimization=Optimization("return"))
+    unused = make_problem(quarter=periods.astype(object)).solve(SIGMA, PI, **EVALUATED)
     with pytest.warns(DataWarning, match="'quarter' holds .* does not use the column, which is left out"):
         unused.save(tmp_path / "results")
     loaded = blpjax.load(tmp_path / "results")
@@ -456,7 +457,7 @@ def test_data_are_checked_as_they_were(tmp_path: Path, monkeypatch: pytest.Monke
         problem = Problem((Formulation("1 + prices + x + twice"), PRODUCTS[1]), products, DEMOGRAPHICS, agents)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IdentificationWarning)  # about the estimates
-        results = problem.solve(SIGMA, PI, method="1s", optimization=Optimization("return"))
+        results = problem.solve(SIGMA, PI, method="1s", **EVALUATED)
     monkeypatch.undo()
     results.save(tmp_path / "results")
     shown: list[str] = []
@@ -549,7 +550,7 @@ def test_files_that_do_not_describe_results_are_refused(results: ProblemResults,
 
 
 def test_results_of_knitro_load_where_it_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = make_problem().solve(SIGMA, PI, method="1s", optimization=Optimization("return"))
+    results = make_problem().solve(SIGMA, PI, method="1s", **EVALUATED)
     stored = step_state(step_of(results))
     stored["options"]["optimization"]["method"] = "knitro"
     monkeypatch.delenv("KNITRODIR", raising=False)

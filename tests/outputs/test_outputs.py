@@ -183,7 +183,7 @@ KINDS = [
     "costs with holdings",
     "prices of a merger",
 ]
-#: Where costs are linear each way to answer is compared; the other cases ask more, and one market alone is another test's.
+#: Where costs are linear each way to answer is compared. The other cases ask more; one market alone has its own test.
 COMPARISONS = [
     pytest.param(case, call, market_id, marks=pytest.mark.slow if case == "linear costs" and call not in KINDS else ())
     for case in cases()
