@@ -1,5 +1,6 @@
 """What the README and CONTRIBUTING say can be done."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -15,14 +16,14 @@ def blocks(language: str) -> list[str]:
     return [text for kind, text in BLOCK.findall((ROOT / "README.md").read_text()) if kind == language]
 
 
-def test_python_blocks_run_in_order_and_print_what_is_shown(capsys, tmp_path, monkeypatch):
+def test_python_blocks_run_in_order_and_print_what_is_shown(capsys, tmp_path):
     matplotlib.use("agg")
-    monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}
     sources = blocks("python")
     assert sources
-    for number, source in enumerate(sources):
-        exec(compile(source, f"README block {number}", "exec"), namespace)
+    with contextlib.chdir(tmp_path):
+        for number, source in enumerate(sources):
+            exec(compile(source, f"README block {number}", "exec"), namespace)
     printed = {line.rstrip() for line in capsys.readouterr().out.splitlines()}
     shown = [line.rstrip() for text in blocks("text") for line in text.splitlines() if line.strip()]
     assert shown

@@ -50,9 +50,11 @@ TINY = Settings(
 
 
 @pytest.fixture(autouse=True)
-def kept_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs that other tests compiled stay: compile times do not matter here."""
-    monkeypatch.setattr("blpjax.machine.compilation.forget_programs", lambda: None)
+def kept_programs() -> Iterator[None]:
+    """Programs that other tests compiled stay, in memory and on disk: compile times do not matter here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blpjax.machine.compilation.forget_programs", lambda: None)
+        yield
 
 
 def only_row(rows: Iterator[Row]) -> Row:

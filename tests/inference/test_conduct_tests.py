@@ -18,6 +18,7 @@ from blpjax.inference.conduct_tests import influence
 from blpjax.objective.clusters import number_clusters
 from blpjax.objective.projections import orthonormal_basis, residuals_on
 from tests.support import lags
+from tests.support.designs import mostly_slow
 from tests.support.estimated import CASES, solved
 from tests.support.silence import silent
 from tests.tolerances import CENTRAL_DIFFERENCE, FIXED_PARAMETERS, LINEAR_ALGEBRA
@@ -115,12 +116,15 @@ def test_a_logit_has_the_statistics_of_its_closed_forms(costs_type: str, adjust:
     assert found.markups["market_ids"].tolist() == table.market_ids.tolist()
 
 
-def test_influence_functions_have_the_covariances_of_estimates() -> None:
+@pytest.mark.parametrize(
+    "name", mostly_slow(["demand alone", "logit", "linear costs", "survey"], ["linear costs", "survey"])
+)
+def test_influence_functions_have_the_covariances_of_estimates(name: str) -> None:
     """Their products are the robust covariances that results report, after one step, with supply, and with a survey."""
-    for results in (*map(solved, ("demand alone", "logit", "linear costs")), surveyed()):
-        psi, errors = influence(results)
-        FIXED_PARAMETERS.check((psi.T @ psi + errors.T @ errors) / len(psi), results.parameter_covariances)
-        assert len(errors) == len(results.micro)
+    results = surveyed() if name == "survey" else solved(name)
+    psi, errors = influence(results)
+    FIXED_PARAMETERS.check((psi.T @ psi + errors.T @ errors) / len(psi), results.parameter_covariances)
+    assert len(errors) == len(results.micro)
 
 
 @pytest.mark.slow

@@ -394,6 +394,13 @@ def test_loops_that_are_cut_short_are_reported() -> None:
     assert np.isnan(prices).all()
 
 
+ROUTINES = {
+    "hybr": blpjax.Iteration("hybr", {"xtol": 1e-13}, compute_jacobian=True),
+    "lm": blpjax.Iteration("lm", {"xtol": 1e-13, "ftol": 1e-15}),
+}
+
+
+@pytest.mark.parametrize("routine", mostly_slow(ROUTINES, ["hybr"]))
 @pytest.mark.parametrize(
     "name",
     mostly_slow(
@@ -401,19 +408,13 @@ def test_loops_that_are_cut_short_are_reported() -> None:
         ["log costs of shares, asymmetric ownership"],
     ),
 )
-def test_routines_on_the_host_find_equilibrium_prices(name: str) -> None:
+def test_routines_on_the_host_find_equilibrium_prices(name: str, routine: blpjax.Iteration) -> None:
     ours, _ = solved(name)
     known = {"ownership": np.ones((29, 8)), "costs": cheaper(cases()[name].tables[0]), "constant_costs": False}
     expected = ours.compute_prices(**known)
-    for iteration in (
-        blpjax.Iteration("hybr", {"xtol": 1e-13}, compute_jacobian=True),
-        blpjax.Iteration("lm", {"xtol": 1e-13, "ftol": 1e-15}),
-    ):
-        DELTA.check(ours.compute_prices(**known, iteration=iteration), expected)
-        alone = {**known, "ownership": np.ones((7, 7)), "costs": known["costs"][rows_of(name, "m001")]}
-        DELTA.check(
-            ours.compute_prices(**alone, market_id="m001", iteration=iteration), expected[rows_of(name, "m001")]
-        )
+    DELTA.check(ours.compute_prices(**known, iteration=routine), expected)
+    alone = {**known, "ownership": np.ones((7, 7)), "costs": known["costs"][rows_of(name, "m001")]}
+    DELTA.check(ours.compute_prices(**alone, market_id="m001", iteration=routine), expected[rows_of(name, "m001")])
 
 
 def rows_of(name: str, market_id: str) -> np.ndarray:
@@ -539,20 +540,23 @@ def test_one_product_can_be_eliminated_by_its_id_alone() -> None:
 # --- compilation ----------------------------------------------------------------------------------------------------
 
 
-def test_first_answers_wait_for_two_programs_of_outputs_and_one_of_estimation() -> None:
-    """Without a single operation of JAX outside of programs."""
+@pytest.mark.parametrize("nested", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_first_answers_wait_for_two_programs_of_outputs_and_one_of_estimation(nested: bool) -> None:
+    """Without a single operation of JAX outside of programs. Without nests the programs are those of other tests."""
     forget_programs()
-    products, agents = joint.tables(markets=3)
-    products["nesting_ids"] = np.where(products.x < 1, "a", "b")
-    problem = joint.Model("1 + prices + x").build(blpjax, products, agents)
+    products, agents = joint.tables(markets=4)
+    if nested:
+        products["nesting_ids"] = np.where(products.x < 1, "a", "b")
+    problem = joint.Model().build(blpjax, products, agents)
     with compilations() as estimation, joint.quiet():
         results = problem.solve(
             joint.SIGMA,
             joint.PI,
-            0.3,
-            beta=[None, -2.0, None],
+            0.3 if nested else None,
+            beta=[None, -2.0, None, None],
             method="1s",
             optimization=blpjax.Optimization("return"),
+            iteration=blpjax.Iteration("squarem", TIGHT),
             check_optimality="gradient",
         )
     assert estimation == ["jit(_evaluate)"]

@@ -496,7 +496,13 @@ def test_names_of_exogenous_characteristics(names: tuple[str, ...], message: str
     ("formulas", "beta", "gamma", "balanced"),
     [
         (FORMULAS, BETA, GAMMA["linear"], False),
-        (("1 + prices + x + I(y**2)", "1 + x", "0 + x + z"), [0.5, -2, 1, 0.3], [0.5, 0.5], False),
+        pytest.param(
+            ("1 + prices + x + I(y**2)", "1 + x", "0 + x + z"),
+            [0.5, -2, 1, 0.3],
+            [0.5, 0.5],
+            False,
+            marks=pytest.mark.slow,
+        ),
         (("0 + prices + x:y", "0 + y + x", "1 + log(z)"), [-2, 1], [1.5, 0.1], True),
         (("1 + prices + prices:x + x", "1 + x", "1 + z + shares"), [0.5, -2, 0.1, 1], [0.8, 0.5, 0.1], True),
         (("1 + prices + kind + x", "1 + x", "1 + kind"), [0.5, -2, 0.2, 1], [0.8, 0.5], False),

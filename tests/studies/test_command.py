@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,20 @@ seed = 3
 
 
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A description of the study of other tests, its data, and quiet options that the command has to keep."""
-    monkeypatch.setattr(options, "verbose", False)
-    monkeypatch.chdir(tmp_path)
+def file(tmp_path: Path) -> Iterator[Path]:
+    """A description of the study of other tests, its data, and quiet options that the command has to keep.
+
+    Nothing that programs are made of is replaced, so that they may be those that other tests have compiled.
+    """
     data = design().product_data
     names = [name for name in data.dtype.names if name not in ("prices", "shares") and data[name].size == len(data)]
     frame = pd.DataFrame({name: data[name].ravel() for name in names})
     frame.to_csv(tmp_path / "products.csv", index=False)
     (tmp_path / "study.toml").write_text(DESCRIPTION)
-    return tmp_path / "study.toml"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(options, "verbose", False)
+        patch.chdir(tmp_path)
+        yield tmp_path / "study.toml"
 
 
 def edit(file: Path, old: str, new: str) -> Path:
@@ -293,9 +298,7 @@ def test_failures_have_their_own_status(
     assert "study cannot be used as the directory of a study" in capsys.readouterr().err
 
 
-def test_studies_are_run_and_resumed(
-    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_studies_are_run_and_resumed(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = file.with_name("study")
     assert main([str(file)]) == 0
     shown = capsys.readouterr()
@@ -309,10 +312,11 @@ def test_studies_are_run_and_resumed(
     assert "study holds finished parts of a study: add --resume" in capsys.readouterr().err
     ran: list[int] = []
     original = MonteCarlo.run_batch
-    monkeypatch.setattr(
-        MonteCarlo, "run_batch", lambda self, first, size: ran.append(first) or original(self, first, size)
-    )
-    assert main([str(file), "--replications", "6", "--resume", "--quiet"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            MonteCarlo, "run_batch", lambda self, first, size: ran.append(first) or original(self, first, size)
+        )
+        assert main([str(file), "--replications", "6", "--resume", "--quiet"]) == 0
     assert ran == [4] and not capsys.readouterr().err
     assert pd.read_parquet(path / "table.parquet")["replication"].max() == 5
     assert main([str(edit(file, "seed = 3", "seed = 4")), "--resume"]) == 1
