@@ -60,8 +60,9 @@ def test_chunks_change_nothing(chunks: object, monkeypatch: pytest.MonkeyPatch) 
     found = []
     for number in (1, chunks):
         monkeypatch.setattr(blpjax.options, "micro_computation_chunks", number)
-        built = build_surveys(economy.markets(True), economy.economy(True), parts)
-        found.append(survey_sums(built, Parts.of(parts), economy.economy(True), tastes(True), economy.delta)[0])
+        built = on_host(build_surveys(economy.markets(True), economy.economy(True), parts))
+        where = on_host(economy.economy(True))
+        found.append(survey_sums(built, Parts.of(parts), where, tastes(True), economy.delta)[0])
     ROUNDING.check(*found)
 
 
@@ -133,9 +134,13 @@ def test_covariances_are_those_of_respondents(
     monkeypatch.setattr(surveys, "MOST_FACTORS", most)
     economy, (parts, arrays) = small(), survey_of(shape, True)
     built = build_surveys(economy.markets(nested), economy.economy(nested), parts)
-    found = part_covariances(
-        built, Parts.of(parts), economy.economy(nested), tastes(nested), jnp.asarray(economy.delta)
-    )
+    where = economy.economy(nested)
+
+    @jax.jit
+    def covariances(delta: jax.Array) -> jax.Array:
+        return part_covariances(built, Parts.of(parts), where, tastes(nested), delta)
+
+    found = covariances(jnp.asarray(economy.delta))
     q, v = [], []
     for t, (weights, *values) in arrays.items():
         for i, person in enumerate(economy.agents.rows[t]):
