@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from blpjax.kernels.arrays import AnyArray, on_host, times
+from blpjax.kernels.arrays import AnyArray, namespace, on_host, times
 from blpjax.kernels.shares import Choices, Nests, Tastes, choices, deviations, share_jacobian, shares
 
 
@@ -77,7 +76,8 @@ def demand_with_curvature(
     """
     if on_host(prices):
         point = demand_at(prices, arguments)
-        return point, Curvature(np.zeros_like(point.delta_slope), np.zeros_like(point.X2_slope))
+        xp = namespace(prices)
+        return point, Curvature(xp.zeros_like(point.delta_slope), xp.zeros_like(point.X2_slope))
     point, tangent = jax.jvp(lambda p: demand_at(p, arguments), (prices,), (jnp.ones_like(prices),))
     return point, Curvature(tangent.delta_slope, tangent.X2_slope)
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.exceptions import Status
@@ -182,9 +181,10 @@ def _through_groups(level: Level, E: AnyArray, P: AnyArray, R: AnyArray, Q: AnyA
         members, odds = group
         return ((R * ((E * members[..., None, :]) @ P)) @ Q) * (odds[..., None] * members)[..., None, :]
 
-    groups = namespace(P).moveaxis(level.members.astype(float), -1, 0), namespace(P).moveaxis(level.odds, -1, 0)
+    xp = namespace(P)
+    groups = xp.moveaxis(level.members.astype(float), -1, 0), xp.moveaxis(level.odds, -1, 0)
     if on_host(P):
-        return sum(map(of_group, zip(*groups, strict=True)), np.zeros_like(E))
+        return sum(map(of_group, zip(*groups, strict=True)), xp.zeros_like(E))
     return jax.lax.map(of_group, groups).sum(axis=0)
 
 
