@@ -13,6 +13,9 @@ PYTEST := $(RUN) -m pytest -n $(JOBS) --dist worksteal
 # The code of this directory is what runs, also when the directory, virtual environment included, was moved or copied.
 export PYTHONPATH := $(CURDIR)
 
+# Bytecode of tests, and of modules with checks of types, takes ten seconds to make in each process that may not keep it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: all demo test slow lint types bench robustness notebooks docs install clean
 .DEFAULT_GOAL := test
 
@@ -58,5 +61,5 @@ $(INSTALLED): pyproject.toml
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 		{ $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
 	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'
-	$(RUN) -m compileall -q blpjax  # pip does so only for what is not editable, and PYTHONDONTWRITEBYTECODE forbids it later
+	$(RUN) -m compileall -q blpjax  # pip does so only for what is not editable
 	@touch $@

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from blpjax.inputs.design import Column, DesignMatrix
+from blpjax.inputs.expressions import degree
 from blpjax.kernels.arrays import AnyArray, namespace
 
 #: Of derivatives on the host.
@@ -55,6 +56,10 @@ class Characteristics(eqx.Module):
             return X1.imag / _STEP, X2.imag / _STEP
         x = jnp.asarray(changed.get(name, self.variables[name]))
         return jax.jvp(lambda values: self.evaluate({**changed, name: values}), (x,), (jnp.ones_like(x),))[1]
+
+    def is_linear(self, name: str) -> bool:
+        """Whether X1 and X2 are linear in a variable, so that slopes do not depend on it."""
+        return all(degree(column.expression, name) <= 1 for column in (*self.X1_columns, *self.X2_columns))
 
     def replace(self, changes: Mapping[str, Float[AnyArray, "..."]]) -> "Characteristics":
         """The same formulas with other values of some variables; `NameError` for those that no formula has."""

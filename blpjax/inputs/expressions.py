@@ -167,6 +167,22 @@ def leaves(expression: Expression) -> tuple[Variable | Indicator | Same, ...]:
     return ()
 
 
+def degree(expression: Expression, name: str) -> float:
+    """Degree of the polynomial that an expression is in a variable; infinite where it is none, or may be none."""
+    match expression:
+        case Variable():
+            return float(expression.name == name)
+        case Negative(operand) | Function("I", operand):
+            return degree(operand, name)
+        case Operation("+" | "-", left, right):
+            return max(degree(left, name), degree(right, name))
+        case Operation("*", left, right):
+            return degree(left, name) + degree(right, name)
+        case Operation("/", left, right) if degree(right, name) == 0:
+            return degree(left, name)
+    return float("inf") if name in variable_names(expression) else 0.0
+
+
 def evaluate(expression: Expression, env: Mapping[str, Any], xp: ModuleType = np) -> Any:
     """Evaluate an expression.
 

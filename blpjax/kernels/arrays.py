@@ -47,10 +47,19 @@ def with_diagonal(matrix: AnyArray, diagonal: AnyArray) -> AnyArray:
     return xp.where(xp.eye(diagonal.shape[-1], dtype=bool), diagonal[..., :, None], matrix)
 
 
-def solve_on_host(matrices: Float[np.ndarray, "*T J J"], right: Float[np.ndarray, "*T J"]) -> Float[np.ndarray, "*T J"]:
-    """Solve systems of several markets with NumPy; NaN where a matrix is singular."""
+def diagonal_matrix(diagonal: AnyArray) -> AnyArray:
+    """The diagonal matrix, or one for each of several diagonals."""
+    return namespace(diagonal).eye(diagonal.shape[-1]) * diagonal[..., None]
+
+
+def solve_on_host(
+    matrices: Float[np.ndarray, "*T J J"], right: Float[np.ndarray, "*T J"] | Float[np.ndarray, "*T J R"]
+) -> Float[np.ndarray, "*T J"] | Float[np.ndarray, "*T J R"]:
+    """Solve systems of several markets with NumPy, of one or many right-hand sides; NaN where a matrix is singular."""
+    several = right.ndim == matrices.ndim
     try:
-        return np.linalg.solve(matrices, right[..., None])[..., 0]
+        found = np.linalg.solve(matrices, right if several else right[..., None])
+        return found if several else found[..., 0]
     except np.linalg.LinAlgError:
         if matrices.ndim == 2:
             return np.full_like(right, np.nan)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from blpjax.kernels.arrays import AnyArray, times
+from blpjax.kernels.arrays import AnyArray, namespace, on_host, times
 from blpjax.kernels.shares import Choices, Nests, Tastes, choices, deviations, share_jacobian, shares
 
 
@@ -63,14 +63,21 @@ DemandAt = Callable[[AnyArray, Any], DemandPoint]
 class Curvature(NamedTuple):
     """Second derivatives of utilities in each product's own price: those of ``delta`` (J,) and of ``X2`` (J, K2)."""
 
-    delta: Float[Array, " J"]
-    X2: Float[Array, "J K2"]
+    delta: Float[AnyArray, "*T J"]
+    X2: Float[AnyArray, "*T J K2"]
 
 
 def demand_with_curvature(
-    demand_at: DemandAt, prices: Float[Array, " J"], arguments: Any
+    demand_at: DemandAt, prices: Float[AnyArray, "*T J"], arguments: Any
 ) -> tuple[DemandPoint, Curvature]:
-    """Demand at `prices`, and how its slopes move with prices: each product's with its own price only."""
+    """Demand at `prices`, and how its slopes move with prices: each product's with its own price only.
+
+    On the host utilities must be linear in prices.
+    """
+    if on_host(prices):
+        point = demand_at(prices, arguments)
+        xp = namespace(prices)
+        return point, Curvature(xp.zeros_like(point.delta_slope), xp.zeros_like(point.X2_slope))
     point, tangent = jax.jvp(lambda p: demand_at(p, arguments), (prices,), (jnp.ones_like(prices),))
     return point, Curvature(tangent.delta_slope, tangent.X2_slope)
 
@@ -95,15 +102,15 @@ def demand_hessian(point: DemandPoint, curvature: Curvature) -> Float[Array, "J 
     return hessian.at[j, j, j].add((S * second).sum(axis=1))
 
 
-def second_slopes(point: DemandPoint, curvature: Curvature) -> Array:
+def second_slopes(point: DemandPoint, curvature: Curvature) -> AnyArray:
     """``d alpha_ji / dp_j``."""
-    return curvature.delta[:, None] + deviations(curvature.X2, point.C)
+    return curvature.delta[..., :, None] + deviations(curvature.X2, point.C)
 
 
 def along_prices(function: Callable[[DemandPoint], Array], point: DemandPoint, curvature: Curvature) -> Array:
     """Derivatives of a function of demand in each price, on the last axis, one price after the other.
 
-    For what has no formula of its own: the demand of nests.
+    For what has no formula of its own.
     """
 
     def moving(values: tuple[Array, ...]) -> Array:

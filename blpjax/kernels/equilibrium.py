@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
-from blpjax.kernels.arrays import AnyArray, namespace
+from blpjax.kernels.arrays import AnyArray, namespace, on_host, solve_on_host
 from blpjax.kernels.demand import DemandAt, DemandPoint, demand_hessian, demand_with_curvature
 from blpjax.kernels.fixed_point import FixedPoint, Image, NewtonPoint, iterate, newton, safeguarded
 from blpjax.kernels.implicit import implicit
@@ -135,9 +135,9 @@ def profit_hessian(
 def passthrough(
     demand_at: DemandAt,
     owned: Owned,
-    prices: Float[Array, " J"],
+    prices: Float[AnyArray, "*T J"],
     arguments: Any,
-) -> Float[Array, "J J"]:
+) -> Float[AnyArray, "*T J J"]:
     """Passthrough of marginal costs to equilibrium prices: element (j, k) is ``dp_j / dc_k``. Identity for padding.
 
     It differentiates ``A(p) (p - c) = s(p)`` totally at the given prices, which are an equilibrium at the costs that
@@ -153,7 +153,8 @@ def passthrough(
     point, curvature = demand_with_curvature(demand_at, prices, arguments)
     derivatives = price_derivatives(point, curvature, H, markups(point, H))
     A = markup_matrix(point, H)
-    return solve(A + derivatives.markup_product - derivatives.shares, A)
+    system = A + derivatives.markup_product - derivatives.shares
+    return solve_on_host(system, A) if on_host(A) else solve(system, A)
 
 
 class _Game(eqx.Module):

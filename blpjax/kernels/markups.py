@@ -19,11 +19,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.exceptions import Status
-from blpjax.kernels.arrays import AnyArray, namespace, on_host, solve_on_host, transposed, with_diagonal
+from blpjax.kernels.arrays import (
+    AnyArray,
+    diagonal_matrix,
+    namespace,
+    on_host,
+    solve_on_host,
+    transposed,
+    with_diagonal,
+)
 from blpjax.kernels.demand import Curvature, DemandPoint, along_prices, second_slopes
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.implicit import implicit
 from blpjax.kernels.linear_algebra import Factors, factorise, solve
+from blpjax.kernels.shares import Level
 from blpjax.kernels.tangents import moves, push
 
 
@@ -122,32 +131,61 @@ def profit_gradient(point: DemandPoint, owned: Owned, eta: Float[Array, " J"]) -
 class PriceDerivatives(NamedTuple):
     """Derivatives in prices, the column's product: of shares, of ``A eta`` at given eta, and of Lambda's diagonal."""
 
-    shares: Float[Array, "J J"]
-    markup_product: Float[Array, "J J"]
-    lambda_diagonal: Float[Array, "J J"]
+    shares: Float[AnyArray, "*T J J"]
+    markup_product: Float[AnyArray, "*T J J"]
+    lambda_diagonal: Float[AnyArray, "*T J J"]
 
 
 def price_derivatives(
-    point: DemandPoint, curvature: Curvature, H: Float[Array, "J J"], eta: Float[Array, " J"]
+    point: DemandPoint, curvature: Curvature, H: Float[AnyArray, "*T J J"], eta: Float[AnyArray, "*T J"]
 ) -> PriceDerivatives:
-    """Derivatives of demand and of ``A eta`` in prices. Zero for padding."""
-    if point.nests is not None:
+    """Derivatives of demand and of ``A eta`` in prices. Zero for padding.
+
+    By matrix products, since ``dP_ji / dp_l = P_ji alpha_li (1[j = l] / (1 - rho) - odds Q_li - P_li)``, where the
+    odds are zero unless j and l are of the same group. Those of groups within groups come one price after the other.
+    """
+    nests = point.nests
+    if nests is not None and nests.outer is not None:
         return PriceDerivatives(
             point.jacobian(),
             along_prices(lambda moved: markup_product(moved, H, eta), point, curvature),
             along_prices(DemandPoint.lambda_diagonal, point, curvature),
         )
     P, S, R, N, spread = _parts(point, H, eta)
-    alpha, second = point.utility_slopes(), second_slopes(point, curvature)
-    # dP_ji / dp_l = P_ji (1[j = l] alpha_li - M_li)
-    M = P * alpha
-    through_rivals = R @ M.T
-    own = ((R * alpha + S * second) * spread).sum(axis=1)
+    alpha = point.utility_slopes()
+    E, M = H * eta[..., None, :], P * alpha
+    scales = namespace(P).ones_like(eta) if nests is None else nests.scales
+    through_rivals = R @ transposed(M)
+    own = R * alpha * scales[..., :, None] + S * second_slopes(point, curvature)
+    product = E * scales[..., None, :] * through_rivals - (R * (spread + N)) @ transposed(M)
+    moved = -through_rivals
+    if nests is not None:
+        (level,), within = nests.levels, point.choices().within[0]
+        Q = transposed(within * alpha)
+        odds, through_group = level.same(level.odds), R @ Q
+        in_group = (R * ((E * level.same(namespace(P).ones_like(level.odds))) @ within)) @ Q
+        product += odds * (scales[..., None, :] * (E * through_group - in_group) - (R * spread) @ Q)
+        product -= _through_groups(level, E, P, R, Q)
+        moved -= odds * through_group
     return PriceDerivatives(
-        jnp.diag(R.sum(axis=1)) - S @ M.T,
-        jnp.diag(own) + H * eta[None, :] * through_rivals - (R * (spread + N)) @ M.T,
-        jnp.diag((R * alpha + S * second).sum(axis=1)) - through_rivals,
+        point.jacobian(),
+        diagonal_matrix((own * spread).sum(axis=-1)) + product,
+        scales[..., :, None] * (diagonal_matrix(own.sum(axis=-1)) + moved),
     )
+
+
+def _through_groups(level: Level, E: AnyArray, P: AnyArray, R: AnyArray, Q: AnyArray) -> AnyArray:
+    """``odds sum_i R_ji Q_li sum_{k of l's group} E_jk P_ki`` at (j, l), group by group: no array J x groups x I."""
+
+    def of_group(group: tuple[AnyArray, AnyArray]) -> AnyArray:
+        members, odds = group
+        return ((R * ((E * members[..., None, :]) @ P)) @ Q) * (odds[..., None] * members)[..., None, :]
+
+    xp = namespace(P)
+    groups = xp.moveaxis(level.members.astype(float), -1, 0), xp.moveaxis(level.odds, -1, 0)
+    if on_host(P):
+        return sum(map(of_group, zip(*groups, strict=True)), xp.zeros_like(E))
+    return jax.lax.map(of_group, groups).sum(axis=0)
 
 
 def _markup_gap(eta: Array, point: DemandPoint, owned: Firms | Array) -> Array:
@@ -187,38 +225,40 @@ def direct_product(point: DemandPoint, owned: Firms | Array, eta: Array) -> Arra
 class _Parts(NamedTuple):
     """What the product and its derivatives are made of."""
 
-    P: Float[Array, "J I"]
-    S: Float[Array, "J I"]  # w o P
-    R: Float[Array, "J I"]  # w o P o alpha
-    N: Float[Array, "J I"]  # (H o eta') P
-    spread: Float[Array, "J I"]  # N_ji - H_jj eta_j, or what takes its place with nests
+    P: Float[AnyArray, "*T J I"]
+    S: Float[AnyArray, "*T J I"]  # w o P
+    R: Float[AnyArray, "*T J I"]  # w o P o alpha
+    N: Float[AnyArray, "*T J I"]  # (H o eta') P
+    spread: Float[AnyArray, "*T J I"]  # N_ji - H_jj eta_j, or what takes its place with nests
 
 
-def _parts(point: DemandPoint, owned: Firms | Array, eta: Array) -> _Parts:
+def _parts(point: DemandPoint, owned: Firms | AnyArray, eta: AnyArray) -> _Parts:
     found = point.choices()
     P = found.inside
-    S = P * point.weights[None, :]
+    S = P * point.weights[..., None, :]
     N = weighted_sums(owned, eta, P)
     own = own_share(owned) * eta
     if point.nests is None:
-        spread = N - own[:, None]
+        spread = N - own[..., :, None]
     else:
-        spread = N - (own * point.nests.scales)[:, None]
+        spread = N - (own * point.nests.scales)[..., :, None]
         for level, within in zip(point.nests.levels, found.within, strict=True):
-            spread += (ownership_matrix(owned) * level.same(level.odds) * eta[None, :]) @ within
+            spread += (ownership_matrix(owned) * level.same(level.odds) * eta[..., None, :]) @ within
     return _Parts(P, S, S * point.utility_slopes(), N, spread)
 
 
-def weighted_sums(owned: Firms | Array, eta: Array, values: Array) -> Array:
+def weighted_sums(owned: Firms | AnyArray, eta: AnyArray, values: AnyArray) -> AnyArray:
     """``(H o eta') values``, of the shape of `values` (J, I)."""
     if isinstance(owned, Firms):
         return owned.apply(eta[:, None] * values)
-    return (owned * eta[None, :]) @ values
+    return (owned * eta[..., None, :]) @ values
 
 
-def own_share(owned: Firms | Array) -> Array:
+def own_share(owned: Firms | AnyArray) -> AnyArray:
     """The diagonal of H (J,)."""
-    return owned.members.any(axis=1).astype(float) if isinstance(owned, Firms) else jnp.diagonal(owned)
+    if isinstance(owned, Firms):
+        return owned.members.any(axis=1).astype(float)
+    return namespace(owned).diagonal(owned, axis1=-2, axis2=-1)
 
 
 def _markup_product_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:

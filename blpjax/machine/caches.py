@@ -13,15 +13,21 @@ import jaxlib.version
 
 from blpjax import options
 
-#: Set to ``0`` to leave JAX's configuration alone and keep nothing, or to a directory to keep programs there.
+#: Set to ``0`` (or ``off``) to leave JAX's configuration alone and keep nothing, or to a directory to keep programs
+#: there.
 VARIABLE = "BLPJAX_COMPILATION_CACHE"
+
+
+def turned_off() -> bool:
+    """Whether the environment says that no programs are kept between processes."""
+    return os.environ.get(VARIABLE, "").lower() in ("0", "off", "no", "false")
 
 
 def configure_cache() -> None:
     """Point JAX's compilation cache at a directory of this machine's kind, unless the user has configured one."""
     choice = os.environ.get(VARIABLE, "")
     configured = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if choice == "0" or configured or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if turned_off() or configured or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     directory = cache_directory(choice)
     try:

@@ -21,7 +21,7 @@ from jax.extend.core import (  # type: ignore[attr-defined]
 from blpjax import options as global_options
 from blpjax.exceptions import SizeError
 from blpjax.machine.announcements import announced
-from blpjax.machine.caches import VARIABLE, cache_directory
+from blpjax.machine.caches import VARIABLE, cache_directory, turned_off
 from blpjax.machine.forks import check_process
 from blpjax.machine.garbage import uncollected
 from blpjax.machine.host_routines import raising_errors
@@ -240,10 +240,10 @@ class Program:
         """The compiled function, and what was read from JAX's own cache; None where it calls functions of Python."""
         with uncollected():
             traced = jax.jit(flat).trace(*shapes)
-        if calls_back(traced.jaxpr.jaxpr):
-            return None  # executables hold addresses of this process's functions
-        with _unwritten(store is not None) as hits:
+            if calls_back(traced.jaxpr.jaxpr):
+                return None  # executables hold addresses of this process's functions
             lowered = traced.lower()
+        with _unwritten(store is not None) as hits:
             compiled = _with_options_known(lambda: lowered.compile(compiler_options(effort)))
         return compiled, hits
 
@@ -442,8 +442,7 @@ def is_traced(values: Any) -> bool:
 @functools.cache
 def program_store() -> Store | None:
     """Where programs are kept between processes, None where the environment says that they are not."""
-    choice = os.environ.get(VARIABLE, "")
-    return None if choice == "0" else Store(cache_directory(choice) / "programs")
+    return None if turned_off() else Store(cache_directory(os.environ.get(VARIABLE, "")) / "programs")
 
 
 @contextlib.contextmanager

@@ -163,7 +163,11 @@ class Model(Demand):
         known = self.conducted(firm_ids, ownership, conduct)
         if known is not None:
             return self._program_rows(_stacked, {"prices"}, conducts.passthrough, known)
-        return self._program_rows(_stacked, {"prices"}, pricing.passthrough, self.owned(firm_ids, ownership))
+        owned = self.owned(firm_ids, ownership)
+        nested_twice = any(bucket.outer is not None for bucket in self.economy.buckets)
+        if self.economy.on_host and self.characteristics.is_linear("prices") and not nested_twice:
+            return _matrices(pricing.passthrough, self, owned)
+        return self._program_rows(_stacked, {"prices"}, pricing.passthrough, owned)
 
     def compute_approximate_prices(
         self,

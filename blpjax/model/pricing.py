@@ -46,10 +46,13 @@ def compute_markups(
     return economy.gather([map_markets(kernel, *arrays) for arrays in scattered])
 
 
-def passthrough(demand: Demand, owned: Ownership) -> tuple[Float[Array, "T J J"], ...]:
-    """Derivatives of equilibrium prices in marginal costs ``dp_j / dc_k``, one array for each bucket."""
+def passthrough(demand: Demand, owned: Ownership) -> tuple[Float[AnyArray, "T J J"], ...]:
+    """Derivatives of equilibrium prices in marginal costs ``dp_j / dc_k``, one array for each bucket.
 
-    def kernel(local: MarketDemand, owned: Array) -> Array:
+    On the host utilities must be linear in prices, and groups may not lie within groups.
+    """
+
+    def kernel(local: MarketDemand, owned: AnyArray) -> AnyArray:
         return equilibrium.passthrough(demand_at, owned, local.characteristics.variables["prices"], local)
 
     return over_markets(demand, kernel, owned)

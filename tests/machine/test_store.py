@@ -305,9 +305,10 @@ def test_nothing_is_lost_where_nothing_can_be_written_and_that_is_said_once(
     assert len(texts) == 1 and texts[0].startswith(f"Compiled programs cannot be kept in {kept.directory}: ")
 
 
-def test_zero_turns_the_store_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("BLPJAX_COMPILATION_CACHE", "0")
-    assert find_store() is None
+def test_the_environment_turns_the_store_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for off in ("0", "off", "False"):
+        monkeypatch.setenv("BLPJAX_COMPILATION_CACHE", off)
+        assert find_store() is None
     monkeypatch.setenv("BLPJAX_COMPILATION_CACHE", str(tmp_path))
     found = find_store()
     assert found is not None and found.directory.parent.parent == tmp_path
