@@ -43,14 +43,13 @@ def invert_all(method: FixedPointMethod, stacked: Any, starts: Any, limits: Fixe
     return jax.vmap(one)(stacked, starts)
 
 
-def starts_of(observed: Any) -> jax.Array:
-    return jax.vmap(logit_delta)(observed)
+starts_of = jax.jit(jax.vmap(logit_delta))
 
 
 def solve_all(method: FixedPointMethod, markets: list[Market], limits: FixedPointLimits = LIMITS) -> FixedPoint:
     stacked = stack(markets)
     arrays = tuple(jnp.asarray(getattr(stacked, name)) for name in FIELDS)
-    return invert_all(method, arrays, starts_of(arrays[0]), limits)
+    return jax.tree.map(np.asarray, invert_all(method, arrays, starts_of(arrays[0]), limits))
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +82,11 @@ def test_all_methods_agree(solutions: dict[str, FixedPoint]) -> None:
 
 def test_logit_in_closed_form() -> None:
     m = MARKETS["no heterogeneity"]
-    DELTA.check(logit_delta(jnp.asarray(m.shares)), m.delta)
-    padded = logit_delta(jnp.asarray(np.r_[m.shares, 0.0]))
-    DELTA.check(padded, np.r_[m.delta, 0.0])
-    assert np.isfinite(jax.jacfwd(logit_delta)(jnp.asarray(np.r_[m.shares, 0.0]))).all()
+    closed = jax.jit(logit_delta)
+    DELTA.check(closed(m.shares), m.delta)
+    padded = np.r_[m.shares, 0.0]
+    DELTA.check(closed(padded), np.r_[m.delta, 0.0])
+    assert np.isfinite(jax.jit(jax.jacfwd(logit_delta))(padded)).all()
 
 
 def test_without_heterogeneity_the_default_needs_at_most_three_evaluations() -> None:
@@ -255,8 +255,8 @@ def small_market(seed: int) -> tuple[Small, np.ndarray, np.ndarray]:
     return Small(sigma, pi, X2, observed, weights), nodes, demographics
 
 
-def flatten(values: Small) -> jax.Array:
-    return jnp.concatenate([jnp.ravel(v) for v in values])
+def flatten(values: Small) -> np.ndarray:
+    return np.concatenate([np.ravel(v) for v in values])
 
 
 def unflatten(z: Any) -> Small:
@@ -279,6 +279,9 @@ def implied_delta(z: Any, nodes: Any, demographics: Any, products: int = 3, agen
     return invert_shares(market, start, LIMITS, METHODS["newton"]).value
 
 
+delta_of = jax.jit(implied_delta)
+
+
 def unrolled_delta(z: Any, nodes: Any, demographics: Any) -> Any:
     """Delta by 300 steps of the plain contraction, which JAX differentiates through."""
     p = unflatten(z)
@@ -291,22 +294,32 @@ def unrolled_delta(z: Any, nodes: Any, demographics: Any) -> Any:
     return jax.lax.scan(step, jnp.log(p.shares), None, length=300)[0]
 
 
-def second_order(function: Any) -> dict[str, Any]:
-    """First and second derivatives in all parameters at once, in every mode."""
+def twice(value: Any) -> tuple[Any, Any]:
+    """What is differentiated once more, and what is kept beside that."""
+    return value, value
+
+
+@jax.jit
+def second_order(z: Any, nodes: Any, demographics: Any) -> dict[str, Any]:
+    """First and second derivatives of delta in all parameters at once, in every mode."""
+
+    def function(z: Any) -> Any:
+        return implied_delta(z, nodes, demographics)
+
+    forward_over_reverse, reverse = jax.jacfwd(lambda z: twice(jax.jacrev(function)(z)), has_aux=True)(z)
+    reverse_over_forward, forward = jax.jacrev(lambda z: twice(jax.jacfwd(function)(z)), has_aux=True)(z)
     return {
-        "forward": jax.jacfwd(function),
-        "reverse": jax.jacrev(function),
-        "forward over reverse": jax.jacfwd(jax.jacrev(function)),
-        "reverse over forward": jax.jacrev(jax.jacfwd(function)),
+        "forward": forward,
+        "reverse": reverse,
+        "forward over reverse": forward_over_reverse,
+        "reverse over forward": reverse_over_forward,
     }
 
 
 @pytest.fixture(scope="module")
 def implicit_derivatives() -> dict[str, np.ndarray]:
     values, *people = small_market(0)
-    z = flatten(values)
-    program = jax.jit(lambda z: {k: f(z, *people) for k, f in second_order(implied_delta).items()})
-    return {name: np.asarray(value) for name, value in program(z).items()}
+    return {name: np.asarray(value) for name, value in second_order(flatten(values), *people).items()}
 
 
 def test_all_modes_of_differentiation_agree(implicit_derivatives: dict[str, np.ndarray]) -> None:
@@ -326,7 +339,7 @@ def test_implicit_derivatives_are_those_of_an_unrolled_contraction(implicit_deri
     value, first, second = jax.jit(
         lambda z: (unrolled(z), jax.jacfwd(unrolled)(z), jax.jacfwd(jax.jacfwd(unrolled))(z))
     )(z)
-    DELTA.check(implied_delta(z, *people), value)
+    DELTA.check(delta_of(z, *people), value)
     UNROLLED.check(implicit_derivatives["forward"], first)
     UNROLLED.check(implicit_derivatives["forward over reverse"], second)
 
@@ -336,11 +349,12 @@ def test_implicit_derivatives_are_central_differences(implicit_derivatives: dict
     z, step = flatten(values), 1e-5
 
     def both(z: Any) -> tuple[Any, Any]:
-        return implied_delta(z, *people), jax.jacfwd(implied_delta)(z, *people)
+        first, value = jax.jacfwd(lambda z: twice(implied_delta(z, *people)), has_aux=True)(z)
+        return value, first
 
-    steps = step * jnp.eye(z.size)
-    moved = jax.jit(jax.vmap(both))(jnp.concatenate([z[None, :] + steps, z[None, :] - steps]))
-    value, first = (np.asarray(v[: z.size] - v[z.size :]) / (2 * step) for v in moved)
+    steps = step * np.eye(z.size)
+    moved = map(np.asarray, jax.jit(jax.vmap(both))(np.concatenate([z[None, :] + steps, z[None, :] - steps])))
+    value, first = ((v[: z.size] - v[z.size :]) / (2 * step) for v in moved)
     CENTRAL_DIFFERENCE.check(implicit_derivatives["forward"], value.T)
     of_first = np.moveaxis(first, 0, 2)
     CENTRAL_DIFFERENCE.check(implicit_derivatives["forward over reverse"], of_first)
@@ -354,12 +368,16 @@ def test_gradients_and_hessians_of_a_function_of_delta(implicit_derivatives: dic
     def total(z: Any) -> Any:
         return jnp.sin(implied_delta(z, *people)).sum()
 
-    delta = np.asarray(implied_delta(z, *people))
+    delta = np.asarray(delta_of(z, *people))
     first, second = implicit_derivatives["forward"], implicit_derivatives["forward over reverse"]
     expected = np.einsum("j,jkl->kl", np.cos(delta), second) - np.einsum("j,jk,jl->kl", np.sin(delta), first, first)
-    gradient, hessian, reverse = jax.jit(
-        lambda z: (jax.grad(total)(z), jax.hessian(total)(z), jax.grad(lambda v: jax.jacrev(total)(v).sum())(z))
-    )(z)
+
+    @jax.jit
+    def everything(z: Any) -> Any:
+        second, first = jax.jacfwd(lambda z: twice(jax.jacrev(total)(z)), has_aux=True)(z)
+        return first, second, jax.grad(lambda v: jax.jacrev(total)(v).sum())(z)
+
+    gradient, hessian, reverse = everything(z)
     DELTA.check(gradient, np.cos(delta) @ first)
     DELTA.check(hessian, expected)
     DELTA.check(reverse, expected.sum(axis=0))
@@ -372,50 +390,56 @@ def test_derivatives_at_padded_markets_are_those_without_padding(implicit_deriva
     def padded(z: Any) -> Any:
         return implied_delta(z, *people, products=5, agents=10)
 
-    value, first, second = jax.jit(lambda z: (padded(z), jax.jacfwd(padded)(z), jax.jacfwd(jax.jacrev(padded))(z)))(z)
+    @jax.jit
+    def everything(z: Any) -> Any:
+        second, first = jax.jacfwd(lambda z: twice(jax.jacrev(padded)(z)), has_aux=True)(z)
+        return padded(z), first, second
+
+    value, first, second = map(np.asarray, everything(z))
     pairs = (
-        (value, implied_delta(z, *people)),
+        (value, delta_of(z, *people)),
         (first, implicit_derivatives["forward"]),
         (second, implicit_derivatives["forward over reverse"]),
     )
     for large, small in pairs:
         DELTA.check(large[:3], small)
-        assert (np.asarray(large[3:]) == 0).all()
+        assert (large[3:] == 0).all()
 
 
 def test_derivatives_under_vmap_are_those_of_each_market() -> None:
     markets = [small_market(seed) for seed in range(3)]
-    zs = jnp.stack([flatten(values) for values, *_ in markets])
-    people = [jnp.stack([np.asarray(m[k]) for m in markets]) for k in (1, 2)]
-    second = jax.jacfwd(jax.jacfwd(implied_delta))
-    together, alone = jax.jit(jax.vmap(second))(zs, *people), jax.jit(second)
+    zs = np.stack([flatten(values) for values, *_ in markets])
+    people = [np.stack([np.asarray(m[k]) for m in markets]) for k in (1, 2)]
+    together = np.asarray(jax.jit(jax.vmap(jax.jacfwd(jax.jacfwd(implied_delta))))(zs, *people))
     for t in range(3):
-        DELTA.check(together[t], alone(zs[t], people[0][t], people[1][t]))
+        DELTA.check(together[t], second_order(zs[t], people[0][t], people[1][t])["forward over reverse"])
 
 
 @jax.jit
 def tangents_in_tastes(
     C: Any, direction: Any, observed: Any, X2: Any, weights: Any, availability: Any
-) -> tuple[Any, Any]:
-    """Delta and its change as tastes move in a direction."""
+) -> tuple[Any, Any, Any]:
+    """Delta and its change as tastes move in a direction, and the change of shares that follows from both."""
 
     def delta(C: Any) -> Any:
         market = ObservedMarket(observed, X2, C, weights, availability)
         return invert_shares(market, logit_delta(observed), LIMITS).value
 
-    return jax.jvp(delta, (C,), (direction,))
+    solution, moved = jax.jvp(delta, (C,), (direction,))
+    _, change = jax.jvp(lambda d, C: shares(d, X2, C, weights, availability), (solution, C), (moved, direction))
+    return solution, moved, change
 
 
 @pytest.mark.parametrize("label", ["negative weights", "weights sum to 0.154", "tiny shares", "small outside share"])
 def test_derivatives_in_awkward_markets_solve_the_share_equation(label: str) -> None:
     """``ds/d(delta) d(delta) + ds/dC dC = 0``, with shares differentiated at the solution."""
     m = pad(MARKETS[label], J + 1, I + 2)
-    observed, X2, C, weights, availability = (jnp.asarray(getattr(m, name)) for name in FIELDS)
-    rng = np.random.default_rng(5)
-    direction = jnp.asarray(rng.normal(size=C.shape))
+    observed, X2, C, weights, availability = (getattr(m, name) for name in FIELDS)
+    direction = np.random.default_rng(5).normal(size=C.shape)
 
-    solution, moved = tangents_in_tastes(C, direction, observed, X2, weights, availability)
-    _, change = jax.jvp(lambda d, C: shares(d, X2, C, weights, availability), (solution, C), (moved, direction))
-    assert np.abs(np.asarray(change)[:J] / m.shares[:J]).max() < 1e-10
+    solution, moved, change = map(
+        np.asarray, tangents_in_tastes(*map(jnp.asarray, (C, direction, observed, X2, weights, availability)))
+    )
+    assert np.abs(change[:J] / m.shares[:J]).max() < 1e-10
     assert float(moved[J]) == 0.0
     ROUNDING.check(solution[J], 0.0)

@@ -1,6 +1,6 @@
 """Kernels with groups within groups, against formulas of their own, loops over removals, and their limits."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import equinox as eqx
@@ -11,19 +11,25 @@ import pytest
 
 from blpjax.exceptions import Status
 from blpjax.iteration import Iteration
+from blpjax.kernels import contraction, micro, substitution
 from blpjax.kernels import markups as supply
 from blpjax.kernels import shares as logit
-from blpjax.kernels.contraction import ObservedMarket, invert_shares, logit_delta
+from blpjax.kernels.contraction import ObservedMarket, invert_shares
 from blpjax.kernels.demand import demand_hessian, demand_with_curvature
 from blpjax.kernels.equilibrium import own_slopes
-from blpjax.kernels.micro import diversions
 from blpjax.kernels.shares import Nests, nests_of
-from blpjax.kernels.substitution import consumer_surpluses, long_run_diversion_ratios
+from blpjax.kernels.substitution import consumer_surpluses
 from tests.support.economies import I, J, market
 from tests.support.firms import DEMANDS, arrays, firms, partial_ownership
 from tests.tolerances import DELTA, LINEAR_ALGEBRA, ROUNDING
 
-choices, shares, share_jacobian = map(jax.jit, (logit.choices, logit.shares, logit.share_jacobian))
+# Compiled as a whole: one operation after another takes longer.
+choices, inclusive_values, shares, share_jacobian = map(
+    jax.jit, (logit.choices, logit.inclusive_values, logit.shares, logit.share_jacobian)
+)
+diversions, logit_delta, long_run_diversion_ratios = map(
+    jax.jit, (micro.diversions, contraction.logit_delta, substitution.long_run_diversion_ratios)
+)
 
 #: Two subgroups of two products in one group; another group of two subgroups of one product.
 CODES, PARENTS = np.array([0, 1, 2, 3, 1, 0]), np.array([0, 0, 1, 1])
@@ -39,18 +45,20 @@ every_rho = pytest.mark.parametrize(("rho", "nu"), PARAMETERS.values(), ids=PARA
 
 
 def nests(rho: Any = RHO, nu: Any = NU) -> Nests:
-    return nests_of(jnp.asarray(CODES), jnp.asarray(rho), nests_of(jnp.asarray(PARENTS), jnp.asarray(nu)))
+    """Nests; of NumPy where parameters are."""
+    return nests_of(CODES, rho, nests_of(PARENTS, nu))
 
 
 def arguments(seed: int, specific: bool = False) -> tuple[Any, ...]:
-    """Arguments of shares in their order but nests; availability differs between agents."""
+    """Arguments of shares in their order but nests, arrays of NumPy; availability differs between agents."""
     m, rng = market(seed), np.random.default_rng(seed + 100)
     C = m.C[None, :, :] + 0.3 * rng.normal(size=(J, 2, I)) if specific else m.C
-    return tuple(map(jnp.asarray, (m.delta, m.X2, C, m.weights, rng.uniform(0.3, 2.0, (J, I)))))
+    return m.delta, m.X2, C, m.weights, rng.uniform(0.3, 2.0, (J, I))
 
 
 def utilities(delta: Any, X2: Any, C: Any) -> Any:
-    return delta[:, None] + (X2 @ C if C.ndim == 2 else jnp.einsum("jk,jki->ji", X2, C))
+    einsum = (np if isinstance(C, np.ndarray) else jnp).einsum
+    return delta[:, None] + (X2 @ C if C.ndim == 2 else einsum("jk,jki->ji", X2, C))
 
 
 def plain_choices(V: Any, availability: Any, rho: Any, nu: Any) -> tuple[Any, Any]:
@@ -89,7 +97,7 @@ def test_probabilities_are_those_of_the_definition(rho: np.ndarray, nu: np.ndarr
     ROUNDING.check(found.inside, inside)
     ROUNDING.check(found.inside.sum(axis=0) + found.outside, np.ones(I))
     ROUNDING.check(found.inclusive, inclusive)
-    ROUNDING.check(logit.inclusive_values(V, availability, nests(rho, nu)), inclusive)
+    ROUNDING.check(inclusive_values(V, availability, nests(rho, nu)), inclusive)
     # on the host, with an axis of markets
     host = jax.tree.map(lambda x: np.stack([x, x]), (V, availability, nests(rho, nu)))
     ROUNDING.check(logit.choices(*host).inside[1], inside)
@@ -98,41 +106,49 @@ def test_probabilities_are_those_of_the_definition(rho: np.ndarray, nu: np.ndarr
 def test_limits_are_one_level_and_none() -> None:
     delta, X2, C, weights, availability = known = arguments(2)
     equal = shares(*known, nests(NU[PARENTS], NU))
-    ROUNDING.check(equal, shares(*known, nests_of(jnp.asarray(GROUPS), jnp.asarray(NU))))
-    ROUNDING.check(shares(*known, nests(RHO, 0.0 * NU)), shares(*known, nests_of(jnp.asarray(CODES), jnp.asarray(RHO))))
+    ROUNDING.check(equal, shares(*known, nests_of(GROUPS, NU)))
+    ROUNDING.check(shares(*known, nests(RHO, 0.0 * NU)), shares(*known, nests_of(CODES, RHO)))
     ROUNDING.check(shares(*known, nests(0.0 * RHO, 0.0 * NU)), shares(*known, None))
+
+
+@jax.jit
+def _value_and_first(*at: Any) -> Any:
+    return library_shares(*at), jax.jacfwd(library_shares, (0, 1, 2, 5, 6))(*at)
 
 
 @pytest.mark.parametrize("common", [1000.0, -1000.0])
 def test_nothing_overflows_at_extreme_utilities(common: float) -> None:
     delta, *known = arguments(3)
-    extreme = common + jnp.asarray([1000.0, -1000.0, 999.0, 0.0, 1.0, -5.0])
-    at = (extreme, *known, jnp.asarray(RHO), jnp.asarray(NU))
-    values = jax.jit(library_shares)(*at), *jax.jit(jax.jacfwd(library_shares, (0, 1, 2, 5, 6)))(*at)
-    for value in values:
+    extreme = common + np.array([1000.0, -1000.0, 999.0, 0.0, 1.0, -5.0])
+    found, first = _value_and_first(extreme, *known, RHO, NU)
+    for value in (found, *first):
         assert np.isfinite(value).all()
     # only those that somebody likes as much as the best one, or the outside good, are bought
-    near = np.asarray(extreme) > (1900.0 if common > 0 else -100.0)
-    assert (np.asarray(values[0])[~near] < 1e-100).all() and values[0][near].sum() > 0.1
+    near, found = extreme > (1900.0 if common > 0 else -100.0), np.asarray(found)
+    assert (found[~near] < 1e-100).all() and found[near].sum() > 0.1
+
+
+@jax.jit
+def _plain_value_and_first(*at: Any) -> Any:
+    return plain_shares(*at), jax.jacfwd(plain_shares, (0, 1, 2, 5, 6))(*at)
 
 
 @pytest.mark.parametrize("removed", [(2,), (2, 3), (0, 1, 4, 5), (0, 1, 2, 3, 4, 5)], ids=str)
 def test_products_whose_removal_empties_groups(removed: tuple[int, ...]) -> None:
     """Whatever their utilities are, values and derivatives of others are those of the definition."""
-    delta, X2, C, weights, availability = arguments(4)
-    places = jnp.asarray(removed)
-    availability = availability.at[places].set(0.0)
-    at = (delta, X2, C, weights, availability, jnp.asarray(RHO), jnp.asarray(NU))
-    far = (delta.at[places].set(1000.0), *at[1:])
-    value, first = jax.jit(lambda *x: (library_shares(*x), jax.jacfwd(library_shares, (0, 2, 5, 6))(*x)))(*far)
-    ROUNDING.check(value, plain_shares(*at))
-    for one, other in zip(first, jax.jacfwd(plain_shares, (0, 2, 5, 6))(*at), strict=True):
+    delta, *known, availability = arguments(4)
+    far = delta.copy()
+    availability[list(removed)], far[list(removed)] = 0.0, 1000.0
+    value, first = _value_and_first(far, *known, availability, RHO, NU)
+    expected, derivatives = _plain_value_and_first(delta, *known, availability, RHO, NU)
+    ROUNDING.check(value, expected)
+    for one, other in zip(first, derivatives, strict=True):
         ROUNDING.check(one, other)
 
 
 @pytest.mark.parametrize("specific", [False, True], ids=["tastes", "tastes of products"])
 def test_derivative_rule_agrees_with_differentiation_of_the_definition(specific: bool) -> None:
-    at = (*arguments(5, specific), jnp.asarray(RHO), jnp.asarray(NU))
+    at = tuple(map(jnp.asarray, (*arguments(5, specific), RHO, NU)))
     rng, everything = np.random.default_rng(6), tuple(range(7))
     along, other = (tuple(jnp.asarray(rng.normal(size=x.shape)) for x in at) for _ in range(2))
 
@@ -157,15 +173,23 @@ def test_derivative_rule_agrees_with_differentiation_of_the_definition(specific:
             ROUNDING.check(one, wanted, name)
 
 
+def observe(delta: Any, X2: Any, C: Any, weights: Any, availability: Any) -> ObservedMarket:
+    """The market with the shares that these mean utilities imply."""
+    known = map(jnp.asarray, (shares(delta, X2, C, weights, availability, nests()), X2, C, weights, availability))
+    return ObservedMarket(*known, nests())
+
+
+@cache
+def inverter(method: str) -> Any:
+    return jax.jit(partial(invert_shares, method=Iteration(method).fixed_point))
+
+
 @pytest.mark.parametrize("method", ["anderson", "newton", "simple", "df-sane", "hybr"])
 def test_inverted_shares_are_the_observed_ones(method: str) -> None:
     delta, X2, C, weights, availability = arguments(7)
-    observed = ObservedMarket(
-        shares(delta, X2, C, weights, availability, nests()), X2, C, weights, availability, nests()
-    )
+    observed = observe(delta, X2, C, weights, availability)
     iteration = Iteration(method, {"atol": 1e-13, "max_evaluations": 3000} if method not in ("df-sane", "hybr") else {})
-    invert = jax.jit(partial(invert_shares, method=iteration.fixed_point))
-    found = invert(observed, logit_delta(observed.shares, observed.nests), iteration.limits)
+    found = inverter(method)(observed, logit_delta(observed.shares, observed.nests), iteration.limits)
     assert int(found.status) == Status.CONVERGED
     LINEAR_ALGEBRA.check(found.value, delta)
 
@@ -173,13 +197,11 @@ def test_inverted_shares_are_the_observed_ones(method: str) -> None:
 def test_without_heterogeneity_the_inversion_has_a_closed_form() -> None:
     """``log s_j - log s_0 - rho log s_j/h - nu log s_h/g`` (Verboven 1996), and one corrected step finds it."""
     delta, X2, C, weights, _ = arguments(8)
-    C, availability, weights = 0.0 * C, jnp.ones((J, 1)), weights / weights.sum()
-    observed = ObservedMarket(
-        shares(delta, X2, C, weights, availability, nests()), X2, C, weights, availability, nests()
-    )
+    C, availability, weights = 0.0 * C, np.ones((J, I)), weights / weights.sum()
+    observed = observe(delta, X2, C, weights, availability)
     DELTA.check(logit_delta(observed.shares, observed.nests), delta)
     iteration = Iteration("anderson", {"atol": 1e-12})
-    found = jax.jit(partial(invert_shares, method=iteration.fixed_point))(observed, 0.0 * delta, iteration.limits)
+    found = inverter("anderson")(observed, 0.0 * delta, iteration.limits)
     DELTA.check(found.value, delta)
     assert int(found.evaluations) <= 3
 
@@ -191,11 +213,11 @@ def test_derivatives_of_the_inversion_are_those_of_the_implicit_function() -> No
     @jax.jit
     @partial(jax.jacfwd, argnums=(0, 1, 2))
     def actual(S: Any, rho: Any, nu: Any) -> Any:
-        observed = ObservedMarket(S, X2, C, weights, availability, nests(rho, nu))
-        return invert_shares(observed, delta, iteration.limits, iteration.fixed_point).value
+        observed = ObservedMarket(S, *map(jnp.asarray, (X2, C, weights, availability)), nests(rho, nu))
+        return invert_shares(observed, jnp.asarray(delta), iteration.limits, iteration.fixed_point).value
 
-    at = (delta, X2, C, weights, availability, jnp.asarray(RHO), jnp.asarray(NU))
-    H, d_rho, d_nu = jax.jacfwd(plain_shares, (0, 5, 6))(*at)
+    _, derivatives = _plain_value_and_first(delta, X2, C, weights, availability, RHO, NU)
+    H, _, _, d_rho, d_nu = map(np.asarray, derivatives)
     for found, moved in zip(actual(s, RHO, NU), (-jnp.eye(J), d_rho, d_nu), strict=True):
         LINEAR_ALGEBRA.check(found, -np.linalg.solve(H, moved))
 
@@ -205,27 +227,38 @@ def test_long_run_diversion_is_what_others_gain_when_a_product_is_removed(rho: n
     delta, X2, C, weights, availability = arguments(10)
     V = utilities(delta, X2, C)
     before, _ = plain_choices(extended(V), extended(availability), rho, nu)
-    ratios = long_run_diversion_ratios(V, weights, availability, nests(rho, nu))
-    for j in np.flatnonzero(before @ np.asarray(weights) > 1e-6):
-        left, _ = plain_choices(extended(V), extended(availability.at[j].set(0.0)), rho, nu)
-        expected = (left - before) @ np.asarray(weights)
-        expected[j] = (before - left).sum(axis=0) @ np.asarray(weights)
-        LINEAR_ALGEBRA.check(ratios[j], expected / (before @ np.asarray(weights))[j])
+    ratios = np.asarray(long_run_diversion_ratios(V, weights, availability, nests(rho, nu)))
+    for j in np.flatnonzero(before @ weights > 1e-6):
+        left, _ = plain_choices(extended(V), extended(np.where(np.arange(J)[:, None] == j, 0.0, availability)), rho, nu)
+        expected = (left - before) @ weights
+        expected[j] = (before - left).sum(axis=0) @ weights
+        LINEAR_ALGEBRA.check(ratios[j], expected / (before @ weights)[j])
     LINEAR_ALGEBRA.check(ratios.sum(axis=1), np.ones(J))
+
+
+@cache
+def nested_point() -> tuple[Any, Any, np.ndarray]:
+    """Demand at some prices, choices, and utilities."""
+
+    @jax.jit
+    def known(f: Any) -> Any:
+        point = eqx.tree_at(lambda p: p.nests, DEMANDS["prices in both"](f.costs + 1.0, f), nests(), is_leaf=_is_none)
+        return point, point.choices(), point.utilities()
+
+    point, found, V = known(firms(24))
+    return point, found, np.asarray(V)
 
 
 @pytest.mark.parametrize("groups", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 2, 3, 0], [0, 0, 1, 2, 0, 0]], ids=str)
 def test_second_choices_are_those_without_the_first_and_its_group(groups: list[int]) -> None:
     """Groups are products, subgroups, or several subgroups of one group."""
-    f = arrays(firms(24))
-    point = eqx.tree_at(lambda p: p.nests, DEMANDS["prices in both"](f.costs + 1.0, f), nests(), is_leaf=_is_none)
-    codes, V = np.array(groups), point.utilities()
-    found = point.choices()
-    alpha, beta, _ = diversions(point, found, jnp.asarray(codes))
-    before, _ = plain_choices(V, point.availability, RHO, NU)
+    point, found, V = nested_point()
+    codes, availability = np.array(groups), np.asarray(point.availability)
+    alpha, beta, _ = jax.tree.map(np.asarray, diversions(point, found, codes))
+    before, _ = plain_choices(V, availability, RHO, NU)
     for j in range(J):
         eliminated = codes == codes[j]
-        left, _ = plain_choices(V, point.availability * ~eliminated[:, None], RHO, NU)
+        left, _ = plain_choices(V, availability * ~eliminated[:, None], RHO, NU)
         part = before[j] / before[eliminated].sum(axis=0)
         same = [(CODES == CODES[j])[:, None], (GROUPS == GROUPS[j])[:, None]]
         gained = alpha[j][None, :] + sum(shared * more[j][None, :] for shared, more in zip(same, beta, strict=True))
@@ -241,7 +274,8 @@ def test_demand_and_markups_follow_from_shares() -> None:
     prices, eta = f.costs * 1.4 + 0.3, jnp.arange(1.0, J + 1)
 
     def demand(prices: Any, f: Any) -> Any:
-        return eqx.tree_at(lambda p: p.nests, DEMANDS["logarithms of prices"](prices, f), nests(), is_leaf=_is_none)
+        point = DEMANDS["logarithms of prices"](prices, f)
+        return eqx.tree_at(lambda p: p.nests, point, jax.tree.map(jnp.asarray, nests()), is_leaf=_is_none)
 
     def plain(prices: Any) -> Any:
         point = DEMANDS["logarithms of prices"](prices, f)
@@ -259,23 +293,24 @@ def test_demand_and_markups_follow_from_shares() -> None:
             demand_hessian(point, curvature),
         )
 
-    slopes = jax.jit(jax.jacfwd(plain))(prices)
-    A = -np.asarray(H) * np.asarray(slopes).T
-    s = np.asarray(plain(prices))
-    hessian = jax.jit(jax.jacfwd(jax.jacrev(plain)))(prices)
+    s, slopes, hessian = jax.tree.map(
+        np.asarray, jax.jit(lambda p: (plain(p), jax.jacfwd(plain)(p), jax.jacfwd(jax.jacrev(plain))(p)))(prices)
+    )
+    A = -np.asarray(H) * slopes.T
+    actual, eta = computed(prices), np.asarray(eta)
     expected = (slopes, np.diag(slopes), A @ eta, s - A @ eta, np.linalg.solve(A, s), hessian)
-    for one, other in zip(computed(prices), expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         LINEAR_ALGEBRA.check(one, other)
 
 
 def test_elasticities_of_the_nested_logit_have_a_closed_form() -> None:
     """Those of Verboven (1996): own, within the subgroup, within the group, and elsewhere."""
     delta, X2, C, weights, _ = arguments(11)
-    C, availability, weights, alpha = 0.0 * C, jnp.ones((J, 1)), weights / weights.sum(), -2.0
+    C, availability, weights, alpha = 0.0 * C, np.ones((J, I)), weights / weights.sum(), -2.0
     V = utilities(delta, X2, C)
     found = choices(V, availability, nests())
-    s = np.asarray(found.inside @ weights)
-    jacobian = share_jacobian(found, weights, jnp.full((J, I), alpha), nests())
+    s = np.asarray(found.inside) @ weights
+    jacobian = share_jacobian(found, weights, np.full((J, I), alpha), nests())
     rho, nu = RHO[CODES], NU[GROUPS]
     own, group = s / np.bincount(CODES, s)[CODES], s / np.bincount(GROUPS, s)[GROUPS]
     first, second = 1 / (1 - rho) - 1 / (1 - nu), nu / (1 - nu)

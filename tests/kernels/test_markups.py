@@ -1,5 +1,6 @@
 """Markups, their matrix and product, passthrough, and second derivatives of demand."""
 
+from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -8,15 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blpjax.kernels import markups as supply
 from blpjax.kernels.demand import DemandPoint, demand_hessian, demand_with_curvature
 from blpjax.kernels.equilibrium import passthrough
-from blpjax.kernels.markups import (
-    markup_matrix,
-    markup_product,
-    markups,
-    ownership_matrix,
-    price_derivatives,
-)
+from blpjax.kernels.markups import ownership_matrix, price_derivatives
 from tests.support.designs import mostly_slow
 from tests.support.firms import (
     DEMANDS,
@@ -30,6 +26,9 @@ from tests.support.firms import (
     plain_shares,
 )
 from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING
+
+# Compiled as a whole: one operation after another takes longer.
+markup_matrix, markup_product, markups = map(jax.jit, (supply.markup_matrix, supply.markup_product, supply.markups))
 
 every_demand = pytest.mark.parametrize("demand", DEMANDS.values(), ids=DEMANDS)
 one_demand = pytest.mark.parametrize("demand", mostly_slow(DEMANDS, ["logarithms of prices"]))
@@ -50,6 +49,24 @@ def fixed_prices(f: Firms) -> Any:
     return f.costs * 1.4 + 0.3
 
 
+@cache
+def compiled(demand: Any) -> Any:
+    """``point, shares, slopes`` of prices and a market, the last two by the plain formula."""
+
+    @jax.jit
+    def known(prices: Any, f: Firms) -> Any:
+        def plain(prices: Any) -> Any:
+            return plain_shares(demand(prices, f))
+
+        return demand(prices, f), plain(prices), jax.jacfwd(plain)(prices)
+
+    return known
+
+
+def owned_by(codes: np.ndarray) -> np.ndarray:
+    return (codes[:, None] == codes).astype(float)
+
+
 def test_ownership_of_codes_and_of_matrices() -> None:
     codes = jnp.array([2, 0, 2, -1, -1])
     expected = np.zeros((5, 5))
@@ -61,17 +78,16 @@ def test_ownership_of_codes_and_of_matrices() -> None:
 
 @every_demand
 def test_markup_matrix_holds_the_derivatives_of_shares_in_prices(demand: Any) -> None:
-    f, H = arrays(firms(1)), partial_ownership()
-    prices = fixed_prices(f)
-    slopes = jax.jacfwd(lambda p: plain_shares(demand(p, f)))(prices)
-    A = markup_matrix(demand(prices, f), jnp.asarray(H))
+    f, H = firms(1), partial_ownership()
+    point, _, slopes = compiled(demand)(fixed_prices(f), f)
+    A = np.asarray(markup_matrix(point, H))
     ROUNDING.check(A, -H * np.asarray(slopes).T)
-    eta = jnp.arange(1.0, J + 1)
-    ROUNDING.check(markup_product(demand(prices, f), jnp.asarray(H), eta), A @ eta)
+    eta = np.arange(1.0, J + 1)
+    ROUNDING.check(markup_product(point, H, eta), A @ eta)
 
 
 def test_padding_has_the_rows_and_columns_of_the_identity() -> None:
-    A = np.asarray(markup_matrix(wild_point(), jnp.asarray(partial_ownership(products=4))))
+    A = np.asarray(markup_matrix(wild_point(), partial_ownership(products=4)))
     assert A[3].tolist() == A[:, 3].tolist() == [0.0, 0.0, 0.0, 1.0]
 
 
@@ -90,8 +106,10 @@ def test_derivative_rule_agrees_with_differentiation_of_the_definition(which: st
         return (lambda x: product(eqx.tree_at(lambda p: getattr(p, which), point, x), H, eta)), getattr(point, which)
 
     (rule, value), (plain, _) = alone(markup_product), alone(plain_markup_product)
-    for derivative in (jax.jacfwd, jax.jacrev, jax.hessian):
-        ROUNDING.check(jax.jit(derivative(rule))(value), jax.jit(derivative(plain))(value), derivative.__name__)
+    kinds = (jax.jacfwd, jax.jacrev, jax.hessian)
+    actual, expected = (jax.jit(lambda x, f=f: [kind(f)(x) for kind in kinds])(value) for f in (rule, plain))
+    for kind, one, other in zip(kinds, actual, expected, strict=True):
+        ROUNDING.check(one, other, kind.__name__)
 
 
 def test_derivative_rule_in_all_arguments_at_once() -> None:
@@ -118,38 +136,42 @@ def test_derivative_rule_in_all_arguments_at_once() -> None:
 @pytest.mark.parametrize("mass", [1.0, 0.154])
 @every_demand
 def test_markups_solve_the_first_order_conditions(demand: Any, mass: float) -> None:
-    f = arrays(firms(2, mass=mass))
+    f = firms(2, mass=mass)
     prices = fixed_prices(f)
-    for owned in (f.firms, jnp.asarray(partial_ownership())):
-        eta = markups(demand(prices, f), owned)
 
-        def profits(p: Any, j: int, owned: Any = owned, eta: Any = eta) -> Any:
-            return (ownership_matrix(owned)[j] * (p - prices + eta)) @ plain_shares(demand(p, f))
+    @jax.jit
+    def gradients(H: Any, eta: Any) -> Any:
+        """Of each product's owner's profits in its price."""
 
-        for j in range(J):
-            own = ownership_matrix(owned)[j, j]
-            gradient = jax.grad(profits)(prices, j)[j] + (1.0 - own) * plain_shares(demand(prices, f))[j]
-            assert abs(float(gradient)) < 1e-14 * mass * 100
+        def profits(p: Any, row: Any) -> Any:
+            return (row * (p - prices + eta)) @ plain_shares(demand(p, f))
+
+        return jax.vmap(jax.grad(profits), (None, 0))(jnp.asarray(prices), H)
+
+    point, s, _ = compiled(demand)(prices, f)
+    for owned, H in ((f.firms, owned_by(f.firms)), (partial_ownership(), partial_ownership())):
+        found = np.diag(gradients(H, markups(point, owned))) + (1.0 - np.diag(H)) * np.asarray(s)
+        assert (np.abs(found) < 1e-14 * mass * 100).all()
 
 
 def test_logit_markups_of_single_products_have_a_closed_form() -> None:
-    f = arrays(firms(3)._replace(C=np.zeros((2, I)), price_tastes=np.zeros(I)))
-    point = DEMANDS["prices in X1"](fixed_prices(f), f)
-    expected = 1.0 / (2.0 * (1.0 - np.asarray(plain_shares(point))))
-    ROUNDING.check(markups(point, jnp.arange(J)), expected)
+    f = firms(3)._replace(C=np.zeros((2, I)), price_tastes=np.zeros(I))
+    point, s, _ = compiled(DEMANDS["prices in X1"])(fixed_prices(f), f)
+    s = np.asarray(s)
+    ROUNDING.check(markups(point, np.arange(J)), 1.0 / (2.0 * (1.0 - s)))
     # a monopolist's markup is the same for all products: one over the slope and the outside share
-    ROUNDING.check(markups(point, jnp.zeros(J, int)), np.full(J, 0.5 / (1.0 - plain_shares(point).sum())))
+    ROUNDING.check(markups(point, np.zeros(J, int)), np.full(J, 0.5 / (1.0 - s.sum())))
 
 
 def test_padding_changes_no_markup_and_no_derivative() -> None:
-    small, large = arrays(firms(4)), arrays(firms(4, J + 3, I + 5))
+    small, large = firms(4), firms(4, J + 3, I + 5)
     demand = DEMANDS["logarithms of prices"]
 
     @jax.jit
     def everything(f: Firms) -> Any:
         def values(base: Any, slope: Any) -> Any:
             g = f._replace(base=base, slope=slope)
-            return markups(demand(fixed_prices(f), g), f.firms)
+            return supply.markups(demand(fixed_prices(f), g), f.firms)
 
         return (
             values(f.base, f.slope),
@@ -158,11 +180,12 @@ def test_padding_changes_no_markup_and_no_derivative() -> None:
             passthrough(demand, f.firms, fixed_prices(f), f),
         )
 
-    for short, long in zip(everything(small), everything(large), strict=True):
-        ROUNDING.check(np.asarray(long)[tuple(slice(n) for n in short.shape)], short)
-    eta, in_base, in_slope, _, rates = everything(large)
+    padded = list(map(np.asarray, everything(large)))
+    for short, long in zip(everything(small), padded, strict=True):
+        ROUNDING.check(long[tuple(slice(n) for n in short.shape)], short)
+    eta, in_base, in_slope, _, rates = padded
     assert (eta[J:] == 0).all() and (in_base[J:] == 0).all() and (in_slope[J:] == 0).all()
-    assert (np.asarray(rates)[J:] == np.eye(J + 3)[J:]).all()
+    assert (rates[J:] == np.eye(J + 3)[J:]).all()
 
 
 @pytest.mark.parametrize("which", mostly_slow([*POINT_ARRAYS, "H"], ["H"]))
@@ -179,42 +202,55 @@ def test_derivatives_of_markups_are_those_of_a_dense_solve(which: str) -> None:
 
     value = H if which == "H" else getattr(point, which)
     weights = jnp.arange(1.0, J + 1)
-    for derivative in (jax.jacfwd, jax.jacrev):
-        actual, expected = (jax.jit(derivative(lambda x, g=g: alone(g, x)))(value) for g in (markups, dense))
-        LINEAR_ALGEBRA.check(actual, expected, derivative.__name__)
-    actual, expected = (
-        jax.jit(lambda x, g=g: jax.jvp(jax.grad(lambda y: alone(g, y) @ weights), (x,), (jnp.cos(x),)))(value)
-        for g in (markups, dense)
-    )
-    for one, other in zip(actual, expected, strict=True):
-        LINEAR_ALGEBRA.check(one, other, "second")
+
+    def derivatives(g: Any) -> Any:
+        def function(x: Any) -> Any:
+            return alone(g, x)
+
+        def second(x: Any) -> Any:
+            return jax.jvp(jax.grad(lambda y: function(y) @ weights), (x,), (jnp.cos(x),))
+
+        return jax.jit(lambda x: (jax.jacfwd(function)(x), jax.jacrev(function)(x), *second(x)))(value)
+
+    names = ("jacfwd", "jacrev", "second", "second")
+    for name, one, other in zip(names, derivatives(markups), derivatives(dense), strict=True):
+        LINEAR_ALGEBRA.check(one, other, name)
 
 
 def test_singular_markup_matrices_give_no_finite_markups() -> None:
-    f = arrays(firms(6))
-    point = DEMANDS["prices in X1"](fixed_prices(f), f)
-    H = ownership_matrix(f.firms).at[2].set(0.0)
+    f = firms(6)
+    point, *_ = compiled(DEMANDS["prices in X1"])(fixed_prices(f), f)
+    H = owned_by(f.firms)
+    H[2] = 0.0
     assert not np.isfinite(markups(point, H)).all()
 
 
 def test_markups_under_vmap_are_those_of_each_market() -> None:
-    markets = [arrays(firms(seed)) for seed in (7, 8, 9)]
+    markets = [firms(seed) for seed in (7, 8, 9)]
     demand = DEMANDS["prices in X2"]
-    together = jax.tree.map(lambda *x: jnp.stack(x), *markets)
-    mapped = jax.vmap(lambda f: markups(demand(fixed_prices(f), f), f.firms))(together)
-    for eta, f in zip(mapped, markets, strict=True):
-        ROUNDING.check(eta, markups(demand(fixed_prices(f), f), f.firms))
+    together = jax.tree.map(lambda *x: np.stack(x), *markets)
+
+    def alone(f: Firms) -> Any:
+        return supply.markups(demand(fixed_prices(f), f), f.firms)
+
+    for eta, f in zip(np.asarray(jax.jit(jax.vmap(alone))(together)), markets, strict=True):
+        ROUNDING.check(eta, jax.jit(alone)(f))
 
 
 @every_demand
 def test_price_derivatives_are_those_of_the_definitions(demand: Any) -> None:
     f, H = arrays(firms(10)), jnp.asarray(partial_ownership())
     prices, eta = fixed_prices(f), jnp.linspace(-1.0, 2.0, J)
-    point, curvature = demand_with_curvature(demand, prices, f)
-    actual = price_derivatives(point, curvature, H, eta)
-    ROUNDING.check(actual.shares, jax.jacfwd(lambda p: plain_shares(demand(p, f)))(prices))
-    ROUNDING.check(actual.markup_product, jax.jacfwd(lambda p: plain_markup_product(demand(p, f), H, eta))(prices))
-    ROUNDING.check(actual.lambda_diagonal, jax.jacfwd(lambda p: demand(p, f).lambda_diagonal())(prices))
+
+    @jax.jit
+    def expected(p: Any) -> Any:
+        point = demand(p, f)
+        return plain_shares(point), plain_markup_product(point, H, eta), point.lambda_diagonal()
+
+    actual = jax.jit(lambda p: price_derivatives(*demand_with_curvature(demand, p, f), H, eta))(prices)
+    slopes = jax.jit(jax.jacfwd(expected))(prices)
+    for one, other in zip((actual.shares, actual.markup_product, actual.lambda_diagonal), slopes, strict=True):
+        ROUNDING.check(one, other)
 
 
 @one_demand
@@ -222,7 +258,7 @@ def test_demand_hessian_is_the_second_derivative_of_shares(demand: Any) -> None:
     f = arrays(firms(11, J + 1, I + 2))
     prices = fixed_prices(f)
     actual = jax.jit(lambda p: demand_hessian(*demand_with_curvature(demand, p, f)))(prices)
-    ROUNDING.check(actual, jax.jacfwd(jax.jacrev(lambda p: plain_shares(demand(p, f))))(prices))
+    ROUNDING.check(actual, jax.jit(jax.jacfwd(jax.jacrev(lambda p: plain_shares(demand(p, f)))))(prices))
     assert (np.asarray(actual)[J] == 0).all()
 
 
@@ -234,6 +270,6 @@ def test_passthrough_is_the_total_derivative_of_the_first_order_conditions(deman
         rates = jax.jit(lambda p, owned=owned: passthrough(demand, owned, p, f))(prices)
         # costs implied by prices, the inverse relation
         costs = jax.jit(lambda p, owned=owned: p - markups(demand(p, f), owned))
-        moved = jnp.eye(J) * step
-        difference = np.stack([(costs(prices + m) - costs(prices - m)) / (2 * step) for m in moved], axis=1)
+        moved = [np.asarray(costs(prices + m)) - np.asarray(costs(prices - m)) for m in np.eye(J) * step]
+        difference = np.stack(moved, axis=1) / (2 * step)
         CENTRAL_DIFFERENCE.check(np.linalg.inv(rates), difference)

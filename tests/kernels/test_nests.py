@@ -11,14 +11,14 @@ import pytest
 
 from blpjax.exceptions import Status
 from blpjax.iteration import Iteration
+from blpjax.kernels import contraction, equilibrium, substitution
 from blpjax.kernels import markups as supply
 from blpjax.kernels import shares as logit
-from blpjax.kernels.contraction import ObservedMarket, invert_shares, logit_delta
+from blpjax.kernels.contraction import ObservedMarket, invert_shares
 from blpjax.kernels.demand import DemandPoint, demand_hessian, demand_with_curvature
-from blpjax.kernels.equilibrium import first_order_conditions, passthrough, profit_hessian, solve_prices
-from blpjax.kernels.markups import ownership_matrix, price_derivatives
+from blpjax.kernels.equilibrium import first_order_conditions, profit_hessian, solve_prices
+from blpjax.kernels.markups import price_derivatives
 from blpjax.kernels.shares import Nests, nests_of
-from blpjax.kernels.substitution import consumer_surpluses, diversion_ratios, long_run_diversion_ratios
 from tests.support.designs import mostly_slow
 from tests.support.economies import I, J, market
 from tests.support.firms import DEMANDS, Firms, arrays, firms, fixed_costs, partial_ownership
@@ -29,6 +29,17 @@ choices, inclusive_values, probabilities, share_jacobian, shares = map(
     jax.jit, (logit.choices, logit.inclusive_values, logit.probabilities, logit.share_jacobian, logit.shares)
 )
 markup_matrix, markup_product, markups = map(jax.jit, (supply.markup_matrix, supply.markup_product, supply.markups))
+consumer_surpluses, diversion_ratios, long_run_diversion_ratios, logit_delta = map(
+    jax.jit,
+    (
+        substitution.consumer_surpluses,
+        substitution.diversion_ratios,
+        substitution.long_run_diversion_ratios,
+        contraction.logit_delta,
+    ),
+)
+passthrough = jax.jit(equilibrium.passthrough, static_argnums=0)
+jacobian = jax.jit(DemandPoint.jacobian)
 
 #: Two groups of several products and one of a single product.
 CODES = np.array([0, 1, 0, 2, 1, 0])
@@ -47,7 +58,10 @@ every_rho = pytest.mark.parametrize("rho", PARAMETERS.values(), ids=PARAMETERS)
 
 
 class Nested(NamedTuple):
-    """Arguments of shares in their order: C is (2, I) or (J, 2, I), availability (J, I) or (J, 1)."""
+    """Arguments of shares in their order: C is (2, I) or (J, 2, I), availability (J, I) or (J, 1).
+
+    Arrays of NumPy, and nothing is compiled for what tests do with them: what is tested is compiled as a whole.
+    """
 
     delta: Any
     X2: Any
@@ -62,8 +76,7 @@ def nested(seed: int = 1, rho: np.ndarray = RHO, specific: bool = False, availab
     m, rng = market(seed), np.random.default_rng(seed + 100)
     factors = rng.uniform(0.3, 2.0, (J, I)) * (rng.uniform(size=(J, I)) > 0.3) if available else m.availability
     C = m.C[None, :, :] + 0.3 * rng.normal(size=(J, 2, I)) if specific else m.C
-    known = map(jnp.asarray, (m.delta, m.X2, C, m.weights, factors))
-    return Nested(*known, nests_of(jnp.asarray(CODES), jnp.asarray(rho)))
+    return Nested(m.delta, m.X2, C, m.weights, factors, nests_of(CODES, rho))
 
 
 class Loop(NamedTuple):
@@ -98,10 +111,17 @@ def loop(utilities: Any, availability: Any, codes: np.ndarray, rho: np.ndarray) 
     return Loop(inside.astype(float), outside.astype(float), inclusive.astype(float))
 
 
-def utilities_of(n: Nested) -> jax.Array:
+def utilities_of(n: Any) -> Any:
     if n.C.ndim == 2:
         return n.delta[:, None] + n.X2 @ n.C
-    return n.delta[:, None] + jnp.einsum("jk,jki->ji", n.X2, n.C)
+    return n.delta[:, None] + (np if isinstance(n.C, np.ndarray) else jnp).einsum("jk,jki->ji", n.X2, n.C)
+
+
+def changed(values: np.ndarray, places: Any, value: Any) -> np.ndarray:
+    """The array with this value at these places."""
+    values = values.copy()
+    values[places] = value
+    return values
 
 
 def plain_choices(utilities: Any, availability: Any, members: Any, rho: Any) -> Any:
@@ -124,7 +144,7 @@ def library_shares(delta: Any, X2: Any, C: Any, weights: Any, availability: Any,
     return shares(delta, X2, C, weights, availability, nests_of(jnp.asarray(CODES), rho))
 
 
-def flat(n: Nested) -> tuple[jax.Array, ...]:
+def flat(n: Nested) -> tuple[np.ndarray, ...]:
     """Arguments with rho in place of nests."""
     return (*n[:5], n.nests.rho)
 
@@ -148,20 +168,31 @@ def test_probabilities_are_those_of_a_loop(rho: np.ndarray, specific: bool) -> N
     assert (np.asarray(found.inside)[np.asarray(n.availability) == 0] == 0).all()
 
 
+@jax.jit
+def _two_orders(*at: Any) -> Any:
+    """First derivatives, and second ones."""
+    first = jax.jacfwd(library_shares, (0, 1, 2, 5))(*at)
+    return first, jax.jacfwd(jax.jacrev(library_shares), (0, 5))(*at)
+
+
+@jax.jit
+def _jacobians(n: Nested) -> Any:
+    """Derivatives of shares in everything that is not an availability or a nesting parameter."""
+    return jax.jacfwd(partial(logit.shares, nests=n.nests), range(4))(*n[:5])
+
+
 @pytest.mark.parametrize("common", [0.0, 1000.0, -1000.0])
 @pytest.mark.parametrize("rho", [0.5, 0.99])
 def test_nothing_overflows_at_extreme_utilities(common: float, rho: float) -> None:
     n = nested(2, np.full(3, rho))
-    delta = common + jnp.array([1000.0, -1000.0, 999.0, 0.0, 1.0, -5.0])
+    delta = common + np.array([1000.0, -1000.0, 999.0, 0.0, 1.0, -5.0])
     n = n._replace(delta=delta)
     found = choices(utilities_of(n), n.availability, n.nests)
     expected = loop(utilities_of(n), n.availability, CODES, np.full(3, rho))
     for one, other in zip((found.inside, found.outside, found.inclusive), expected, strict=True):
         # exponents of 1e5 are rounded to 1e-11
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-300)
-    first = jax.jit(jax.jacfwd(library_shares, (0, 1, 2, 5)))(*flat(n))
-    second = jax.jit(jax.jacfwd(jax.jacrev(library_shares), (0, 5)))(*flat(n))
-    for values in jax.tree.leaves((first, second)):
+    for values in jax.tree.leaves(_two_orders(*flat(n))):
         assert np.isfinite(values).all()
 
 
@@ -180,8 +211,7 @@ def test_without_correlation_within_groups_it_is_the_logit(specific: bool) -> No
     found = choices(V, n.availability, n.nests)
     logit = choices(V, n.availability)
     ROUNDING.check(share_jacobian(found, n.weights, V, n.nests), share_jacobian(logit, n.weights, V))
-    own = n._replace(nests=nests_of(jnp.arange(J), jnp.zeros(J)))
-    first = [jax.jit(jax.jacfwd(partial(shares, nests=h), range(4)))(*n[:5]) for h in (own.nests, None)]
+    first = [_jacobians(n._replace(nests=h)) for h in (nests_of(np.arange(J), np.zeros(J)), None)]
     for one, other in zip(*first, strict=True):
         ROUNDING.check(one, other)
 
@@ -190,16 +220,16 @@ def test_groups_of_one_product_are_no_groups() -> None:
     """Whatever their parameters are: with availability of zero or one, these do not matter."""
     n = nested(4)
     availability = (n.availability > 0).astype(float)
-    alone = nests_of(jnp.arange(J), jnp.linspace(0.0, 0.99, J))
+    alone = nests_of(np.arange(J), np.linspace(0.0, 0.99, J))
     ROUNDING.check(shares(*n[:4], availability, alone), shares(*n[:4], availability))
     V = utilities_of(n)
     ROUNDING.check(inclusive_values(V, availability, alone), inclusive_values(V, availability))
-    slopes = jnp.full((J, I), -1.5)
+    slopes = np.full((J, I), -1.5)
     ROUNDING.check(
         share_jacobian(choices(V, availability, alone), n.weights, slopes, alone),
         share_jacobian(choices(V, availability), n.weights, slopes),
     )
-    moves = jax.jacfwd(lambda rho: shares(*n[:4], availability, nests_of(jnp.arange(J), rho)))(alone.rho)
+    moves = jax.jit(jax.jacfwd(lambda rho: shares(*n[:4], availability, nests_of(jnp.arange(J), rho))))(alone.rho)
     np.testing.assert_allclose(moves, 0.0, rtol=0, atol=1e-14)
 
 
@@ -221,12 +251,11 @@ def test_products_whose_removal_empties_a_group(removed: tuple[int, ...], utilit
     kept = np.setdiff1d(np.arange(J), removed)
     availability = np.ones((J, 1))
     availability[list(removed)] = 0.0
-    delta = n.delta.at[np.array(removed)].set(utility)
-    large = n._replace(delta=delta, availability=jnp.asarray(availability))
+    large = n._replace(delta=changed(n.delta, list(removed), utility), availability=availability)
 
-    found = _everything(large, jnp.asarray(CODES))
+    found = _everything(large, CODES)
     fewer = n._replace(delta=n.delta[kept], X2=n.X2[kept], availability=n.availability[kept])
-    small = _everything(fewer, jnp.asarray(CODES[kept]))
+    small = _everything(fewer, CODES[kept])
     for long, short in zip(jax.tree.leaves(found), jax.tree.leaves(small), strict=True):
         assert np.isfinite(long).all()
         lacking = [np.arange(J)[kept] if size == J else np.arange(size) for size in np.shape(long)]
@@ -239,12 +268,13 @@ def test_padding_changes_nothing() -> None:
     n = nested(6, available=False)
     more = 2
     codes = np.r_[CODES, np.full(more, -1)]
-    pad = lambda x: jnp.concatenate([x, jnp.zeros((more, *x.shape[1:]))])  # noqa: E731
-    nests = nests_of(jnp.asarray(codes), jnp.r_[n.nests.rho, 0.0])
+    pad = lambda x: np.concatenate([x, np.zeros((more, *x.shape[1:]))])  # noqa: E731
+    nests = nests_of(codes, np.r_[n.nests.rho, 0.0])
     large = n._replace(delta=pad(n.delta), X2=pad(n.X2), availability=pad(n.availability), nests=nests)
     ROUNDING.check(shares(*large)[:J], shares(*n))
     assert (np.asarray(shares(*large))[J:] == 0).all()
-    both = [jax.jit(jax.jacfwd(jax.jacrev(lambda d, n=n: shares(d, *n[1:]))))(n.delta) for n in (large, n)]
+    second = jax.jit(jax.jacfwd(jax.jacrev(logit.shares)))
+    both = [np.asarray(second(*n)) for n in (large, n)]
     ROUNDING.check(both[0][:J, :J, :J], both[1])
     assert np.isfinite(both[0]).all()
 
@@ -253,7 +283,7 @@ def test_padding_changes_nothing() -> None:
 def test_many_groups_are_the_same_as_few() -> None:
     """More than eight groups, for which maxima are found in another way."""
     n = nested(7)
-    many = nests_of(jnp.asarray(CODES * 4), jnp.zeros(12).at[jnp.array([0, 4, 8])].set(n.nests.rho))
+    many = nests_of(CODES * 4, changed(np.zeros(12), [0, 4, 8], n.nests.rho))
     ROUNDING.check(shares(*n[:5], many), shares(*n))
     ROUNDING.check(
         jax.jacfwd(lambda d: shares(d, *n[1:5], many))(n.delta), jax.jacfwd(lambda d: shares(d, *n[1:]))(n.delta)
@@ -262,7 +292,7 @@ def test_many_groups_are_the_same_as_few() -> None:
 
 def test_missing_utilities_have_missing_shares() -> None:
     n = nested(8, available=False)
-    assert np.isnan(shares(n.delta.at[0].set(jnp.nan), *n[1:])).all()
+    assert np.isnan(shares(changed(n.delta, 0, np.nan), *n[1:])).all()
 
 
 # derivatives of shares
@@ -297,7 +327,7 @@ def test_derivative_rule_agrees_with_differentiation_of_the_formula(rule: Any, p
     # what leaves a group empty has no derivative in its availability
     at = flat(n._replace(availability=n.availability + 0.1))
     rng = np.random.default_rng(10)
-    along, other = (tuple(jnp.asarray(rng.normal(size=x.shape)) for x in at) for _ in range(2))
+    along, other = (tuple(rng.normal(size=x.shape) for x in at) for _ in range(2))
     cotangent = jnp.cos(jnp.arange(J) + 1.0)
 
     @partial(jax.jit, static_argnums=0)
@@ -326,7 +356,7 @@ def test_derivative_rule_agrees_with_differentiation_of_the_formula(rule: Any, p
 def test_second_derivatives_in_one_argument_alone(which: int) -> None:
     """Arguments that do not move are told from those that do."""
     at = flat(nested(9))
-    direction = jnp.asarray(np.random.default_rng(10).normal(size=at[which].shape))
+    direction = np.random.default_rng(10).normal(size=at[which].shape)
 
     @partial(jax.jit, static_argnums=0)
     def second(function: Any) -> Any:
@@ -343,27 +373,26 @@ def test_second_derivatives_in_one_argument_alone(which: int) -> None:
 
 def test_tastes_of_products_that_are_the_same_are_common_tastes() -> None:
     n = nested(12)
-    repeated = n._replace(C=jnp.broadcast_to(n.C[None], (J, *n.C.shape)))
+    repeated = n._replace(C=np.broadcast_to(n.C[None], (J, *n.C.shape)))
     ROUNDING.check(shares(*repeated), shares(*n))
-    summed = jax.jacfwd(lambda C: shares(*n[:2], C, *n[3:]))(repeated.C).sum(axis=1)
-    ROUNDING.check(summed, jax.jacfwd(lambda C: shares(*n[:2], C, *n[3:]))(n.C))
+    first = jax.jit(jax.jacfwd(logit.shares, 2))
+    ROUNDING.check(np.asarray(first(*repeated)).sum(axis=1), first(*n))
 
 
 def test_share_jacobian_is_the_derivative_in_utilities_and_variables() -> None:
     n = nested(13)
-    V, x = utilities_of(n), jnp.linspace(-1.0, 1.0, J)
+    V = utilities_of(n)
     found = choices(V, n.availability, n.nests)
     H = share_jacobian(found, n.weights, nests=n.nests)
-    ROUNDING.check(H, jax.jacfwd(plain_shares)(*flat(n)))
+    ROUNDING.check(H, jax.jit(jax.jacfwd(plain_shares))(*flat(n)))
     ROUNDING.check(H, np.asarray(H).T)
-    slopes = jnp.asarray(np.random.default_rng(14).normal(size=(J, I)))
+    slopes = np.random.default_rng(14).normal(size=(J, I))
 
     def moved(x: Any) -> Any:
         members = jnp.asarray(np.eye(3)[CODES])
         return plain_choices(V + x[:, None] * slopes, n.availability, members, n.nests.rho) @ n.weights
 
-    del x
-    ROUNDING.check(share_jacobian(found, n.weights, slopes, n.nests), jax.jacfwd(moved)(jnp.zeros(J)))
+    ROUNDING.check(share_jacobian(found, n.weights, slopes, n.nests), jax.jit(jax.jacfwd(moved))(np.zeros(J)))
 
 
 # inversion
@@ -401,11 +430,11 @@ def test_inverted_shares_are_the_observed_ones(rho: np.ndarray, method: str) -> 
 @every_rho
 def test_without_heterogeneity_the_inversion_has_a_closed_form(rho: np.ndarray) -> None:
     n = nested(16, rho, available=False)
-    n = n._replace(C=jnp.zeros_like(n.C))
+    n = n._replace(C=np.zeros_like(n.C))
     observed = shares(*n)
     closed = logit_delta(observed, n.nests)
     np.testing.assert_allclose(closed, n.delta, rtol=0, atol=1e-12)
-    found = inverter("anderson")(observed, n, jnp.zeros(J))
+    found = inverter("anderson")(observed, n, np.zeros(J))
     assert found.status <= Status.ROUNDING_FLOOR
     DELTA.check(found.value, closed)
 
@@ -427,26 +456,34 @@ def test_derivatives_of_the_inversion_are_those_of_the_implicit_function(specifi
     n = nested(18, specific=specific)
     observed = shares(*n)
     rng = np.random.default_rng(19)
-    moves = tuple(jnp.asarray(rng.normal(size=x.shape)) for x in (observed, n.C, n.nests.rho))
+    moves = tuple(rng.normal(size=x.shape) for x in (observed, n.C, n.nests.rho))
     limits, method = Iteration("newton", {"atol": 1e-14}).limits, Iteration("newton").fixed_point
 
-    @jax.jit
     def delta(step: Any) -> Any:
         s, C, rho = (
             x + step * d * scale
             for x, d, scale in zip((observed, n.C, n.nests.rho), moves, (0.01, 1.0, 0.1), strict=True)
         )
         nests = nests_of(jnp.asarray(CODES), rho)
-        market = ObservedMarket(s, n.X2, C, n.weights, n.availability, nests)
-        return invert_shares(market, n.delta, limits, method).value
+        market = ObservedMarket(s, *map(jnp.asarray, (n.X2, C, n.weights, n.availability)), nests)
+        return invert_shares(market, jnp.asarray(n.delta), limits, method).value
 
-    h, zero = 1e-4, jnp.zeros(())
-    first = jax.jacfwd(delta)
-    CENTRAL_DIFFERENCE.check(first(zero), (8 * (delta(h) - delta(-h)) - delta(2 * h) + delta(-2 * h)) / (12 * h))
-    CENTRAL_DIFFERENCE.check(
-        jax.jacfwd(first)(zero), (8 * (first(h) - first(-h)) - first(2 * h) + first(-2 * h)) / (12 * h)
-    )
-    ROUNDING.check(jax.jacrev(delta)(zero), first(zero))
+    def first(step: Any) -> Any:
+        return jax.jvp(delta, (step,), (jnp.ones(()),))
+
+    @jax.jit
+    def everything(step: Any) -> Any:
+        """Delta, its first derivative, and its second one."""
+        (value, once), (_, twice) = jax.jvp(first, (step,), (jnp.ones(()),))
+        return value, once, twice
+
+    h = 1e-4
+    one, two, minus_one, minus_two = (list(map(np.asarray, everything(k * h))) for k in (1, 2, -1, -2))
+    _, once, twice = everything(0.0)
+    for k, derivative in enumerate((once, twice)):
+        difference = (8 * (one[k] - minus_one[k]) - two[k] + minus_two[k]) / (12 * h)
+        CENTRAL_DIFFERENCE.check(derivative, difference)
+    ROUNDING.check(jax.jit(jax.jacrev(delta))(0.0), once)
 
 
 # supply
@@ -484,32 +521,40 @@ def prices_of(f: Firms) -> Any:
     return f.costs * 1.4 + 0.3
 
 
+@cache
+def compiled(demand: Any) -> Any:
+    """``point, shares, slopes`` of prices and a market, the last two by the plain formula."""
+
+    @jax.jit
+    def known(prices: Any, f: Firms) -> Any:
+        plain = shares_at(demand, f)
+        return demand(prices, f), plain(prices), jax.jacfwd(plain)(prices)
+
+    return known
+
+
 @every_nested_demand
 def test_markups_and_their_matrix(demand: Any) -> None:
-    f, H = arrays(firms(20)), jnp.asarray(partial_ownership())
-    prices = prices_of(f)
-    point, slopes = demand(prices, f), jax.jacfwd(shares_at(demand, f))(prices)
-    ROUNDING.check(point.jacobian(), slopes)
-    A = markup_matrix(point, H)
-    ROUNDING.check(A, -np.asarray(H) * np.asarray(slopes).T)
-    eta = jnp.arange(1.0, J + 1)
+    f, H = firms(20), partial_ownership()
+    point, s, slopes = compiled(demand)(prices_of(f), f)
+    ROUNDING.check(jacobian(point), slopes)
+    A = np.asarray(markup_matrix(point, H))
+    ROUNDING.check(A, -H * np.asarray(slopes).T)
+    eta = np.arange(1.0, J + 1)
     ROUNDING.check(markup_product(point, H, eta), A @ eta)
-    LINEAR_ALGEBRA.check(markups(point, H), np.linalg.solve(A, shares_at(demand, f)(prices)))
-    owned = ownership_matrix(f.firms)
-    LINEAR_ALGEBRA.check(
-        markups(point, f.firms),
-        np.linalg.solve(-np.asarray(owned) * np.asarray(slopes).T, shares_at(demand, f)(prices)),
-    )
+    LINEAR_ALGEBRA.check(markups(point, H), np.linalg.solve(A, s))
+    owned = (f.firms[:, None] == f.firms).astype(float)
+    LINEAR_ALGEBRA.check(markups(point, f.firms), np.linalg.solve(-owned * np.asarray(slopes).T, s))
 
 
 def test_nested_logit_markups_of_single_products_have_a_closed_form() -> None:
     """``(1 - rho) / alpha / (1 - rho s_j/h - (1 - rho) s_j)`` (Berry 1994)."""
-    f = arrays(firms(21)._replace(C=np.zeros((2, I)), price_tastes=np.zeros(I)))
-    point = NESTED_DEMANDS["prices in X1"](prices_of(f), f)
-    s, rho = np.asarray(point.shares()), RHO[CODES]
+    f = firms(21)._replace(C=np.zeros((2, I)), price_tastes=np.zeros(I))
+    point, s, _ = compiled(NESTED_DEMANDS["prices in X1"])(prices_of(f), f)
+    s, rho = np.asarray(s), RHO[CODES]
     within = s / np.bincount(CODES, s)[CODES]
     expected = (1 - rho) / 2.0 / (1 - rho * within - (1 - rho) * s)
-    LINEAR_ALGEBRA.check(markups(point, jnp.arange(J)), expected)
+    LINEAR_ALGEBRA.check(markups(point, np.arange(J)), expected)
 
 
 @one_nested_demand
@@ -542,15 +587,14 @@ def test_price_derivatives_and_hessians_are_those_of_the_definitions(demand: Any
 @pytest.mark.parametrize("demand", [NESTED_DEMANDS["prices in both"], NESTED_DEMANDS["logarithms of prices"]])
 def test_second_derivatives_agree_with_central_differences(demand: Any) -> None:
     """Which know nothing of derivatives of any formula."""
-    f, step = arrays(firms(23)), 1e-4
-    prices = prices_of(f)
+    f, step = firms(23), 1e-4
+    prices, at = prices_of(f), jax.jit(demand)
 
     def s(p: Any) -> np.ndarray:
-        point = demand(p, f)
-        return loop(utilities_of(point), point.availability, CODES, RHO).inside @ np.asarray(point.weights)
+        point = jax.tree.map(np.asarray, at(p, f))
+        return loop(utilities_of(point), point.availability, CODES, RHO).inside @ point.weights
 
-    point, curvature = demand_with_curvature(demand, prices, f)
-    hessian = demand_hessian(point, curvature)
+    hessian = np.asarray(jax.jit(lambda p: demand_hessian(*demand_with_curvature(demand, p, f)))(prices))
     for k, m in ((0, 0), (0, 2), (1, 5), (3, 3)):
         a, b = step * np.eye(J)[k], step * np.eye(J)[m]
         difference = (s(prices + a + b) - s(prices + a - b) - s(prices - a + b) + s(prices - a - b)) / (4 * step**2)
@@ -608,36 +652,45 @@ def solver(demand: Any, method: str, **options: Any) -> Any:
 @one_nested_demand
 def test_equilibrium_prices_and_passthrough(demand: Any) -> None:
     """Passthrough, and the implicit derivative of prices in costs, are differences of prices that are solved again."""
-    f = arrays(firms(25))
+    f = firms(25)
     for method in ("squarem", "newton"):
         found = solver(demand, method)(f, f.firms, f.costs)
         assert found.status <= Status.ROUNDING_FLOOR
-        DELTA.check(found.value - f.costs, markups(demand(found.value, f), f.firms))
-    H, point = ownership_matrix(f.firms), demand(found.value, f)
-    conditions = first_order_conditions(point, H, found.value, f.costs)
+        prices = np.asarray(found.value)
+        point, s, _ = compiled(demand)(prices, f)
+        DELTA.check(prices - f.costs, markups(point, f.firms))
+    owned = (f.firms[:, None] == f.firms).astype(float)
+    conditions = jax.jit(first_order_conditions)(point, owned, prices, f.costs)
     np.testing.assert_allclose(conditions, 0.0, rtol=0, atol=1e-13)
     one_step = solver(demand, "simple", atol=1e10, max_evaluations=1)
-    DELTA.check(one_step(f, f.firms, found.value).value - f.costs, found.value - f.costs)
+    DELTA.check(np.asarray(one_step(f, f.firms, prices).value) - f.costs, prices - f.costs)
     step, solve = 1e-5, solver(demand, "newton")
 
     def at(costs: Any) -> Any:
-        return solve(f._replace(costs=costs), f.firms, found.value).value
+        return solve(f._replace(costs=costs), f.firms, prices).value
 
-    difference = np.stack([(at(f.costs + m) - at(f.costs - m)) / (2 * step) for m in step * jnp.eye(J)], axis=1)
-    CENTRAL_DIFFERENCE.check(passthrough(demand, f.firms, found.value, f), difference)
-    CENTRAL_DIFFERENCE.check(jax.jacfwd(at)(f.costs), difference)
+    moved = [np.asarray(at(f.costs + m)) - np.asarray(at(f.costs - m)) for m in step * np.eye(J)]
+    difference = np.stack(moved, axis=1) / (2 * step)
+    CENTRAL_DIFFERENCE.check(passthrough(demand, f.firms, prices, f), difference)
+    CENTRAL_DIFFERENCE.check(jax.jit(jax.jacfwd(at))(f.costs), difference)
 
 
 def test_padding_changes_no_markup_no_price_and_no_derivative() -> None:
     demand = NESTED_DEMANDS["logarithms of prices"]
-    small, large = arrays(firms(26)), arrays(firms(26, J + 2, I + 3))
-    for function in (
-        lambda f: markups(demand(prices_of(f), f), f.firms),
-        lambda f: passthrough(demand, f.firms, prices_of(f), f),
-        lambda f: solver(demand, "squarem")(f, f.firms, f.costs).value,
-        lambda f: demand_hessian(*demand_with_curvature(demand, prices_of(f), f)),
-    ):
-        long, short = function(large), function(small)
+    solve = solver(demand, "squarem")
+
+    @jax.jit
+    def everything(f: Firms) -> Any:
+        prices = prices_of(f)
+        point, curvature = demand_with_curvature(demand, prices, f)
+        return (
+            supply.markups(point, f.firms),
+            equilibrium.passthrough(demand, f.firms, prices, f),
+            solve(f, f.firms, f.costs).value,
+            demand_hessian(point, curvature),
+        )
+
+    for long, short in zip(everything(firms(26, J + 2, I + 3)), everything(firms(26)), strict=True):
         assert np.isfinite(long).all()
         DELTA.check(np.asarray(long)[tuple(slice(J) for _ in short.shape)], short)
 
@@ -650,9 +703,9 @@ def test_long_run_diversion_is_what_others_gain_when_a_product_is_removed(rho: n
     n = nested(27, rho)
     V, weights = utilities_of(n), np.asarray(n.weights)
     before = loop(V, n.availability, CODES, rho)
-    ratios = long_run_diversion_ratios(V, n.weights, n.availability, n.nests)
+    ratios = np.asarray(long_run_diversion_ratios(V, n.weights, n.availability, n.nests))
     for j in range(J):
-        left = loop(V, n.availability.at[j].set(0.0), CODES, rho)
+        left = loop(V, changed(n.availability, j, 0.0), CODES, rho)
         expected = (left.inside - before.inside) @ weights
         expected[j] = (left.outside - before.outside) @ weights
         CENTRAL_DIFFERENCE.check(ratios[j], expected / (before.inside @ weights)[j])
@@ -662,10 +715,10 @@ def test_long_run_diversion_is_what_others_gain_when_a_product_is_removed(rho: n
 def test_diversion_within_groups_is_larger() -> None:
     """And the closed form of Berry's nested logit: elasticities of rivals in other groups ignore the group."""
     n = nested(28, available=False)
-    n = n._replace(C=jnp.zeros_like(n.C))
+    n = n._replace(C=np.zeros_like(n.C))
     V = utilities_of(n)
     found = choices(V, n.availability, n.nests)
-    jacobian = share_jacobian(found, n.weights, jnp.full((J, I), -2.0), n.nests)
+    jacobian = share_jacobian(found, n.weights, np.full((J, I), -2.0), n.nests)
     s, rho = np.asarray(shares(*n)), RHO[CODES]
     same = CODES[:, None] == CODES
     within = s / np.bincount(CODES, s)[CODES]
@@ -673,15 +726,15 @@ def test_diversion_within_groups_is_larger() -> None:
     scale = rho / (1 - rho)
     expected = -2.0 * s[:, None] * (np.diag(1 / (1 - rho)) - same * (scale * within)[None, :] - s[None, :])
     ROUNDING.check(jacobian, expected)
-    ratios = diversion_ratios(jacobian)
+    ratios = np.asarray(diversion_ratios(jacobian))
     LINEAR_ALGEBRA.check(ratios.sum(axis=1), np.ones(J))
     assert ratios[0, 2] / s[2] > 1.05 * ratios[0, 1] / s[1]
 
 
 def test_surplus_is_the_inclusive_value_and_its_derivatives_are_probabilities() -> None:
     n = nested(29)
-    V, slopes = utilities_of(n), -jnp.linspace(0.5, 2.0, I)
+    V, slopes = utilities_of(n), -np.linspace(0.5, 2.0, I)
     surplus = consumer_surpluses(V, slopes, n.availability, n.nests)
     ROUNDING.check(surplus * -slopes, loop(V, n.availability, CODES, RHO).inclusive)
-    gradient = jax.grad(lambda V: inclusive_values(V, n.availability, n.nests).sum())(V)
+    gradient = jax.jit(jax.grad(lambda V: inclusive_values(V, n.availability, n.nests).sum()))(V)
     ROUNDING.check(gradient, probabilities(V, n.availability, n.nests)[0])

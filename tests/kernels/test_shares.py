@@ -54,17 +54,21 @@ def test_tastes_are_sigma_nu_plus_pi_d() -> None:
         ROUNDING.check(actual[:, i], sigma @ nodes[i] + pi @ demographics[i])
 
 
+@jax.jit
+def _two_orders(*arrays: Any) -> tuple[Any, ...]:
+    return shares(*arrays), jax.jacfwd(shares, (0, 1, 2))(*arrays), jax.jacfwd(jax.jacrev(shares))(*arrays)
+
+
 @pytest.mark.parametrize("common", [0.0, 1000.0, -1000.0])
 def test_nothing_overflows_at_extreme_utilities(common: float) -> None:
     m = market(13)
     delta = common + np.array([1000.0, -1000.0, 999.0, 0.0, 1.0, -5.0])
     changed = m._replace(delta=delta)
     arrays = arguments(changed)
-    first = jax.jit(jax.jacfwd(shares, (0, 1, 2)))(*arrays)
-    second = jax.jit(jax.jacfwd(jax.jacrev(shares)))(*arrays)
-    for values in jax.tree.leaves((shares(*arrays), first, second)):
+    found = _two_orders(*arrays)
+    for values in jax.tree.leaves(found):
         assert np.isfinite(values).all()
-    ROUNDING.check(shares(*arrays), loop_shares(*changed[:5]))
+    ROUNDING.check(found[0], loop_shares(*changed[:5]))
 
 
 @pytest.mark.parametrize("utility", [0.0, 3.0, 1000.0, -1000.0])
@@ -83,19 +87,19 @@ def test_padding_changes_nothing() -> None:
     _compare_padded(pad(small, J, I), small)
 
 
+@jax.jit
+def _everything(*arrays: jax.Array) -> tuple[Any, ...]:
+    def value(delta: Any, X2: Any, C: Any) -> Any:
+        return shares(delta, X2, C, *arrays[3:])
+
+    first = jax.jacfwd(value, (0, 1, 2))(*arrays[:3])
+    second = jax.jacfwd(jax.jacrev(value, (0, 1)), (0, 2))(*arrays[:3])
+    return value(*arrays[:3]), first, second
+
+
 def _compare_padded(large: Market, small: Market) -> None:
     n, m = small.delta.size, small.weights.size
-
-    @jax.jit
-    def everything(*arrays: jax.Array) -> tuple[Any, ...]:
-        def value(delta: Any, X2: Any, C: Any) -> Any:
-            return shares(delta, X2, C, *arrays[3:])
-
-        first = jax.jacfwd(value, (0, 1, 2))(*arrays[:3])
-        second = jax.jacfwd(jax.jacrev(value, (0, 1)), (0, 2))(*arrays[:3])
-        return value(*arrays[:3]), first, second
-
-    padded, exact = everything(*arguments(large)), everything(*arguments(small))
+    padded, exact = _everything(*arguments(large)), _everything(*arguments(small))
     for long, short in zip(jax.tree.leaves(padded), jax.tree.leaves(exact), strict=True):
         assert np.isfinite(long).all()
         kept = np.asarray(long)[tuple(slice(size) for size in np.shape(short))]
@@ -170,7 +174,8 @@ def test_derivative_rule_agrees_with_central_differences(which: int, directions:
     difference = (loop_shares(*moved(1)) - loop_shares(*moved(-1))) / (2 * step)
     CENTRAL_DIFFERENCE.check(first(arrays[which]), difference, "first")
     second = jax.jvp(first, (arrays[which],), (jnp.asarray(direction),))[1]
-    of_first = (first(jnp.asarray(moved(1)[which])) - first(jnp.asarray(moved(-1)[which]))) / (2 * step)
+    up, down = (np.asarray(first(jnp.asarray(moved(sign)[which]))) for sign in (1, -1))
+    of_first = (up - down) / (2 * step)
     if ARGUMENTS[which] == "weights":
         assert (np.asarray(second) == 0).all()
     else:
@@ -180,10 +185,11 @@ def test_derivative_rule_agrees_with_central_differences(which: int, directions:
 def test_derivatives_under_vmap_are_those_of_each_market() -> None:
     markets = list(MARKETS.values())[:3]
     both = jax.jit(jax.vmap(jax.jacfwd(jax.jacrev(shares), (0, 2))))(*(jnp.asarray(a) for a in stack(markets)[:5]))
+    both, single = list(map(np.asarray, both)), jax.jit(jax.jacfwd(jax.jacrev(plain_shares), (0, 2)))
     for t, m in enumerate(markets):
-        one = jax.jit(jax.jacfwd(jax.jacrev(plain_shares), (0, 2)))(*arguments(m))
-        for mapped, single in zip(both, one, strict=True):
-            ROUNDING.check(mapped[t], single)
+        one = single(*arguments(m))
+        for mapped, expected in zip(both, one, strict=True):
+            ROUNDING.check(mapped[t], expected)
 
 
 def test_all_arguments_at_once_under_vmap_of_directions() -> None:
@@ -197,18 +203,27 @@ def test_all_arguments_at_once_under_vmap_of_directions() -> None:
 
 def test_share_jacobian_is_the_derivative_in_delta() -> None:
     arrays = arguments(available_market())
-    H = share_jacobian(choices(arrays[0][:, None] + arrays[1] @ arrays[2], arrays[4]), arrays[3])
-    ROUNDING.check(H, jax.jacfwd(plain_shares)(*arrays))
+
+    @jax.jit
+    def both(delta: Any, X2: Any, C: Any, weights: Any, availability: Any) -> tuple[Any, Any]:
+        found = share_jacobian(choices(delta[:, None] + X2 @ C, availability), weights)
+        return found, jax.jacfwd(plain_shares)(delta, X2, C, weights, availability)
+
+    H, expected = both(*arrays)
+    ROUNDING.check(H, expected)
     ROUNDING.check(H, np.asarray(H).T)
 
 
 def test_share_jacobian_with_values_is_the_derivative_in_a_characteristic() -> None:
     """With agent-specific slopes of utility, here the tastes for the second characteristic."""
-    delta, X2, C, weights, availability = arguments(available_market())
-    found = choices(delta[:, None] + X2 @ C, availability)
-    actual = share_jacobian(found, weights, jnp.broadcast_to(C[1], found.inside.shape))
-    expected = jax.jacfwd(lambda x: plain_shares(delta, X2.at[:, 1].set(x), C, weights, availability))(X2[:, 1])
-    ROUNDING.check(actual, expected)
+
+    @jax.jit
+    def both(delta: Any, X2: Any, C: Any, weights: Any, availability: Any) -> tuple[Any, Any]:
+        found = choices(delta[:, None] + X2 @ C, availability)
+        actual = share_jacobian(found, weights, jnp.broadcast_to(C[1], found.inside.shape))
+        return actual, jax.jacfwd(lambda x: plain_shares(delta, X2.at[:, 1].set(x), C, weights, availability))(X2[:, 1])
+
+    ROUNDING.check(*both(*arguments(available_market())))
 
 
 @pytest.mark.parametrize("markets", [1, 1000])

@@ -55,8 +55,9 @@ DIRECTIONS = np.stack([np.eye(5)[0], np.cos(np.arange(5))])
 
 
 @pytest.fixture(scope="module")
-def mapped(functions: ModelFunctions) -> dict[str, np.ndarray]:
+def mapped(newton_functions: ModelFunctions) -> dict[str, np.ndarray]:
     """Values, gradients and Hessians around the starting values, from one program mapped over theta."""
+    functions = newton_functions
 
     def gradient(theta: Any) -> Any:
         value, slope = jax.value_and_grad(functions.objective)(theta)
@@ -114,11 +115,8 @@ def test_hessians_are_second_differences_of_the_objective(
 
 
 @pytest.mark.slow
-def test_derivatives_under_vmap_are_those_of_each_theta(
-    newton_functions: ModelFunctions, derivatives: dict[str, Any]
-) -> None:
+def test_derivatives_under_vmap_are_those_of_each_theta(functions: ModelFunctions, derivatives: dict[str, Any]) -> None:
     """And those of another method to invert shares; forward differentiation agrees with reverse."""
-    functions = newton_functions
 
     @jax.jit
     def alone(theta: Any) -> tuple[Any, Any]:
