@@ -6,13 +6,20 @@ where an annotation has shapes: beartype alone checks the rest.
 
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any, get_args
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 
 _shapes_checked = jaxtyping.jaxtyped
+
+#: Both raise the same error, which is a `TypeError`.
+_check = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
+
+#: Warnings point at the user's line, and do not take what checks for one: it says that it is jaxtyping.
+_LIBRARY = {"jaxtyping": jaxtyping, "__name__": "jaxtyping"}
 
 
 def install() -> None:
@@ -33,13 +40,14 @@ def _checked(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
 
 
 def _types_checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    checked = beartype(function)
+    checked = _check(function)
+    if checked is function:
+        return function
 
-    @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
         return (function if jaxtyping.config.jaxtyping_disable else checked)(*arguments, **options)
 
-    return call if checked is not function else function
+    return functools.wraps(function)(types.FunctionType(call.__code__, _LIBRARY, closure=call.__closure__))
 
 
 def _has_shapes(annotation: Any) -> bool:
