@@ -9,9 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from blpjax import options
 from blpjax.economy.characteristics import Characteristics
@@ -31,6 +29,7 @@ from blpjax.inputs.formulation import Formulation
 from blpjax.inputs.table_format import read_table
 from blpjax.inputs.terms import INTERCEPT, Term
 from blpjax.iteration import Iteration
+from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.machine.forks import check_process
 from blpjax.machine.pickling import Picklable
 from blpjax.model.expectations import Averages, Setting, average_realizations
@@ -134,7 +133,7 @@ class OptimalInstrumentResults(Shown, Picklable):
             (self.supply_shifter_formulation, self.demand_shifter_formulation),
             self._has_supply,
         )
-        model = self.problem_results.model
+        model = self.problem_results.model.on_host()
         dropped = read_dropped(drop_indices, model.layout, model.characteristics)
         self._check_numbers()
         table = problem.data.product_table.data
@@ -145,8 +144,8 @@ class OptimalInstrumentResults(Shown, Picklable):
             (model.layout, model.characteristics),
             (self.demand_instruments, self.supply_instruments if self._has_supply else None),
             ~dropped,
-            jax.device_put(self.expected_prices[:, 0]),
-            jax.device_put(self.expected_shares[:, 0]),
+            self.expected_prices[:, 0],
+            self.expected_shares[:, 0],
             build_shifters(shifters, table),
         )
         demand, supply = (np.zeros((len(self.expected_prices), 0)) if Z is None else np.asarray(Z) for Z in found)
@@ -279,7 +278,7 @@ def excluded_instruments(
     prices: Any,
     shares: Any,
     shifters: tuple[Any, Any],
-) -> tuple[Array, Array | None]:
+) -> tuple[AnyArray, AnyArray | None]:
     """Excluded instruments of demand and supply, None without a supply side: see `OptimalInstrumentResults.to_problem`.
 
     Parameters
@@ -287,7 +286,7 @@ def excluded_instruments(
     form : which coefficients are concentrated out, and the formulas of X1 and X3.
     optimal : (N, P) optimal instruments of demand and supply, None without a supply side.
     kept : (P,) which of their columns are kept.
-    prices, shares : (N,) expected prices and shares, arrays of JAX.
+    prices, shares : (N,) expected prices and shares, arrays of JAX or, with formulas whose variables are, of NumPy.
     shifters : matrices with N rows of supply shifters, which belong to demand's instruments, and of demand shifters;
         None for none.
     """
@@ -299,7 +298,9 @@ def excluded_instruments(
     )
     columns = np.flatnonzero(kept)
     demand, supply = (
-        None if Z is None else jnp.hstack([Z[:, columns], expected, *([] if others is None else [others])])
+        None
+        if Z is None
+        else namespace(Z, expected).hstack([Z[:, columns], expected, *([] if others is None else [others])])
         for Z, expected, others in zip(optimal, endogenous, shifters, strict=True)
     )
     assert demand is not None
@@ -470,7 +471,7 @@ def _read_shifters(name: str, given: Any, default: Formulation | None, supply: b
     return Formulation(f"{given.formula} - 1") if given.names else None
 
 
-def _endogenous(X: Array, columns: Sequence[Any], concentrated: Sequence[int], name: str) -> Array:
+def _endogenous(X: AnyArray, columns: Sequence[Any], concentrated: Sequence[int], name: str) -> AnyArray:
     """Columns of X that contain a variable and whose coefficients are concentrated out."""
     return X[:, np.array([k for k in concentrated if columns[k].depends_on(name)], int)]
 

@@ -69,7 +69,7 @@ def average_realizations(setting: Setting, draws: Iterator[np.ndarray], total: i
         kept = min(size, total - first)
         drawn = [next(draws) for _ in range(kept)]
         drawn += drawn[-1:] * (size - kept)  # all chunks have one size, so that programs are compiled once
-        found, loops = _realize_many(setting, jnp.asarray(np.stack(drawn)), jnp.arange(size) < kept)
+        found, loops = _realize_many(setting, jnp.asarray(np.stack(drawn)), np.arange(size) < kept)
         sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
         outcomes.append(jax.tree.map(lambda values, kept=kept: np.asarray(values)[:kept].T, loops))
     totals, counts = jax.device_get(sums)
