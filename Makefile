@@ -13,7 +13,7 @@ PYTEST := $(RUN) -m pytest -n $(JOBS) --dist worksteal
 # The code of this directory is what runs, also when the directory, virtual environment included, was moved or copied.
 export PYTHONPATH := $(CURDIR)
 
-# Bytecode of tests, and of modules with checks of types, takes ten seconds to make in each process that may not keep it.
+# Bytecode of tests, and of modules with checks of types, takes seconds to make in each process that may not keep it.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: all demo test slow lint types bench robustness notebooks docs install clean

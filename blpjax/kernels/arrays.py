@@ -43,13 +43,13 @@ def times(matrix: AnyArray, vector: AnyArray) -> AnyArray:
 
 def with_diagonal(matrix: AnyArray, diagonal: AnyArray) -> AnyArray:
     """The matrix, or each of several, with another diagonal."""
-    xp = namespace(matrix)
+    xp = namespace(matrix, diagonal)
     return xp.where(xp.eye(diagonal.shape[-1], dtype=bool), diagonal[..., :, None], matrix)
 
 
 def diagonal_matrix(diagonal: AnyArray) -> AnyArray:
-    """The diagonal matrix, or one for each of several diagonals."""
-    return namespace(diagonal).eye(diagonal.shape[-1]) * diagonal[..., None]
+    """The matrix with this diagonal, or one for each of several."""
+    return with_diagonal(np.zeros((diagonal.shape[-1], diagonal.shape[-1])), diagonal)
 
 
 def solve_on_host(

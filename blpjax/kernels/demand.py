@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from blpjax.kernels.arrays import AnyArray, namespace, on_host, times
+from blpjax.kernels.arrays import AnyArray, namespace, times
 from blpjax.kernels.shares import Choices, Nests, Tastes, choices, deviations, share_jacobian, shares
 
 
@@ -68,18 +68,17 @@ class Curvature(NamedTuple):
 
 
 def demand_with_curvature(
-    demand_at: DemandAt, prices: Float[AnyArray, "*T J"], arguments: Any
+    demand_at: DemandAt, prices: Float[Array, " J"], arguments: Any
 ) -> tuple[DemandPoint, Curvature]:
-    """Demand at `prices`, and how its slopes move with prices: each product's with its own price only.
-
-    On the host utilities must be linear in prices.
-    """
-    if on_host(prices):
-        point = demand_at(prices, arguments)
-        xp = namespace(prices)
-        return point, Curvature(xp.zeros_like(point.delta_slope), xp.zeros_like(point.X2_slope))
+    """Demand at `prices`, and how its slopes move with prices: each product's with its own price only."""
     point, tangent = jax.jvp(lambda p: demand_at(p, arguments), (prices,), (jnp.ones_like(prices),))
     return point, Curvature(tangent.delta_slope, tangent.X2_slope)
+
+
+def without_curvature(point: DemandPoint) -> Curvature:
+    """The curvature of utilities that are linear in prices."""
+    xp = namespace(point.delta)
+    return Curvature(xp.zeros_like(point.delta_slope), xp.zeros_like(point.X2_slope))
 
 
 def demand_hessian(point: DemandPoint, curvature: Curvature) -> Float[Array, "J J J"]:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.arrays import AnyArray, namespace, on_host, solve_on_host
-from blpjax.kernels.demand import DemandAt, DemandPoint, demand_hessian, demand_with_curvature
+from blpjax.kernels.demand import Curvature, DemandAt, DemandPoint, demand_hessian, demand_with_curvature
 from blpjax.kernels.fixed_point import FixedPoint, Image, NewtonPoint, iterate, newton, safeguarded
 from blpjax.kernels.implicit import implicit
 from blpjax.kernels.lanes import solve_lanes
@@ -132,25 +132,18 @@ def profit_hessian(
     return hessian.at[j, j, :].add(jacobian).at[j, :, j].add(jacobian)
 
 
-def passthrough(
-    demand_at: DemandAt,
-    owned: Owned,
-    prices: Float[AnyArray, "*T J"],
-    arguments: Any,
-) -> Float[AnyArray, "*T J J"]:
+def passthrough(point: DemandPoint, curvature: Curvature, owned: Owned) -> Float[AnyArray, "*T J J"]:
     """Passthrough of marginal costs to equilibrium prices: element (j, k) is ``dp_j / dc_k``. Identity for padding.
 
-    It differentiates ``A(p) (p - c) = s(p)`` totally at the given prices, which are an equilibrium at the costs that
-    they imply under this ownership, ``c = p - eta``. Utilities that are not linear in prices are allowed for.
+    It differentiates ``A(p) (p - c) = s(p)`` totally at the point's prices, which are an equilibrium at the costs that
+    they imply under this ownership, ``c = p - eta``.
 
     Parameters
     ----------
-    demand_at, arguments : demand at given prices, ``demand_at(prices, arguments)``.
+    point, curvature : demand at prices (`demand_with_curvature`). On the host, groups may not lie within groups.
     owned : (J,) codes of firms or (J, J) ownership matrix.
-    prices : (J,) prices.
     """
     H = ownership_matrix(owned)
-    point, curvature = demand_with_curvature(demand_at, prices, arguments)
     derivatives = price_derivatives(point, curvature, H, markups(point, H))
     A = markup_matrix(point, H)
     system = A + derivatives.markup_product - derivatives.shares

@@ -26,7 +26,6 @@ from blpjax.kernels.arrays import (
     on_host,
     solve_on_host,
     transposed,
-    with_diagonal,
 )
 from blpjax.kernels.demand import Curvature, DemandPoint, along_prices, second_slopes
 from blpjax.kernels.fixed_point import FixedPoint
@@ -90,7 +89,7 @@ def markup_matrix(point: DemandPoint, owned: Firms | Float[AnyArray, "*T J J"]) 
     """``A = -H o (ds/dp)'`` by one matrix product. Rows and columns of padding are those of the identity."""
     moved = ownership_matrix(owned) * transposed(point.jacobian())
     absent = namespace(moved).where(point.present, 0.0, 1.0)
-    return with_diagonal(namespace(moved).zeros_like(moved), absent) - moved
+    return diagonal_matrix(absent) - moved
 
 
 def markup_product(
@@ -151,24 +150,25 @@ def price_derivatives(
             along_prices(lambda moved: markup_product(moved, H, eta), point, curvature),
             along_prices(DemandPoint.lambda_diagonal, point, curvature),
         )
-    P, S, R, N, spread = _parts(point, H, eta)
+    P, S, R, N, spread, within = _parts(point, H, eta)
     alpha = point.utility_slopes()
     E, M = H * eta[..., None, :], P * alpha
     scales = namespace(P).ones_like(eta) if nests is None else nests.scales
     through_rivals = R @ transposed(M)
     own = R * alpha * scales[..., :, None] + S * second_slopes(point, curvature)
     product = E * scales[..., None, :] * through_rivals - (R * (spread + N)) @ transposed(M)
-    moved = -through_rivals
+    shares, moved = -S @ transposed(M), -through_rivals
     if nests is not None:
-        (level,), within = nests.levels, point.choices().within[0]
-        Q = transposed(within * alpha)
+        (level,), (within_group,) = nests.levels, within
+        Q = transposed(within_group * alpha)
         odds, through_group = level.same(level.odds), R @ Q
-        in_group = (R * ((E * level.same(namespace(P).ones_like(level.odds))) @ within)) @ Q
+        in_group = (R * ((E * level.same(namespace(P).ones_like(level.odds))) @ within_group)) @ Q
         product += odds * (scales[..., None, :] * (E * through_group - in_group) - (R * spread) @ Q)
         product -= _through_groups(level, E, P, R, Q)
+        shares -= odds * (S @ Q)
         moved -= odds * through_group
     return PriceDerivatives(
-        point.jacobian(),
+        diagonal_matrix(scales * R.sum(axis=-1)) + shares,
         diagonal_matrix((own * spread).sum(axis=-1)) + product,
         scales[..., :, None] * (diagonal_matrix(own.sum(axis=-1)) + moved),
     )
@@ -230,6 +230,7 @@ class _Parts(NamedTuple):
     R: Float[AnyArray, "*T J I"]  # w o P o alpha
     N: Float[AnyArray, "*T J I"]  # (H o eta') P
     spread: Float[AnyArray, "*T J I"]  # N_ji - H_jj eta_j, or what takes its place with nests
+    within: tuple[Float[AnyArray, "*T J I"], ...]  # Q of each level
 
 
 def _parts(point: DemandPoint, owned: Firms | AnyArray, eta: AnyArray) -> _Parts:
@@ -244,7 +245,7 @@ def _parts(point: DemandPoint, owned: Firms | AnyArray, eta: AnyArray) -> _Parts
         spread = N - (own * point.nests.scales)[..., :, None]
         for level, within in zip(point.nests.levels, found.within, strict=True):
             spread += (ownership_matrix(owned) * level.same(level.odds) * eta[..., None, :]) @ within
-    return _Parts(P, S, S * point.utility_slopes(), N, spread)
+    return _Parts(P, S, S * point.utility_slopes(), N, spread, found.within)
 
 
 def weighted_sums(owned: Firms | AnyArray, eta: AnyArray, values: AnyArray) -> AnyArray:
@@ -292,7 +293,7 @@ def _through_utilities(point: DemandPoint, d_point: Any, owned: Firms | Array, e
     This is the derivative through ``dP_ki = P_ki (dV_ki - v_i)`` with ``dV_ki = d delta_k + dX2_k' C_i + X2_k' dC_i``.
     The agent-level sums ``v_i = sum_l P_li dV_li`` are added up first.
     """
-    P, _, R, N, spread = parts
+    P, _, R, N, spread, _ = parts
     Q = R * spread
     E = ownership_matrix(owned) * eta[None, :]
     tangent, agent = jnp.zeros_like(point.delta), jnp.zeros_like(point.weights)

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from blpjax.kernels.arrays import AnyArray, constant, namespace, on_host, times, transposed, with_diagonal
+from blpjax.kernels.arrays import AnyArray, constant, diagonal_matrix, namespace, on_host, times, transposed
 from blpjax.kernels.tangents import moves, push
 
 _LARGEST_EXPONENT = 700.0
@@ -243,7 +243,7 @@ def share_jacobian(
         own = own * nests.scales
         for level, within in zip(nests.levels, found.within, strict=True):
             cross += level.same(level.odds) * (weighted @ transposed(within if values is None else within * values))
-    return with_diagonal(namespace(P).zeros_like(cross), own) - cross
+    return diagonal_matrix(own) - cross
 
 
 def _largest_utility(utilities: AnyArray, availability: AnyArray) -> AnyArray:

@@ -164,8 +164,7 @@ class Model(Demand):
         if known is not None:
             return self._program_rows(_stacked, {"prices"}, conducts.passthrough, known)
         owned = self.owned(firm_ids, ownership)
-        nested_twice = any(bucket.outer is not None for bucket in self.economy.buckets)
-        if self.economy.on_host and self.characteristics.is_linear("prices") and not nested_twice:
+        if self.economy.on_host and pricing.passthrough_has_formulas(self):
             return _matrices(pricing.passthrough, self, owned)
         return self._program_rows(_stacked, {"prices"}, pricing.passthrough, owned)
 

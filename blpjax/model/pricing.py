@@ -11,7 +11,7 @@ from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels import equilibrium
 from blpjax.kernels import markups as markup_kernels
 from blpjax.kernels.arrays import AnyArray, namespace
-from blpjax.kernels.demand import DemandPoint
+from blpjax.kernels.demand import DemandPoint, demand_with_curvature, without_curvature
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.markups import Firms
 from blpjax.model.demand import Demand, MarketDemand, linear_change, over_markets
@@ -49,13 +49,23 @@ def compute_markups(
 def passthrough(demand: Demand, owned: Ownership) -> tuple[Float[AnyArray, "T J J"], ...]:
     """Derivatives of equilibrium prices in marginal costs ``dp_j / dc_k``, one array for each bucket.
 
-    On the host utilities must be linear in prices, and groups may not lie within groups.
+    On the host only where `passthrough_has_formulas`.
     """
+    linear = demand.characteristics.is_linear("prices")
 
     def kernel(local: MarketDemand, owned: AnyArray) -> AnyArray:
-        return equilibrium.passthrough(demand_at, owned, local.characteristics.variables["prices"], local)
+        prices = local.characteristics.variables["prices"]
+        if not linear:
+            return equilibrium.passthrough(*demand_with_curvature(demand_at, prices, local), owned)
+        point = demand_at(prices, local)
+        return equilibrium.passthrough(point, without_curvature(point), owned)
 
     return over_markets(demand, kernel, owned)
+
+
+def passthrough_has_formulas(demand: Demand) -> bool:
+    """Whether passthrough needs no automatic derivatives: prices are linear in utility, groups not within groups."""
+    return demand.characteristics.is_linear("prices") and all(b.outer is None for b in demand.economy.buckets)
 
 
 def profit_gradients(

@@ -32,6 +32,7 @@ from tests.support.firms import (
     in_X1,
     in_X2,
     partial_ownership,
+    passthrough,
     returns_to_scale,
 )
 from tests.support.firms import plain_shares as shares_by_definition
@@ -41,7 +42,7 @@ from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, LINEAR_ALGEBRA, ROUNDING
 # Compiled as a whole: one operation after another takes longer.
 markups, plain_shares = jax.jit(supply.markups), jax.jit(shares_by_definition)
 passthrough_matrix, profit_hessian = (
-    jax.jit(kernel, static_argnums=0) for kernel in (equilibrium.passthrough, equilibrium.profit_hessian)
+    jax.jit(kernel, static_argnums=0) for kernel in (passthrough, equilibrium.profit_hessian)
 )
 #: ``point(demand, prices, f)``.
 point = jax.jit(lambda demand, prices, f: demand(prices, f), static_argnums=0)

@@ -11,7 +11,6 @@ import pytest
 
 from blpjax.kernels import markups as supply
 from blpjax.kernels.demand import DemandPoint, demand_hessian, demand_with_curvature
-from blpjax.kernels.equilibrium import passthrough
 from blpjax.kernels.markups import ownership_matrix, price_derivatives
 from tests.support.designs import mostly_slow
 from tests.support.firms import (
@@ -22,6 +21,7 @@ from tests.support.firms import (
     arrays,
     firms,
     partial_ownership,
+    passthrough,
     plain_markup_product,
     plain_shares,
 )

@@ -11,7 +11,7 @@ import pytest
 
 from blpjax.exceptions import Status
 from blpjax.iteration import Iteration
-from blpjax.kernels import contraction, equilibrium, substitution
+from blpjax.kernels import contraction, substitution
 from blpjax.kernels import markups as supply
 from blpjax.kernels import shares as logit
 from blpjax.kernels.contraction import ObservedMarket, invert_shares
@@ -22,6 +22,7 @@ from blpjax.kernels.shares import Nests, nests_of
 from tests.support.designs import mostly_slow
 from tests.support.economies import I, J, market
 from tests.support.firms import DEMANDS, Firms, arrays, firms, fixed_costs, partial_ownership
+from tests.support.firms import passthrough as passthrough_at
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, LINEAR_ALGEBRA, ROUNDING, SECOND_CENTRAL_DIFFERENCE
 
 # Compiled as a whole: one operation after another takes longer.
@@ -38,7 +39,7 @@ consumer_surpluses, diversion_ratios, long_run_diversion_ratios, logit_delta = m
         contraction.logit_delta,
     ),
 )
-passthrough = jax.jit(equilibrium.passthrough, static_argnums=0)
+passthrough = jax.jit(passthrough_at, static_argnums=0)
 jacobian = jax.jit(DemandPoint.jacobian)
 
 #: Two groups of several products and one of a single product.
@@ -685,7 +686,7 @@ def test_padding_changes_no_markup_no_price_and_no_derivative() -> None:
         point, curvature = demand_with_curvature(demand, prices, f)
         return (
             supply.markups(point, f.firms),
-            equilibrium.passthrough(demand, f.firms, prices, f),
+            passthrough_at(demand, f.firms, prices, f),
             solve(f, f.firms, f.costs).value,
             demand_hessian(point, curvature),
         )

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blpjax.kernels.demand import DemandPoint
+from blpjax.kernels import equilibrium
+from blpjax.kernels.demand import DemandPoint, demand_with_curvature
 from tests.support.economies import I, J, market, pad
 
 
@@ -108,6 +109,11 @@ def partial_ownership(seed: int = 5, products: int = J) -> np.ndarray:
     H = rng.uniform(0.0, 0.5, (products, products))
     np.fill_diagonal(H, rng.uniform(0.8, 1.0, products))
     return H
+
+
+def passthrough(demand: Any, owned: Any, prices: Any, f: Firms) -> jax.Array:
+    """Passthrough at these prices."""
+    return equilibrium.passthrough(*demand_with_curvature(demand, prices, f), owned)
 
 
 def plain_shares(point: DemandPoint) -> jax.Array:
