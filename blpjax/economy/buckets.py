@@ -113,7 +113,7 @@ class Economy(eqx.Module):
         if self.on_host:
             # a market alone has rows of no product, whose positions are beyond the last
             return np.concatenate(flat).take(self.positions, axis=0, mode="clip")
-        return jnp.concatenate(flat)[self.positions]
+        return jnp.concatenate(flat).at[self.positions].get(mode="clip", wrap_negative_indices=False)
 
     def scatter(self, values: AnyArray) -> tuple[AnyArray, ...]:
         """Arrays (T, J, ...), one for each bucket, of long rows (N, ...). Padding is zero."""
@@ -193,7 +193,7 @@ class Economy(eqx.Module):
         """Zeros of this size, but for the values in their places."""
         zeros = self._xp.zeros((size, *values.shape[1:]), values.dtype)
         if not isinstance(zeros, np.ndarray):
-            return zeros.at[places].set(values)
+            return zeros.at[places].set(values, mode="drop", wrap_negative_indices=False)
         known = places < size
         zeros[places[known]] = values[known]
         return zeros

@@ -41,10 +41,15 @@ def solve(
     solution = lax.custom_linear_solve(
         partial(jnp.matmul, matrix),
         columns,
-        lambda _, b: _substitute(triangles, order, b),
+        lambda _, b: substitute(Factors(triangles, order), b),
         lambda _, b: _substitute_transposed(triangles, order, b),
     )
     return solution if right.ndim == 2 else solution[:, 0]
+
+
+def substitute(factors: Factors, right: Float[Array, "J R"]) -> Float[Array, "J R"]:
+    """The solution of systems with the matrix that has these factors, without derivatives."""
+    return _triangular(False, factors.triangles, _triangular(True, factors.triangles, right[factors.order]))
 
 
 @custom_vmap
@@ -61,10 +66,6 @@ def _factorise_many(size: int, batched: list[bool], matrices: Array) -> Any:
         default=lambda m: tuple(lax.linalg.lu(m)[i] for i in (0, 2)),
     )
     return found, (True, True)
-
-
-def _substitute(factors: Array, order: Array, right: Array) -> Array:
-    return _triangular(False, factors, _triangular(True, factors, right[order]))
 
 
 def _substitute_transposed(factors: Array, order: Array, right: Array) -> Array:

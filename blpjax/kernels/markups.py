@@ -31,7 +31,7 @@ from blpjax.kernels.demand import Curvature, DemandPoint, along_prices, second_s
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.kernels.implicit import implicit
 from blpjax.kernels.linear_algebra import Factors, factorise, solve
-from blpjax.kernels.shares import Level
+from blpjax.kernels.shares import Choices, Level, Nests
 from blpjax.kernels.tangents import moves, push
 
 
@@ -235,17 +235,23 @@ class _Parts(NamedTuple):
 
 def _parts(point: DemandPoint, owned: Firms | AnyArray, eta: AnyArray) -> _Parts:
     found = point.choices()
-    P = found.inside
-    S = P * point.weights[..., None, :]
-    N = weighted_sums(owned, eta, P)
+    S = found.inside * point.weights[..., None, :]
+    N, spread = spread_markups(found, point.nests, owned, eta)
+    return _Parts(found.inside, S, S * point.utility_slopes(), N, spread, found.within)
+
+
+def spread_markups(
+    found: Choices, nests: Nests | None, owned: Firms | AnyArray, eta: AnyArray
+) -> tuple[Float[AnyArray, "*T J I"], Float[AnyArray, "*T J I"]]:
+    """``N_ji = sum_k H_jk eta_k P_ki``, and what ``A eta`` sums, ``N_ji - H_jj eta_j`` or that with nests."""
+    N = weighted_sums(owned, eta, found.inside)
     own = own_share(owned) * eta
-    if point.nests is None:
-        spread = N - own[..., :, None]
-    else:
-        spread = N - (own * point.nests.scales)[..., :, None]
-        for level, within in zip(point.nests.levels, found.within, strict=True):
-            spread += (ownership_matrix(owned) * level.same(level.odds) * eta[..., None, :]) @ within
-    return _Parts(P, S, S * point.utility_slopes(), N, spread, found.within)
+    if nests is None:
+        return N, N - own[..., :, None]
+    spread = N - (own * nests.scales)[..., :, None]
+    for level, within in zip(nests.levels, found.within, strict=True):
+        spread += (ownership_matrix(owned) * level.same(level.odds) * eta[..., None, :]) @ within
+    return N, spread
 
 
 def weighted_sums(owned: Firms | AnyArray, eta: AnyArray, values: AnyArray) -> AnyArray:

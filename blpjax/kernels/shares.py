@@ -325,15 +325,63 @@ def _shares_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Ar
     ds = through(found, X2, C, weights, nests, (d_delta, d_X2, d_C))
     if moves(d_availability):
         ds += push(lambda a: probabilities(utilities, a, nests)[0], (availability,), (d_availability,)) @ weights
-    if nests is not None and any(map(moves, _all_parameters(d_nests))):
-        ds += push(lambda n: probabilities(utilities, availability, n)[0], (nests,), (d_nests,)) @ weights
+    if nests is not None and any(map(moves, nesting_parameters(d_nests))):
+        changes = [d if moves(d) else None for d in nesting_parameters(d_nests)]
+        ds += (P * choices_move(found, nests, utilities_like(found, nests, availability, changes)).inside) @ weights
     if moves(d_weights):
         ds += P @ d_weights
     return s, ds
 
 
-def _all_parameters(nests: Nests | None) -> list[Any]:
-    return [] if nests is None else [nests.rho, *_all_parameters(nests.outer)]
+def nesting_parameters(nests: Nests | None) -> list[Any]:
+    """Parameters of groups of each level, the innermost first."""
+    return [] if nests is None else [nests.rho, *nesting_parameters(nests.outer)]
+
+
+def with_nesting_parameters(nests: Nests, rho: list[Any]) -> Nests:
+    """The same groups with other `nesting_parameters`."""
+    outer = None if nests.outer is None else with_nesting_parameters(nests.outer, rho[1:])
+    return Nests(nests.members, rho[0], outer)
+
+
+def utilities_like(
+    found: Choices, nests: Nests, availability: Float[AnyArray, "*T J #I"], changes: list[Any]
+) -> Float[AnyArray, "*T J I"]:
+    """Changes of utilities by which choices move as they do by changes of `nesting_parameters`, None for no change.
+
+    For those of groups whose members have probabilities Q they are ``log Q d rho``: of groups within other groups, and
+    of products within groups, of which it is ``log (Q / a) d rho``.
+    """
+    xp = namespace(found.inside)
+    total, below = xp.zeros_like(found.inside), availability
+    for level, within, change in zip(nests.levels, found.within, changes, strict=True):
+        if change is not None:
+            chosen = within > 0
+            logarithms = xp.log(xp.where(chosen, within / xp.where(chosen, below, 1.0), 1.0))
+            total += times(level.members.astype(float), change)[..., :, None] * logarithms
+        below = within
+    return total
+
+
+class ChoicesMove(NamedTuple):
+    """Changes of logarithms of choice probabilities: of inside goods, and within groups of each level."""
+
+    inside: Float[AnyArray, "*T J I"]
+    within: tuple[Float[AnyArray, "*T J I"], ...]
+
+
+def choices_move(found: Choices, nests: Nests | None, dV: Float[AnyArray, "*T J I"]) -> ChoicesMove:
+    """How choices move with utilities, by the formula above; within groups the sums over outer levels are missing."""
+    remaining, moved, within = 1.0, dV, []
+    if nests is not None:
+        moved = nests.scales[..., :, None] * dV
+        remaining = nests.scales
+        for level, Q in zip(nests.levels, found.within, strict=True):
+            means = level.spread(level.sums(Q * dV))
+            within.append(moved - remaining[..., :, None] * means)
+            odds = times(level.members.astype(float), level.odds)
+            moved, remaining = moved - odds[..., :, None] * means, remaining - odds
+    return ChoicesMove(moved - (found.inside * dV).sum(axis=-2)[..., None, :], tuple(within))
 
 
 def _common_tangent(
@@ -396,13 +444,7 @@ def _specific_tangent(
         dV += deviations(X2, d_C)
     if moves(d_X2):
         dV += deviations(d_X2, C)
-    P = found.inside
-    moved = dV - (P * dV).sum(axis=0)[None, :]
-    if nests is not None:
-        moved += (nests.scales - 1.0)[:, None] * dV
-        for level, within in zip(nests.levels, found.within, strict=True):
-            moved -= level.spread(level.odds[:, None] * level.sums(within * dV))
-    return (P * moved) @ weights
+    return (found.inside * choices_move(found, nests, dV).inside) @ weights
 
 
 _shares.defjvp(_shares_jvp, symbolic_zeros=True)

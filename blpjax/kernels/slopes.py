@@ -3,14 +3,17 @@
 First derivatives are formulas for all parameters at once. A parameter of tastes, an element of Sigma or Pi, multiplies
 one characteristic and one node or demographic of agents. With these beside each other, X (J, n) and B (I, n),
 everything is products of J x I matrices and I x n ones: no array has a number for each product, agent and parameter.
+With nests, transformed coefficients, or demographics that are specific to products, parameters come one after the
+other, or all beside each other in small markets, each with its J x I matrix of moved utilities.
+
 These are the derivatives by the implicit function theorem that `blpjax.kernels.contraction.invert_shares` and
-`blpjax.kernels.markups.markups` have as well. Those are slower, but know of nests, transformed coefficients and
-demographics that are specific to products.
+`blpjax.kernels.markups.markups` have as well, from choice probabilities that are computed once.
 
 Second derivatives are those of a Lagrangian, the equations times multipliers, for any demand.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,16 +21,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from blpjax.kernels.demand import DemandPoint
-from blpjax.kernels.linear_algebra import factorise, solve
+from blpjax.kernels.linear_algebra import factorise, solve, substitute
 from blpjax.kernels.markups import (
     Firms,
     direct_product,
     markup_matrix,
     own_share,
     ownership_matrix,
+    spread_markups,
     weighted_sums,
 )
-from blpjax.kernels.shares import share_jacobian
+from blpjax.kernels.shares import (
+    Tastes,
+    choices_move,
+    deviations,
+    nesting_parameters,
+    share_jacobian,
+    utilities_like,
+    with_nesting_parameters,
+)
 
 
 class Moves(eqx.Module):
@@ -79,7 +91,7 @@ def market_slopes(point: DemandPoint, moves: Moves, owned: Firms | Float[Array, 
     S = P * point.weights[None, :]
     s, G = S.sum(axis=1), (P.T @ X) * B
     absent = jnp.where(point.present, 0.0, 1.0)
-    D = -solve(jnp.diag(s + absent) - S @ P.T, X * (S @ B) - S @ G)
+    D = -substitute(factorise(jnp.diag(s + absent) - S @ P.T), X * (S @ B) - S @ G)
     unmoved = jnp.zeros_like(moves.linear)
     if owned is None:
         return Slopes(jnp.concatenate([D, unmoved], axis=1), None, None)
@@ -88,7 +100,7 @@ def market_slopes(point: DemandPoint, moves: Moves, owned: Firms | Float[Array, 
     owned_dense = ownership_matrix(owned) * (R @ P.T)
     A = owned_dense + jnp.diag(absent - H_jj * R.sum(axis=1))
     factors = factorise(A)
-    eta = solve(A, s, factors)
+    eta = substitute(factors, s[:, None])[:, 0]
     N = weighted_sums(owned, eta, P)
     T = S * (N - (H_jj * eta)[:, None])
     Q = T * alpha
@@ -97,7 +109,7 @@ def market_slopes(point: DemandPoint, moves: Moves, owned: Firms | Float[Array, 
     t = Q.sum(axis=1)[:, None] * D + X * (Q @ B) - (Q + R * N) @ (G + P.T @ D)
     t += X_slope * (T @ B) + owned_dense @ (eta[:, None] * D) + Z
     right = jnp.concatenate([t, T.sum(axis=1)[:, None] * moves.linear], axis=1)
-    return Slopes(jnp.concatenate([D, unmoved], axis=1), eta, -solve(A, right, factors))
+    return Slopes(jnp.concatenate([D, unmoved], axis=1), eta, -substitute(factors, right))
 
 
 def _rivals(X2: Array, moves: Moves, owned: Firms | Array, eta: Array, R: Array, P: Array) -> Array:
@@ -120,6 +132,72 @@ def _rivals(X2: Array, moves: Moves, owned: Firms | Array, eta: Array, R: Array,
         return (R * weighted_sums(owned, eta * X_k, P)) @ moves.B
 
     return jax.lax.map(weighted_by_all, characteristics)[places, :, jnp.arange(places.size)].T
+
+
+class Parts(NamedTuple):
+    """What parameters move of demand at given mean utilities, or how they move it."""
+
+    C: Tastes
+    delta_slope: Float[Array, " J"]
+    nesting_parameters: list[Float[Array, " H"]]
+
+    @classmethod
+    def of(cls, point: DemandPoint) -> "Parts":
+        """Those of demand."""
+        return cls(point.C, point.delta_slope, nesting_parameters(point.nests))
+
+
+def slopes_along(
+    point: DemandPoint,
+    move: Callable[[Any], Parts],
+    directions: Any,
+    each: Callable[[Callable[..., Any], Any], Any],
+    owned: Firms | Float[Array, "J J"] | None,
+) -> Slopes:
+    """Derivatives in any directions, for any demand.
+
+    At given mean utilities, utilities move by dV, which nesting parameters do too (`utilities_like`), and choice
+    probabilities by ``dP = P o d log P``. Mean utilities move by ``D = -H^{-1} dP w``; and, where utilities move by
+    dV + D, markups ``A eta = s`` by ``-A^{-1} dA eta``, because shares do not move.
+
+    Parameters
+    ----------
+    move : how demand moves in one of the `directions`, which are stacked on the first axes of a pytree's arrays.
+    each : maps a function over these first axes, such as `jax.vmap(f)(values)` does.
+    """
+    found, weights, nests = point.choices(), point.weights, point.nests
+    P, absent = found.inside, jnp.diag(jnp.where(point.present, 0.0, 1.0))
+
+    def utilities(moved: Parts) -> Array:
+        dV = deviations(point.X2, moved.C)
+        return dV if nests is None else dV + utilities_like(found, nests, point.availability, moved.nesting_parameters)
+
+    def shares_move(direction: Any) -> Array:
+        return (P * choices_move(found, nests, utilities(move(direction))).inside) @ weights
+
+    H = share_jacobian(found, weights, nests=nests) + absent
+    D = -substitute(factorise(H), each(shares_move, directions).T)
+    if owned is None:
+        return Slopes(D, None, None)
+    alpha = point.utility_slopes()
+    s, A = P @ weights, absent - ownership_matrix(owned) * share_jacobian(found, weights, alpha, nests).T
+    factors = factorise(A)
+    eta = substitute(factors, s[:, None])[:, 0]
+
+    def summed(inside: Array, within: tuple[Array, ...], alpha: Array, rho: list[Array]) -> Array:
+        known = None if nests is None else with_nesting_parameters(nests, rho)
+        _, spread = spread_markups(found._replace(inside=inside, within=within), known, owned, eta)
+        return (inside * alpha * spread) @ weights
+
+    def markups_move(direction: tuple[Any, Array]) -> Array:
+        moved = move(direction[0])
+        inside, within = choices_move(found, nests, utilities(moved) + direction[1][:, None])
+        slopes = moved.delta_slope[:, None] + deviations(point.X2_slope, moved.C)
+        within = tuple(Q * change for Q, change in zip(found.within, within, strict=True))
+        at = P, found.within, alpha, nesting_parameters(nests)
+        return jax.jvp(summed, at, (P * inside, within, slopes, moved.nesting_parameters))[1]
+
+    return Slopes(D, eta, -substitute(factors, each(markups_move, (directions, D.T)).T))
 
 
 class Multipliers(NamedTuple):

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -279,10 +280,21 @@ def expand(layout: ParameterLayout, fixed: Coefficients, theta: Float[AnyArray, 
     return Coefficients(**blocks)
 
 
+def directions(layout: ParameterLayout, fixed: Coefficients) -> Coefficients:
+    """How the matrices move with each element of theta, (P, ...) arrays of ones and zeros."""
+    P = layout.P
+    moved = jax.tree.map(lambda matrix: np.zeros((P, *matrix.shape)), fixed)
+    for name in BLOCKS:
+        if index := getattr(layout, name):
+            getattr(moved, name)[(np.arange(P)[layout.part(name)], *np.array(index).T)] = 1.0
+    return moved
+
+
 def _with_elements(matrix: AnyArray, index: tuple[np.ndarray, ...], values: AnyArray) -> AnyArray:
     """The matrix with other elements, in NumPy where both are."""
     if not on_host(matrix, values):
-        return jnp.asarray(matrix).at[index].set(values)
+        there = jnp.asarray(matrix).at[index]
+        return there.set(values, mode="promise_in_bounds", unique_indices=True, wrap_negative_indices=False)
     changed = matrix.copy()
     changed[index] = values
     return changed

@@ -14,9 +14,9 @@ from blpjax.economy.mapping import cached_elements, map_markets
 from blpjax.kernels.curvature import Paths, market_curvature
 from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.markups import Firms
-from blpjax.kernels.slopes import Moves, Slopes, market_slopes, multipliers, weighted_equations
+from blpjax.kernels.slopes import Moves, Parts, Slopes, market_slopes, multipliers, slopes_along, weighted_equations
 from blpjax.model.demand import MarketDemand, over_markets
-from blpjax.model.parameters import Coefficients
+from blpjax.model.parameters import Coefficients, directions
 from blpjax.model.pricing import demand_at
 from blpjax.model.tastes import demand_point, market_tastes
 from blpjax.objective.structure import Solution, StructuralModel
@@ -36,17 +36,22 @@ def has_tastes(model: StructuralModel) -> bool:
 
 def has_formulas(model: StructuralModel) -> bool:
     """Whether derivatives of random coefficients have formulas: common tastes, no nests, firms that set prices."""
-    bucket, supply = model.economy.buckets[0], model.data.supply
+    bucket = model.economy.buckets[0]
     common = bucket.demographics.ndim == 3 and not model.layout.form.transformations
-    return has_tastes(model) and common and bucket.nests is None and (supply is None or supply.conduct is None)
+    return has_tastes(model) and common and bucket.nests is None and _are_firms(model)
+
+
+def _are_firms(model: StructuralModel) -> bool:
+    """Whether markups, if there are any, are those of firms that set prices."""
+    return model.data.supply is None or model.data.supply.conduct is None
 
 
 def solve_along(
     model: StructuralModel, theta: Float[Array, " P"], start: Float[Array, " N"]
 ) -> tuple[Solution, Values]:
     """Mean utilities, found from `start`, and markups, with derivatives (N, P) of both in theta."""
-    if has_formulas(model):
-        return _by_formulas(model, theta, start)
+    if has_tastes(model) and _are_firms(model):
+        return _solve_by_market(model, theta, start)
 
     def solved(theta: Array) -> tuple[Values, Solution]:
         found = model.solve(theta, start)
@@ -205,14 +210,25 @@ def _moves(model: StructuralModel, local: _Local) -> Moves:
     return Moves(B, linear, tuple(k for k, _ in (*layout.sigma, *layout.pi)))
 
 
-def _by_formulas(model: StructuralModel, theta: Array, start: Array) -> tuple[Solution, Values]:
+def _solve_by_market(model: StructuralModel, theta: Array, start: Array) -> tuple[Solution, Values]:
     economy, scale, coefficients = model.economy, model.layout.form.epsilon_scale, model.expand(theta)
 
-    def kernel(local: _Local, delta: Array) -> Slopes:
-        found = market_slopes(local.point(model, coefficients, delta), _moves(model, local), local.owned)
-        return found._replace(delta=scale * found.delta)
+    def by_formulas(local: _Local, delta: Array) -> Slopes:
+        return market_slopes(local.point(model, coefficients, delta), _moves(model, local), local.owned)
+
+    def along(local: _Local, delta: Array) -> Slopes:
+        def parts(at: Coefficients) -> Parts:
+            return Parts.of(local.point(model, at, delta))
+
+        def move(direction: Coefficients) -> Parts:
+            return jax.jvp(parts, (coefficients,), (direction,))[1]
+
+        few = theta.size * delta.size * local.market.weights.size <= cached_elements()
+        each = (lambda f, values: jax.vmap(f)(values)) if few else jax.lax.map
+        point, moves = local.point(model, coefficients, delta), directions(model.layout, model.fixed)
+        return slopes_along(point, move, moves, each, local.owned)
 
     inversion = model.invert(coefficients, start)
-    parts = _over_markets(model, kernel, inversion.delta)
+    parts = _over_markets(model, by_formulas if has_formulas(model) else along, inversion.delta)
     found: Slopes = jax.tree.map(lambda *buckets: economy.gather(buckets), *parts)
-    return Solution(inversion, found.eta), Values(found.delta, found.eta_by_parameters)
+    return Solution(inversion, found.eta), Values(scale * found.delta, found.eta_by_parameters)

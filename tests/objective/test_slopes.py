@@ -134,15 +134,19 @@ def test_one_direction_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     check(*solved(Model().build(blpjax, *joint_tables(4)), SIGMA, PI))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["nests", "types", "demographics"])
-def test_models_without_formulas_have_the_rules(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their Hessians are a Lagrangian's, too."""
-    products, agents = joint_tables(5)
+@pytest.mark.parametrize(
+    "case", ["nests", *(pytest.param(case, marks=pytest.mark.slow) for case in ("subgroups", "types", "demographics"))]
+)
+def test_along_one_parameter_after_the_other(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no formulas for all parameters at once. Hessians are a Lagrangian's, too."""
+    products, agents = joint_tables(5, importance=True)
+    nests = products.assign(nesting_ids=products["groups"])
     if case == "nests":
-        objective, theta, delta = solved(
-            Model().build(blpjax, products.assign(nesting_ids=products["groups"]), agents), SIGMA, PI, [0.3]
-        )
+        objective, theta, delta = solved(Model().build(blpjax, nests, agents), SIGMA, PI, [0.3])
+    elif case == "subgroups":
+        nests["subnesting_ids"] = nests["groups"] + 2 * (nests.x > nests.x.median())
+        model = Model(X2="1 + prices + x")
+        objective, theta, delta = solved(model.build(blpjax, nests, agents), LOWER, INCOME[:, :1], [0.3, 0.5])
     elif case == "types":
         model = Model(options={"rc_types": ["linear", "log"]})
         objective, theta, delta = solved(model.build(blpjax, products, agents), SIGMA, PI)
@@ -152,7 +156,11 @@ def test_models_without_formulas_have_the_rules(case: str, monkeypatch: pytest.M
         for j in range(8):
             wide[f"income{j}"] = agents.income * (1 + 0.1 * j)
         objective, theta, delta = solved(model.build(blpjax, products, wide), SIGMA, PI)
-    seen = has_rules(monkeypatch)
-    jax.make_jaxpr(lambda theta: solve_along(objective.model, theta, delta)[1].delta)(theta)
-    assert seen
     check(objective, theta, delta)
+    seen = has_rules(monkeypatch)
+    _, at_once = solve_along(objective.model, theta, delta)
+    monkeypatch.setattr("blpjax.objective.slopes.cached_elements", lambda: 1)
+    _, one_by_one = solve_along(objective.model, theta, delta)
+    assert not seen
+    for name in ("delta", "markups"):
+        LINEAR_ALGEBRA.check(getattr(one_by_one, name), getattr(at_once, name), name)
