@@ -43,6 +43,7 @@ def test_all_examples_run() -> None:
     assert np.isfinite(outcome.products["prices_after"]).all()
 
 
+@pytest.mark.slow
 def test_a_weight_is_estimated(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     for block in BLOCKS[4:]:

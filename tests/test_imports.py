@@ -80,6 +80,7 @@ print(*(name for name in dir(blpjax) if name[0] != "_"), blpjax.plots.__name__)
 """
 
 
+@pytest.mark.slow
 def test_only_names_for_users_are_completed_and_imported_with_a_star() -> None:
     starred, completed = (line.split() for line in run(NAMES).splitlines())
     assert set(starred) == set(blpjax.__all__) - {"__version__"} | {blpjax.__version__}
@@ -87,6 +88,7 @@ def test_only_names_for_users_are_completed_and_imported_with_a_star() -> None:
     assert set(names) == {name for name in blpjax.__all__ if name[0] != "_"} | {"plots"} and plots == "blpjax.plots"
 
 
+@pytest.mark.slow
 def test_pickles_are_read_before_blpjax_is_imported() -> None:
     formulation = blpjax.Formulation("prices", absorb="C(product_ids)")
     program = f"import pickle\nprint(pickle.loads({pickle.dumps(formulation)!r}))"

@@ -20,6 +20,7 @@ import blpjax
 from blpjax import plots
 from blpjax.studies.results import MonteCarloResults
 from tests.support import estimated, joint
+from tests.support.designs import mostly_slow
 from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING
 
 BETA = [None, -2.0, None, None]
@@ -64,7 +65,7 @@ def test_figures_of_other_modules_are_here_too() -> None:
 # --- heatmaps -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quantity", ["elasticities", "diversion_ratios", "passthrough"])
+@pytest.mark.parametrize("quantity", mostly_slow(["elasticities", "diversion_ratios", "passthrough"], ["elasticities"]))
 def test_heatmaps_show_one_market(quantity: str) -> None:
     results = solved()
     ax = getattr(plots, f"plot_{quantity}")(results, "m002")
@@ -321,6 +322,7 @@ def test_profiles_are_lowest_at_the_estimates(supply: bool) -> None:
         assert (height >= height[2]).all()
 
 
+@pytest.mark.slow
 def test_profile_of_one_element_has_its_own_axis() -> None:
     results = solved(False)
     ax = plots.plot_objective_profile(results, "x x x", spans=0.1, points=3)

@@ -85,6 +85,7 @@ def cereal_results() -> blpjax.ProblemResults:
         )
 
 
+@pytest.mark.slow
 def test_cereals_at_the_starting_guesses_are_those_of_the_vignette() -> None:
     results = cereal_results()
     np.testing.assert_array_equal(results.sigma, nevo.SIGMA)

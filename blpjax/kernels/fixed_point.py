@@ -1,6 +1,6 @@
 """Loops that solve fixed points and roots.
 
-Nothing is ever differentiated through iterations: see `blpjax.kernels.implicit`. Every loop is a `lax.while_loop` on
+Nothing is ever differentiated through iterations: see `blpjax.kernels.implicit`. Every loop is a `while_loop` on
 the unknowns of one market, made for `jax.vmap`.
 """
 
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.exceptions import CREDIBLE_RESIDUAL, Status, succeeded
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
+from blpjax.kernels.loops import while_loop
 
 
 class Image(NamedTuple):
@@ -200,20 +201,6 @@ def _finish(progress: _Progress, method: FixedPointMethod, limits: FixedPointLim
     return FixedPoint(progress.best, status, progress.iterations, progress.evaluations, progress.residual)
 
 
-def _loop(unfinished: Callable[[Any], Array], body: Callable[[Any], Any], begun: Any, own: Array) -> Any:
-    """`lax.while_loop` from values that depend, in form, on what is each market's own.
-
-    JAX maps a loop over markets by mapping its body again until it knows all values that differ between markets. Here
-    all do from the start, so that the body, which is most of a program, is mapped once.
-    """
-    never = jnp.isnan(own).any() & False
-    return lax.while_loop(
-        unfinished,
-        body,
-        jax.tree.map(lambda leaf: leaf | never if leaf.dtype == bool else leaf + never.astype(leaf.dtype), begun),
-    )
-
-
 def _simple(
     method: FixedPointMethod, contraction: Map, start: Array, limits: FixedPointLimits, floor: Floor
 ) -> FixedPoint:
@@ -224,8 +211,7 @@ def _simple(
         progress = progress._replace(iterations=progress.iterations + 1)
         return new.value, progress._replace(done=progress.done | ~jnp.isfinite(change))
 
-    begun = start, _no_progress(start)
-    _, progress = _loop(lambda carry: _continues(carry[1], limits), body, begun, start)
+    _, progress = while_loop(lambda carry: _continues(carry[1], limits), body, (start, _no_progress(start)), start)
     return _finish(progress, method, limits, floor)
 
 
@@ -268,7 +254,8 @@ def _squarem(
         return Cycle(x, step_min, step_max, progress._replace(iterations=progress.iterations + 1))
 
     begun = Cycle(start, jnp.asarray(limits.step_min, float), jnp.asarray(limits.step_max, float), _no_progress(start))
-    last = _loop(lambda cycle: _continues(cycle.progress, limits) & jnp.isfinite(cycle.x).all(), body, begun, start)
+    going = lambda cycle: _continues(cycle.progress, limits) & jnp.isfinite(cycle.x).all()  # noqa: E731
+    last = while_loop(going, body, begun, start)
     return _finish(last.progress, method, limits, floor)
 
 
@@ -328,7 +315,7 @@ def _anderson(
     infinite = jnp.asarray(jnp.inf)
     one = jnp.ones((), int)
     first = History(start, start, start, start, infinite, none, none, -one, 0 * one, _no_progress(start))
-    last = _loop(lambda history: _continues(history.progress, limits) & (history.failures < 2), body, first, start)
+    last = while_loop(lambda history: _continues(history.progress, limits) & (history.failures < 2), body, first, start)
     return _finish(last.progress, method, limits, floor)
 
 
@@ -427,7 +414,7 @@ def newton(
 
     nowhere = NewtonPoint(jnp.zeros_like(start), jnp.asarray(jnp.inf), jnp.asarray(jnp.inf), jnp.asarray(0.0))
     begun = State(start, nowhere, jnp.asarray(1.0), jnp.asarray(False), _no_progress(start))
-    last = _loop(unfinished, body, begun, start)
+    last = while_loop(unfinished, body, begun, start)
     return _finish(last.progress, FixedPointMethod("newton"), limits._replace(rtol=0.0), floor)
 
 
@@ -502,8 +489,8 @@ def continued(
     nowhere = _Stage(jnp.asarray(-1.0), origin)
     nothing = FixedPoint(start, zero + Status.MAX_EVALUATIONS, zero, zero, jnp.asarray(jnp.inf))
     first = _Path(nothing, nowhere, nowhere, step, jnp.asarray(True), jnp.asarray(False))
-    unfinished = lambda path: ~path.over & (path.found.evaluations < limits.max_evaluations)  # noqa: E731
-    found = _loop(unfinished, body, first, start).found
+    going = lambda path: ~path.over & (path.found.evaluations < limits.max_evaluations)  # noqa: E731
+    found = while_loop(going, body, first, start).found
     # the limit of one problem was reached, not that of all
     early = (found.status == Status.MAX_EVALUATIONS) & (found.evaluations < limits.max_evaluations)
     return eqx.tree_at(lambda f: f.status, found, jnp.where(early, int(Status.STALLED), found.status))

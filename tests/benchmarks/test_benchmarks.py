@@ -143,6 +143,7 @@ def test_nevo_rows_reach_the_optimum() -> None:
     assert blpjax.options.verbose is verbose
 
 
+@pytest.mark.slow
 def test_nevo_row_fails_at_another_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "NEVO_OBJECTIVE", 4.0)
     row = next(estimation.nevo_rows(TINY))
@@ -150,6 +151,7 @@ def test_nevo_row_fails_at_another_objective(monkeypatch: pytest.MonkeyPatch) ->
     assert "FAILED" in format_row(row)
 
 
+@pytest.mark.slow
 def test_starts_rows_count_endings() -> None:
     estimated, inverted = starts.starts_rows(TINY)
     assert estimated.failure == inverted.failure == ""
@@ -197,6 +199,7 @@ def test_a_start_that_crashes_is_counted() -> None:
     assert (ending.kind, ending.message) == ("crash", "ArithmeticError: overflow")
 
 
+@pytest.mark.slow
 def test_profile_accounts_for_a_warm_solve() -> None:
     row = only_row(breakdown.profile_rows(TINY))
     assert row.failure == ""
@@ -280,6 +283,7 @@ def test_rcnl_row_reaches_the_parameters_of_the_simulation() -> None:
     assert float(row.details["rho"]) == pytest.approx(family_models.RCNL_RHO, abs=0.05)
 
 
+@pytest.mark.slow
 def test_unequal_row_scales_what_pyblp_took(monkeypatch: pytest.MonkeyPatch) -> None:
     # In this process, where compiled programs are kept.
     def run(case: str, library: str, *size: str) -> processes.Process:

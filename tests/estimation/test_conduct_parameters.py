@@ -190,6 +190,7 @@ def test_costs_move_with_a_weight_as_first_order_conditions_say() -> None:
         ROUNDING.check(-results.omega_by_theta_jacobian[rows, 1], slope)
 
 
+@pytest.mark.slow
 def test_a_simulated_economy_gives_its_weight_back() -> None:
     """The estimate is within a few standard errors, which say something."""
     results = estimated()
@@ -205,6 +206,7 @@ def test_a_simulated_economy_gives_its_weight_back() -> None:
     assert "weight" in results.summary().to_latex() and "Kappa True Values" in str(economy("weight")[0])
 
 
+@pytest.mark.slow
 def test_a_fixed_weight_is_the_same_as_a_known_one() -> None:
     problem, results = economy("weight")[2], near_the_truth()
     given = {"sigma": [[1.35]], "beta": [None, -1.8, None], **EXACT}

@@ -325,7 +325,6 @@ DIFFERENTIATED = (
     mostly_slow(
         DIFFERENTIATED,
         [
-            "covariance moments, clipped costs, fixed effects of costs",
             "tastes for prices",
             "squared shares in log costs",
         ],

@@ -199,6 +199,7 @@ def test_the_default_optimiser_lives_with_errors_of_differences() -> None:
     assert not stalled.converged
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("epsilon")
 def test_finite_differences_know_costs_and_covariance_moments() -> None:
     products, agents = joint.tables()

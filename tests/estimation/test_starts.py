@@ -99,6 +99,7 @@ def test_starts_survive_files(results: Any, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(blpjax.read_pickle(tmp_path / "results.pickle").starts, results.starts)
 
 
+@pytest.mark.slow
 def test_mappings_are_arrays_by_name(problem: Any, results: Any) -> None:
     again = solve(problem, starts=[{"sigma": [[0.6]]}, {}], method="1s", scale_objective=False)
     expected = results.starts

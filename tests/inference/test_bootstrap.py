@@ -57,6 +57,7 @@ def test_draws_are_those_of_pyblp(case: str) -> None:
     assert ours.computation_time > 0
 
 
+@pytest.mark.slow
 def test_costs_can_move_with_shares() -> None:
     ours, theirs = (bootstrapped("log costs of shares", library, False) for library in (blpjax, pyblp))
     FIXED_PARAMETERS.check(ours.bootstrapped_prices, theirs.bootstrapped_prices)

@@ -348,6 +348,7 @@ class More(blpjax.MomentBlock):
         return point.xi
 
 
+@pytest.mark.slow
 def test_results_without_influence_functions_ask_for_known_demand() -> None:
     options = {"method": "1s", "optimization": Optimization("return")}
     more = estimated().problem.solve(**options, moment_blocks=[More(products()[["y"]].to_numpy() ** 2)])

@@ -118,7 +118,7 @@ def check(ours: Any, theirs: Any, names: list[str] = NUMBERS) -> None:
 @pytest.mark.parametrize(
     "arguments", [{}, {"method": "normal", "draws": 3}, {"method": "empirical", "draws": 3}], ids=str
 )
-@pytest.mark.parametrize("name", mostly_slow([*CASES], ["log costs of shares", "prices in X2, demand alone", "logit"]))
+@pytest.mark.parametrize("name", mostly_slow([*CASES], ["prices in X2, demand alone", "logit"]))
 def test_instruments_are_those_of_pyblp(name: str, arguments: dict[str, Any]) -> None:
     ours, theirs = compute(name, seed=7, **arguments)
     check(ours, theirs)
@@ -131,7 +131,10 @@ def test_instruments_are_those_of_pyblp(name: str, arguments: dict[str, Any]) ->
     assert list(ours.to_dict()) == list(theirs.to_dict())
 
 
-@pytest.mark.parametrize("name", ["log costs, beta and gamma in theta", "fixed effects, demand alone"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("log costs, beta and gamma in theta", marks=pytest.mark.slow), "fixed effects, demand alone"],
+)
 def test_given_expected_prices_replace_equilibrium_prices(name: str) -> None:
     prices = solved(name)[0].problem.product_table.prices + 0.1
     ours, theirs = compute(name, expected_prices=prices, method="normal", draws=2, seed=0)
@@ -140,7 +143,8 @@ def test_given_expected_prices_replace_equilibrium_prices(name: str) -> None:
     assert not ours.fp_iterations.any() and ours.fp_converged.all()
 
 
-@pytest.mark.parametrize("constant_costs", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("constant_costs", [True, False])
 def test_a_search_for_prices_can_be_asked_for_where_costs_depend_on_shares(constant_costs: bool) -> None:
     results = solved("log costs of shares")
     found = []
@@ -153,6 +157,7 @@ def test_a_search_for_prices_can_be_asked_for_where_costs_depend_on_shares(const
     assert "Fixed Point" in str(found[0]) and "Error Term" in str(found[0])
 
 
+@pytest.mark.slow
 def test_averages_do_not_depend_on_how_many_draws_are_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, _ = solved("linear costs")
     one_by_one = ours.compute_optimal_instruments("normal", 3, 0)
@@ -344,6 +349,7 @@ def test_averages_are_over_the_draws_that_have_an_equilibrium(monkeypatch: pytes
     np.testing.assert_array_equal(found.fp_converged, [[True, True], [True, False], [True, True], [True, True]])
 
 
+@pytest.mark.slow
 def test_covariance_instruments_are_not_optimised() -> None:
     products, agents = joint.tables(3, markets=4)
     products["covariance_instruments0"] = products["x"]

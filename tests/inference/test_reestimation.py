@@ -134,6 +134,7 @@ def test_draws_depend_on_their_numbers_alone(results: Any, found: Any, tmp_path:
     assert (other.parameters != found.parameters[:2]).any(axis=1).all()
 
 
+@pytest.mark.slow
 def test_studies_travel_and_fit_into_memory(results: Any, found: Any) -> None:
     """Workers get pickles. What they run is what is run here."""
     with ThreadPoolExecutor(1) as executor:
@@ -185,6 +186,7 @@ def test_failed_draws_count_for_nothing(found: Any) -> None:
         none.to_bootstrapped()
 
 
+@pytest.mark.slow
 def test_outputs_at_each_draw(results: Any, found: Any, tmp_path: Path) -> None:
     """Those of results at a draw's parameters: at observed shares, or with the structural errors of the full sample."""
     with joint.quiet():
@@ -212,6 +214,7 @@ def test_outputs_at_each_draw(results: Any, found: Any, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(blpjax.read_pickle(tmp_path / "found.pickle").table, found.table)
 
 
+@pytest.mark.slow
 def test_counterfactuals_have_intervals_over_estimates(results: Any, found: Any) -> None:
     """The middle is at the estimates, and each draw is what the model at that draw's parameters says."""
     firms = results.problem.products.firm_ids[:, 0]
@@ -229,6 +232,7 @@ def test_counterfactuals_have_intervals_over_estimates(results: Any, found: Any)
     ROUNDING.check(outcome.markets["profits_change_lower"], np.quantile(changes, 0.025, axis=0))
 
 
+@pytest.mark.slow
 def test_samples_that_lack_a_level_are_not_identified() -> None:
     """Without any product of a market there is no coefficient of its indicator. Without X2 nothing is inverted."""
     products, _ = tables()
@@ -244,6 +248,7 @@ def test_samples_that_lack_a_level_are_not_identified() -> None:
     assert (status == "the sample does not identify the linear parameters").all()
 
 
+@pytest.mark.slow
 def test_clusters_may_divide_markets() -> None:
     """Products count by clusters, whatever others of their markets do: weighted two-stage least squares."""
     products, _ = joint.tables()
@@ -259,6 +264,7 @@ def test_clusters_may_divide_markets() -> None:
     LINEAR_ALGEBRA.check(found.parameters[1], expected)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_those_of_clusters_by_market() -> None:
     """Resampling markets says, up to noise, what covariances clustered by market say."""
     products, _ = joint.tables(markets=60)

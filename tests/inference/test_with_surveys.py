@@ -50,6 +50,7 @@ def study(results: Any, **options: Any) -> Any:
     return reestimation.build_study(results, results._options, results.first_step(), micro=micro, **chosen)
 
 
+@pytest.mark.slow
 def test_values_of_samples_are_drawn_around_observed_ones() -> None:
     made = study(evaluated())
     drawn = np.asarray(made._draw_observed(jnp.arange(4000)))

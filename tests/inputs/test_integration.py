@@ -38,7 +38,7 @@ def build_with_pyblp(specification: str, size: int, dimensions: int, options: di
 # quadrature
 
 
-@pytest.mark.parametrize("dimensions", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("dimensions", [1, 2, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 5))])
 @pytest.mark.parametrize("specification", QUADRATURE)
 def test_quadrature_rules_are_those_of_pyblp(specification: str, dimensions: int) -> None:
     for level in range(1, 12):

@@ -138,6 +138,7 @@ def profits(p: np.ndarray, costs: np.ndarray, weights: np.ndarray) -> float:
     return float(weights @ ((p - costs) * shares(p)))
 
 
+@pytest.mark.slow
 def test_prices_maximise_profits_with_weights() -> None:
     for name, kappa in (("bertrand", 0.0), ("partial", 0.4), ("full weights", 1.0)):
         costs = PRICES - found()[name]

@@ -19,6 +19,7 @@ from blpjax.kernels.demand import demand_hessian, demand_with_curvature
 from blpjax.kernels.equilibrium import own_slopes
 from blpjax.kernels.shares import Nests, nests_of
 from blpjax.kernels.substitution import consumer_surpluses
+from tests.support.designs import mostly_slow
 from tests.support.economies import I, J, market
 from tests.support.firms import DEMANDS, arrays, firms, partial_ownership
 from tests.tolerances import DELTA, LINEAR_ALGEBRA, ROUNDING
@@ -146,7 +147,7 @@ def test_products_whose_removal_empties_groups(removed: tuple[int, ...]) -> None
         ROUNDING.check(one, other)
 
 
-@pytest.mark.parametrize("specific", [False, True], ids=["tastes", "tastes of products"])
+@pytest.mark.parametrize("specific", mostly_slow({"tastes": False, "tastes of products": True}, ["tastes"]))
 def test_derivative_rule_agrees_with_differentiation_of_the_definition(specific: bool) -> None:
     at = tuple(map(jnp.asarray, (*arguments(5, specific), RHO, NU)))
     rng, everything = np.random.default_rng(6), tuple(range(7))

@@ -163,6 +163,7 @@ def test_logit_markups_of_single_products_have_a_closed_form() -> None:
     ROUNDING.check(markups(point, np.zeros(J, int)), np.full(J, 0.5 / (1.0 - s.sum())))
 
 
+@pytest.mark.slow
 def test_padding_changes_no_markup_and_no_derivative() -> None:
     small, large = firms(4), firms(4, J + 3, I + 5)
     demand = DEMANDS["logarithms of prices"]

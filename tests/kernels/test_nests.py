@@ -317,7 +317,7 @@ def library_logit(delta: Any, X2: Any, C: Any, weights: Any, availability: Any, 
     ("rule", "plain", "specific"),
     [
         (library_shares, plain_shares, False),
-        (library_shares, plain_shares, True),
+        pytest.param(library_shares, plain_shares, True, marks=pytest.mark.slow),
         (library_logit, plain_logit, True),
     ],
     ids=["tastes", "tastes of products", "tastes of products without nests"],
@@ -503,7 +503,7 @@ def grouped(demand: Any, rho: np.ndarray = RHO) -> Any:
 
 NESTED_DEMANDS = {name: grouped(demand) for name, demand in DEMANDS.items()}
 every_nested_demand = pytest.mark.parametrize("demand", NESTED_DEMANDS.values(), ids=NESTED_DEMANDS)
-one_nested_demand = pytest.mark.parametrize("demand", mostly_slow(NESTED_DEMANDS, ["logarithms of prices"]))
+one_nested_demand = pytest.mark.parametrize("demand", mostly_slow(NESTED_DEMANDS, ["prices in X1"]))
 
 
 def shares_at(demand: Any, f: Firms) -> Any:
@@ -676,6 +676,7 @@ def test_equilibrium_prices_and_passthrough(demand: Any) -> None:
     CENTRAL_DIFFERENCE.check(jax.jit(jax.jacfwd(at))(f.costs), difference)
 
 
+@pytest.mark.slow
 def test_padding_changes_no_markup_no_price_and_no_derivative() -> None:
     demand = NESTED_DEMANDS["logarithms of prices"]
     solve = solver(demand, "squarem")

@@ -124,6 +124,7 @@ def test_concentration_is_that_of_inside_sales_by_firm() -> None:
     ROUNDING.check(herfindahl_hirschman_index(shares, jnp.zeros(4, int)), 1e4)
 
 
+@pytest.mark.slow
 def test_padded_products_leave_the_others_alone_and_finite() -> None:
     m = market(31)
     large, x = pad(m, J + 2, m.weights.size + 3), np.linspace(1.0, 2.0, J + 2)

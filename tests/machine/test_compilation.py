@@ -47,6 +47,7 @@ def test_by_default_programs_are_kept_in_the_users_cache(tmp_path: Path) -> None
     assert seconds < 0.1
 
 
+@pytest.mark.slow
 def test_the_directory_can_be_chosen(tmp_path: Path) -> None:
     directory, _ = settings(BLPJAX_COMPILATION_CACHE=str(tmp_path / "mine"))
     assert directory is not None and Path(directory).parent == tmp_path / "mine"
@@ -68,11 +69,13 @@ def test_the_users_directory_is_never_overridden(tmp_path: Path, way: str) -> No
     assert (directory, seconds) == (theirs, 1.0)
 
 
+@pytest.mark.slow
 def test_the_users_least_time_is_kept(tmp_path: Path) -> None:
     found = settings(BLPJAX_COMPILATION_CACHE=str(tmp_path), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="3")
     assert found == (str(cache_directory(tmp_path)), 3.0)
 
 
+@pytest.mark.slow
 def test_a_directory_that_cannot_be_made_is_done_without(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert settings(BLPJAX_COMPILATION_CACHE=str(tmp_path / "file")) == (None, 1.0)

@@ -52,6 +52,7 @@ def run(used: bool, *names: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 def test_a_forked_process_says_at_its_first_call_that_processes_have_to_be_spawned() -> None:
     names = ("build", "solve", "output", "errors", "bootstrap", "reestimate", "delta method")

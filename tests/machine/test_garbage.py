@@ -40,6 +40,7 @@ def test_who_collects_by_hand_still_does(lasting: bool) -> None:
     assert not gc.isenabled()
 
 
+@pytest.mark.slow
 def test_lasting_objects_are_old_and_garbage_is_still_found() -> None:
     with uncollected(lasting=True):
         kept, garbage = Cycle(), Cycle()

@@ -71,7 +71,7 @@ def interrupt(directory: Path, model: str, seconds: float) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
-@pytest.mark.parametrize("seconds", [0.1, 0.6])
+@pytest.mark.parametrize("seconds", [0.1, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_a_first_estimation_can_be_interrupted(tmp_path: Path, seconds: float) -> None:
     interrupt(tmp_path, "logit", seconds)
 

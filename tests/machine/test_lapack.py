@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 IMPORTING = "import blpjax"
 ORIGINAL = """
 import blpjax
@@ -36,10 +38,12 @@ def test_importing_blpjax_leaves_lapack_one_thread() -> None:
     assert threads(IMPORTING) == 1
 
 
+@pytest.mark.slow
 def test_a_variable_leaves_lapack_alone() -> None:
     assert threads(IMPORTING, BLPJAX_LAPACK_THREADS="0") == threads("")
 
 
+@pytest.mark.slow
 def test_other_libraries_can_have_the_original_threads() -> None:
     assert threads(ORIGINAL) == threads("")
     assert threads(ORIGINAL + AFTERWARDS) == 1

@@ -87,6 +87,7 @@ def test_simulations_and_their_results_give_the_same_numbers(tmp_path: Path) -> 
     np.testing.assert_array_equal(loaded.compute_elasticities(), results.compute_elasticities())
 
 
+@pytest.mark.slow
 def test_another_process_computes_the_same(tmp_path: Path) -> None:
     results = estimated.solved("fixed effects")
     path = tmp_path / "results.pickle"

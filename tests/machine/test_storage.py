@@ -298,6 +298,7 @@ def test_loading_executes_nothing(tmp_path: Path, file: Path) -> None:
     assert not trace.exists()
 
 
+@pytest.mark.slow
 def test_loaded_results_have_equal_attributes(results: ProblemResults, loaded: ProblemResults) -> None:
     steps = [results, loaded]
     for number in (2, 1, 0):
@@ -386,6 +387,7 @@ def test_logit_with_fixed_effects_and_clusters(tmp_path: Path) -> None:
     assert same(loaded.to_dict(), results.to_dict()) and str(loaded) == str(results)
 
 
+@pytest.mark.slow
 def test_draws_without_a_seed_come_back(tmp_path: Path) -> None:
     products, agents = tables(3, [4, 6, 5], [30] * 3)
     integration = Integration("monte_carlo", 20)
@@ -447,6 +449,7 @@ class Untouched(types.ModuleType):
         super().__setattr__(name, value)
 
 
+@pytest.mark.slow
 def test_data_are_checked_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     products, agents = tables(5, [4, 6, 5, 6], [15] * 4)
     products["twice"] = 2 * products["x"]
@@ -472,6 +475,7 @@ def test_data_are_checked_as_they_were(tmp_path: Path, monkeypatch: pytest.Monke
     assert same(loaded.to_dict(), results.to_dict())
 
 
+@pytest.mark.slow
 def test_functions_of_the_user_are_stored_by_name(tmp_path: Path) -> None:
     def my_routine(initial: Any, bounds: Any, objective: Any, callback: Any, **options: Any) -> tuple[Any, bool]:
         objective(initial)

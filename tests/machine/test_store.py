@@ -162,6 +162,7 @@ def test_programs_differ_by_shapes_static_values_and_settings(kept: Store) -> No
     assert len(program.executables) == 5
 
 
+@pytest.mark.slow
 def test_programs_are_forgotten_before_memory_maps_run_out(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def doubled(x: Any) -> Any:
         return 2 * x

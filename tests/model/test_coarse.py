@@ -57,6 +57,7 @@ def outputs(found: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_outputs_of_coarse_models_have_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     found = outputs(simulate())
     monkeypatch.setattr(coarse, "SMALL", 0)

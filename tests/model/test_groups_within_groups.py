@@ -71,7 +71,8 @@ ATTRIBUTES = ("objective", "delta", "xi", "omega", "tilde_costs", "beta", "gamma
 OUTPUTS = ("elasticities", "long_run_diversion_ratios", "consumer_surpluses", "costs", "passthrough", "profit_hessians")
 
 
-@pytest.mark.parametrize("level", ["groups", pytest.param("subgroups", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["groups", "subgroups"])
 def test_limits_are_models_of_one_level(level: str) -> None:
     """Where subgroups are as close as their groups, and where groups are no closer than others."""
     products = tables()[0]

@@ -76,7 +76,7 @@ def test_variables_that_no_formula_has_cannot_change() -> None:
     ("costs_type", "constant_costs"),
     [
         ("linear", True),
-        ("log", False),
+        pytest.param("log", False, marks=pytest.mark.slow),
         pytest.param("linear", False, marks=pytest.mark.slow),
         pytest.param("log", True, marks=pytest.mark.slow),
     ],
@@ -287,6 +287,7 @@ def test_what_is_missing_is_named() -> None:
 # one market
 
 
+@pytest.mark.slow
 def test_one_market_alone_is_the_market_among_all() -> None:
     m, problem = model("log"), results("log").problem
     for position, rows in enumerate(problem.market_index.rows):
@@ -318,6 +319,7 @@ def test_derivatives_do_not_leak_from_padding() -> None:
     ROUNDING.check(forward[:, rows], blocks(m.compute_demand_jacobians(None))[2])
 
 
+@pytest.mark.slow
 def test_markets_of_one_bucket_share_their_programs() -> None:
     forget_programs()
     m, index = model(), results("linear").problem.market_index

@@ -174,7 +174,7 @@ DIFFERENT = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow([*CASES], SUPPLIED))
+@pytest.mark.parametrize("name", mostly_slow([*CASES], SUPPLIED[:1]))
 def test_outputs_are_those_of_pyblp(name: str) -> None:
     ours, theirs = solved(name), solved(name, pyblp)
     for output in OUTPUTS:
@@ -346,6 +346,7 @@ def test_functions_of_random_coefficients_may_be_those_of_names() -> None:
 # files
 
 
+@pytest.mark.slow
 def test_results_of_the_whole_family_are_saved_and_loaded(tmp_path: Path) -> None:
     results = solved("everything")
     results.save(tmp_path / "results")
@@ -366,6 +367,7 @@ def test_results_of_the_whole_family_are_saved_and_loaded(tmp_path: Path) -> Non
     np.testing.assert_array_equal(loaded.compute_elasticities(), scaled.compute_elasticities())
 
 
+@pytest.mark.slow
 def test_functions_of_random_coefficients_are_not_saved(tmp_path: Path) -> None:
     results = with_function()
     with pytest.raises(

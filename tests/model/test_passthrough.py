@@ -15,7 +15,7 @@ from tests.tolerances import LINEAR_ALGEBRA
 GROUPS = 3
 
 
-@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize("asymmetric", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("nested", [False, True])
 def test_formulas_on_the_host_are_those_of_programs(nested: bool, asymmetric: bool) -> None:
     products, agents = joint.tables(markets=4)

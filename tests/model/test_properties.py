@@ -92,7 +92,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "nests": {"nests": True},
     "nests and other types": {"nests": True, "rc_types": ["logit", "log"], "epsilon_scale": 0.7},
 }
-every_model = pytest.mark.parametrize("model", mostly_slow(MODELS, ["nests and other types"]))
+every_model = pytest.mark.parametrize("model", mostly_slow(MODELS, ["nests"]))
 
 
 @every_model

@@ -197,6 +197,7 @@ def test_a_failed_inversion_makes_the_evaluation_missing(newton_functions: Model
     assert (np.asarray(e.inversion.status) > 1).any()
 
 
+@pytest.mark.slow
 def test_delta_reproduces_shares_and_its_jacobian_solves_the_share_equation(newton_functions: ModelFunctions) -> None:
     """``H d(delta)/d(theta) = -ds/d(theta)`` market by market."""
     functions = newton_functions
@@ -273,6 +274,7 @@ def test_other_parameters_weights_and_tolerances_compile_nothing() -> None:
     assert not again
 
 
+@pytest.mark.slow
 def test_a_failed_inversion_makes_moments_and_objective_nan(problem: blpjax.Problem) -> None:
     failing = problem.functions(SIGMA, PI, beta=BETA, iteration=blpjax.Iteration("simple", {"max_evaluations": 2}))
     assert not succeeded(failing.inversion(failing.theta).status).all()

@@ -159,6 +159,7 @@ def test_derivatives_are_those_of_differences(supply: bool, random: bool) -> Non
         CENTRAL_DIFFERENCE.check((gradient(up) - gradient(down)) / (2 * step), results.hessian[p])
 
 
+@pytest.mark.slow
 def test_functions_can_be_mapped() -> None:
     """As lanes are on GPUs: linear steps at many phis at a time."""
     given = {k: v for k, v in lags.arguments(blpjax, "all", FIRMS, LOGIT).items() if k in ("phi", "beta")}

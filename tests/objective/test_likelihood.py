@@ -71,7 +71,7 @@ def solved(estimator: str) -> Any:
 # values
 
 
-@pytest.mark.parametrize("estimator", mostly_slow([*ESTIMATORS], ["cler", "share-constrained"]))
+@pytest.mark.parametrize("estimator", mostly_slow([*ESTIMATORS], ["cler", "mdle"]))
 def test_values_are_those_of_loops(estimator: str) -> None:
     found = evaluation(estimator)
     micro, macro = logs(THETA, found.inversion.delta)
@@ -83,7 +83,7 @@ def test_values_are_those_of_loops(estimator: str) -> None:
         assert macro < 1e-9
 
 
-@pytest.mark.parametrize("estimator", ["cler", "cheap", "mdle"])
+@pytest.mark.parametrize("estimator", mostly_slow(["cler", "cheap", "mdle"], ["cler"]))
 def test_mean_utilities_are_optimal(estimator: str) -> None:
     delta = evaluation(estimator).inversion.delta
 
@@ -96,7 +96,7 @@ def test_mean_utilities_are_optimal(estimator: str) -> None:
     assert all(inner(delta + step) > best for step in 0.01 * np.eye(delta.size))
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", mostly_slow([*ESTIMATORS], ["cler", "mdle"]))
 def test_derivatives_are_those_of_differences(estimator: str) -> None:
     function, found = objective(likelihood(estimator)), evaluation(estimator)
     ends = [[evaluate(function, THETA + sign * step) for sign in (1, -1)] for step in 1e-5 * np.eye(3)]
@@ -108,6 +108,7 @@ def test_derivatives_are_those_of_differences(estimator: str) -> None:
     CENTRAL_DIFFERENCE.check(exact_hessian(function, THETA, found), curvature, "hessian")
 
 
+@pytest.mark.slow
 def test_residuals_lead_newton_steps() -> None:
     found = solved("cler")._result.outcome.evaluation
     r, J, count = found.residuals, found.residual_jacobian, max(len(tables()[2]), problem().N)
@@ -119,6 +120,7 @@ def test_residuals_lead_newton_steps() -> None:
 # tables
 
 
+@pytest.mark.slow
 def test_groups_of_respondents_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blpjax.economy.respondents, "SMALLEST_GROUP", 1)
     monkeypatch.setattr(blpjax.economy.respondents, "GROUP_PAIRS", 60)
@@ -172,7 +174,7 @@ def test_respondents_may_have_draws_of_their_own() -> None:
 # estimates
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", mostly_slow([*ESTIMATORS], ["cler", "mdle"]))
 def test_estimates_are_optimal_and_reported(estimator: str) -> None:
     found = solved(estimator)
     assert found.converged and found.projected_gradient_norm < 1e-6

@@ -122,6 +122,7 @@ def test_gradients_are_found_where_they_are_not_given() -> None:
         LINEAR_ALGEBRA.check(getattr(found, name), getattr(given, name), name)
 
 
+@pytest.mark.slow
 def test_functions_that_jax_cannot_trace_are_called() -> None:
     """They need gradients, and give the same numbers, also in Hessians."""
     called = moments()
@@ -409,6 +410,7 @@ def test_functions_that_cannot_be_used_are_named(value: Any, gradient: Any, erro
         solve(micro_moments=function_of(value, gradient))
 
 
+@pytest.mark.slow
 def test_missing_values_are_a_failure_and_never_a_fit() -> None:
     """PyBLP takes a moment that is not a number at the start for one that is matched."""
     with pytest.warns(Warning):

@@ -94,7 +94,7 @@ def results() -> Any:
     return evaluate([])
 
 
-@pytest.mark.parametrize("kind", mostly_slow([*DATASETS], ["buyers", "second"]))
+@pytest.mark.parametrize("kind", mostly_slow([*DATASETS], ["second"]))
 def test_expressions_are_functions_of_arrays(kind: str, results: Any) -> None:
     """To rounding, for every expression; also where callables have the weights and columns the values."""
     for text, values in FIRST + (SECOND if len(DATASETS[kind][1]) == 2 else []):
@@ -263,6 +263,7 @@ def test_groups_are_eliminated_by_any_column() -> None:
         build(products=products.drop(columns="product_ids")).compare_micro([Moment("m", 0, part)], SIGMA, PI)
 
 
+@pytest.mark.slow
 def test_named_moments_are_saved(tmp_path: Path) -> None:
     """With all that there is, and they can be used again."""
     d = Dataset.everybody("d", 500, agent_weights="kids + 1", market_ids=["t1", "t2"])
@@ -289,6 +290,7 @@ def test_named_moments_are_saved(tmp_path: Path) -> None:
     assert evaluate([]).micro_frame(parts=True).empty
 
 
+@pytest.mark.slow
 def test_comparison_is_what_results_say() -> None:
     ms = several()
     found = evaluate(ms)
@@ -301,6 +303,7 @@ def test_comparison_is_what_results_say() -> None:
     np.testing.assert_allclose(sample["se"], [2, 3, 4, 5])
 
 
+@pytest.mark.slow
 def test_moments_that_shares_fix_are_uninformative() -> None:
     """Means of what products have, over everybody, are those of market shares at any parameters."""
     d = Dataset.everybody("d")
@@ -493,6 +496,7 @@ def test_scores_belong_to_agents() -> None:
         evaluate(ms, fewer)
 
 
+@pytest.mark.slow
 def test_collinear_moments_are_named() -> None:
     """Buyers and others are all: one of these shares says what the other one says."""
     d = Dataset.everybody("d", 500)
@@ -618,6 +622,7 @@ def test_simulations_and_sampled_agents_have_columns() -> None:
     assert np.isfinite(simulation.compute_micro_values([named])).all()
 
 
+@pytest.mark.slow
 def test_groups_must_go_with_nests() -> None:
     products, _ = tables()
     nested = products.assign(nesting_ids=products.mi)

@@ -82,6 +82,7 @@ def test_values_and_covariances_are_those_of_rows(weights: str | None, clusters:
     )
 
 
+@pytest.mark.slow
 def test_a_survey_of_the_model_has_its_values() -> None:
     """Within three standard errors, which are about those of the model for so many respondents."""
     found = evaluate([])

@@ -113,6 +113,7 @@ def _cournot_prices(model: object) -> jnp.ndarray:
     return model.compute_prices(conduct=known)[:, 0]  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_some_markets_under_conduct_are_those_among_all() -> None:
     results, data = solved(), table()
     some = data.market_ids.unique()[[2, 0]]

@@ -96,7 +96,7 @@ SUBSIDIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 #: In logarithms of prices the Jacobian of demand is not symmetric. Scenarios that share a program are not all run.
 CASES_OF_PRICES = [("prices", name) for name in {**SCENARIOS, **SUBSIDIES}] + [
-    pytest.param("log(prices)", name, marks=() if name in ("merger", "taxes of net prices") else pytest.mark.slow)
+    pytest.param("log(prices)", name, marks=() if name == "taxes of net prices" else pytest.mark.slow)
     for name in SCENARIOS
 ]
 
@@ -381,6 +381,7 @@ def test_standard_errors_with_taxes_on_consumers_are_those_of_differences(more: 
     CENTRAL_DIFFERENCE.check(np.concatenate([found.markets[f"{c}_change_se"] for c in columns]), errors)
 
 
+@pytest.mark.slow
 def test_draws_are_what_compute_methods_of_draws_say() -> None:
     known, products = solved("logit"), CASES["logit"].tables[0]
     drawn, new = known.bootstrap(4, seed=0), merged(products)

@@ -64,7 +64,7 @@ def moments(library: Any) -> list[Any]:
     return [ratio, library.MicroMoment("p", 1, parts[0]), library.MicroMoment("o", 2, out)]
 
 
-@pytest.mark.parametrize("results", [estimated, simulated])
+@pytest.mark.parametrize("results", [estimated, pytest.param(simulated, marks=pytest.mark.slow)])
 def test_values_are_those_of_pyblp(results: Any) -> None:
     ours, theirs = (results(library).compute_micro_values(moments(library)) for library in (blpjax, pyblp))
     FIXED_PARAMETERS.check(ours, theirs)
@@ -108,7 +108,7 @@ def answers(results: Any, second: bool = False) -> pd.DataFrame:
     [
         pytest.param(estimated, False, marks=pytest.mark.slow),
         (estimated, True),
-        (simulated, False),
+        pytest.param(simulated, False, marks=pytest.mark.slow),
         pytest.param(simulated, True, marks=pytest.mark.slow),
     ],
 )

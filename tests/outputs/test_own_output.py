@@ -77,6 +77,7 @@ def test_an_output_takes_less_than_thirty_lines(output: Callable[..., Any]) -> N
     assert len(inspect.getsource(output).splitlines()) < 30
 
 
+@pytest.mark.slow
 def test_weighted_lerner_indices_are_averages_of_markups() -> None:
     results, data = solved("linear costs"), products()
     sales = data.assign(lerner=results.compute_markups()[:, 0] * data.shares).groupby("market_ids")[

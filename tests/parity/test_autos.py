@@ -196,6 +196,7 @@ def test_second_derivatives_are_those_of_pyblp(start: blpjax.ProblemResults, nam
     FIXED_PARAMETERS.check(np.sqrt((hessians**2).sum()), stored[name]["norm"])
 
 
+@pytest.mark.slow
 def test_a_merger_is_that_of_pyblp(start: blpjax.ProblemResults) -> None:
     firm_ids = autos.tables()[0]["firm_ids"].replace(MERGED)
     costs = start.compute_costs()

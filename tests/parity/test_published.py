@@ -405,6 +405,7 @@ def test_plain_logit_is_that_of_pyblp(section: str, arguments: dict[str, Any]) -
 BFGS = blpjax.Optimization("bfgs", {"gtol": 1e-4})
 
 
+@pytest.mark.slow
 def test_diagonal_covariances_as_printed(monte_carlo: blpjax.Problem) -> None:
     results = monte_carlo.solve(sigma=np.eye(4), optimization=BFGS)
     check_printed(results.objective, "+1.8E+02")

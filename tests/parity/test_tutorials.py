@@ -226,6 +226,7 @@ def test_elasticities_and_diversion_ratios(results: blpjax.ProblemResults) -> No
     assert (np.abs(aggregates) < np.abs(means)).all()
 
 
+@pytest.mark.slow
 def test_merger(results: blpjax.ProblemResults) -> None:
     """Figures only: concentration increases, markups and profits generally do, consumers' surplus decreases."""
     products = cereals()

@@ -194,6 +194,7 @@ def test_profiles_of_the_objective_know_types() -> None:
     assert np.isfinite(axes.ravel()[0].lines[0].get_ydata()).all()
 
 
+@pytest.mark.slow
 def test_custom_routines_see_phi() -> None:
     seen = []
 
@@ -237,6 +238,7 @@ def test_markets_on_devices_give_the_same() -> None:
         SHARDED.check(getattr(found, name), getattr(expected, name), name)
 
 
+@pytest.mark.slow
 def test_levels_have_the_programs_that_they_had_without_lags() -> None:
     products, _ = lags.tables()
     plain = lags.model(True, False).build(blpjax, products.drop(columns="lag_indices"), None)
@@ -248,6 +250,7 @@ def test_levels_have_the_programs_that_they_had_without_lags() -> None:
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_phi_of_a_problem_does_not_change_in_place() -> None:
     phi = np.array([[0.3, 0.0], [0.1, 0.4]])
     known = copy.deepcopy(phi)

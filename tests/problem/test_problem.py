@@ -544,6 +544,7 @@ def test_every_column_of_sigma_needs_nodes() -> None:
         problem.solve(SIGMA, PI)
 
 
+@pytest.mark.slow
 def test_fewer_moments_than_parameters_raise_unless_nothing_is_optimised() -> None:
     products, agents = small_tables()
     problem = build(blpjax, products.drop(columns=[f"demand_instruments{k}" for k in range(2, 8)]))

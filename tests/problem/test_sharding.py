@@ -180,6 +180,7 @@ def test_derived_problems_are_spread_as_well(problem: blpjax.Problem) -> None:
         assert derived.economy.placement == spread.economy.placement
 
 
+@pytest.mark.slow
 def test_pickles_hold_no_devices(problem: blpjax.Problem) -> None:
     spread = problem.shard()
     loaded = pickle.loads(pickle.dumps(spread))

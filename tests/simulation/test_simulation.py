@@ -190,7 +190,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 #: One of each kind: the others are parts of these, or are compared below.
-FAST = ("linear costs", "partial ownership", "given errors", "shares in log costs", "prices in X2")
+FAST = ("linear costs", "partial ownership", "given errors", "shares in log costs")
 
 
 @pytest.mark.parametrize("name", mostly_slow([*MODELS], FAST))
@@ -284,6 +284,7 @@ def test_prices_may_be_chosen() -> None:
     np.testing.assert_array_equal(competition.product_data["prices"], competition.costs)
 
 
+@pytest.mark.slow
 def test_simulation_of_a_merger_after_estimation() -> None:
     """Estimates, errors and costs in a simulation give the prices that `compute_prices` gives."""
     first = solve(simulate(blpjax))
@@ -415,7 +416,7 @@ def test_failure_of_one_market_leaves_the_others_alone() -> None:
 # exogenous characteristics
 
 
-@pytest.mark.parametrize("costs_type", mostly_slow(["linear", "log"], ["log"]))
+@pytest.mark.parametrize("costs_type", mostly_slow(["linear", "log"], ["linear"]))
 def test_exogenous_characteristics_are_those_of_pyblp(costs_type: str) -> None:
     formulas = ("1 + prices + x + v", "1 + x", "1 + x + w")
     rng = np.random.default_rng(2)
@@ -505,7 +506,9 @@ def test_names_of_exogenous_characteristics(names: tuple[str, ...], message: str
         ),
         (("0 + prices + x:y", "0 + y + x", "1 + log(z)"), [-2, 1], [1.5, 0.1], True),
         (("1 + prices + prices:x + x", "1 + x", "1 + z + shares"), [0.5, -2, 0.1, 1], [0.8, 0.5, 0.1], True),
-        (("1 + prices + kind + x", "1 + x", "1 + kind"), [0.5, -2, 0.2, 1], [0.8, 0.5], False),
+        pytest.param(
+            ("1 + prices + kind + x", "1 + x", "1 + kind"), [0.5, -2, 0.2, 1], [0.8, 0.5], False, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_problems_have_the_instruments_of_pyblp(
@@ -538,6 +541,7 @@ PHI = [[0.5, 0.1], [-0.2, 0.7]]
 MOMENTS = {"xi_variance": 0.2, "omega_variance": 0.3, "correlation": 0.4}
 
 
+@pytest.mark.slow
 def test_errors_that_follow_from_lags_are_those_of_pyblp() -> None:
     data = lagged_data()
     ours, theirs = both(data, phi=PHI, **MOMENTS)
@@ -749,6 +753,7 @@ def test_arguments_of_replace_endogenous(options: dict[str, Any], error: type[Ex
         simulate(blpjax).replace_endogenous(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_other_arguments_of_methods() -> None:
     formulas = ("1 + prices + x + v", "1 + x", "1 + x + w")

@@ -99,6 +99,7 @@ def test_replications_are_those_of_problems_with_their_data() -> None:
         check(table()[table()["replication"] == r], single(made, r, {**columns, **instruments}))
 
 
+@pytest.mark.slow
 def test_equilibria_are_those_of_simulations_with_their_data() -> None:
     made, columns = study(), columns_of(1)
     exogenous = jax.tree.map(jnp.asarray, made._generator.draw(np.array([1])))  # type: ignore[union-attr]

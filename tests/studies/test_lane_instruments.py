@@ -103,7 +103,7 @@ MODELS: dict[str, tuple[joint.Model, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow([*MODELS], ["costs of shares", "logit"]))
+@pytest.mark.parametrize("name", mostly_slow([*MODELS], ["logit"]))
 def test_instruments_of_lanes_span_those_of_problems(name: str) -> None:
     """At parameters that are given."""
     model, parameters = MODELS[name]

@@ -27,7 +27,7 @@ from tests.support.study_design import MOMENTS, F, design, study
 from tests.tolerances import LINEAR_ALGEBRA
 
 
-@pytest.fixture(scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["supply", "demand"])
+@pytest.fixture(scope="module", params=[pytest.param(True, marks=pytest.mark.slow), False], ids=["supply", "demand"])
 def case(request: Any) -> tuple[MonteCarlo, monte_carlo.MonteCarloResults]:
     made = study(request.param)
     return made, made.run(6, batch_size=6)
