@@ -27,6 +27,18 @@ def cached_elements() -> int:
     return 2**15 if jax.default_backend() == "cpu" else CHUNK_ELEMENTS
 
 
+def map_directions(pairs: int, directions: int) -> Callable[[Callable[..., Any], Any], Any]:
+    """What maps a function of one market with so many product-agent pairs over directions: all at a time, or in turn.
+
+    On CPUs they come one after the other where arrays of all would not stay in the cache.
+    """
+    return _all_at_once if pairs * directions <= cached_elements() else jax.lax.map
+
+
+def _all_at_once(function: Callable[..., Any], values: Any) -> Any:
+    return jax.vmap(function)(values)
+
+
 def map_markets(kernel: Callable[..., Any], bucket: Bucket, *arguments: Any, elements: int | None = None) -> Any:
     """Apply ``kernel(bucket_of_one_market, *arguments_of_one_market)`` to all markets of a bucket.
 

@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 
+#: Numbers of moments of small problems have this size at least: optimal instruments are fewer than those before.
+FEWEST_MOMENTS = 16
 
-def coarse_size(size: int, steps: int = 2) -> int:
-    """The size, at least 8, or the next one on a grid with so many steps, one or two, from each power of two on."""
-    power = max(8, 1 << max(size - 1, 0).bit_length())
-    return 3 * power // 4 if steps == 2 and power > 8 and size <= 3 * power // 4 else power
+
+def coarse_size(size: int, steps: int = 2, least: int = 8) -> int:
+    """The size, but the `least`, or the next one on a grid with one or two steps from each power of two on."""
+    power = max(least, 1 << max(size - 1, 0).bit_length())
+    return 3 * power // 4 if steps == 2 and power > least and size <= 3 * power // 4 else power
 
 
 def pad_axes(values: Any, shape: Sequence[int], fill: int | float | np.bool_ = 0) -> np.ndarray:

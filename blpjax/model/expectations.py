@@ -12,12 +12,17 @@ from jaxtyping import Array, Bool, Float
 
 from blpjax import options
 from blpjax.economy.loops import Loops, no_loops
+from blpjax.economy.mapping import cached_elements, map_directions
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import Iteration
+from blpjax.kernels.slopes import Parts, Slopes, slopes_along
 from blpjax.machine.compilation import filtered_program
 from blpjax.machine.memory import require_memory
-from blpjax.model import elsewhere
+from blpjax.model import elsewhere, pricing
+from blpjax.model.demand import MarketDemand, over_markets
 from blpjax.model.model import Model
+from blpjax.model.parameters import Coefficients, directions
+from blpjax.model.tastes import market_tastes
 
 
 class Setting(eqx.Module):
@@ -152,16 +157,46 @@ def _jacobians(
     P, known = model.layout.P, model.characteristics
     X1, X3 = known.evaluate({})[0], known.evaluate_X3({})
 
-    def errors(theta: Array) -> tuple[Array, Array]:
-        moved = elsewhere.hold_shares(model, jnp.concatenate([theta, parameters[P:]]))
-        xi = moved.delta - X1 @ jnp.asarray(moved.coefficients.beta)
-        if tilde_costs is None:
-            return xi, jnp.zeros_like(xi)
-        slope = jnp.exp(-tilde_costs) if model.costs_type == "log" else 1.0
-        return xi, -slope * moved.markups() - X3 @ jnp.asarray(moved.coefficients.gamma)
-
     if P == 0:
         none = jnp.zeros((model.delta.size, 0))
         return none, none
-    _, push = jax.linearize(errors, parameters[:P])
-    return jax.vmap(push, out_axes=1)(jnp.eye(P))
+    if model.conduct is None and model.economy.buckets[0].X2.shape[2] > 0:
+        delta_slopes, markup_slopes = _slopes(model, supply=tilde_costs is not None)
+    else:
+
+        def solved(theta: Array) -> tuple[Array, Array | None]:
+            moved = elsewhere.hold_shares(model, jnp.concatenate([theta, parameters[P:]]))
+            return moved.delta, None if tilde_costs is None else moved.markups()
+
+        _, push = jax.linearize(solved, parameters[:P])
+        delta_slopes, markup_slopes = jax.vmap(push, out_axes=1)(jnp.eye(P))
+    moves = directions(model.layout, model.coefficients)
+    xi_jacobian = delta_slopes - X1 @ moves.beta.T
+    if tilde_costs is None or markup_slopes is None:
+        return xi_jacobian, jnp.zeros_like(xi_jacobian)
+    slope = jnp.exp(-tilde_costs)[:, None] if model.costs_type == "log" else 1.0
+    return xi_jacobian, -slope * markup_slopes - X3 @ moves.gamma.T
+
+
+def _slopes(model: Model, supply: bool) -> tuple[Float[Array, "N P"], Float[Array, "N P"] | None]:
+    """Derivatives in theta of mean utilities that reproduce the model's shares, and of markups, by formulas."""
+    P, layout, coefficients = model.layout.P, model.layout, model.coefficients
+    moves = directions(layout, coefficients)
+
+    def kernel(local: MarketDemand, *owned: Array) -> Slopes:
+        def parts(at: Coefficients) -> Parts:
+            tastes = market_tastes(at, layout)
+            return Parts.of(
+                pricing.demand_at(known, eqx.tree_at(lambda m: (m.tastes, m.beta), local, (tastes, at.beta)))
+            )
+
+        def move(direction: Coefficients) -> Parts:
+            return jax.jvp(parts, (coefficients,), (direction,))[1]
+
+        known = local.characteristics.variables["prices"]
+        each = map_directions(local.delta.size * local.market.weights.size, P)
+        return slopes_along(pricing.demand_at(known, local), move, moves, each, owned[0] if owned else None)
+
+    found = over_markets(model, kernel, *([model.owned()] if supply else []), elements=cached_elements())
+    slopes: Slopes = jax.tree.map(lambda *buckets: model.economy.gather(buckets), *found)
+    return layout.form.epsilon_scale * slopes.delta, slopes.eta_by_parameters

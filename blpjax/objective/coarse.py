@@ -14,7 +14,7 @@ import numpy as np
 from blpjax.economy.characteristics import Characteristics
 from blpjax.economy.padding import SMALL, BucketSizes, coarse_economy, coarse_sizes
 from blpjax.kernels.markups import Firms
-from blpjax.machine.sizes import coarse_size, pad_axes
+from blpjax.machine.sizes import FEWEST_MOMENTS, coarse_size, pad_axes
 from blpjax.model.inversion import Inversion
 from blpjax.model.parameters import Coefficients, ParameterLayout
 from blpjax.objective.data import ModelData
@@ -86,7 +86,7 @@ def _coarsen(objective: GMM) -> Coarse | None:
     N, T, M = economy.positions.size, economy.market_positions.size, objective.weighting.W.shape[0]
     sizes = coarse_sizes(host.model.economy)
     economy = coarse_economy(host.model.economy, sizes)
-    rows, moments = economy.positions.size, coarse_size(M)
+    rows, moments = economy.positions.size, coarse_size(M, least=FEWEST_MOMENTS)
     layout = host.model.layout
     kept = [
         [k for k in range(getattr(host.model.fixed, name).size) if k not in getattr(layout, f"concentrated_{name}")]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from blpjax.economy.buckets import Bucket
 from blpjax.economy.conduct import MarketData, in_market
-from blpjax.economy.mapping import cached_elements, map_markets
+from blpjax.economy.mapping import cached_elements, map_directions, map_markets
 from blpjax.kernels.curvature import Paths, market_curvature
 from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.markups import Firms
@@ -223,8 +223,7 @@ def _solve_by_market(model: StructuralModel, theta: Array, start: Array) -> tupl
         def move(direction: Coefficients) -> Parts:
             return jax.jvp(parts, (coefficients,), (direction,))[1]
 
-        few = theta.size * delta.size * local.market.weights.size <= cached_elements()
-        each = (lambda f, values: jax.vmap(f)(values)) if few else jax.lax.map
+        each = map_directions(delta.size * local.market.weights.size, theta.size)
         point, moves = local.point(model, coefficients, delta), directions(model.layout, model.fixed)
         return slopes_along(point, move, moves, each, local.owned)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from blpjax.exceptions import Status
-from blpjax.machine.sizes import coarse_size, pad_axes
+from blpjax.machine.sizes import FEWEST_MOMENTS, coarse_size, pad_axes
 from blpjax.optimize.recorder import Recorder
 from blpjax.optimize.stepwise import RUNNING, Stepwise, Trial
 
@@ -94,7 +94,7 @@ def run_stepwise(
     """
     record, hessian = recorder(start), settings.hessian
     # zeros change no sum of squares, and one more moment no program
-    residual_count = coarse_size(np.shape(record.evaluation.residuals)[0])
+    residual_count = coarse_size(np.shape(record.evaluation.residuals)[0], least=FEWEST_MOMENTS)
     with _on_cpu():
         bounds = recorder.lower, recorder.upper
         # on the host, as it is after every step: the programs of steps are the same
