@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from blpjax.kernels.demand import DemandPoint
-from blpjax.kernels.linear_algebra import factorise, solve, substitute
+from blpjax.kernels.linear_algebra import factorise, substitute
 from blpjax.kernels.markups import (
     Firms,
     direct_product,
@@ -220,11 +220,11 @@ def multipliers(
     """
     right, mu = by_delta, None
     if owned is not None and eta is not None and by_eta is not None:
-        mu = -solve(markup_matrix(point, owned).T, by_eta)
+        mu = -_solved(markup_matrix(point, owned).T, by_eta)
         right += jax.grad(lambda delta: mu @ direct_product(_moved(point, delta), owned, eta))(point.delta)
     absent = jnp.diag(jnp.where(point.present, 0.0, 1.0))
     H = share_jacobian(point.choices(), point.weights, nests=point.nests) + absent
-    return Multipliers(-solve(H, right), mu)
+    return Multipliers(-_solved(H, right), mu)
 
 
 def weighted_equations(
@@ -238,6 +238,10 @@ def weighted_equations(
     if owned is None or eta is None or weights.markups is None:
         return total
     return total + weights.markups @ direct_product(point, owned, eta)
+
+
+def _solved(matrix: Array, right: Array) -> Array:
+    return substitute(factorise(matrix), right[:, None])[:, 0]
 
 
 def _moved(point: DemandPoint, delta: Array) -> DemandPoint:
