@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: all demo test slow lint types bench robustness notebooks docs install clean
 .DEFAULT_GOAL := test
 
-all: test slow lint types notebooks docs demo  ## what .ci/run runs
+all: test slow lint types notebooks docs demo  ## what .ci/run runs, and the slow tests
 
 demo: $(INSTALLED)  ## estimate Nevo's cereal demand; write build/nevo_elasticities.png
 	$(RUN) examples/nevo.py
@@ -44,7 +44,7 @@ robustness: $(INSTALLED)  ## methods that invert shares, on hard markets; fails 
 	$(RUN) -m benchmarks.robustness
 
 notebooks: $(INSTALLED)  ## execute copies in build/notebooks
-	$(RUN) -m nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
+	printf '%s\n' notebooks/*.ipynb | xargs -n 1 -P $(JOBS) $(RUN) -m nbconvert --to notebook --execute --output-dir build/notebooks
 
 docs: $(INSTALLED)  ## the site in build/site, with executed notebooks where `make notebooks` has made some
 	$(RUN) docs/site/build.py build/site
