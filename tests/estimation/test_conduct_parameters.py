@@ -11,6 +11,7 @@ import pytest
 
 import blpjax
 from blpjax.problem.conduct_state import conduct_state, stored_conduct
+from tests.support.designs import mostly_slow
 from tests.tolerances import ROUNDING, Tolerance
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -139,7 +140,12 @@ def estimated() -> Any:
 
 @functools.cache
 def near_the_truth() -> Any:
-    return DESIGNS["weight"].solve(economy("weight")[2], DESIGNS["weight"].theta, **EXACT)
+    return at(DESIGNS["weight"].theta)
+
+
+def at(theta: np.ndarray, name: str = "weight") -> Any:
+    """Results at theta, without Hessians."""
+    return DESIGNS[name].solve(economy(name)[2], theta, check_optimality="gradient", **EXACT)
 
 
 def differences(value: Any, theta: np.ndarray, p: int, step: float = 1e-3) -> Any:
@@ -149,26 +155,34 @@ def differences(value: Any, theta: np.ndarray, p: int, step: float = 1e-3) -> An
     return (8 * near - far) / (12 * step)
 
 
-@pytest.mark.parametrize("name", [n if n == "weight" else pytest.param(n, marks=pytest.mark.slow) for n in DESIGNS])
-def test_derivatives_in_parameters_of_conduct_agree_with_differences(name: str) -> None:
-    """Gradients, and exact Hessians, which trust regions use."""
-    design, problem = DESIGNS[name], economy(name)[2]
-    found = design.solve(problem, design.theta, **EXACT)
-
-    def at(theta: np.ndarray) -> np.ndarray:
-        """The objective, and its gradient."""
-        there = design.solve(problem, theta, check_optimality="gradient", **EXACT)
-        return np.r_[there.objective.item(), there.gradient[:, 0]]
-
-    places = [p for p, block in enumerate(found.parameter_blocks) if block == "kappa"]
-    assert len(places) == len(design.kappa)
-    for p in places:
-        gradient, *column = differences(at, design.theta, p)
-        DERIVATIVE.check(found.gradient[p, 0], gradient)
-        DERIVATIVE.check(found.hessian[:, p], column)
+def places(results: Any) -> list[int]:
+    """Where parameters of conduct stand in theta."""
+    return [p for p, block in enumerate(results.parameter_blocks) if block == "kappa"]
 
 
-@pytest.mark.parametrize("name", [n if n == "weight" else pytest.param(n, marks=pytest.mark.slow) for n in DESIGNS])
+@pytest.mark.parametrize("name", mostly_slow(DESIGNS.keys(), ["weight"]))
+def test_gradients_in_parameters_of_conduct_agree_with_differences(name: str) -> None:
+    design = DESIGNS[name]
+    found = at(design.theta, name)
+    assert len(places(found)) == len(design.kappa)
+    for p in places(found):
+        expected = differences(lambda theta: at(theta, name).objective.item(), design.theta, p)
+        DERIVATIVE.check(found.gradient[p, 0], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DESIGNS)
+def test_hessians_in_parameters_of_conduct_agree_with_differences(name: str) -> None:
+    """Exact Hessians, which trust regions use."""
+    design = DESIGNS[name]
+    found = design.solve(economy(name)[2], design.theta, **EXACT)
+    assert len(places(found)) == len(design.kappa)
+    for p in places(found):
+        expected = differences(lambda theta: at(theta, name).gradient[:, 0], design.theta, p)
+        DERIVATIVE.check(found.hessian[:, p], expected)
+
+
+@pytest.mark.parametrize("name", mostly_slow(DESIGNS.keys(), ["weight"]))
 def test_costs_at_true_parameters_are_those_of_the_simulation(name: str) -> None:
     simulation, solved, problem = economy(name)
     design = DESIGNS[name]

@@ -234,6 +234,7 @@ def test_a_second_step_alone_is_the_same_to_the_last_bit(problem: blpjax.Problem
         np.testing.assert_array_equal(getattr(second, name), getattr(two, name), err_msg=name)
 
 
+@pytest.mark.slow
 def test_linear_parameters_in_theta_have_the_same_estimates(
     problem: blpjax.Problem, results: blpjax.ProblemResults
 ) -> None:
@@ -271,6 +272,7 @@ def test_equal_bounds_fix_linear_parameters(problem: blpjax.Problem) -> None:
     assert price.parameter_labels == ["x x x", "x x income", "1", "x"]
 
 
+@pytest.mark.slow
 def test_beta_at_zero_stays_there(data: tuple[pd.DataFrame, pd.DataFrame], problem: blpjax.Problem) -> None:
     fixed = problem.solve(SIGMA, PI, beta=[np.nan, np.nan, 0], **ONE_STEP)
     assert fixed.beta[2, 0] == 0 and np.isnan(fixed.beta_se[2, 0])
@@ -389,7 +391,7 @@ def test_prices_in_X2_alone_with_absorbed_effects_only(data: tuple[pd.DataFrame,
     with pytest.warns(IdentificationWarning, match="prices"):
         problem = build(blpjax, data, X1="0", absorb="C(product_ids)", X2="0 + prices", demographics=None)
     assert problem.K1 == 0 and problem.ED == 1
-    results = problem.solve(sigma=0.5, **ONE_STEP)
+    results = problem.solve(sigma=0.5, optimization=ON_HOST, **ONE_STEP)
     assert results.converged and results.beta.shape == (0, 1) and results.parameters.shape == (1, 1)
     assert results.moments_jacobian.shape == (6, 1)
     # With no linear parameters, xi is what product effects leave of delta.
