@@ -64,7 +64,7 @@ def test_starts_lead_where_solve_does(problem: Any, results: Any) -> None:
 
 @pytest.mark.slow
 def test_l_bfgs_runs_in_lanes_too(problem: Any, results: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multistart, "_run_in_turn", None)
+    monkeypatch.setattr(multistart, "run_in_turn", None)
     chosen = blpjax.Optimization("optax-l-bfgs", {"gtol": 1e-8})
     table = solve(problem, starts=POINTS[[0, 3]], method="1s", optimization=chosen).starts
     assert table["converged"].all() and (table["gradient_norm"] <= 1e-8).all()

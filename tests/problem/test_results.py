@@ -426,6 +426,7 @@ def test_agents_without_the_right_columns_are_refused(ours: Any) -> None:
 # tests of restrictions
 
 
+@pytest.mark.slow
 def test_other_agents_need_nodes_only_where_sigma_is_not_zero() -> None:
     problem, agents = build(blpjax), small_tables()[1]
     with quiet():
