@@ -11,6 +11,7 @@ import pytest
 
 import blpjax
 from blpjax.problem.conduct_state import conduct_state, stored_conduct
+from tests.support.designs import mostly_slow
 from tests.tolerances import ROUNDING, Tolerance
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -22,6 +23,7 @@ EXACT = {
     "optimization": blpjax.Optimization("return"),
     "iteration": blpjax.Iteration("newton", {"atol": 1e-14}),
 }
+ON_HOST = blpjax.Optimization("l-bfgs-b", {"gtol": 1e-6, "ftol": 0})
 ERRORS = {"xi_variance": 0.1, "omega_variance": 0.05, "correlation": 0.5}
 
 
@@ -138,7 +140,12 @@ def estimated() -> Any:
 
 @functools.cache
 def near_the_truth() -> Any:
-    return DESIGNS["weight"].solve(economy("weight")[2], DESIGNS["weight"].theta, **EXACT)
+    return at(DESIGNS["weight"].theta)
+
+
+def at(theta: np.ndarray, name: str = "weight") -> Any:
+    """Results at theta, without Hessians."""
+    return DESIGNS[name].solve(economy(name)[2], theta, check_optimality="gradient", **EXACT)
 
 
 def differences(value: Any, theta: np.ndarray, p: int, step: float = 1e-3) -> Any:
@@ -148,26 +155,34 @@ def differences(value: Any, theta: np.ndarray, p: int, step: float = 1e-3) -> An
     return (8 * near - far) / (12 * step)
 
 
-@pytest.mark.parametrize("name", [n if n == "weight" else pytest.param(n, marks=pytest.mark.slow) for n in DESIGNS])
-def test_derivatives_in_parameters_of_conduct_agree_with_differences(name: str) -> None:
-    """Gradients, and exact Hessians, which trust regions use."""
-    design, problem = DESIGNS[name], economy(name)[2]
-    found = design.solve(problem, design.theta, **EXACT)
-
-    def at(theta: np.ndarray) -> np.ndarray:
-        """The objective, and its gradient."""
-        there = design.solve(problem, theta, check_optimality="gradient", **EXACT)
-        return np.r_[there.objective.item(), there.gradient[:, 0]]
-
-    places = [p for p, block in enumerate(found.parameter_blocks) if block == "kappa"]
-    assert len(places) == len(design.kappa)
-    for p in places:
-        gradient, *column = differences(at, design.theta, p)
-        DERIVATIVE.check(found.gradient[p, 0], gradient)
-        DERIVATIVE.check(found.hessian[:, p], column)
+def places(results: Any) -> list[int]:
+    """Where parameters of conduct stand in theta."""
+    return [p for p, block in enumerate(results.parameter_blocks) if block == "kappa"]
 
 
-@pytest.mark.parametrize("name", [n if n == "weight" else pytest.param(n, marks=pytest.mark.slow) for n in DESIGNS])
+@pytest.mark.parametrize("name", mostly_slow(DESIGNS.keys(), ["weight"]))
+def test_gradients_in_parameters_of_conduct_agree_with_differences(name: str) -> None:
+    design = DESIGNS[name]
+    found = at(design.theta, name)
+    assert len(places(found)) == len(design.kappa)
+    for p in places(found):
+        expected = differences(lambda theta: at(theta, name).objective.item(), design.theta, p)
+        DERIVATIVE.check(found.gradient[p, 0], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DESIGNS)
+def test_hessians_in_parameters_of_conduct_agree_with_differences(name: str) -> None:
+    """Exact Hessians, which trust regions use."""
+    design = DESIGNS[name]
+    found = design.solve(economy(name)[2], design.theta, **EXACT)
+    assert len(places(found)) == len(design.kappa)
+    for p in places(found):
+        expected = differences(lambda theta: at(theta, name).gradient[:, 0], design.theta, p)
+        DERIVATIVE.check(found.hessian[:, p], expected)
+
+
+@pytest.mark.parametrize("name", mostly_slow(DESIGNS.keys(), ["weight"]))
 def test_costs_at_true_parameters_are_those_of_the_simulation(name: str) -> None:
     simulation, solved, problem = economy(name)
     design = DESIGNS[name]
@@ -230,29 +245,44 @@ def test_a_fixed_weight_is_the_same_as_a_known_one() -> None:
 
 
 def test_weights_stay_between_zero_and_one_unless_bounds_say_otherwise() -> None:
-    """Zero, which fixes an element, is Bertrand."""
     problem = economy("weight")[2]
     given = {"sigma": [[1.5]], "beta": [None, -2.0, None]}
-    held = problem.solve(**given, kappa=0.2, kappa_bounds=(None, 0.3), method="1s")
+    exact = EXACT | {"check_optimality": "gradient"}
+    held = problem.solve(**given, kappa=0.2, kappa_bounds=(None, 0.3), **exact | {"optimization": ON_HOST})
     assert held.kappa == 0.3 and "At bound: 'weight' of kappa" in str(held)
     with pytest.raises(ValueError, match=r"kappa\[0\] = 1.2 is not within its bounds \[0, 1\]"):
         problem.solve(**given, kappa=1.2, **EXACT)
-    bertrand = problem.solve(**given, kappa=0, check_optimality="gradient", **EXACT)
+    monopoly = problem.solve(**given, kappa=1, **exact)
+    D = monopoly.compute_demand_jacobians()
+    for rows in problem.market_index.rows:
+        markups = -np.linalg.solve(D[rows, : rows.size].T, problem.products.shares[rows])
+        SOLVED.check(monopoly.tilde_costs[rows], problem.products.prices[rows] - markups)
+
+
+@pytest.mark.slow
+def test_a_weight_of_zero_is_fixed_and_means_bertrand() -> None:
+    bertrand = economy("weight")[2].solve(
+        sigma=[[1.5]], beta=[None, -2.0, None], kappa=0, check_optimality="gradient", **EXACT
+    )
     assert "kappa" not in bertrand.parameter_blocks
     ROUNDING.check(bertrand.compute_costs(), bertrand.compute_costs(conduct=blpjax.Bertrand()))
-    monopoly = problem.solve(**given, kappa=1, check_optimality="gradient", **EXACT)
-    ROUNDING.check(monopoly.compute_costs(), monopoly.compute_costs(conduct=blpjax.Monopoly()))
 
 
 def test_what_follows_estimation_moves_with_the_parameter() -> None:
-    results, problem = estimated(), economy("weight")[2]
-    known = blpjax.Bertrand(weights=results.kappa.item())
-    SOLVED.check(results.compute_costs(), results.compute_costs(conduct=known))
+    results, problem = near_the_truth(), economy("weight")[2]
+    SOLVED.check(results.compute_costs(), results.tilde_costs)
     slopes = results.delta_method(lambda model: model.compute_costs()[:, 0]).jacobian[:, 1]
     SOLVED.check(slopes, results.omega_by_theta_jacobian[:, 1])
+    assert problem.functions(sigma=[[1.5]], beta=[None, -2.0, None], kappa=0.5).theta_labels[1] == "weight"
+
+
+@pytest.mark.slow
+def test_counterfactuals_move_with_the_parameter() -> None:
+    results = near_the_truth()
+    known = blpjax.Bertrand(weights=results.kappa.item())
+    SOLVED.check(results.compute_costs(), results.compute_costs(conduct=known))
     found, same = (results.counterfactual(firm_ids={0: 1}, **given) for given in ({}, {"conduct": known}))
     SOLVED.check(found.products.prices_after, same.products.prices_after)
-    assert problem.functions(sigma=[[1.5]], beta=[None, -2.0, None], kappa=0.5).theta_labels[1] == "weight"
 
 
 @pytest.mark.slow

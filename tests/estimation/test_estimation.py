@@ -26,6 +26,8 @@ AGENTS = (23, 25) * 6
 SIGMA = np.diag([0.0, 0.6])
 PI = np.array([[0.0], [-0.35]])
 ONE_STEP = {"method": "1s", "check_optimality": "gradient"}
+# On the host: the default routine has a program for each number of parameters.
+ON_HOST = blpjax.Optimization("l-bfgs-b", {"gtol": 1e-8, "ftol": 0})
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ ROUTINES = {
 
 
 @pytest.mark.parametrize(
-    "routine", mostly_slow([*ROUTINES], set(ROUTINES) - {"nelder-mead", "powell", "tnc", "newton-cg"})
+    "routine", mostly_slow([*ROUTINES], set(ROUTINES) - {"nelder-mead", "powell", "tnc", "newton-cg", "optax-l-bfgs"})
 )
 def test_every_routine_reaches_the_same_optimum(
     problem: blpjax.Problem, results: blpjax.ProblemResults, routine: str
@@ -232,13 +234,20 @@ def test_a_second_step_alone_is_the_same_to_the_last_bit(problem: blpjax.Problem
         np.testing.assert_array_equal(getattr(second, name), getattr(two, name), err_msg=name)
 
 
+@pytest.mark.slow
 def test_linear_parameters_in_theta_have_the_same_estimates(
     problem: blpjax.Problem, results: blpjax.ProblemResults
 ) -> None:
-    everything = problem.solve(SIGMA, PI, beta=[-0.5, -1.0, 0.5], **ONE_STEP)
+    everything = problem.solve(SIGMA, PI, beta=[-0.5, -1.0, 0.5], optimization=ON_HOST, **ONE_STEP)
     assert everything.theta_labels == ["x x x", "x x income", "1", "prices", "x"]
     assert everything.theta.shape == (5,) and everything.moments_jacobian.shape == (problem.MD, 5)
     check_estimates(everything, results, ("moments_jacobian", "parameter_covariances"))
+
+
+@pytest.mark.slow
+def test_one_linear_parameter_in_theta_has_the_same_estimate(
+    problem: blpjax.Problem, results: blpjax.ProblemResults
+) -> None:
     one = problem.solve(SIGMA, PI, beta=[None, -1.0, None], **ONE_STEP)
     assert one.theta_labels == ["x x x", "x x income", "prices"]
     assert one.parameter_labels == ["x x x", "x x income", "prices", "1", "x"]
@@ -247,18 +256,23 @@ def test_linear_parameters_in_theta_have_the_same_estimates(
 
 def test_equal_bounds_fix_parameters(problem: blpjax.Problem, results: blpjax.ProblemResults) -> None:
     bounds = (np.array([[0.0], [-0.3]]), np.array([[0.0], [-0.3]]))
-    fixed = problem.solve(SIGMA, bounds[0], pi_bounds=bounds, **ONE_STEP)
+    fixed = problem.solve(SIGMA, bounds[0], pi_bounds=bounds, optimization=ON_HOST, **ONE_STEP)
     assert fixed.theta_labels == ["x x x"] and fixed.pi[1, 0] == -0.3 and np.isnan(fixed.pi_se).all()
     assert fixed.parameters.shape == (4, 1) and fixed.converged
     assert fixed.objective > results.objective
-    profiled = problem.solve(SIGMA, results.pi, pi_bounds=(results.pi, results.pi), **ONE_STEP)
+    profiled = problem.solve(SIGMA, results.pi, pi_bounds=(results.pi, results.pi), optimization=ON_HOST, **ONE_STEP)
     ESTIMATES.check(profiled.sigma, results.sigma)
+
+
+@pytest.mark.slow
+def test_equal_bounds_fix_linear_parameters(problem: blpjax.Problem) -> None:
     beta_bounds = ([-np.inf, -1.5, -np.inf], [np.inf, -1.5, np.inf])
     price = problem.solve(SIGMA, PI, beta=[np.nan, -1.5, np.nan], beta_bounds=beta_bounds, **ONE_STEP)
     assert price.beta[1, 0] == -1.5 and np.isnan(price.beta_se[1, 0]) and np.isfinite(price.beta_se[[0, 2], 0]).all()
     assert price.parameter_labels == ["x x x", "x x income", "1", "x"]
 
 
+@pytest.mark.slow
 def test_beta_at_zero_stays_there(data: tuple[pd.DataFrame, pd.DataFrame], problem: blpjax.Problem) -> None:
     fixed = problem.solve(SIGMA, PI, beta=[np.nan, np.nan, 0], **ONE_STEP)
     assert fixed.beta[2, 0] == 0 and np.isnan(fixed.beta_se[2, 0])
@@ -321,6 +335,7 @@ def evaluate_both(data: tuple[pd.DataFrame, pd.DataFrame], arguments: dict[str, 
             FIXED_PARAMETERS.check(getattr(ours, name), getattr(theirs, name), name)
 
 
+@pytest.mark.slow
 def test_covariances_of_tastes_are_those_of_pyblp(data: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     sigma = np.array([[0.4, 9.0], [0.3, 0.7]])  # what stands above the diagonal is ignored
     evaluate_both(data, {"sigma": sigma, "pi": [[0.3], [-0.4]]})
@@ -335,6 +350,7 @@ def test_fixed_and_free_elements_are_those_of_pyblp(data: tuple[pd.DataFrame, pd
     evaluate_both(data, arguments)
 
 
+@pytest.mark.slow
 def test_unbalanced_weights_without_demographics_are_those_of_pyblp(data: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     products, agents = data
     raw = agents["weights"] * np.exp(agents["income"])
@@ -342,7 +358,8 @@ def test_unbalanced_weights_without_demographics_are_those_of_pyblp(data: tuple[
     evaluate_both((products, weighted), {"sigma": np.diag([0.5, 0.9])}, demographics=None)
 
 
-@pytest.mark.parametrize("kind", mostly_slow(["robust", "clustered", "unadjusted"], ["clustered"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["robust", "clustered", "unadjusted"])
 def test_two_steps_with_two_fixed_effects_are_those_of_pyblp(kind: str) -> None:
     products, agents = economies.tables(3, (5, 9, 7, 10) * 6, (15, 30, 20, 25) * 6, 1.5)
     products = products.assign(clustering_ids=np.arange(len(products)) % 40)
@@ -374,7 +391,7 @@ def test_prices_in_X2_alone_with_absorbed_effects_only(data: tuple[pd.DataFrame,
     with pytest.warns(IdentificationWarning, match="prices"):
         problem = build(blpjax, data, X1="0", absorb="C(product_ids)", X2="0 + prices", demographics=None)
     assert problem.K1 == 0 and problem.ED == 1
-    results = problem.solve(sigma=0.5, **ONE_STEP)
+    results = problem.solve(sigma=0.5, optimization=ON_HOST, **ONE_STEP)
     assert results.converged and results.beta.shape == (0, 1) and results.parameters.shape == (1, 1)
     assert results.moments_jacobian.shape == (6, 1)
     # With no linear parameters, xi is what product effects leave of delta.
@@ -532,6 +549,7 @@ def check_known_optimum(results: blpjax.ProblemResults) -> None:
     ESTIMATES.check(results.beta_se, array(known["beta_se"]))
 
 
+@pytest.mark.slow
 def test_random_starts_end_where_pyblp_ends(cereals: blpjax.Problem) -> None:
     stored = reference("random_starts")["starts"]
     for (sigma, pi), theirs in zip(random_starts(len(stored)), stored, strict=True):
@@ -561,7 +579,8 @@ def test_fifty_random_starts_end_at_an_optimum(cereals: blpjax.Problem) -> None:
         ESTIMATES.check(results.objective, 35.300527301)
 
 
-@pytest.mark.parametrize("method", mostly_slow(["anderson", "newton", "squarem"], ["newton"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["anderson", "newton", "squarem"])
 def test_shares_are_inverted_at_ten_times_the_estimated_sigma(cereals: blpjax.Problem, method: str) -> None:
     known = reference("nevo_unbounded")
     functions = cereals.functions(

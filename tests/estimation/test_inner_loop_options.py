@@ -80,6 +80,7 @@ def test_shares_are_clipped_in_contractions_as_by_pyblp(ours: Any, theirs: Any, 
     assert found[0].clipped_shares.any() and not found[0].fp_converged.all()
 
 
+@pytest.mark.slow
 def test_bounds_that_bind_on_the_way_change_the_way_as_in_pyblp(ours: Any, theirs: Any, solution: np.ndarray) -> None:
     shares = small_tables()[0]["shares"]
     bounds = 0.9 * shares.min(), 1.05 * shares.max()
@@ -109,7 +110,9 @@ def test_root_finders_of_scipy_invert_shares(ours: Any, solution: np.ndarray, me
     SCIPY_DEFAULT.check(found.delta, solution)
 
 
-@pytest.mark.parametrize(("method", "compute_jacobian"), [("hybr", False), ("lm", True)])
+@pytest.mark.parametrize(
+    ("method", "compute_jacobian"), [pytest.param("hybr", False, marks=pytest.mark.slow), ("lm", True)]
+)
 def test_minpack_takes_the_steps_of_pyblp(ours: Any, theirs: Any, method: str, compute_jacobian: bool) -> None:
     found = [
         evaluate(problem, library, iteration=library.Iteration(method, {"xtol": 1e-12}, compute_jacobian))
@@ -155,6 +158,7 @@ def test_an_iteration_that_returns_its_start_has_not_converged(ours: Any) -> Non
     assert not found.converged and not found.fp_converged.any() and (found.fp_residuals > 0.01).all()
 
 
+@pytest.mark.slow
 def test_a_norm_that_is_always_zero_ends_no_loop_successfully(ours: Any) -> None:
     with pytest.warns(ConvergenceWarning, match="inversion of market shares made no further progress"):
         found = evaluate(ours, blpjax, iteration=blpjax.Iteration("simple", {"norm": lambda x: 0.0 * x.sum()}))

@@ -256,7 +256,7 @@ def test_the_first_error_reverts_to_a_huge_objective(problem: blpjax.Problem) ->
 
 
 @pytest.mark.parametrize("behavior", ["revert", "punish"])
-@pytest.mark.parametrize("method", ["l-bfgs-b", "nelder-mead", "optax-l-bfgs"])
+@pytest.mark.parametrize("method", ["l-bfgs-b", "nelder-mead", pytest.param("optax-l-bfgs", marks=pytest.mark.slow)])
 def test_what_fails_is_never_reported_as_converged(problem: blpjax.Problem, behavior: str, method: str) -> None:
     chosen = blpjax.Optimization(method, compute_gradient=method != "nelder-mead")
     hopeless = blpjax.Iteration("simple", {"max_evaluations": 3})
@@ -273,7 +273,7 @@ def test_what_fails_is_never_reported_as_converged(problem: blpjax.Problem, beha
     assert not failed.converged and np.isnan(failed.objective)
 
 
-@pytest.mark.parametrize("max_evaluations", [7, 8])
+@pytest.mark.parametrize("max_evaluations", [7, pytest.param(8, marks=pytest.mark.slow)])
 def test_only_optima_count_where_some_evaluations_fail(
     problem: blpjax.Problem, results: blpjax.ProblemResults, max_evaluations: int
 ) -> None:

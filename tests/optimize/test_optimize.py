@@ -22,12 +22,15 @@ from blpjax.optimize.recorder import FailurePolicy, Recorder
 from blpjax.optimize.routines import RoutineEnd, RoutineSettings
 from blpjax.optimize.table import ROUTINES, Routine
 from blpjax.optimize.trust_region import METHOD
+from tests.support.designs import mostly_slow
 
 SCIPY_BOUNDED = ["slsqp", "trust-constr", "l-bfgs-b", "tnc"]
 SCIPY_UNBOUNDED = ["cg", "bfgs", "newton-cg"]
 WITHOUT_GRADIENT = ["nelder-mead", "powell"]
 OURS = ["trust-region", "optax-l-bfgs"]
 WITH_GRADIENT = [*OURS, *SCIPY_BOUNDED, *SCIPY_UNBOUNDED]
+#: The others take many steps, or run outside of a program, where evaluations fail.
+QUICK = [method for method in [*WITH_GRADIENT, *WITHOUT_GRADIENT] if method not in ("trust-constr", "optax-l-bfgs")]
 
 TIMES = np.arange(1, 9.0)
 OPTIMUM = np.array([2.0, 0.5, 1.0])
@@ -167,7 +170,7 @@ FAILING = {
 
 
 @pytest.mark.parametrize("region", FAILING)
-@pytest.mark.parametrize("method", [*WITH_GRADIENT, *WITHOUT_GRADIENT])
+@pytest.mark.parametrize("method", mostly_slow([*WITH_GRADIENT, *WITHOUT_GRADIENT], QUICK))
 def test_failing_evaluations_never_give_false_convergence(method: str, region: str, best: np.ndarray) -> None:
     fails = FAILING[region]
     outcome = minimize(configure(method), Objective(fails), START, FREE)
@@ -187,7 +190,7 @@ def test_routines_with_gradients_recover_from_overshooting(method: str, best: np
     np.testing.assert_allclose(outcome.theta, best, rtol=2e-2)
 
 
-@pytest.mark.parametrize("method", WITH_GRADIENT)
+@pytest.mark.parametrize("method", mostly_slow(WITH_GRADIENT, set(QUICK) & set(WITH_GRADIENT)))
 @pytest.mark.parametrize("wall", [0.4, 0.49])
 def test_a_wall_across_the_path_of_descent_is_not_taken_for_an_optimum(
     method: str, wall: float, best: np.ndarray
@@ -710,7 +713,10 @@ def test_options_that_knitro_does_not_know_are_refused(knitro: FakeKnitro) -> No
 @pytest.mark.parametrize(
     "policy", [FailurePolicy("revert", 3.0), FailurePolicy("punish", 1e3), FailurePolicy("punish")]
 )
-@pytest.mark.parametrize("method", [method for method in [*WITH_GRADIENT, *WITHOUT_GRADIENT] if method != OURS[0]])
+@pytest.mark.parametrize(
+    "method",
+    mostly_slow([*OURS[1:], *SCIPY_BOUNDED, *SCIPY_UNBOUNDED, *WITHOUT_GRADIENT], set(QUICK) - {OURS[0]}),
+)
 def test_policies_for_failures_never_give_false_convergence(
     method: str, policy: FailurePolicy, best: np.ndarray
 ) -> None:

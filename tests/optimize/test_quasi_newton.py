@@ -122,5 +122,5 @@ def test_rounding_ends_the_method_as_what_it_is() -> None:
 
 
 def test_iterations_are_limited() -> None:
-    found = run(START, {"maxiter": 4})
+    found = run(START, {"maxiter": 4.0})
     assert (int(found.status), int(found.iterations)) == (Status.MAX_EVALUATIONS, 4)

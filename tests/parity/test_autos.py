@@ -162,19 +162,21 @@ BY_MARKET = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow([*MATRICES], set(MATRICES) - {"passthrough"}))
+@pytest.mark.parametrize("name", mostly_slow([*MATRICES], ["elasticities"]))
 def test_matrices_are_those_of_pyblp(start: blpjax.ProblemResults, name: str) -> None:
     stored = reference("autos_post")["matrices"][name]
     check_thinned(FIXED_PARAMETERS, MATRICES[name](start), stored, EVERY_MATRIX, name)
 
 
-@pytest.mark.parametrize("name", mostly_slow([*BY_PRODUCT_AFTERWARDS], set(BY_PRODUCT_AFTERWARDS) - {"delta"}))
+@pytest.mark.parametrize(
+    "name", mostly_slow([*BY_PRODUCT_AFTERWARDS], set(BY_PRODUCT_AFTERWARDS) - {"delta", "shares"})
+)
 def test_outcomes_of_products_are_those_of_pyblp(start: blpjax.ProblemResults, name: str) -> None:
     stored = reference("autos_post")["by_product"][name]
     check_thinned(FIXED_PARAMETERS, BY_PRODUCT_AFTERWARDS[name](start), stored, EVERY, name)
 
 
-@pytest.mark.parametrize("name", BY_MARKET)
+@pytest.mark.parametrize("name", mostly_slow([*BY_MARKET], ["own_elasticity_means", "hhi"]))
 def test_outcomes_of_markets_are_those_of_pyblp(start: blpjax.ProblemResults, name: str) -> None:
     FIXED_PARAMETERS.check(BY_MARKET[name](start), array(reference("autos_post")["by_market"][name]), name)
 
@@ -186,6 +188,7 @@ def test_surpluses_of_consumers_are_those_of_pyblp(start: blpjax.ProblemResults)
     FIXED_PARAMETERS.check(surpluses[0, : kept.size], kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["demand_hessians", "profit_hessians"])
 def test_second_derivatives_are_those_of_pyblp(start: blpjax.ProblemResults, name: str) -> None:
     stored = reference("autos_post")

@@ -326,14 +326,13 @@ VIGNETTE_GRADIENT = {
 }
 
 
-def test_vignette_mean_utilities_objective_and_gradient(nevo: blpjax.Problem) -> None:
-    functions = nevo.functions(SIGMA, PI)
-    LOOSE_INNER_LOOP.check(functions.delta(functions.theta)[:6], VIGNETTE_DELTA)
-    objective, gradient = jax.value_and_grad(functions.objective)(functions.theta)
+def test_vignette_mean_utilities_objective_and_gradient(start: blpjax.ProblemResults) -> None:
+    LOOSE_INNER_LOOP.check(start.delta[:6, 0], VIGNETTE_DELTA)
+    objective = start.objective.item()
     check_printed(objective, "29.35334")  # with a converged inner loop
     # There 29.35439: the squared sum of moments, each with an error of the inner loop's size.
     np.testing.assert_allclose(objective, 29.35439, rtol=1e-4)
-    LOOSE_GRADIENT.check(gradient, [VIGNETTE_GRADIENT[label] for label in functions.theta_labels])
+    LOOSE_GRADIENT.check(start.gradient[:, 0], [VIGNETTE_GRADIENT[label] for label in start.theta_labels])
 
 
 def test_vignette_starting_mean_utilities_are_the_fit_of_a_plain_logit() -> None:
@@ -426,6 +425,7 @@ def test_diagonal_covariances_as_printed(monte_carlo: blpjax.Problem) -> None:
     check_same_optimum(results, reference("tutorial_diagonal"))
 
 
+@pytest.mark.slow
 def test_diagonal_covariances_by_default(monte_carlo: blpjax.Problem) -> None:
     results = monte_carlo.solve(sigma=np.eye(4), **UNBOUNDED)
     assert results.cumulative_converged and results.projected_gradient_norm < 1e-6

@@ -87,7 +87,7 @@ def in_nests(kind: str) -> pd.DataFrame:
             ("-1.2E+00", "+4.0E-01"),
             "-67.39338888",
         ),
-        (
+        pytest.param(
             "mushy",
             "+6.9E+02",
             "+5.6E+03",
@@ -95,6 +95,7 @@ def in_nests(kind: str) -> pd.DataFrame:
             ("+8.9E-01", "+1.9E-02"),
             ("-7.8E+00", "+4.8E-01"),
             "-72.27074638",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["one nest", "two nests"],

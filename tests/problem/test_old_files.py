@@ -48,6 +48,7 @@ def test_outputs_are_computed_as_before(loaded: blpjax.ProblemResults, stored: d
         ROUNDING.check(getattr(loaded, f"compute_{name}")(market_id=of), stored["outputs"][name], name)
 
 
+@pytest.mark.slow
 def test_the_problem_is_the_one_that_was_solved(loaded: blpjax.ProblemResults) -> None:
     built = build()
     assert str(built) == str(loaded.problem)

@@ -204,7 +204,8 @@ def test_nothing_of_the_user_is_modified() -> None:
         problem = build(blpjax, *tables)
         given = {"sigma": SIGMA.copy(), "pi": PI.copy(), "W": np.eye(problem.MD), "delta": np.zeros(problem.N)}
         before = {name: values.copy() for name, values in given.items()}
-        results = problem.solve(**given, optimization=Optimization("return"), iteration=SQUAREM, method="2s")
+        options = {"optimization": Optimization("return"), "iteration": SQUAREM, "check_optimality": "gradient"}
+        results = problem.solve(**given, **options, method="2s")
         results.compute_shares(prices=1.1 * problem.products.prices, agent_data=tables[1])
         for name, values in given.items():
             np.testing.assert_array_equal(values, before[name], name)
@@ -226,6 +227,26 @@ def test_tables_that_change_later_do_not_change_the_problem(problem: Problem) ->
     np.testing.assert_array_equal(a.delta, b.delta)
     np.testing.assert_array_equal(a.compute_elasticities(), b.compute_elasticities())
     np.testing.assert_array_equal(a.parameter_covariances, b.parameter_covariances)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_defaults_may_be_given(problem: Problem) -> None:
+    """What PyBLP's scripts say explicitly."""
+    plain = evaluate(problem, blpjax)
+    spelled = evaluate(
+        problem,
+        blpjax,
+        rho=None,
+        gamma=None,
+        finite_differences=False,
+        error_punishment=1.0,
+        fp_type="safe_linear",
+        shares_bounds=[1e-300, None],
+        costs_bounds=None,
+        covariance_moments_mean=0.0,
+        micro_moments=[],
+    )
+    np.testing.assert_array_equal(plain.parameter_covariances, spelled.parameter_covariances)
 
 
 # what problems refuse
@@ -443,26 +464,6 @@ def test_options_of_what_is_not_in_the_model_are_refused(
         problem.solve(SIGMA, PI, **options)
 
 
-@pytest.mark.usefixtures("unchecked_types")
-def test_defaults_may_be_given(problem: Problem) -> None:
-    """What PyBLP's scripts say explicitly."""
-    plain = evaluate(problem, blpjax)
-    spelled = evaluate(
-        problem,
-        blpjax,
-        rho=None,
-        gamma=None,
-        finite_differences=False,
-        error_punishment=1.0,
-        fp_type="safe_linear",
-        shares_bounds=[1e-300, None],
-        costs_bounds=None,
-        covariance_moments_mean=0.0,
-        micro_moments=[],
-    )
-    np.testing.assert_array_equal(plain.parameter_covariances, spelled.parameter_covariances)
-
-
 def test_every_argument_of_pyblp_is_accepted_or_refused_by_name() -> None:
     """Nothing is accepted and ignored: the others have tests of what they do."""
     import inspect
@@ -639,7 +640,7 @@ def functions(problem: Problem) -> Any:
 
 @pytest.fixture(scope="module")
 def results(problem: Problem) -> Any:
-    return evaluate(problem, blpjax, check_optimality="both")
+    return evaluate(problem, blpjax)
 
 
 def test_functions_agree_with_results(functions: Any, results: Any) -> None:
@@ -654,6 +655,11 @@ def test_functions_agree_with_results(functions: Any, results: Any) -> None:
     assert (np.asarray(functions.inversion(theta).status) == 0).all()
     # beta is concentrated out, so xi_by_theta is the Jacobian of delta
     LINEAR_ALGEBRA.check(functions.delta_jacobian(theta), results.xi_by_theta_jacobian)
+
+
+@pytest.mark.slow
+def test_functions_of_buckets_agree_with_outputs(functions: Any, results: Any) -> None:
+    theta, delta = functions.theta, functions.delta(functions.theta)
     economy = results.problem.economy
     probabilities, derivatives = functions.probabilities(theta, delta), functions.share_derivatives(theta, delta)
     shares = [jnp.einsum("tji,ti->tj", P, b.weights) for P, b in zip(probabilities, economy.buckets, strict=True)]
@@ -666,8 +672,13 @@ def test_functions_agree_with_results(functions: Any, results: Any) -> None:
 def test_functions_are_differentiable(functions: Any, results: Any) -> None:
     theta = functions.theta
     FIXED_PARAMETERS.check(jax.grad(functions.objective)(theta), results.gradient[:, 0])
-    FIXED_PARAMETERS.check(jax.hessian(functions.objective)(theta), results.hessian)
     LINEAR_ALGEBRA.check(jax.jacfwd(functions.delta)(theta), functions.delta_jacobian(theta))
+
+
+@pytest.mark.slow
+def test_functions_are_differentiable_twice(problem: Problem, functions: Any) -> None:
+    theta, results = functions.theta, evaluate(problem, blpjax, check_optimality="both")
+    FIXED_PARAMETERS.check(jax.hessian(functions.objective)(theta), results.hessian)
     LINEAR_ALGEBRA.check(jax.jacrev(functions.moments)(theta), jax.jacfwd(functions.moments)(theta))
 
 

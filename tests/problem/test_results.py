@@ -246,8 +246,17 @@ def test_shares_and_probabilities_are_those_of_pyblp(
     FIXED_PARAMETERS.check(actual, expected)
 
 
-@pytest.mark.parametrize("market_id", [None, "m002"])
-@pytest.mark.parametrize("change", ["nothing", "agents", "rule"])
+@pytest.mark.parametrize(
+    ("change", "market_id"),
+    [
+        ("nothing", None),
+        ("rule", "m002"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("nothing", "m002"), ("agents", None), ("agents", "m002"), ("rule", None))
+        ),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:agent_data. column 'weights':blpjax.exceptions.DataWarning")
 def test_mean_utilities_are_those_of_pyblp(ours: Any, theirs: Any, change: str, market_id: Any) -> None:
     options = {"iteration": ("squarem", {"atol": 1e-14}), "market_id": market_id}
@@ -381,9 +390,13 @@ def test_matrices_of_wrong_shapes_are_refused(ours: Any) -> None:
             method(np.zeros((32, 6)), "m002")
 
 
+@pytest.mark.slow
 def test_mean_utilities_do_not_depend_on_the_type_of_contraction(ours: Any) -> None:
     nonlinear = ours.compute_delta(fp_type="safe_nonlinear", shares_bounds=(1e-10, None))
     DELTA.check(nonlinear, ours.delta)
+
+
+def test_wrong_types_of_contractions_are_refused(ours: Any) -> None:
     with pytest.raises(ValueError, match="fp_type must be one of"):
         ours.compute_delta(fp_type="quadratic")
     with pytest.raises(ValueError, match="shares_bounds must be a pair"):
@@ -413,6 +426,7 @@ def test_agents_without_the_right_columns_are_refused(ours: Any) -> None:
 # tests of restrictions
 
 
+@pytest.mark.slow
 def test_other_agents_need_nodes_only_where_sigma_is_not_zero() -> None:
     problem, agents = build(blpjax), small_tables()[1]
     with quiet():
