@@ -15,6 +15,7 @@ from blpjax.exceptions import Status
 from blpjax.iteration import FixedPointLimits, FixedPointMethod
 from blpjax.kernels.fixed_point import ROUNDING_FLOOR, FixedPoint, Image, NewtonPoint, iterate, newton, safeguarded
 from blpjax.kernels.implicit import implicit
+from tests.support.designs import mostly_slow
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, ROUNDING
 
 LOOPS = {
@@ -24,7 +25,8 @@ LOOPS = {
     "squarem 3": FixedPointMethod("squarem", scheme=3),
     "anderson": FixedPointMethod("anderson"),
 }
-every_loop = pytest.mark.parametrize("method", LOOPS.values(), ids=LOOPS)
+#: SQUAREM's schemes differ in the length of a step alone.
+every_loop = pytest.mark.parametrize("method", mostly_slow(LOOPS, ["squarem 3", "anderson"]))
 LIMITS = FixedPointLimits(atol=1e-13, max_evaluations=2000)
 
 
@@ -104,7 +106,9 @@ def test_loops_find_the_fixed_point_of_a_nonlinear_map(method: FixedPointMethod)
     DELTA.check(found.value, np.full(3, 0.7390851332151607))
 
 
-@pytest.mark.parametrize("method", list(LOOPS.values())[1:], ids=list(LOOPS)[1:])
+@pytest.mark.parametrize(
+    "method", mostly_slow({name: LOOPS[name] for name in list(LOOPS)[1:]}, ["squarem 3", "anderson"])
+)
 def test_acceleration_needs_fewer_evaluations(method: FixedPointMethod) -> None:
     known = linear(np.linspace(0.1, 0.95, 6))
     plain = run_linear(LOOPS["simple"], known)
