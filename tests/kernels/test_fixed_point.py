@@ -27,6 +27,7 @@ LOOPS = {
 }
 #: SQUAREM's schemes differ in the length of a step alone.
 every_loop = pytest.mark.parametrize("method", mostly_slow(LOOPS, ["squarem 3", "anderson"]))
+one_loop = pytest.mark.parametrize("method", mostly_slow(LOOPS, ["anderson"]))
 LIMITS = FixedPointLimits(atol=1e-13, max_evaluations=2000)
 
 
@@ -202,7 +203,7 @@ def noisy(x: Any, noise: Any) -> Any:
     return 0.5 * jnp.cos(x) + noise * jnp.sin(1e15 * x + jnp.arange(x.size))
 
 
-@every_loop
+@one_loop
 def test_the_rounding_floor_is_a_success_below_1e_12(method: FixedPointMethod) -> None:
     found = run(method, noisy, np.zeros(40), LIMITS._replace(atol=0.0), (2e-14,))
     assert found.status == Status.ROUNDING_FLOOR
@@ -211,7 +212,7 @@ def test_the_rounding_floor_is_a_success_below_1e_12(method: FixedPointMethod) -
     np.testing.assert_allclose(found.value, 0.4501836112948736, atol=1e-12)
 
 
-@every_loop
+@one_loop
 def test_noise_above_the_rounding_floor_is_no_success(method: FixedPointMethod) -> None:
     found = run(method, noisy, np.zeros(40), LIMITS._replace(max_evaluations=200), (1e-9,))
     assert found.status > Status.ROUNDING_FLOOR
@@ -240,7 +241,7 @@ def test_relative_tolerances_are_relative_to_the_value() -> None:
     assert 0.8e3 * 0.9 < float(found.residual) <= 1.0e3  # the solution is 1e9
 
 
-@every_loop
+@one_loop
 def test_under_vmap_every_lane_is_what_it_is_alone(method: FixedPointMethod) -> None:
     """Lanes that are done wait, unchanged and uncounted."""
 
@@ -260,7 +261,7 @@ def test_under_vmap_every_lane_is_what_it_is_alone(method: FixedPointMethod) -> 
     assert together.status.tolist() == [0, 0, 0, int(Status.NOT_FINITE)]
 
 
-@every_loop
+@one_loop
 def test_a_map_may_say_what_is_small_at_its_fixed_point(method: FixedPointMethod) -> None:
     """A gap a million times smaller than the change: loops stop earlier than they would, and report the gap."""
 
@@ -403,7 +404,7 @@ def test_only_values_have_derivatives() -> None:
     assert jax.jit(jax.jacfwd(residual_of))(jnp.array([2.0])).tolist() == [0.0]
 
 
-@every_loop
+@one_loop
 def test_missing_values_are_no_fixed_point_in_however_many_markets(method: FixedPointMethod) -> None:
     """So many that XLA vectorises maxima over products."""
     starts = np.full((2000, 8), np.nan)
