@@ -14,6 +14,7 @@ import blpjax
 from blpjax.kernels.conduct import Conduct
 from blpjax.kernels.markups import markups
 from blpjax.kernels.priced_market import PricedMarket
+from tests.support.designs import mostly_slow
 from tests.support.economies import J
 from tests.support.firms import arrays, firms, in_logarithms
 from tests.tolerances import ROUNDING, Tolerance
@@ -77,10 +78,9 @@ def market(places: int = J) -> PricedMarket:
 
 
 @functools.cache
-def found() -> dict[str, np.ndarray]:
-    """Markups under every conduct, by one program."""
-    solve = jax.jit(lambda market: {name: conduct.markups(market) for name, conduct in CONDUCTS.items()})
-    return {name: np.asarray(values) for name, values in solve(market()).items()}
+def found(name: str) -> np.ndarray:
+    """Markups under a conduct."""
+    return np.asarray(jax.jit(CONDUCTS[name].markups)(market()))
 
 
 # demand and players, in NumPy
@@ -141,15 +141,15 @@ def profits(p: np.ndarray, costs: np.ndarray, weights: np.ndarray) -> float:
 @pytest.mark.slow
 def test_prices_maximise_profits_with_weights() -> None:
     for name, kappa in (("bertrand", 0.0), ("partial", 0.4), ("full weights", 1.0)):
-        costs = PRICES - found()[name]
+        costs = PRICES - found(name)
         for j in range(J):
             weights = np.where(FIRMS == FIRMS[j], 1.0, kappa)
             assert abs(slope(lambda h, j=j, w=weights, c=costs: profits(PRICES + h * unit(j), c, w))) < 1e-9
 
 
-@pytest.mark.parametrize("name", ["cournot", "mixed"])
+@pytest.mark.parametrize("name", mostly_slow(["cournot", "mixed"], ["cournot"]))
 def test_quantities_maximise_profits_at_other_quantities_and_prices(name: str) -> None:
-    costs, quantity = PRICES - found()[name], np.ones(J, bool)
+    costs, quantity = PRICES - found(name), np.ones(J, bool)
     if name == "mixed":
         quantity = COLUMNS["by_quantity"] > 0
     sold = shares(PRICES)
@@ -169,7 +169,7 @@ def test_quantities_maximise_profits_at_other_quantities_and_prices(name: str) -
 
 
 def test_leaders_know_how_followers_react() -> None:
-    costs, leading = PRICES - found()["stackelberg"], COLUMNS["leader"]
+    costs, leading = PRICES - found("stackelberg"), COLUMNS["leader"]
     assert np.abs(reaction(costs, ~leading, PRICES) - PRICES).max() < 1e-9
     for j in np.flatnonzero(leading):
         moved = functools.partial(lambda j, h: reaction(costs, ~leading, PRICES + h * unit(j)), j)
@@ -177,10 +177,10 @@ def test_leaders_know_how_followers_react() -> None:
         assert abs(slope(lambda h, at=moved, w=mine: profits(at(h), costs, w))) < 1e-8
 
 
-@pytest.mark.parametrize("name", ["two tiers", "upstream cournot"])
+@pytest.mark.parametrize("name", mostly_slow(["two tiers", "upstream cournot"], ["two tiers"]))
 def test_manufacturers_know_how_retailers_react(name: str) -> None:
-    retail = found()["bertrand"]
-    wholesale, upstream = PRICES - retail, found()[name] - retail
+    retail = found("bertrand")
+    wholesale, upstream = PRICES - retail, found(name) - retail
     integrated = COLUMNS["own"] if name == "two tiers" else np.zeros(J, bool)
     assert not upstream[integrated].any() and (upstream[~integrated] > 0).all()
     everything, sold = np.ones(J, bool), shares(PRICES)
@@ -201,8 +201,8 @@ def test_manufacturers_know_how_retailers_react(name: str) -> None:
 
 
 def test_bargains_maximise_nash_products() -> None:
-    retail = found()["bertrand"]
-    upstream, b = found()["bargaining"] - retail, COLUMNS["power"]
+    retail = found("bertrand")
+    upstream, b = found("bargaining") - retail, COLUMNS["power"]
     for j in range(J):
         gone = 1.0 - unit(j)
         lost = shares(PRICES) - shares(PRICES, gone)
@@ -214,27 +214,38 @@ def test_bargains_maximise_nash_products() -> None:
         assert abs(gain) < 1e-10 / for_maker
 
 
+#: Conducts that are the same.
+ALIKE = {
+    "no weights": "bertrand",
+    "full weights": "monopoly",
+    "no leaders": "bertrand",
+    "retailers decide": "bertrand",
+    "own cournot": "cournot",
+    "own conditions": "bertrand",
+    "retail price maintenance": "zero retail",
+}
+
+
+@pytest.mark.parametrize("name", mostly_slow([*ALIKE], ["full weights", "own cournot", "own conditions"]))
+def test_conducts_that_are_the_same(name: str) -> None:
+    ROUNDING.check(found(name), found(ALIKE[name]))
+
+
 def test_what_conducts_have_in_common() -> None:
-    m = found()
-    ROUNDING.check(m["no weights"], m["bertrand"])
-    ROUNDING.check(m["full weights"], m["monopoly"])
-    ROUNDING.check(m["no leaders"], m["bertrand"])
-    ROUNDING.check(m["retailers decide"], m["bertrand"])
-    ROUNDING.check(m["own cournot"], m["cournot"])
-    ROUNDING.check(m["own conditions"], m["bertrand"])
-    ROUNDING.check(m["retail price maintenance"], m["zero retail"])
-    ROUNDING.check(m["bertrand"], markups(in_logarithms(jnp.asarray(PRICES), arrays(ECONOMY)), jnp.asarray(FIRMS)))
-    assert (m["monopoly"] > m["bertrand"]).all() and (m["two tiers"] >= m["bertrand"]).all()
-    assert not m["competition"].any()
-    ROUNDING.check(PRICES / (PRICES - m["thumb"]), np.full(J, 1.25))
-    ROUNDING.check(m["constant"], COLUMNS["power"])
+    bertrand = found("bertrand")
+    expected = jax.jit(lambda prices: markups(in_logarithms(prices, arrays(ECONOMY)), jnp.asarray(FIRMS)))(PRICES)
+    ROUNDING.check(bertrand, expected)
+    assert (found("monopoly") > bertrand).all() and (found("two tiers") >= bertrand).all()
+    assert not found("competition").any()
+    ROUNDING.check(PRICES / (PRICES - found("thumb")), np.full(J, 1.25))
+    ROUNDING.check(found("constant"), COLUMNS["power"])
 
 
 @pytest.mark.slow
 def test_absent_products_change_nothing() -> None:
     padded = jax.jit(lambda market: {name: conduct.markups(market) for name, conduct in CONDUCTS.items()})
     for name, values in padded(market(J + 2)).items():
-        ROUNDING.check(values[:J], found()[name], name)
+        ROUNDING.check(values[:J], found(name), name)
         if name not in ("thumb", "constant"):
             assert not np.asarray(values[J:]).any(), name
 

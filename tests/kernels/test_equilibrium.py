@@ -30,7 +30,6 @@ from tests.support.firms import (
     fixed_costs,
     in_logarithms,
     in_X1,
-    in_X2,
     partial_ownership,
     passthrough,
     returns_to_scale,
@@ -55,6 +54,7 @@ one_demand = pytest.mark.parametrize("demand", mostly_slow(DEMANDS, ["logarithms
 every_method = pytest.mark.parametrize("method", METHODS)
 #: One of those that iterate on a map, and the one that does not.
 two_methods = pytest.mark.parametrize("method", mostly_slow(METHODS, ["anderson", "newton"]))
+one_method = pytest.mark.parametrize("method", mostly_slow(METHODS, ["anderson"]))
 
 
 @cache
@@ -82,12 +82,12 @@ def gradient(demand: Any, costs: Any, owned: Any, f: Firms, prices: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("demand", "method"),
-    # every demand by the default method, and every method with the demand whose Jacobian is not symmetric
+    # every method with the demand whose Jacobian is not symmetric
     [
         pytest.param(demand, method, id=f"{name}-{method}", marks=marks)
         for name, demand in DEMANDS.items()
         for method in METHODS
-        for marks in [[] if method == "anderson" or demand is in_logarithms else [pytest.mark.slow]]
+        for marks in [[] if demand is in_logarithms else [pytest.mark.slow]]
     ],
 )
 def test_prices_solve_the_first_order_conditions(demand: Any, method: str) -> None:
@@ -102,14 +102,15 @@ def test_prices_solve_the_first_order_conditions(demand: Any, method: str) -> No
         assert (np.asarray(found.value) > np.asarray(f.costs)).all()
 
 
-@two_methods
+@one_method
 def test_partial_asymmetric_ownership(method: str) -> None:
     f, H = firms(2), partial_ownership()
-    found = solver(in_X2, method=method)(f, H, f.costs)
+    found = solver(in_logarithms, method=method)(f, H, f.costs)
     assert found.status <= Status.ROUNDING_FLOOR
-    DELTA.check(np.asarray(found.value) - f.costs, markups(point(in_X2, found.value, f), H))
+    DELTA.check(np.asarray(found.value) - f.costs, markups(point(in_logarithms, found.value, f), H))
 
 
+@pytest.mark.slow
 @two_methods
 @pytest.mark.parametrize("mass", [1.0, 0.154])
 def test_costs_that_depend_on_shares_are_those_at_the_equilibrium(method: str, mass: float) -> None:
@@ -157,33 +158,36 @@ def test_a_plain_step_leads_to_costs_plus_zeta(demand: Any) -> None:
     DELTA.check(step(f, H, found).value, found)
 
 
+@pytest.mark.parametrize("method", mostly_slow(["simple", "anderson", "newton"], ["anderson"]))
 @one_demand
-def test_equilibria_from_twenty_starts_agree(demand: Any) -> None:
-    f = arrays(firms(7))
+def test_equilibria_from_twenty_starts_agree(demand: Any, method: str) -> None:
+    f = firms(7)
     rng = np.random.default_rng(7)
     starts = rng.uniform(0.5, 1.0, (20, J)) * np.geomspace(1.0, 60.0, 20)[:, None]
-    for method in ("simple", "anderson", "newton"):
-        found = jax.vmap(solver(demand, method=method), (None, None, 0))(f, f.firms, starts)
-        prices = np.asarray(found.value)
-        assert (np.asarray(found.status) <= Status.ROUNDING_FLOOR).all(), (method, found.status)
-        DELTA.check(prices, np.broadcast_to(prices[0], prices.shape), method)
+    solve = solver(demand, method=method)
+    expected = solve(f, f.firms, starts[0]).value
+    for start in starts:
+        found = solve(f, f.firms, start)
+        assert found.status <= Status.ROUNDING_FLOOR
+        DELTA.check(found.value, expected)
 
 
-def test_prices_so_high_that_nobody_buys_are_no_solution() -> None:
+@two_methods
+def test_prices_so_high_that_nobody_buys_are_no_solution(method: str) -> None:
     """There the profit gradient is zero to any tolerance."""
     f = firms(8)
     expected = solver(in_X1)(f, f.firms, f.costs).value
-    for method in METHODS:
-        for height in (15.0, 1e3, 1e6):
-            found = solver(in_X1, method=method)(f, f.firms, np.full(J, height))
-            if method != "newton":
-                assert found.status <= Status.ROUNDING_FLOOR
-            if found.status <= Status.ROUNDING_FLOOR:
-                DELTA.check(found.value, expected)
-            else:
-                assert np.isnan(found.value).all()
+    for height in (15.0, 1e3, 1e6):
+        found = solver(in_X1, method=method)(f, f.firms, np.full(J, height))
+        if method != "newton":
+            assert found.status <= Status.ROUNDING_FLOOR
+        if found.status <= Status.ROUNDING_FLOOR:
+            DELTA.check(found.value, expected)
+        else:
+            assert np.isnan(found.value).all()
 
 
+@pytest.mark.slow
 @two_methods
 def test_padding_changes_nothing_and_keeps_its_price(method: str) -> None:
     small, large = firms(9), firms(9, J + 3, I + 5)
@@ -195,6 +199,7 @@ def test_padding_changes_nothing_and_keeps_its_price(method: str) -> None:
     assert int(found.evaluations) == int(expected.evaluations)
 
 
+@pytest.mark.slow
 def test_markets_under_vmap_are_what_they_are_alone() -> None:
     markets = [firms(seed, slope=slope) for seed, slope in ((1, -2.0), (2, 3.0), (3, -1.0))]
     together = jax.tree.map(lambda *x: np.stack(x), *markets)
@@ -207,7 +212,7 @@ def test_markets_under_vmap_are_what_they_are_alone() -> None:
     assert mapped.status.tolist() == [0, int(Status.UPWARD_SLOPING), 0]
 
 
-@every_method
+@two_methods
 def test_upward_sloping_demand_has_no_prices(method: str) -> None:
     for seed in (1, 2, 3):
         f = firms(seed, slope=2.0)._replace(price_tastes=np.full(I, 0.1))
@@ -241,40 +246,35 @@ def test_failures_give_no_prices(method: str) -> None:
     assert short.residual > 1e-6 and broken.residual == np.inf
 
 
-def test_failures_have_no_derivatives() -> None:
-    f = firms(3)
-    solve = solver(in_X1, max_evaluations=2)
-    rates = jax.jit(jax.jacfwd(lambda costs: solve(f._replace(costs=costs), f.firms, f.costs).value))(f.costs)
-    assert np.isnan(rates).all()
-
-
 def test_return_keeps_the_start_and_its_derivatives() -> None:
     f = arrays(firms(1))
     iteration = Iteration("return")
 
-    def solve(start: Any) -> FixedPoint:
-        return solve_prices(in_X1, fixed_costs, f.firms, start, f, iteration.fixed_point, FixedPointLimits())
+    @jax.jit
+    def both(start: Any) -> tuple[FixedPoint, Any]:
+        def solve(start: Any) -> FixedPoint:
+            return solve_prices(in_X1, fixed_costs, f.firms, start, f, iteration.fixed_point, FixedPointLimits())
 
-    assert solve(f.costs).value.tolist() == f.costs.tolist() and solve(f.costs).status == Status.CONVERGED
-    assert jax.jacfwd(lambda p: solve(p).value)(f.costs).tolist() == np.eye(J).tolist()
+        return solve(start), jax.jacfwd(lambda p: solve(p).value)(start)
+
+    found, slopes = both(f.costs)
+    assert found.value.tolist() == f.costs.tolist() and found.status == Status.CONVERGED
+    assert slopes.tolist() == np.eye(J).tolist()
 
 
 CHANGES = ("costs", "base", "slope", "C", "price_tastes", "X2", "weights", "H")
 
 
-@pytest.mark.parametrize("costs", [pytest.param(fixed_costs, marks=pytest.mark.slow), returns_to_scale])
-@pytest.mark.parametrize("demand", [pytest.param(in_X1, marks=pytest.mark.slow), in_logarithms])
-def test_derivatives_of_prices_are_those_of_resolved_equilibria(demand: Any, costs: Any) -> None:
-    f, H, step = arrays(firms(10)), jnp.asarray(partial_ownership()), 1e-5
-    solve = solver(demand, costs)
-
-    def prices(values: dict[str, Any]) -> Any:
-        moved = f._replace(**{name: value for name, value in values.items() if name != "H"})
-        return solve(moved, values["H"], f.costs * 1.1).value
+@cache
+def derivatives(demand: Any, costs: Any) -> Any:
+    """``along(limits, f, values, direction)``: prices, their first derivative, and their second one."""
+    solve = program(demand, costs, "anderson")
 
     @jax.jit
-    def along(values: dict[str, Any], direction: dict[str, Any]) -> Any:
-        """Prices, their first derivative, and their second one."""
+    def along(limits: FixedPointLimits, f: Firms, values: dict[str, Any], direction: dict[str, Any]) -> Any:
+        def prices(values: dict[str, Any]) -> Any:
+            moved = f._replace(**{name: value for name, value in values.items() if name != "H"})
+            return solve(limits, moved, values["H"], f.costs * 1.1).value
 
         def first(values: dict[str, Any]) -> Any:
             return jax.jvp(prices, (values,), (direction,))
@@ -282,7 +282,29 @@ def test_derivatives_of_prices_are_those_of_resolved_equilibria(demand: Any, cos
         (value, once), (_, twice) = jax.jvp(first, (values,), (direction,))
         return value, once, twice
 
-    values = {name: np.asarray(H if name == "H" else getattr(f, name)) for name in CHANGES}
+    return along
+
+
+def known(f: Firms) -> dict[str, np.ndarray]:
+    """What prices depend on."""
+    return {name: partial_ownership() if name == "H" else np.asarray(getattr(f, name)) for name in CHANGES}
+
+
+def test_failures_have_no_derivatives() -> None:
+    f = firms(3)
+    values = known(f)
+    along = derivatives(in_logarithms, returns_to_scale)
+    _, *rates = along(
+        Iteration("anderson", {"max_evaluations": 2}).limits, f, values, jax.tree.map(np.ones_like, values)
+    )
+    assert all(np.isnan(rate).all() for rate in rates)
+
+
+@pytest.mark.parametrize("costs", [pytest.param(fixed_costs, marks=pytest.mark.slow), returns_to_scale])
+@pytest.mark.parametrize("demand", [pytest.param(in_X1, marks=pytest.mark.slow), in_logarithms])
+def test_derivatives_of_prices_are_those_of_resolved_equilibria(demand: Any, costs: Any) -> None:
+    f, step = firms(10), 1e-5
+    values, along = known(f), partial(derivatives(demand, costs), Iteration("anderson", {"atol": 1e-14}).limits, f)
     rng = np.random.default_rng(0)
     everything = {name: 0.1 * rng.normal(size=value.shape) for name, value in values.items()}
     zeros = jax.tree.map(np.zeros_like, values)
@@ -309,6 +331,7 @@ def test_reverse_mode_agrees_with_forward_mode_in_both_orders() -> None:
         LINEAR_ALGEBRA.check(one, other)
 
 
+@pytest.mark.slow
 @one_demand
 def test_derivatives_in_costs_are_passthrough(demand: Any) -> None:
     f = arrays(firms(12))
@@ -318,6 +341,7 @@ def test_derivatives_in_costs_are_passthrough(demand: Any) -> None:
     LINEAR_ALGEBRA.check(rates, passthrough_matrix(demand, f.firms, prices, f))
 
 
+@pytest.mark.slow
 @one_demand
 def test_profit_hessian_is_the_second_derivative_of_profits(demand: Any) -> None:
     f = firms(13, J + 2)
@@ -330,8 +354,8 @@ def test_profit_hessian_is_the_second_derivative_of_profits(demand: Any) -> None
 
 def test_second_order_conditions_hold_at_the_equilibrium() -> None:
     f = arrays(firms(14))
-    prices = solver(in_X2)(f, f.firms, f.costs).value
-    hessian = np.asarray(profit_hessian(in_X2, prices, f.costs, f))
+    prices = solver(in_logarithms)(f, f.firms, f.costs).value
+    hessian = np.asarray(profit_hessian(in_logarithms, prices, f.costs, f))
     for firm in range(3):
         own = np.flatnonzero(np.asarray(f.firms) == firm)
         assert np.linalg.eigvalsh(hessian[own].sum(axis=0)[np.ix_(own, own)]).max() < 0

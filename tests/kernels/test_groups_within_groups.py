@@ -147,8 +147,19 @@ def test_products_whose_removal_empties_groups(removed: tuple[int, ...]) -> None
         ROUNDING.check(one, other)
 
 
-@pytest.mark.parametrize("specific", mostly_slow({"tastes": False, "tastes of products": True}, ["tastes"]))
-def test_derivative_rule_agrees_with_differentiation_of_the_definition(specific: bool) -> None:
+#: Ways to differentiate that together have all rules, and the others.
+FEW, MORE = ("reverse", "forward over forward"), ("forward", "forward over reverse")
+
+
+@pytest.mark.parametrize(
+    ("specific", "modes"),
+    [
+        pytest.param(False, FEW, id="tastes"),
+        pytest.param(False, MORE, id="tastes-more", marks=pytest.mark.slow),
+        pytest.param(True, FEW + MORE, id="tastes of products", marks=pytest.mark.slow),
+    ],
+)
+def test_derivative_rule_agrees_with_differentiation_of_the_definition(specific: bool, modes: tuple[str, ...]) -> None:
     at = tuple(map(jnp.asarray, (*arguments(5, specific), RHO, NU)))
     rng, everything = np.random.default_rng(6), tuple(range(7))
     along, other = (tuple(jnp.asarray(rng.normal(size=x.shape)) for x in at) for _ in range(2))
@@ -161,12 +172,13 @@ def test_derivative_rule_agrees_with_differentiation_of_the_definition(specific:
         def reverse(*values: Any) -> Any:
             return jax.vjp(function, *values)[1](jnp.cos(jnp.arange(J) + 1.0))
 
-        return {
-            "forward": jax.jacfwd(function, everything)(*at),
-            "reverse": reverse(*at),
-            "forward over forward": jax.jvp(forward, at, other)[1],
-            "forward over reverse": jax.jvp(reverse, at, other)[1],
+        ways = {
+            "forward": lambda: jax.jacfwd(function, everything)(*at),
+            "reverse": lambda: reverse(*at),
+            "forward over forward": lambda: jax.jvp(forward, at, other)[1],
+            "forward over reverse": lambda: jax.jvp(reverse, at, other)[1],
         }
+        return {name: ways[name]() for name in modes}
 
     actual, expected = derivatives(library_shares), derivatives(plain_shares)
     for name in expected:
@@ -185,7 +197,7 @@ def inverter(method: str) -> Any:
     return jax.jit(partial(invert_shares, method=Iteration(method).fixed_point))
 
 
-@pytest.mark.parametrize("method", ["anderson", "newton", "simple", "df-sane", "hybr"])
+@pytest.mark.parametrize("method", mostly_slow(["anderson", "newton", "simple", "df-sane", "hybr"], ["anderson"]))
 def test_inverted_shares_are_the_observed_ones(method: str) -> None:
     delta, X2, C, weights, availability = arguments(7)
     observed = observe(delta, X2, C, weights, availability)
@@ -270,6 +282,7 @@ def _is_none(x: Any) -> bool:
     return x is None
 
 
+@pytest.mark.slow
 def test_demand_and_markups_follow_from_shares() -> None:
     f, H = arrays(firms(20)), jnp.asarray(partial_ownership())
     prices, eta = f.costs * 1.4 + 0.3, jnp.arange(1.0, J + 1)

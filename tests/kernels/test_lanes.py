@@ -25,15 +25,16 @@ def solve(arguments: tuple[Any, Any], limits: FixedPointLimits) -> FixedPoint:
     return iterate(FixedPointMethod("simple"), lambda x: 1.0 + slope * x, start, limits)
 
 
+@jax.jit
 def alone(slope: float, start: np.ndarray) -> FixedPoint:
-    return solve((slope, jnp.asarray(start)), LIMITS)
+    return solve((slope, start), LIMITS)
 
 
 def by_lanes(slope: Any, start: Any, limits: FixedPointLimits = LIMITS) -> FixedPoint:
     return solve_lanes(solve, (slope, start), limits, elements=2)
 
 
-@pytest.mark.parametrize("numbers", [2, 4, 2**10])
+@pytest.mark.parametrize("numbers", [2, pytest.param(4, marks=pytest.mark.slow), 2**10])
 def test_lanes_of_maps_end_as_if_they_were_alone(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, number in {"_ON_CPUS": numbers, "_WITHIN": numbers, "_GROUPS": 1}.items():
         monkeypatch.setattr(lanes, name, number)
@@ -55,7 +56,7 @@ def test_lanes_of_maps_end_as_if_they_were_alone(numbers: int, monkeypatch: pyte
 
 def test_smaller_limits_are_kept() -> None:
     few = LIMITS._replace(max_evaluations=5)
-    found = jax.vmap(partial(by_lanes, limits=few), (0, None))(jnp.asarray(SLOPES.ravel()), jnp.ones(2))
+    found = jax.jit(jax.vmap(partial(by_lanes, limits=few), (0, None)))(SLOPES.ravel(), np.ones(2))
     assert found.evaluations.max() == 5 and (found.status == Status.MAX_EVALUATIONS).sum() > 6
 
 
@@ -74,7 +75,7 @@ def test_lanes_that_take_long_do_not_hold_up_the_others(monkeypatch: pytest.Monk
         return iterate(FixedPointMethod("simple"), image, start, limits)
 
     slopes = jnp.where(jnp.arange(32) == 7, 1.0, 0.1)
-    found = jax.vmap(lambda slope: solve_lanes(counted, (slope, jnp.ones(2)), LIMITS, 2))(slopes)
+    found = jax.jit(jax.vmap(lambda slope: solve_lanes(counted, (slope, jnp.ones(2)), LIMITS, 2)))(slopes)
     jax.effects_barrier()
     assert found.evaluations[7] == 1000 and found.status[7] == Status.MAX_EVALUATIONS
     assert 1000 <= count["evaluations"] <= 4 * (1000 + FIRST_EVALUATIONS) + 32 * 30

@@ -1,6 +1,6 @@
 """Markups, their matrix and product, passthrough, and second derivatives of demand."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import equinox as eqx
@@ -30,7 +30,7 @@ from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING
 # Compiled as a whole: one operation after another takes longer.
 markup_matrix, markup_product, markups = map(jax.jit, (supply.markup_matrix, supply.markup_product, supply.markups))
 
-every_demand = pytest.mark.parametrize("demand", DEMANDS.values(), ids=DEMANDS)
+two_demands = pytest.mark.parametrize("demand", mostly_slow(DEMANDS, ["prices in X1", "logarithms of prices"]))
 one_demand = pytest.mark.parametrize("demand", mostly_slow(DEMANDS, ["logarithms of prices"]))
 POINT_ARRAYS = ("delta", "X2", "C", "weights", "availability", "delta_slope", "X2_slope")
 
@@ -76,7 +76,7 @@ def test_ownership_of_codes_and_of_matrices() -> None:
     assert ownership_matrix(H) is H
 
 
-@every_demand
+@two_demands
 def test_markup_matrix_holds_the_derivatives_of_shares_in_prices(demand: Any) -> None:
     f, H = firms(1), partial_ownership()
     point, _, slopes = compiled(demand)(fixed_prices(f), f)
@@ -91,9 +91,8 @@ def test_padding_has_the_rows_and_columns_of_the_identity() -> None:
     assert A[3].tolist() == A[:, 3].tolist() == [0.0, 0.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    "which", mostly_slow([*POINT_ARRAYS, "H", "eta"], [POINT_ARRAYS[0], POINT_ARRAYS[-1], "H", "eta"])
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [*POINT_ARRAYS, "H", "eta"])
 def test_derivative_rule_agrees_with_differentiation_of_the_definition(which: str) -> None:
     point, H = wild_point(), jnp.asarray(partial_ownership(products=4))
     eta = jnp.array([0.5, -1.0, 2.0, 0.7])
@@ -133,24 +132,25 @@ def test_derivative_rule_in_all_arguments_at_once() -> None:
         ROUNDING.check(one, other)
 
 
+@partial(jax.jit, static_argnums=0)
+def _profit_gradients(demand: Any, f: Firms, prices: Any, H: Any, eta: Any) -> Any:
+    """Of profits of each product's owner in all prices."""
+
+    def profits(p: Any, row: Any) -> Any:
+        return (row * (p - prices + eta)) @ plain_shares(demand(p, f))
+
+    return jax.vmap(jax.grad(profits), (None, 0))(prices, H)
+
+
 @pytest.mark.parametrize("mass", [1.0, 0.154])
-@every_demand
+@two_demands
 def test_markups_solve_the_first_order_conditions(demand: Any, mass: float) -> None:
     f = firms(2, mass=mass)
     prices = fixed_prices(f)
-
-    @jax.jit
-    def gradients(H: Any, eta: Any) -> Any:
-        """Of each product's owner's profits in its price."""
-
-        def profits(p: Any, row: Any) -> Any:
-            return (row * (p - prices + eta)) @ plain_shares(demand(p, f))
-
-        return jax.vmap(jax.grad(profits), (None, 0))(jnp.asarray(prices), H)
-
     point, s, _ = compiled(demand)(prices, f)
     for owned, H in ((f.firms, owned_by(f.firms)), (partial_ownership(), partial_ownership())):
-        found = np.diag(gradients(H, markups(point, owned))) + (1.0 - np.diag(H)) * np.asarray(s)
+        gradients = _profit_gradients(demand, f, prices, H, markups(point, owned))
+        found = np.diag(gradients) + (1.0 - np.diag(H)) * np.asarray(s)
         assert (np.abs(found) < 1e-14 * mass * 100).all()
 
 
@@ -189,7 +189,8 @@ def test_padding_changes_no_markup_and_no_derivative() -> None:
     assert (rates[J:] == np.eye(J + 3)[J:]).all()
 
 
-@pytest.mark.parametrize("which", mostly_slow([*POINT_ARRAYS, "H"], ["H"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [*POINT_ARRAYS, "H"])
 def test_derivatives_of_markups_are_those_of_a_dense_solve(which: str) -> None:
     f, H = arrays(firms(5)), jnp.asarray(partial_ownership())
     point = DEMANDS["prices in both"](fixed_prices(f), f)
@@ -226,6 +227,7 @@ def test_singular_markup_matrices_give_no_finite_markups() -> None:
     assert not np.isfinite(markups(point, H)).all()
 
 
+@pytest.mark.slow
 def test_markups_under_vmap_are_those_of_each_market() -> None:
     markets = [firms(seed) for seed in (7, 8, 9)]
     demand = DEMANDS["prices in X2"]
@@ -238,7 +240,7 @@ def test_markups_under_vmap_are_those_of_each_market() -> None:
         ROUNDING.check(eta, jax.jit(alone)(f))
 
 
-@every_demand
+@two_demands
 def test_price_derivatives_are_those_of_the_definitions(demand: Any) -> None:
     f, H = arrays(firms(10)), jnp.asarray(partial_ownership())
     prices, eta = fixed_prices(f), jnp.linspace(-1.0, 2.0, J)
@@ -254,7 +256,8 @@ def test_price_derivatives_are_those_of_the_definitions(demand: Any) -> None:
         ROUNDING.check(one, other)
 
 
-@one_demand
+@pytest.mark.slow
+@pytest.mark.parametrize("demand", DEMANDS.values(), ids=DEMANDS)
 def test_demand_hessian_is_the_second_derivative_of_shares(demand: Any) -> None:
     f = arrays(firms(11, J + 1, I + 2))
     prices = fixed_prices(f)
@@ -267,10 +270,10 @@ def test_demand_hessian_is_the_second_derivative_of_shares(demand: Any) -> None:
 def test_passthrough_is_the_total_derivative_of_the_first_order_conditions(demand: Any) -> None:
     f = arrays(firms(12))
     prices, step = fixed_prices(f), 1e-5
-    for owned in (f.firms, jnp.asarray(partial_ownership())):
-        rates = jax.jit(lambda p, owned=owned: passthrough(demand, owned, p, f))(prices)
-        # costs implied by prices, the inverse relation
-        costs = jax.jit(lambda p, owned=owned: p - markups(demand(p, f), owned))
-        moved = [np.asarray(costs(prices + m)) - np.asarray(costs(prices - m)) for m in np.eye(J) * step]
+    rates_of = jax.jit(lambda p, owned: passthrough(demand, owned, p, f))
+    # costs implied by prices, the inverse relation
+    costs = jax.jit(lambda p, owned: p - supply.markups(demand(p, f), owned))
+    for owned in (jnp.asarray(owned_by(np.asarray(f.firms))), jnp.asarray(partial_ownership())):
+        moved = [np.asarray(costs(prices + m, owned)) - np.asarray(costs(prices - m, owned)) for m in np.eye(J) * step]
         difference = np.stack(moved, axis=1) / (2 * step)
-        CENTRAL_DIFFERENCE.check(np.linalg.inv(rates), difference)
+        CENTRAL_DIFFERENCE.check(np.linalg.inv(rates_of(prices, owned)), difference)

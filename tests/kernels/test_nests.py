@@ -197,6 +197,7 @@ def test_nothing_overflows_at_extreme_utilities(common: float, rho: float) -> No
         assert np.isfinite(values).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("specific", [False, True])
 def test_without_correlation_within_groups_it_is_the_logit(specific: bool) -> None:
     n = nested(3, np.zeros(3), specific)
@@ -217,6 +218,7 @@ def test_without_correlation_within_groups_it_is_the_logit(specific: bool) -> No
         ROUNDING.check(one, other)
 
 
+@pytest.mark.slow
 def test_groups_of_one_product_are_no_groups() -> None:
     """Whatever their parameters are: with availability of zero or one, these do not matter."""
     n = nested(4)
@@ -244,7 +246,7 @@ def _everything(n: Nested, codes: Any) -> tuple[Any, ...]:
     return value(*at), jax.jacfwd(value, (0, 1, 2))(*at), jax.jacfwd(jax.jacrev(value), (0, 1))(*at), surplus
 
 
-@pytest.mark.parametrize("removed", [(3,), (1, 4), (0, 1, 2, 3, 4, 5)], ids=["single", "pair", "all"])
+@pytest.mark.parametrize("removed", mostly_slow({"single": (3,), "pair": (1, 4), "all": (0, 1, 2, 3, 4, 5)}, ["pair"]))
 @pytest.mark.parametrize("utility", [0.0, 1000.0, -1000.0])
 def test_products_whose_removal_empties_a_group(removed: tuple[int, ...], utility: float) -> None:
     """Values and derivatives are those of the market without the products, whatever their utility is."""
@@ -264,20 +266,22 @@ def test_products_whose_removal_empties_a_group(removed: tuple[int, ...], utilit
     assert (np.asarray(found[0])[list(removed)] == 0).all()
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing() -> None:
     """Padded products have no group, and padded groups no products."""
-    n = nested(6, available=False)
-    more = 2
-    codes = np.r_[CODES, np.full(more, -1)]
+    n, more, codes = nested(6, available=False), 2, np.array([0, 1, 0, 1])
+    few = J - more
+    n = n._replace(delta=n.delta[:few], X2=n.X2[:few], availability=n.availability[:few])
+    small = n._replace(nests=nests_of(codes, RHO[:2]))
     pad = lambda x: np.concatenate([x, np.zeros((more, *x.shape[1:]))])  # noqa: E731
-    nests = nests_of(codes, np.r_[n.nests.rho, 0.0])
+    padded = np.r_[codes, np.full(more, -1)]
+    nests = nests_of(padded, np.r_[RHO[:2], 0.0])
     large = n._replace(delta=pad(n.delta), X2=pad(n.X2), availability=pad(n.availability), nests=nests)
-    ROUNDING.check(shares(*large)[:J], shares(*n))
-    assert (np.asarray(shares(*large))[J:] == 0).all()
-    second = jax.jit(jax.jacfwd(jax.jacrev(logit.shares)))
-    both = [np.asarray(second(*n)) for n in (large, n)]
-    ROUNDING.check(both[0][:J, :J, :J], both[1])
-    assert np.isfinite(both[0]).all()
+    found, expected = _everything(large, padded), _everything(small, codes)
+    for long, short in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.isfinite(long).all()
+        ROUNDING.check(np.asarray(long)[tuple(slice(size) for size in np.shape(short))], short)
+    assert (np.asarray(found[0])[few:] == 0).all()
 
 
 @pytest.mark.slow
@@ -313,16 +317,23 @@ def library_logit(delta: Any, X2: Any, C: Any, weights: Any, availability: Any, 
     return shares(delta, X2, C, weights, availability)
 
 
+#: Ways to differentiate that together have all rules, and the others.
+FEW = ("reverse", "forward over forward")
+MORE = ("forward", "forward over reverse", "reverse over forward")
+
+
 @pytest.mark.parametrize(
-    ("rule", "plain", "specific"),
+    ("rule", "plain", "specific", "modes"),
     [
-        (library_shares, plain_shares, False),
-        pytest.param(library_shares, plain_shares, True, marks=pytest.mark.slow),
-        (library_logit, plain_logit, True),
+        pytest.param(library_shares, plain_shares, False, FEW, id="tastes"),
+        pytest.param(library_shares, plain_shares, False, MORE, id="tastes-more", marks=pytest.mark.slow),
+        pytest.param(library_shares, plain_shares, True, FEW + MORE, id="tastes of products", marks=pytest.mark.slow),
+        pytest.param(library_logit, plain_logit, True, FEW + MORE, id="tastes of products without nests"),
     ],
-    ids=["tastes", "tastes of products", "tastes of products without nests"],
 )
-def test_derivative_rule_agrees_with_differentiation_of_the_formula(rule: Any, plain: Any, specific: bool) -> None:
+def test_derivative_rule_agrees_with_differentiation_of_the_formula(
+    rule: Any, plain: Any, specific: bool, modes: tuple[str, ...]
+) -> None:
     """First derivatives in each argument, and second ones along directions in all of them."""
     n = nested(9, specific=specific)
     # what leaves a group empty has no derivative in its availability
@@ -339,13 +350,14 @@ def test_derivative_rule_agrees_with_differentiation_of_the_formula(rule: Any, p
         def reverse(*values: Any) -> Any:
             return jax.vjp(function, *values)[1](cotangent)
 
-        return {
-            "forward": jax.jacfwd(function, EVERYTHING)(*at),
-            "reverse": reverse(*at),
-            "forward over forward": jax.jvp(forward, at, other)[1],
-            "forward over reverse": jax.jvp(reverse, at, other)[1],
-            "reverse over forward": jax.vjp(forward, *at)[1](cotangent),
+        ways = {
+            "forward": lambda: jax.jacfwd(function, EVERYTHING)(*at),
+            "reverse": lambda: reverse(*at),
+            "forward over forward": lambda: jax.jvp(forward, at, other)[1],
+            "forward over reverse": lambda: jax.jvp(reverse, at, other)[1],
+            "reverse over forward": lambda: jax.vjp(forward, *at)[1](cotangent),
         }
+        return {name: ways[name]() for name in modes}
 
     actual, expected = derivatives(rule), derivatives(plain)
     for name in expected:
@@ -353,7 +365,7 @@ def test_derivative_rule_agrees_with_differentiation_of_the_formula(rule: Any, p
             ROUNDING.check(one, wanted, name)
 
 
-@pytest.mark.parametrize("which", EVERYTHING, ids=NAMES)
+@pytest.mark.parametrize("which", mostly_slow(dict(zip(NAMES, EVERYTHING, strict=True)), ["rho"]))
 def test_second_derivatives_in_one_argument_alone(which: int) -> None:
     """Arguments that do not move are told from those that do."""
     at = flat(nested(9))
@@ -372,6 +384,7 @@ def test_second_derivatives_in_one_argument_alone(which: int) -> None:
         ROUNDING.check(one, other)
 
 
+@pytest.mark.slow
 def test_tastes_of_products_that_are_the_same_are_common_tastes() -> None:
     n = nested(12)
     repeated = n._replace(C=np.broadcast_to(n.C[None], (J, *n.C.shape)))
@@ -414,7 +427,7 @@ METHODS = ("anderson", "newton", "squarem", "simple")
 
 
 @every_rho
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow(METHODS, ["anderson", "newton"]))
 def test_inverted_shares_are_the_observed_ones(rho: np.ndarray, method: str) -> None:
     """The contraction holds for parameters between zero and one; the others also below."""
     if rho.min() < 0 and method in ("squarem", "simple"):
@@ -451,7 +464,8 @@ def test_inversion_where_everybody_buys_and_correlation_is_near_one() -> None:
         np.testing.assert_allclose(shares(found.value, *n[1:]), observed, rtol=1e-11)
 
 
-@pytest.mark.parametrize("specific", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("specific", [False, True])
 def test_derivatives_of_the_inversion_are_those_of_the_implicit_function(specific: bool) -> None:
     """Against central differences of inversions, first and second, in rho, tastes and shares."""
     n = nested(18, specific=specific)
@@ -502,7 +516,6 @@ def grouped(demand: Any, rho: np.ndarray = RHO) -> Any:
 
 
 NESTED_DEMANDS = {name: grouped(demand) for name, demand in DEMANDS.items()}
-every_nested_demand = pytest.mark.parametrize("demand", NESTED_DEMANDS.values(), ids=NESTED_DEMANDS)
 one_nested_demand = pytest.mark.parametrize("demand", mostly_slow(NESTED_DEMANDS, ["prices in X1"]))
 
 
@@ -534,7 +547,7 @@ def compiled(demand: Any) -> Any:
     return known
 
 
-@every_nested_demand
+@one_nested_demand
 def test_markups_and_their_matrix(demand: Any) -> None:
     f, H = firms(20), partial_ownership()
     point, s, slopes = compiled(demand)(prices_of(f), f)
@@ -558,7 +571,8 @@ def test_nested_logit_markups_of_single_products_have_a_closed_form() -> None:
     LINEAR_ALGEBRA.check(markups(point, np.arange(J)), expected)
 
 
-@one_nested_demand
+@pytest.mark.slow
+@pytest.mark.parametrize("demand", NESTED_DEMANDS.values(), ids=NESTED_DEMANDS)
 def test_price_derivatives_and_hessians_are_those_of_the_definitions(demand: Any) -> None:
     f, H = arrays(firms(22)), jnp.asarray(partial_ownership())
     prices, eta = prices_of(f), jnp.linspace(-1.0, 2.0, J)
@@ -585,7 +599,7 @@ def test_price_derivatives_and_hessians_are_those_of_the_definitions(demand: Any
         ROUNDING.check(one, other)
 
 
-@pytest.mark.parametrize("demand", [NESTED_DEMANDS["prices in both"], NESTED_DEMANDS["logarithms of prices"]])
+@pytest.mark.parametrize("demand", mostly_slow(NESTED_DEMANDS, ["logarithms of prices"]))
 def test_second_derivatives_agree_with_central_differences(demand: Any) -> None:
     """Which know nothing of derivatives of any formula."""
     f, step = firms(23), 1e-4
@@ -650,30 +664,36 @@ def solver(demand: Any, method: str, **options: Any) -> Any:
     return solve
 
 
+@pytest.mark.parametrize("method", mostly_slow(["squarem", "newton"], ["newton"]))
 @one_nested_demand
-def test_equilibrium_prices_and_passthrough(demand: Any) -> None:
-    """Passthrough, and the implicit derivative of prices in costs, are differences of prices that are solved again."""
+def test_equilibrium_prices(demand: Any, method: str) -> None:
     f = firms(25)
-    for method in ("squarem", "newton"):
-        found = solver(demand, method)(f, f.firms, f.costs)
-        assert found.status <= Status.ROUNDING_FLOOR
-        prices = np.asarray(found.value)
-        point, s, _ = compiled(demand)(prices, f)
-        DELTA.check(prices - f.costs, markups(point, f.firms))
+    found = solver(demand, method)(f, f.firms, f.costs)
+    assert found.status <= Status.ROUNDING_FLOOR
+    prices = np.asarray(found.value)
+    point, _, _ = compiled(demand)(prices, f)
+    DELTA.check(prices - f.costs, markups(point, f.firms))
     owned = (f.firms[:, None] == f.firms).astype(float)
     conditions = jax.jit(first_order_conditions)(point, owned, prices, f.costs)
     np.testing.assert_allclose(conditions, 0.0, rtol=0, atol=1e-13)
     one_step = solver(demand, "simple", atol=1e10, max_evaluations=1)
     DELTA.check(np.asarray(one_step(f, f.firms, prices).value) - f.costs, prices - f.costs)
-    step, solve = 1e-5, solver(demand, "newton")
+
+
+@pytest.mark.parametrize("kind", mostly_slow(["passthrough", "implicit"], ["passthrough"]))
+@one_nested_demand
+def test_rates_of_prices_in_costs(demand: Any, kind: str) -> None:
+    """Passthrough, and the implicit derivative of prices in costs, are differences of prices that are solved again."""
+    f, step, solve = firms(25), 1e-5, solver(demand, "newton")
+    prices = np.asarray(solve(f, f.firms, f.costs).value)
 
     def at(costs: Any) -> Any:
         return solve(f._replace(costs=costs), f.firms, prices).value
 
     moved = [np.asarray(at(f.costs + m)) - np.asarray(at(f.costs - m)) for m in step * np.eye(J)]
     difference = np.stack(moved, axis=1) / (2 * step)
-    CENTRAL_DIFFERENCE.check(passthrough(demand, f.firms, prices, f), difference)
-    CENTRAL_DIFFERENCE.check(jax.jit(jax.jacfwd(at))(f.costs), difference)
+    rates = passthrough(demand, f.firms, prices, f) if kind == "passthrough" else jax.jit(jax.jacfwd(at))(f.costs)
+    CENTRAL_DIFFERENCE.check(rates, difference)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from blpjax.kernels.shares import choices, probabilities, share_jacobian, shares, tastes
+from tests.support.designs import mostly_slow
 from tests.support.economies import MARKETS, I, J, Market, loop_shares, market, pad, stack
 from tests.tolerances import CENTRAL_DIFFERENCE, ROUNDING
 
@@ -143,7 +144,11 @@ def _derivatives(function: Any, which: int, arrays: Arguments, directions: Argum
     }
 
 
-@pytest.mark.parametrize("which", range(5), ids=ARGUMENTS)
+def which_arguments(*fast: str) -> Any:
+    return pytest.mark.parametrize("which", mostly_slow({name: k for k, name in enumerate(ARGUMENTS)}, fast))
+
+
+@which_arguments("availability")
 def test_derivative_rule_agrees_with_differentiation_of_the_formula(
     which: int, directions: tuple[np.ndarray, ...]
 ) -> None:
@@ -155,7 +160,7 @@ def test_derivative_rule_agrees_with_differentiation_of_the_formula(
             ROUNDING.check(one, other, name)
 
 
-@pytest.mark.parametrize("which", range(5), ids=ARGUMENTS)
+@which_arguments("X2")
 def test_derivative_rule_agrees_with_central_differences(which: int, directions: tuple[np.ndarray, ...]) -> None:
     arrays, direction, step = arguments(available_market()), directions[which], 1e-5
 
@@ -173,7 +178,7 @@ def test_derivative_rule_agrees_with_central_differences(which: int, directions:
 
     difference = (loop_shares(*moved(1)) - loop_shares(*moved(-1))) / (2 * step)
     CENTRAL_DIFFERENCE.check(first(arrays[which]), difference, "first")
-    second = jax.jvp(first, (arrays[which],), (jnp.asarray(direction),))[1]
+    second = jax.jit(lambda value: jax.jvp(first, (value,), (jnp.asarray(direction),))[1])(arrays[which])
     up, down = (np.asarray(first(jnp.asarray(moved(sign)[which]))) for sign in (1, -1))
     of_first = (up - down) / (2 * step)
     if ARGUMENTS[which] == "weights":
@@ -182,6 +187,7 @@ def test_derivative_rule_agrees_with_central_differences(which: int, directions:
         CENTRAL_DIFFERENCE.check(second, of_first, "second")
 
 
+@pytest.mark.slow
 def test_derivatives_under_vmap_are_those_of_each_market() -> None:
     markets = list(MARKETS.values())[:3]
     both = jax.jit(jax.vmap(jax.jacfwd(jax.jacrev(shares), (0, 2))))(*(jnp.asarray(a) for a in stack(markets)[:5]))

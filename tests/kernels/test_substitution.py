@@ -1,24 +1,32 @@
 """Outputs of one market: closed forms of the logit, differences and loops, and adding up."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blpjax.kernels import substitution
 from blpjax.kernels.demand import DemandPoint
-from blpjax.kernels.substitution import (
-    consumer_surpluses,
-    diversion_ratios,
-    elasticities,
-    herfindahl_hirschman_index,
-    long_run_diversion_ratios,
-)
 from tests.support.economies import MARKETS, J, Market, loop_shares, market, pad
 from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA, ROUNDING
 
 pytestmark = pytest.mark.usefixtures("several_buckets")
 
 every_market = pytest.mark.parametrize("m", MARKETS.values(), ids=MARKETS)
+
+# Compiled as a whole: one operation after another takes longer.
+consumer_surpluses, diversion_ratios, elasticities, herfindahl_hirschman_index, long_run_diversion_ratios = map(
+    jax.jit,
+    (
+        substitution.consumer_surpluses,
+        substitution.diversion_ratios,
+        substitution.elasticities,
+        substitution.herfindahl_hirschman_index,
+        substitution.long_run_diversion_ratios,
+    ),
+)
 
 #: Utility falls in the variable x, on average by this much, and moves with tastes for the second characteristic.
 SLOPE = -1.3
@@ -103,6 +111,12 @@ def test_long_run_diversion_of_a_product_that_everybody_chooses() -> None:
     LINEAR_ALGEBRA.check(ratios[0], expected / expected.sum())
 
 
+@jax.jit
+@jax.grad
+def _surplus_gradient(V: Any, slopes: Any, availability: Any) -> Any:
+    return consumer_surpluses(V, slopes, availability).sum()
+
+
 @every_market
 def test_surplus_is_the_expected_utility_of_the_best_choice(m: Market) -> None:
     """Also where utilities overflow, and of products that some cannot choose."""
@@ -112,10 +126,9 @@ def test_surplus_is_the_expected_utility_of_the_best_choice(m: Market) -> None:
     exponentials = np.where(availability > 0, np.exp(V.astype(np.longdouble)), 0)
     expected = np.log1p(exponentials.sum(axis=0)).astype(float) / -slopes
     ROUNDING.check(consumer_surpluses(jnp.asarray(V), jnp.asarray(slopes), jnp.asarray(availability)), expected)
-    huge = consumer_surpluses(jnp.asarray(V) + 1000.0, jnp.asarray(slopes), jnp.ones((J, 1)))
+    huge = consumer_surpluses(jnp.asarray(V) + 1000.0, jnp.asarray(slopes), jnp.ones(V.shape))
     assert np.isfinite(huge).all() and (huge >= (V.max(axis=0) + 1000.0) / -slopes).all()
-    gradient = jax.grad(lambda V: consumer_surpluses(V, jnp.asarray(slopes), jnp.asarray(availability)).sum())
-    assert np.isfinite(gradient(jnp.asarray(V))).all()
+    assert np.isfinite(_surplus_gradient(V, slopes, availability)).all()
 
 
 def test_concentration_is_that_of_inside_sales_by_firm() -> None:
@@ -141,11 +154,13 @@ def test_padded_products_leave_the_others_alone_and_finite() -> None:
 
 def test_elasticities_are_differentiable_at_padded_products() -> None:
     m = pad(market(32), J + 1, 25)
-    gradient = jax.grad(
-        lambda delta: elasticities(
-            jacobian_of(delta, *map(jnp.asarray, m[1:5]), jnp.full(J + 1, SLOPE)),
-            jnp.ones(J + 1),
-            jnp.asarray(m.shares),
-        ).sum()
+    gradient = jax.jit(
+        jax.grad(
+            lambda delta: elasticities(
+                jacobian_of(delta, *map(jnp.asarray, m[1:5]), jnp.full(J + 1, SLOPE)),
+                jnp.ones(J + 1),
+                jnp.asarray(m.shares),
+            ).sum()
+        )
     )(jnp.asarray(m.delta))
     assert np.isfinite(gradient).all()

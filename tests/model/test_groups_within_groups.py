@@ -11,6 +11,7 @@ import pytest
 import blpjax
 from blpjax.exceptions import DataError, IdentificationWarning
 from tests.support import joint
+from tests.support.designs import mostly_slow
 from tests.tolerances import CENTRAL_DIFFERENCE, FIXED_PARAMETERS, LINEAR_ALGEBRA
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -60,10 +61,17 @@ def at(*rho: float) -> Any:
     return problem().solve(**NONLINEAR, rho=rho, costs_bounds=(0.01, None), **EVALUATED)
 
 
+@functools.cache
+def logit_at(*rho: float) -> Any:
+    """Without random coefficients and a supply side."""
+    return build(X2=False).solve(rho=rho, **EVALUATED)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_results() -> Any:
     yield
     at.cache_clear()
+    logit_at.cache_clear()
     problem.cache_clear()
 
 
@@ -104,8 +112,9 @@ def test_gradients_agree_with_differences_for_parameters_of_each_group() -> None
     assert np.isfinite(results.rho_se).all() and results.rho_bounds[1].max() == 0.99
 
 
-def test_markups_follow_from_numerical_derivatives_of_shares() -> None:
-    results, products = at(0.3, 0.6), tables()[0]
+@pytest.mark.parametrize("evaluated", mostly_slow({"logit": logit_at, "random coefficients": at}, ["logit"]))
+def test_markups_follow_from_numerical_derivatives_of_shares(evaluated: Any) -> None:
+    results, products = evaluated(0.3, 0.6), tables()[0]
     prices, costs, step = products.prices.to_numpy(), results.compute_costs()[:, 0], 1e-5
     market = np.flatnonzero(products.market_ids == products.market_ids[0])
     slopes = np.zeros((market.size, market.size))
@@ -146,7 +155,7 @@ def test_logit_estimates_are_those_of_a_linear_regression() -> None:
 
 
 def test_files_keep_them(tmp_path: Path) -> None:
-    results = at(0.3, 0.6)
+    results = logit_at(0.3, 0.6)
     results.save(tmp_path / "results")
     loaded = blpjax.load(tmp_path / "results")
     np.testing.assert_array_equal(loaded.rho, results.rho)
@@ -155,6 +164,7 @@ def test_files_keep_them(tmp_path: Path) -> None:
     assert loaded.theta_labels == results.theta_labels
 
 
+@pytest.mark.slow
 def test_counterfactuals_add_and_drop_products_of_subgroups() -> None:
     """What enters as a product left is that product."""
     results, products = at(0.3, 0.6), tables()[0]
@@ -171,10 +181,18 @@ def test_counterfactuals_add_and_drop_products_of_subgroups() -> None:
     prices = products.prices.to_numpy()[here]
     assert np.abs(left.products["prices_after"].to_numpy()[here] - prices).max() > 1e-5
     np.testing.assert_allclose(again.products["prices_after"].to_numpy()[:-1][here], prices, rtol=1e-7)
+
+
+def test_products_of_new_subgroups_are_refused() -> None:
+    results, products = logit_at(0.3, 0.6), tables()[0]
+    last = len(products) - 1
+    costs, xi = results.compute_costs()[[last], 0], np.asarray(results.xi)[[last], 0]
+    row = products.iloc[[last]][["market_ids", "firm_ids", "nesting_ids", "subnesting_ids", "x", "y", "w"]]
     with pytest.raises(DataError, match="nesting_ids 'a', subnesting_ids 9, which is no group of products"):
-        results.counterfactual(add=row[names].assign(subnesting_ids=9, xi=xi, costs=costs, nesting_ids="a"))
+        results.counterfactual(add=row.assign(subnesting_ids=9, xi=xi, costs=costs, nesting_ids="a"))
 
 
+@pytest.mark.slow
 def test_second_choices_in_subgroups_are_a_survey() -> None:
     """How many would stay in their subgroup without their first choice, by a loop over removed products."""
     dataset = blpjax.MicroDataset(

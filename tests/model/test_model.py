@@ -16,6 +16,7 @@ from blpjax.machine.compilation import forget_programs
 from blpjax.model.model import Model
 from blpjax.model.one_market import find_market
 from tests.support import joint
+from tests.support.designs import mostly_slow
 from tests.support.programs import compilations
 from tests.tolerances import CENTRAL_DIFFERENCE, FIXED_PARAMETERS, LINEAR_ALGEBRA, ROUNDING
 
@@ -94,14 +95,13 @@ def test_equilibria_satisfy_first_order_conditions(costs_type: str, constant_cos
     assert np.abs(m.profit_gradients(costs=costs, firm_ids=firms)).max() > 1e-4
 
 
-def test_costs_move_with_shares_as_formulated() -> None:
-    rng = np.random.default_rng(0)
-    linear, log = model("linear"), model("log")
-    costs, shares = rng.uniform(1, 2, linear.delta.size), linear.shares * 1.2
-    moved = costs + linear.coefficients.gamma[2] * np.log(1.2)
-    ROUNDING.check(linear.update_costs(costs, shares), moved)
-    moved = costs * np.exp(log.coefficients.gamma[3] * 0.2 * log.shares)
-    ROUNDING.check(log.update_costs(costs, 1.2 * log.shares), moved)
+@pytest.mark.parametrize("costs_type", mostly_slow([*FORMULAS], ["linear"]))
+def test_costs_move_with_shares_as_formulated(costs_type: str) -> None:
+    m = model(costs_type)
+    costs, shares, gamma = np.random.default_rng(0).uniform(1, 2, m.delta.size), m.shares * 1.2, m.coefficients.gamma
+    linear = costs_type == "linear"
+    moved = costs + gamma[2] * np.log(1.2) if linear else costs * np.exp(gamma[3] * 0.2 * m.shares)
+    ROUNDING.check(m.update_costs(costs, shares), moved)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_passthrough_is_the_derivative_of_resolved_prices() -> None:
 
 
 def test_loops_that_are_cut_short_give_no_prices() -> None:
-    short = blpjax.Iteration("simple", {"max_evaluations": 2})
+    short = blpjax.Iteration("squarem", {"max_evaluations": 2})
     found = model().solve_prices(firm_ids=merged(), iteration=short)
     assert (found.status == Status.MAX_EVALUATIONS).all() and np.isnan(found.prices).all()
 
@@ -185,6 +185,7 @@ def test_second_derivatives_are_those_of_first_ones() -> None:
     CENTRAL_DIFFERENCE.check(np.asarray(m.compute_profit_hessians())[rows][:, : rows.size, 1], expected)
 
 
+@pytest.mark.slow
 def test_second_derivatives_in_mean_utilities() -> None:
     m, rows = model(), results("linear").problem.market_index.rows[1]
     step = 1e-5 * np.eye(m.delta.size)[rows[0]]
@@ -196,7 +197,7 @@ def test_second_derivatives_in_mean_utilities() -> None:
 def test_surplus_falls_with_prices_by_what_is_bought() -> None:
     """Roy's identity, where marginal utility of income is the same for all consumers."""
     m = model()
-    gradient = jax.grad(lambda p: m.compute_consumer_surpluses(p).sum())(m.prices)
+    gradient = jax.jit(jax.grad(lambda p: m.compute_consumer_surpluses(p).sum()))(m.prices)
     ROUNDING.check(gradient, -m.compute_shares()[:, 0])
     everyone = m.compute_consumer_surpluses(keep_all=True)
     table = results("linear").problem.agents_in_economy.table
@@ -232,6 +233,7 @@ def test_costs_prices_and_shares_are_consistent() -> None:
     ROUNDING.check(m.compute_profits(), margin * m.shares[:, None])
 
 
+@pytest.mark.slow
 def test_mean_utilities_are_inverted_from_observed_shares() -> None:
     found = model().invert(blpjax.Iteration("newton"))
     assert succeeded(found.status).all()
@@ -254,6 +256,7 @@ def test_ownership_by_firms_and_by_matrices_is_the_same() -> None:
     assert all(((part < 0) == ~bucket.present).all() for part, bucket in zip(codes, m.economy.buckets, strict=True))
 
 
+@pytest.mark.slow
 def test_markups_are_differentiable_in_ownership() -> None:
     """A cost is a function of the share that one firm holds of another."""
     m, firms = model(), merged()
@@ -266,7 +269,8 @@ def test_markups_are_differentiable_in_ownership() -> None:
     def costs(held: Any) -> jax.Array:
         return m.compute_costs(ownership=same + held * other)[:, 0]
 
-    CENTRAL_DIFFERENCE.check(jax.jacfwd(costs)(0.3), (costs(0.3 + 1e-5) - costs(0.3 - 1e-5)) / 2e-5)
+    costs = jax.jit(costs)
+    CENTRAL_DIFFERENCE.check(jax.jit(jax.jacfwd(costs))(0.3), (costs(0.3 + 1e-5) - costs(0.3 - 1e-5)) / 2e-5)
 
 
 def test_what_is_missing_is_named() -> None:
@@ -314,7 +318,7 @@ def test_derivatives_do_not_leak_from_padding() -> None:
         moved = eqx.tree_at(lambda m: m.delta, m, delta)
         return moved.in_market(find_market(m.economy, 2, rows)).compute_shares()[: rows.size, 0]
 
-    forward, backward = jax.jacfwd(shares)(m.delta), jax.jacrev(shares)(m.delta)
+    forward, backward = jax.jit(lambda d: (jax.jacfwd(shares)(d), jax.jacrev(shares)(d)))(m.delta)
     ROUNDING.check(backward, forward)
     ROUNDING.check(forward[:, rows], blocks(m.compute_demand_jacobians(None))[2])
 

@@ -221,7 +221,8 @@ def test_a_scale_of_epsilon_scales_parameters() -> None:
     assert results.problem.epsilon_scale == 0.6
 
 
-@pytest.mark.parametrize("name", [pytest.param("demographics of products", marks=pytest.mark.slow), "everything"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["demographics of products", "everything"])
 def test_diversion_where_slopes_are_specific_to_products(name: str) -> None:
     """``-(ds_k / dp_j) / (ds_j / dp_j)`` for row j and column k; with such slopes derivatives are not symmetric."""
     results, products = solved(name), tables()[0]
@@ -242,6 +243,7 @@ def test_diversion_where_slopes_are_specific_to_products(name: str) -> None:
     CENTRAL_DIFFERENCE.check(jacobians[rows, list(rows).index(j)], difference)
 
 
+@pytest.mark.slow
 def test_nested_logit_is_estimated_as_by_pyblp() -> None:
     given = {"optimization": None, "method": "2s", "check_optimality": "both"}
     ours, theirs = (CASES["nested logit"].solve(library, **given) for library in (blpjax, pyblp))

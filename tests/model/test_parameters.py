@@ -246,7 +246,7 @@ def small_problem(quiet: None) -> Any:
     ("sigma", "pi"),
     [
         (np.diag([0.3, 0.0, 0.5]), [[0.0], [0.2], [0.4]]),
-        ([[0, 0, 0], [0.1, 0, 0], [0.2, 0, 0.6]], [[0.1], [0.3], [0.0]]),
+        pytest.param([[0, 0, 0], [0.1, 0, 0], [0.2, 0, 0.6]], [[0.1], [0.3], [0.0]], marks=pytest.mark.slow),
     ],
 )
 def test_labels_order_and_node_columns_are_those_of_pyblp(small_problem: Any, sigma: Any, pi: Any) -> None:

@@ -16,7 +16,7 @@ GROUPS = 3
 
 
 @pytest.mark.parametrize("asymmetric", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("nested", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_formulas_on_the_host_are_those_of_programs(nested: bool, asymmetric: bool) -> None:
     products, agents = joint.tables(markets=4)
     if asymmetric:

@@ -19,7 +19,7 @@ from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA
 PRODUCTS, AGENTS = (5, 3, 4), 8
 N = sum(PRODUCTS)
 
-few = settings(max_examples=10)
+few = settings(max_examples=6)
 seeds = st.integers(0, 2**31 - 1)
 #: Tastes that are exponentials of random coefficients soon are so large that probabilities underflow.
 sizes = st.floats(0.1, 0.8)

@@ -83,7 +83,7 @@ def test_negative_weights_count() -> None:
 @pytest.mark.parametrize(
     ("shape", "nested", "most"),
     [
-        ((0,), True, 16),
+        pytest.param((0,), True, 16, marks=pytest.mark.slow),
         ((0, 1), False, 0),
         pytest.param((1,), False, 16, marks=pytest.mark.slow),
         pytest.param((1,), False, 0, marks=pytest.mark.slow),
@@ -125,8 +125,15 @@ def test_derivatives_are_differences_where_markets_are_mapped_one_by_one(
     test_derivatives_are_differences(shape, False, 16, monkeypatch)
 
 
-@pytest.mark.parametrize(("shape", "nested"), [((1,), False), ((1, 1), True)])
-@pytest.mark.parametrize("most", [0, 16])
+@pytest.mark.parametrize(
+    ("shape", "nested", "most"),
+    [
+        ((1,), False, 16),
+        pytest.param((1,), False, 0, marks=pytest.mark.slow),
+        ((1, 1), True, 0),
+        pytest.param((1, 1), True, 16, marks=pytest.mark.slow),
+    ],
+)
 def test_covariances_are_those_of_respondents(
     shape: Sequence[int], nested: bool, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,10 @@ def power(index: Any, shape: Any) -> Any:
     return jnp.sinh(shape * index) / shape
 
 
+def cubic(index: Any) -> Any:
+    return index + 0.1 * index**3
+
+
 KIND = blpjax.Transformation(power, parameters=("shape",))
 
 
@@ -39,7 +43,7 @@ def simulation(rc_types: Any, **options: Any) -> blpjax.Simulation:
 
 @pytest.fixture(scope="module")
 def simulated() -> Any:
-    return simulation([KIND, "linear"], tau=[0.8]).replace_endogenous()
+    return simulation([KIND, cubic], tau=[0.8]).replace_endogenous()
 
 
 def test_shares_are_those_of_transformed_coefficients(simulated: Any) -> None:
@@ -47,7 +51,7 @@ def test_shares_are_those_of_transformed_coefficients(simulated: Any) -> None:
     one = data["market_ids"].ravel() == 2
     people = agents.market_ids.ravel() == 2
     index = agents.nodes[people] @ SIGMA.T + agents.demographics[people] @ np.array(PI).T
-    tastes = np.column_stack([np.sinh(0.8 * index[:, 0]) / 0.8, index[:, 1]])
+    tastes = np.column_stack([np.sinh(0.8 * index[:, 0]) / 0.8, cubic(index[:, 1])])
     mu = np.column_stack([data["x"][one], data["y"][one]]) @ tastes.T
     e = np.exp(simulated.delta[one] + mu)
     ROUNDING.check(simulated.compute_shares()[one, 0], (e / (1 + e.sum(axis=0))) @ agents.weights[people, 0])
@@ -56,7 +60,7 @@ def test_shares_are_those_of_transformed_coefficients(simulated: Any) -> None:
 @pytest.mark.slow
 def test_estimation_knows_the_parameters_of_transformations(simulated: Any) -> None:
     problem = simulated.to_problem()
-    assert problem.rc_types == [KIND, "linear"]
+    assert problem.rc_types == [KIND, cubic]
     options = {"sigma": SIGMA, "pi": PI, "beta": [None, -1.5, None], "tau": [0.7]}
     fixed = problem.solve(
         **options, method="1s", optimization=blpjax.Optimization("return"), check_optimality="gradient"
@@ -80,6 +84,7 @@ def test_estimation_knows_the_parameters_of_transformations(simulated: Any) -> N
     ROUNDING.check(errors, fixed.tau_se.ravel())
 
 
+@pytest.mark.slow
 def test_plain_functions_are_types_too(simulated: Any) -> None:
     """A function of the index, and the same as one of PyBLP's types."""
     named = simulation(["log", "logit"]).replace_endogenous()

@@ -62,9 +62,21 @@ def check(actual: Any, expected: Any) -> None:
 # next to PyBLP
 
 
-@pytest.mark.parametrize("se_type", ["robust", "clustered", "unadjusted"])
-@pytest.mark.parametrize("supply", [ALONE, FIRMS])
-@pytest.mark.parametrize("kind", lags.TYPES)
+@pytest.mark.parametrize(
+    ("kind", "supply", "se_type"),
+    [
+        pytest.param(
+            kind,
+            supply,
+            se_type,
+            id=f"{kind}-{'firms' if supply else 'alone'}-{se_type}",
+            marks=() if (kind, supply) in (("all", ALONE), ("all", FIRMS)) else pytest.mark.slow,
+        )
+        for kind in lags.TYPES
+        for supply in (ALONE, FIRMS)
+        for se_type in ("robust", "clustered", "unadjusted")
+    ],
+)
 def test_evaluation_is_that_of_pyblp(kind: str, supply: bool, se_type: str) -> None:
     check(*both(kind, supply, LOGIT, se_type=se_type, W_type=se_type, center_moments=se_type == "robust"))
 
@@ -101,13 +113,13 @@ def test_estimates_of_two_steps_are_those_of_pyblp(supply: bool, phi: Any, bound
 
 def test_weights_that_are_given_and_levels_in_other_words() -> None:
     """A list of levels, with types that have no instruments, is what is meant by levels."""
-    plain = solve("stacked", ALONE, demand_moment_types="levels", phi=0)
-    spelled = solve("stacked", ALONE, demand_moment_types=[("innovations", 0), ("levels", 10)], phi=0)
+    plain = solve("all", ALONE, demand_moment_types="levels", phi=0)
+    spelled = solve("all", ALONE, demand_moment_types=[("innovations", 0), ("levels", 10)], phi=0)
     np.testing.assert_array_equal(plain.moments, spelled.moments)
     assert plain.objective == spelled.objective and not plain.moment_types and plain.phi.shape == (1, 1)
     W = plain.W + 0.1 * np.diag(np.diag(plain.W))
-    check(*both("stacked", FIRMS, LOGIT, W=np.diag(np.linspace(1, 2, 18))))
-    check(*both("stacked", ALONE, LOGIT, W=W))
+    check(*both("all", FIRMS, LOGIT, W=np.diag(np.linspace(1, 2, 18))))
+    check(*both("all", ALONE, LOGIT, W=W))
 
 
 # formulas
@@ -140,7 +152,7 @@ def test_moments_are_what_formulas_say() -> None:
 
 
 @pytest.mark.parametrize("random", [LOGIT, pytest.param(RANDOM, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("supply", [pytest.param(ALONE, marks=pytest.mark.slow), FIRMS])
+@pytest.mark.parametrize("supply", [ALONE, pytest.param(FIRMS, marks=pytest.mark.slow)])
 def test_derivatives_are_those_of_differences(supply: bool, random: bool) -> None:
     results = solve("all", supply, random, check_optimality="both")
     given = {
@@ -175,15 +187,16 @@ def test_functions_can_be_mapped() -> None:
 
 
 def test_finite_differences_and_the_initial_update_know_types() -> None:
-    exact, rough = solve("stacked"), solve("stacked", finite_differences=True)
+    exact, rough = solve("all"), solve("all", finite_differences=True)
     np.testing.assert_allclose(rough.gradient, exact.gradient, rtol=1e-4, atol=1e-4 * np.abs(exact.gradient).max())
-    updated = solve("stacked", initial_update=True)
+    updated = solve("all", initial_update=True)
     ROUNDING.check(updated.W, exact.updated_W)
     with quiet():
-        expected = theirs(FIRMS, LOGIT).solve(**lags.arguments(pyblp, "stacked", FIRMS, LOGIT, initial_update=True))
+        expected = theirs(FIRMS, LOGIT).solve(**lags.arguments(pyblp, "all", FIRMS, LOGIT, initial_update=True))
     FIXED_PARAMETERS.check(updated.objective, expected.objective)
 
 
+@pytest.mark.slow
 def test_blocks_of_ones_own_stand_beside_innovations() -> None:
     """With no weight they change nothing."""
 

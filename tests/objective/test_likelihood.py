@@ -71,7 +71,7 @@ def solved(estimator: str) -> Any:
 # values
 
 
-@pytest.mark.parametrize("estimator", mostly_slow([*ESTIMATORS], ["cler", "mdle"]))
+@pytest.mark.parametrize("estimator", mostly_slow([*ESTIMATORS], ["cler"]))
 def test_values_are_those_of_loops(estimator: str) -> None:
     found = evaluation(estimator)
     micro, macro = logs(THETA, found.inversion.delta)
@@ -96,7 +96,7 @@ def test_mean_utilities_are_optimal(estimator: str) -> None:
     assert all(inner(delta + step) > best for step in 0.01 * np.eye(delta.size))
 
 
-@pytest.mark.parametrize("estimator", mostly_slow([*ESTIMATORS], ["cler", "mdle"]))
+@pytest.mark.parametrize("estimator", mostly_slow([*ESTIMATORS], ["cler"]))
 def test_derivatives_are_those_of_differences(estimator: str) -> None:
     function, found = objective(likelihood(estimator)), evaluation(estimator)
     ends = [[evaluate(function, THETA + sign * step) for sign in (1, -1)] for step in 1e-5 * np.eye(3)]
@@ -174,7 +174,7 @@ def test_respondents_may_have_draws_of_their_own() -> None:
 # estimates
 
 
-@pytest.mark.parametrize("estimator", mostly_slow([*ESTIMATORS], ["cler", "mdle"]))
+@pytest.mark.parametrize("estimator", mostly_slow([*ESTIMATORS], ["cler"]))
 def test_estimates_are_optimal_and_reported(estimator: str) -> None:
     found = solved(estimator)
     assert found.converged and found.projected_gradient_norm < 1e-6
@@ -253,6 +253,7 @@ def test_without_overidentification_restrictions_change_nothing() -> None:
     ESTIMATES.check(cler.parameter_covariances, mdle.parameter_covariances)
 
 
+@pytest.mark.slow
 def test_large_populations_make_shares_constraints() -> None:
     large = {market: 1e4 * size for market, size in SIZES.items()}
     found = solve("mdle", likelihood("mdle", market_sizes=large))
@@ -312,6 +313,7 @@ def test_routines_without_gradients_need_no_derivatives(estimator: str, monkeypa
     Tolerance(1e-4, 1e-5).check(found.beta_se, known.beta_se)
 
 
+@pytest.mark.slow
 def test_starts_lead_to_the_best_minimum() -> None:
     """From zero, where the derivative in a standard deviation vanishes, optimisation moves on."""
     found = solve(starts=[[1.0, 0.5, -0.4], [0.0, 0.0, 0.0], [2.0, -1.0, 1.0]])
@@ -323,6 +325,9 @@ def test_starts_lead_to_the_best_minimum() -> None:
     # evaluations that fail during a search raise no errors
     some = solve(starts=[[1.0, 300.0, 300.0], [1.0, 0.5, -0.4]], error_behavior="raise")
     assert some.starts["converged"].all() and (some.starts["optimum"] == 0).all()
+
+
+def test_wrong_starts_are_refused() -> None:
     with pytest.raises(ValueError, match=r"starts must have the shape \(number of starts, 3\)"):
         solve(starts=[[1.0, 2.0]])
     with pytest.raises(ValueError, match="starts need an optimization"):

@@ -11,6 +11,7 @@ import pytest
 import blpjax
 from blpjax.exceptions import ConvergenceError, DataError
 from tests.support import joint
+from tests.support.designs import mostly_slow
 from tests.tolerances import FIXED_PARAMETERS
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -43,7 +44,7 @@ def build(library: Any = blpjax, model: joint.Model = joint.Model()) -> Any:  # 
     return model.build(library, products, agents if model.X2 else None)
 
 
-def solve(library: Any = blpjax, model: joint.Model = joint.Model(), **more: Any) -> Any:  # noqa: B008
+def solve(library: Any = blpjax, model: joint.Model = joint.Model(), problem: Any = None, **more: Any) -> Any:  # noqa: B008
     """Results at the starting values."""
     chosen = {
         "sigma": SIGMA,
@@ -56,22 +57,22 @@ def solve(library: Any = blpjax, model: joint.Model = joint.Model(), **more: Any
         "resample_agent_data": resampler(),
     }
     with joint.quiet():
-        return build(library, model).solve(**chosen | more)
+        return (build(library, model) if problem is None else problem).solve(**chosen | more)
 
 
 FIXED_EFFECTS = joint.Model(X1="0 + prices + x", absorb_demand="C(firm_ids)", X3=None)
 
 
-@pytest.mark.parametrize(
-    ("model", "arguments"),
-    [
-        (joint.Model(), {}),
-        (joint.Model(X3=None), {"W_type": "unadjusted", "se_type": "unadjusted"}),
-        (FIXED_EFFECTS, {"beta": None, "method": "2s", "se_type": "clustered"}),
-    ],
-    ids=["supply", "unadjusted", "two steps"],
-)
-def test_pyblp_adds_the_same(model: joint.Model, arguments: dict[str, Any]) -> None:
+CASES: dict[str, tuple[joint.Model, dict[str, Any]]] = {
+    "supply": (joint.Model(), {}),
+    "unadjusted": (joint.Model(X3=None), {"W_type": "unadjusted", "se_type": "unadjusted"}),
+    "two steps": (FIXED_EFFECTS, {"beta": None, "method": "2s", "se_type": "clustered"}),
+}
+
+
+@pytest.mark.parametrize("case", mostly_slow([*CASES], ["supply"]))
+def test_pyblp_adds_the_same(case: str) -> None:
+    model, arguments = CASES[case]
     ours, theirs = (solve(library, model, **arguments) for library in (blpjax, pyblp))
     assert (np.diag(theirs.simulation_covariances) > 0).all()
     for name in (*COVARIANCES, "sigma_se", "beta_se"):
@@ -83,7 +84,7 @@ def test_covariances_are_those_of_problems_with_these_agents() -> None:
     for index in range(3):
         with joint.quiet():
             problem = joint.Model().build(blpjax, joint.tables(3, markets=4)[0], resampler()(index))
-            results = problem.solve(SIGMA, PI, beta=BETA, method="1s", optimization=blpjax.Optimization("return"))
+        results = solve(problem=problem, resample_agent_data=None)
         moments.append(results.moments[:, 0])
     with_error, without = solve(resample_agent_data=resampler(3)), solve(resample_agent_data=None)
     FIXED_PARAMETERS.check(with_error.simulation_covariances, np.cov(moments, rowvar=False))

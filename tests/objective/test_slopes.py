@@ -1,5 +1,6 @@
 """Derivatives in theta by formulas, and Hessians by a Lagrangian, are those of the implicit rules differentiated."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from blpjax.objective.moments import GMM
 from blpjax.objective.slopes import solve_along
 from blpjax.objective.structure import StructuralModel
 from tests.support.joint import PI, SIGMA, Model, tables, with_asymmetric_ownership
-from tests.tolerances import LINEAR_ALGEBRA
+from tests.tolerances import CENTRAL_DIFFERENCE, LINEAR_ALGEBRA
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -34,19 +35,26 @@ def joint_tables(seed: int, costs_type: str = "linear", **options: Any) -> tuple
     )
 
 
+def functions_of(problem: Any, *parameters: Any, **options: Any) -> Any:
+    known = {"beta": BETA, "iteration": blpjax.Iteration("newton", {"atol": 1e-14})} | options
+    return problem.functions(*parameters, **known)
+
+
 def solved(problem: Any, *parameters: Any, **options: Any) -> tuple[GMM, jax.Array, jax.Array]:
     """The objective without loops, theta, and mean utilities there."""
-    known = {"beta": BETA, "iteration": blpjax.Iteration("newton")} | options
-    functions = problem.functions(*parameters, **known)
-    minimand, delta = functions.minimand, functions.delta(functions.theta)
-    return GMM(minimand.model.without_loops(), minimand.weighting, minimand.scale), functions.theta, delta
+    functions = functions_of(problem, *parameters, **options)
+    return without_loops(functions.minimand), functions.theta, functions.delta(functions.theta)
 
 
-@jax.jit
-def by_formulas(objective: GMM, theta: jax.Array, delta: jax.Array) -> dict[str, Any]:
+def without_loops(minimand: GMM) -> GMM:
+    return GMM(minimand.model.without_loops(), minimand.weighting, minimand.scale)
+
+
+@partial(jax.jit, static_argnames="alone")
+def by_formulas(objective: GMM, theta: jax.Array, delta: jax.Array, alone: bool = True) -> dict[str, Any]:
+    """Also what one direction alone has, which is another program."""
     e = objective.evaluate(theta, delta)
     H = objective.curvature(theta, delta, jnp.eye(theta.size))
-    one = objective.curvature(theta, delta, jnp.ones((1, theta.size)))
     return {
         "r": e.residuals,
         "J": e.residual_jacobian,
@@ -55,7 +63,7 @@ def by_formulas(objective: GMM, theta: jax.Array, delta: jax.Array) -> dict[str,
         "xi": e.xi_by_theta,
         "omega": e.omega_by_theta,
         "H": H,
-        "H 1": one[0],
+        "H 1": objective.curvature(theta, delta, jnp.ones((1, theta.size)))[0] if alone else H.sum(axis=0),
     }
 
 
@@ -134,33 +142,73 @@ def test_one_direction_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     check(*solved(Model().build(blpjax, *joint_tables(4)), SIGMA, PI))
 
 
-@pytest.mark.parametrize(
-    "case", ["nests", *(pytest.param(case, marks=pytest.mark.slow) for case in ("subgroups", "types", "demographics"))]
-)
-def test_along_one_parameter_after_the_other(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has no formulas for all parameters at once. Hessians are a Lagrangian's, too."""
+CASES = ("nests", "subgroups", "types", "demographics")
+
+
+def along_parameters(case: str) -> tuple[GMM, jax.Array, jax.Array]:
+    """What has no formulas for all parameters at once."""
     products, agents = joint_tables(5, importance=True)
     nests = products.assign(nesting_ids=products["groups"])
     if case == "nests":
-        objective, theta, delta = solved(Model().build(blpjax, nests, agents), SIGMA, PI, [0.3])
-    elif case == "subgroups":
+        return solved(Model().build(blpjax, nests, agents), SIGMA, PI, [0.3])
+    if case == "subgroups":
         nests["subnesting_ids"] = nests["groups"] + 2 * (nests.x > nests.x.median())
         model = Model(X2="1 + prices + x")
-        objective, theta, delta = solved(model.build(blpjax, nests, agents), LOWER, INCOME[:, :1], [0.3, 0.5])
-    elif case == "types":
+        return solved(model.build(blpjax, nests, agents), LOWER, INCOME[:, :1], [0.3, 0.5])
+    if case == "types":
         model = Model(options={"rc_types": ["linear", "log"]})
-        objective, theta, delta = solved(model.build(blpjax, products, agents), SIGMA, PI)
-    else:
-        model = Model(demographics="0 + income")
-        wide = agents.drop(columns=["income", "income0", "income1"])
-        for j in range(8):
-            wide[f"income{j}"] = agents.income * (1 + 0.1 * j)
-        objective, theta, delta = solved(model.build(blpjax, products, wide), SIGMA, PI)
+        return solved(model.build(blpjax, products, agents), SIGMA, PI)
+    model = Model(demographics="0 + income")
+    wide = agents.drop(columns=["income", "income0", "income1"])
+    for j in range(8):
+        wide[f"income{j}"] = agents.income * (1 + 0.1 * j)
+    return solved(model.build(blpjax, products, wide), SIGMA, PI)
+
+
+def test_derivatives_with_nests_are_differences() -> None:
+    """Those by formulas along one parameter after the other, and a Lagrangian's Hessians."""
+    products, agents = joint_tables(5, importance=True)
+    nests = products.assign(nesting_ids=products["groups"])
+    functions = functions_of(Model().build(blpjax, nests, agents), SIGMA, PI, [0.3])
+    objective, step = without_loops(functions.minimand), 1e-5
+
+    def at(theta: Any) -> tuple[dict[str, Any], Any]:
+        delta = functions.delta(theta)
+        return by_formulas(objective, theta, delta, alone=False), delta
+
+    (found, _), theta = at(functions.theta), functions.theta
+    ends = [[at(theta + sign * e) for sign in (1, -1)] for e in step * np.eye(theta.size)]
+
+    def differences(values: Any) -> np.ndarray:
+        moved = [(np.asarray(values(*up)) - np.asarray(values(*down))) / (2 * step) for up, down in ends]
+        return np.stack(moved, axis=-1)
+
+    CENTRAL_DIFFERENCE.check(found["delta"], differences(lambda e, delta: delta), "delta")
+    CENTRAL_DIFFERENCE.check(found["J"], differences(lambda e, delta: e["r"]), "J")
+    CENTRAL_DIFFERENCE.check(found["gradient"], differences(lambda e, delta: e["r"] @ e["r"]), "gradient")
+    CENTRAL_DIFFERENCE.check(found["H"], differences(lambda e, delta: e["gradient"]), "H")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_along_one_parameter_after_the_other(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hessians are a Lagrangian's, too."""
+    objective, theta, delta = along_parameters(case)
     check(objective, theta, delta)
     seen = has_rules(monkeypatch)
-    _, at_once = solve_along(objective.model, theta, delta)
+    jax.eval_shape(solve_along, objective.model, theta, delta)
+    assert not seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_markets_one_after_the_other(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large ones are mapped."""
+    objective, theta, delta = along_parameters(case)
+    seen = has_rules(monkeypatch)
+    _, at_once = jax.jit(lambda *given: solve_along(*given))(objective.model, theta, delta)
     monkeypatch.setattr("blpjax.objective.slopes.cached_elements", lambda: 1)
-    _, one_by_one = solve_along(objective.model, theta, delta)
+    _, one_by_one = jax.jit(lambda *given: solve_along(*given))(objective.model, theta, delta)
     assert not seen
     for name in ("delta", "markups"):
         LINEAR_ALGEBRA.check(getattr(one_by_one, name), getattr(at_once, name), name)
