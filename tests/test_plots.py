@@ -345,7 +345,7 @@ def test_profile_of_an_element_at_its_bound() -> None:
 
 
 def test_profile_of_an_unscaled_objective() -> None:
-    results = solved(False, scale_objective=False, check_optimality="gradient")
+    results = solved(scale_objective=False, check_optimality="gradient")
     ax = plots.plot_objective_profile(results, 0, points=3)
     CENTRAL_DIFFERENCE.check(ax.lines[0].get_ydata()[1], results.objective)
 
@@ -396,21 +396,21 @@ def test_profiles_of_other_free_elements(given: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"elements": "y"}, r"theta has no element 'y'. Its elements are 1 x 1, x x x, 1 x income."),
-        ({"elements": [3]}, "positions between 0 and 2, not 3."),
+        ({"elements": "y"}, r"theta has no element 'y'. Its elements are 1 x 1, x x x, 1 x income, prices."),
+        ({"elements": [4]}, "positions between 0 and 3, not 4."),
         ({"elements": []}, "There are no elements of theta"),
         ({"points": 2}, "points must be at least 3, not 2."),
-        ({"spans": [0.1, 0.1]}, "spans must be one positive number, or 3 of them"),
+        ({"spans": [0.1, 0.1]}, "spans must be one positive number, or 4 of them"),
         ({"spans": -1.0}, "spans must be one positive number"),
     ],
 )
 def test_bad_arguments_of_profiles(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plots.plot_objective_profile(solved(False), **arguments)
+        plots.plot_objective_profile(solved(), **arguments)
 
 
 def test_profiles_without_standard_errors_need_spans() -> None:
-    first = solved(False, method="2s", check_optimality="gradient").last_results
+    first = solved(method="2s", optimization=blpjax.Optimization("return"), check_optimality="gradient").last_results
     assert isinstance(first, blpjax.ProblemResults)
     with pytest.raises(ValueError, match="spans must be given, because there are no standard errors."):
         plots.plot_objective_profile(first)

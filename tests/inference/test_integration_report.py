@@ -16,7 +16,8 @@ from tests.tolerances import ESTIMATES
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
-DRAWS = Integration("monte_carlo", 25)
+#: As many as there are in the table of agents: programs are the same.
+DRAWS = Integration("monte_carlo", 30)
 CASES = {
     "demand": (joint.Model(X2="0 + x", X3=None, demographics=None), {"sigma": [[0.6]], "method": "1s"}),
     "supply, demographics": (
@@ -55,11 +56,11 @@ def report(name: str) -> Any:
 @pytest.mark.parametrize("name", mostly_slow(list(CASES), fast=["demand"]))
 def test_each_seed_has_the_estimates_of_a_problem_with_its_draws(name: str) -> None:
     found = report(name)
-    problem = build(name, Integration("monte_carlo", 25, {"seed": 8}))
+    problem = build(name, Integration("monte_carlo", 30, {"seed": 8}))
     with joint.quiet():
         results = problem.solve(**CASES[name][1])
     rows = found.table[found.table["seed"] == 8]
-    assert rows["ok"].all() and set(rows["agents"]) == {25} and set(rows["integration"]) == {"monte_carlo 25"}
+    assert rows["ok"].all() and set(rows["agents"]) == {30} and set(rows["integration"]) == {"monte_carlo 30"}
     estimates = rows[rows["block"] != "outcome"]
     assert estimates["parameter"].tolist() == results.parameter_labels
     ESTIMATES.check(estimates["estimate"], results.parameters[:, 0])

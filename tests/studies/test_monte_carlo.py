@@ -30,7 +30,7 @@ from tests.tolerances import LINEAR_ALGEBRA
 @pytest.fixture(scope="module", params=[pytest.param(True, marks=pytest.mark.slow), False], ids=["supply", "demand"])
 def case(request: Any) -> tuple[MonteCarlo, monte_carlo.MonteCarloResults]:
     made = study(request.param)
-    return made, made.run(6, batch_size=6)
+    return made, made.run(6, batch_size=2)
 
 
 def test_replications_are_estimated_as_by_solve(case: Any) -> None:
@@ -78,6 +78,11 @@ def test_optimisers_that_lanes_do_not_have_are_refused(case: Any) -> None:
         MonteCarlo(
             made.simulation, optimization=blpjax.Optimization("optax-l-bfgs"), bounds={"sigma": ([[0.0]], [[3.0]])}
         )
+
+
+@pytest.mark.slow
+def test_lanes_say_where_evaluations_ran_out(case: Any) -> None:
+    made, _ = case
     limited = blpjax.Optimization("trust-region", {"max_evaluations": 2})
     table = MonteCarlo(made.simulation, optimization=limited, sigma=[[0.3]], **MOMENTS).run(2, 2).table
     assert (table["evaluations"] == 4).all() and not table["ok"].any()
@@ -107,7 +112,7 @@ def test_data_are_equilibria_of_the_simulation(case: Any) -> None:
 
 def test_batches_do_not_change_the_table(case: Any) -> None:
     made, results = case
-    parts = made.run(5, batch_size=2)
+    parts = made.run(5, batch_size=3)
     expected = results.table[results.table["replication"] < 5]
     assert parts.table.shape == expected.shape
     for column in ("replication", "block", "parameter", "ok", "status"):
@@ -135,7 +140,7 @@ def test_standard_deviations_of_zero_are_not_identified(case: Any) -> None:
     made, _ = case
     starts = {"beta": made._parameters.start.beta} if made.problem.K3 == 0 else {}
     held = {"sigma": [[1e-8]], "bounds": {"sigma": ([[0.0]], [[1e-7]])}}
-    table = MonteCarlo(made.simulation, made.problem, seed=3, **held, **starts, **MOMENTS).run(6, batch_size=6).table
+    table = MonteCarlo(made.simulation, made.problem, seed=3, **held, **starts, **MOMENTS).run(6, batch_size=2).table
     sigma = table["block"] == "sigma"
     assert not table.loc[sigma, "identified"].any() and table.loc[~sigma, "identified"].all()
 
@@ -304,9 +309,9 @@ def test_studies_go_on_where_they_stopped(case: Any, tmp_path: Path, monkeypatch
         MonteCarlo, "run_batch", lambda self, first, size: run.append(first) or original(self, first, size)
     )
     (path / "batch-000000000.parquet").unlink()
-    resumed = made.run(5, path=path).table
+    resumed = made.run(6, path=path).table
     assert run == [0, 4]
-    whole = made.run(5, batch_size=2, path=tmp_path / "other").table
+    whole = made.run(6, batch_size=2, path=tmp_path / "other").table
     pd.testing.assert_frame_equal(resumed, whole)
 
 
