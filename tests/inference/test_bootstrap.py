@@ -65,6 +65,18 @@ def test_costs_can_move_with_shares() -> None:
     assert np.abs(ours.bootstrapped_prices - constant).max() > 1e-4
 
 
+def test_draws_of_a_logit_are_clipped_to_bounds() -> None:
+    case = dataclasses.replace(CASES["logit"], model=joint.Model(X2=None, X3=None, demographics=None))
+    found = []
+    for library in (blpjax, pyblp):
+        results = case.solve(library, beta_bounds=([-np.inf, -2.1, -np.inf, -np.inf], np.full(4, np.inf)))
+        with joint.quiet():
+            found.append(results.bootstrap(50, seed=1).bootstrapped_beta)
+    assert found[0][:, 1].min() == -2.1
+    FIXED_PARAMETERS.check(*found)
+
+
+@pytest.mark.slow
 def test_draws_are_clipped_to_bounds() -> None:
     """Default bounds of sigma, and those that some elements are given."""
     bounds = {

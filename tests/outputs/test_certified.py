@@ -35,6 +35,10 @@ def test_curvature_of_profits_is_that_of_the_closed_form() -> None:
     taxed = logit().counterfactual(taxes=Taxes(0.1, 0.25), check=True)
     expected = (-2.0 / 1.25 * PRODUCTS.assign(s=taxed.after.shares).s).groupby(PRODUCTS.market_ids).max()
     LINEAR_ALGEBRA.check(taxed.markets["largest_curvature"], expected)
+
+
+@pytest.mark.slow
+def test_profits_are_concave_after_a_merger_and_an_exit() -> None:
     merged = results().counterfactual(firm_ids={1: 0}, drop=FIRST, check=True)
     assert (merged.markets["largest_curvature"] < 0).all()
 
