@@ -85,7 +85,7 @@ def by_hand(costs: np.ndarray, slopes: Any = None, psi: Any = None, clustered: b
 
 
 @pytest.mark.parametrize("costs_type", ["linear", "log"])
-@pytest.mark.parametrize("adjust", [False, True])
+@pytest.mark.parametrize("adjust", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_logit_has_the_statistics_of_its_closed_forms(costs_type: str, adjust: bool) -> None:
     """Markups are proportional to one over the coefficient of prices, and so are their derivatives."""
     results, table = estimated(), products()
@@ -282,7 +282,7 @@ def test_instruments_that_exclude_nothing_are_refused_and_collinear_ones_counted
 
 def test_demand_that_presumes_conduct_is_a_warning() -> None:
     with pytest.warns(IdentificationWarning, match="jointly with a supply side"):
-        ask(solved("logit"), demand_adjustment=False)
+        ask(solved("logit"), {"Bertrand": Bertrand(), "none": PerfectCompetition()}, demand_adjustment=False)
 
 
 def test_arguments_that_cannot_be_used_are_refused() -> None:
