@@ -110,6 +110,7 @@ def test_data_are_equilibria_of_the_simulation(case: Any) -> None:
     np.testing.assert_allclose(drawn.shares[1], again.product_data["shares"].ravel(), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_batches_do_not_change_the_table(case: Any) -> None:
     made, results = case
     parts = made.run(5, batch_size=3)
@@ -135,6 +136,7 @@ def test_summaries_describe_the_table(case: Any) -> None:
     assert summary.loc[slope, "failures"] == (~rows["ok"]).sum() and "prices" in str(results)
 
 
+@pytest.mark.slow
 def test_standard_deviations_of_zero_are_not_identified(case: Any) -> None:
     """At symmetric nodes structural errors do not depend on sigma where it is zero, whatever its standard error is."""
     made, _ = case
@@ -166,8 +168,9 @@ def test_summaries_leave_out_what_is_not_identified() -> None:
     assert row[["replications", "failures", "unidentified"]].tolist() == [4, 1, 1]
 
 
-def test_failed_equilibria_are_failures() -> None:
-    made = MonteCarlo(design(), seed=3, **MOMENTS)
+@pytest.mark.parametrize("supply", [pytest.param(True, marks=pytest.mark.slow), False], ids=["supply", "demand"])
+def test_failed_equilibria_are_failures(supply: bool) -> None:
+    made = study(supply)
     broken = made._truth.model.coefficients.beta.at[1].set(2.0)
     made._truth = eqx.tree_at(lambda t: t.model.coefficients.beta, made._truth, broken)
     table = made.run(2, batch_size=2).table
