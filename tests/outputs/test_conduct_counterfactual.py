@@ -19,6 +19,7 @@ def test_monopoly_is_one_firm() -> None:
     SOLVED.check(found.prices_after, results.counterfactual(firm_ids=np.zeros(len(data))).products.prices_after)
 
 
+@pytest.mark.slow
 def test_prices_are_those_of_compute_prices() -> None:
     results = solved()
     cournot = results.counterfactual(conduct=COURNOT).products

@@ -686,7 +686,7 @@ def test_taxes_on_consumers_need_agents_and_linear_prices() -> None:
         (lambda: results().counterfactual().compute_typo, AttributeError, "compute_typo"),
         (lambda: blpjax.compare([{}], results()), TypeError, "mapping of names"),
         (lambda: results().counterfactual().over_draws(lambda b, a: a.prices), TypeError, "no draws"),
-        (lambda: solved("logit").bootstrap(2).counterfactual(standard_errors=True), TypeError, "Draws say themselves"),
+        (lambda: solved("logit").bootstrap(4).counterfactual(standard_errors=True), TypeError, "Draws say themselves"),
     ],
 )
 def test_other_mistakes_are_named(call: Callable[[], Any], error: type[Exception], message: str) -> None:

@@ -182,13 +182,18 @@ def test_draws_have_the_first_axis() -> None:
     for draw in range(2):
         model = results.model_of(draw)
         ROUNDING.check(found[draw], model.compute_markups() * model.prices[:, None])
-    ROUNDING.check(results.compute(own("pair"), "pair"), results.compute_elasticities())
-    alone = weighted_lerner_indices(results, products(), market_id="m002")
-    np.testing.assert_array_equal(alone, weighted_lerner_indices(results, products())[:, 2:3])
     with pytest.raises(NotImplementedError, match="as_frame is not supported for draws"):
         results.compute(own("product"), as_frame=True)
     with pytest.raises(TypeError, match="Bootstrapped results have no standard errors by the delta method"):
         results.compute(own("product"), standard_errors=True)
+
+
+@pytest.mark.slow
+def test_draws_of_pairs_and_of_one_market_have_the_first_axis() -> None:
+    results = bootstrapped()
+    ROUNDING.check(results.compute(own("pair"), "pair"), results.compute_elasticities())
+    alone = weighted_lerner_indices(results, products(), market_id="m002")
+    np.testing.assert_array_equal(alone, weighted_lerner_indices(results, products())[:, 2:3])
 
 
 @pytest.mark.slow
