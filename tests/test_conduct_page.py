@@ -25,6 +25,7 @@ def names_after(blocks: int) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 def test_conduct_of_ones_own() -> None:
     names = names_after(3)
     bertrand = names["results"].compute_costs()

@@ -1,6 +1,7 @@
 """The house is in order: short modules, few positional parameters, and nothing that only tests use."""
 
 import ast
+import functools
 import inspect
 import json
 import re
@@ -42,7 +43,7 @@ def test_modules_are_short_or_say_why() -> None:
     for path in LIBRARY:
         text = path.read_text(encoding="utf-8")
         lines = text.count("\n")
-        if lines > MOST_LINES and f"more than {MOST_LINES} lines" not in (ast.get_docstring(ast.parse(text)) or ""):
+        if lines > MOST_LINES and f"more than {MOST_LINES} lines" not in (ast.get_docstring(parse(path)) or ""):
             long[str(path.relative_to(ROOT))] = lines
     assert not long
 
@@ -60,12 +61,13 @@ def test_functions_have_few_positional_parameters() -> None:
 
 def test_nothing_is_used_by_tests_only() -> None:
     """Functions, classes and constants of modules are imported or called; members are at least mentioned somewhere."""
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (*LIBRARY, *USERS)}
+    trees = {path: parse(path) for path in (*LIBRARY, *USERS)}
     trees |= {ROOT / name: ast.parse(code) for name, code in documents()}
     used, mentioned = set(), defaultdict(list)
     for path, tree in trees.items():
-        used |= set(references(path, tree))
-        for word, line in words(tree):
+        nodes = list(ast.walk(tree))
+        used |= set(references(nodes))
+        for word, line in words(nodes):
             mentioned[word].append((path, line))
     unused = []
     for path in LIBRARY:
@@ -97,8 +99,19 @@ def is_public(module: str, owners: list[str], name: str) -> bool:
         return name in blpjax.__all__
     if name.startswith("_"):
         return False
+    return (module, owners[0]) in exported_classes()
+
+
+@functools.cache
+def exported_classes() -> set[tuple[str, str]]:
+    """Modules and names of classes for users, and of their bases."""
     exported = [value for name in blpjax.__all__ if inspect.isclass(value := getattr(blpjax, name))]
-    return any(base.__module__ == module and base.__name__ == owners[0] for cls in exported for base in cls.__mro__)
+    return {(base.__module__, base.__name__) for cls in exported for base in cls.__mro__}
+
+
+@functools.cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def module_of(path: Path) -> str:
@@ -120,13 +133,13 @@ def definitions(path: Path) -> Iterator[tuple[str, ast.stmt]]:
                 if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign):
                     yield f"{owner}.{target.id}", node
 
-    yield from visit(ast.parse(path.read_text(encoding="utf-8")).body, module_of(path))
+    yield from visit(parse(path).body, module_of(path))
 
 
-def references(path: Path, tree: ast.Module) -> Iterator[str]:
+def references(nodes: list[ast.AST]) -> Iterator[str]:
     """Dotted names of what a module imports, and of attributes of modules that it imports."""
     modules = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "blpjax":
             for alias in node.names:
                 yield f"{node.module}.{alias.name}"
@@ -135,10 +148,10 @@ def references(path: Path, tree: ast.Module) -> Iterator[str]:
             yield f"{modules[node.value.id]}.{node.attr}"
 
 
-def words(tree: ast.Module) -> Iterator[tuple[str, int]]:
+def words(nodes: list[ast.AST]) -> Iterator[tuple[str, int]]:
     """Names, attributes and words of strings that could be names, with their lines. Docstrings are left out."""
-    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
         if isinstance(node, ast.Name):
             yield node.id, node.lineno
         elif isinstance(node, ast.Attribute):

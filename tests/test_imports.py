@@ -1,5 +1,6 @@
 """What is imported, and when, in processes of their own; names that are found when they are asked for."""
 
+import functools
 import pickle
 import subprocess
 import sys
@@ -44,13 +45,16 @@ def run(program: str) -> str:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
 
 
-def imported(program: str) -> set[str]:
-    """Modules that there are after a program."""
-    return set(run(f"{program}\nimport sys\nprint(*sys.modules, sep=chr(10))").split())
+@functools.cache
+def imported() -> list[set[str]]:
+    """Modules that there are after blpjax was imported, and then after an estimation."""
+    parts = ("import blpjax, sys\nblpjax.options.digits = 3\nblpjax.exceptions.DataError", ESTIMATION)
+    shown = run("\n".join(f"{part}\nprint('MODULES', *sys.modules)" for part in parts))
+    return [set(line.split()[1:]) for line in shown.splitlines() if line.startswith("MODULES")]
 
 
 def test_importing_blpjax_imports_little() -> None:
-    modules = imported("import blpjax\nblpjax.options.digits = 3\nblpjax.exceptions.DataError")
+    modules, _ = imported()
     assert not modules & (SLOW | {"equinox", "pandas", "pyarrow", "tqdm"})
     own = {name for name in modules if name.startswith("blpjax")}
     assert own == {"blpjax", "blpjax.exceptions", "blpjax.machine", "blpjax.options", "blpjax.values"} | {
@@ -59,7 +63,7 @@ def test_importing_blpjax_imports_little() -> None:
 
 
 def test_an_estimation_imports_only_what_it_needs() -> None:
-    modules = imported(ESTIMATION)
+    _, modules = imported()
     assert "blpjax.problem.results" in modules
     assert not modules & (SLOW - {"multiprocessing"})  # which progress bars import
     unused = ("simulation", "studies", "plots", "inference.bootstrap", "objective.likelihood", "outputs.outcome")

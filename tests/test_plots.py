@@ -35,7 +35,7 @@ def closed_figures() -> Iterator[None]:
 
 
 @functools.cache
-def solved(supply: bool = True, **changes: Any) -> blpjax.ProblemResults:
+def solved(supply: bool = False, **changes: Any) -> blpjax.ProblemResults:
     """One-step estimates of an economy with firms 0, 1 and 2."""
     products, agents = joint.tables(markets=changes.pop("markets", MARKETS))
     model = joint.Model(X3="1 + w + x" if supply else None)
@@ -309,7 +309,7 @@ def test_what_cannot_be_drawn_of_counterfactuals_is_named() -> None:
 # --- the objective --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("supply", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("supply", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_profiles_are_lowest_at_the_estimates(supply: bool) -> None:
     results = solved(supply)
     ax = plots.plot_objective_profile(results, points=5)
@@ -324,7 +324,7 @@ def test_profiles_are_lowest_at_the_estimates(supply: bool) -> None:
 
 @pytest.mark.slow
 def test_profile_of_one_element_has_its_own_axis() -> None:
-    results = solved(False)
+    results = solved()
     ax = plots.plot_objective_profile(results, "x x x", spans=0.1, points=3)
     p = results.theta_labels.index("x x x")
     ROUNDING.check(ax.lines[0].get_xdata(), results.theta[p] + np.array([-0.1, 0, 0.1]))
@@ -336,7 +336,7 @@ def test_profile_of_one_element_has_its_own_axis() -> None:
 
 @pytest.mark.slow
 def test_profile_of_an_element_at_its_bound() -> None:
-    results = solved(False, markets=10)
+    results = solved(markets=10)
     assert results.at_bound == ["x x x"]
     ax = plots.plot_objective_profile(results, "x x x", spans=0.1, points=3)
     _, middle, high = ax.lines[0].get_ydata()
@@ -345,15 +345,16 @@ def test_profile_of_an_element_at_its_bound() -> None:
 
 
 def test_profile_of_an_unscaled_objective() -> None:
-    results = solved(False, scale_objective=False, check_optimality="gradient")
+    results = solved(scale_objective=False, check_optimality="gradient")
     ax = plots.plot_objective_profile(results, 0, points=3)
     CENTRAL_DIFFERENCE.check(ax.lines[0].get_ydata()[1], results.objective)
 
 
+@pytest.mark.slow
 def test_profile_with_bounded_costs_needs_functions() -> None:
     products = joint.tables(markets=MARKETS)[0]
     bounds = (float(np.quantile(products.costs, 0.3)), None)
-    results = solved(costs_bounds=bounds, check_optimality="gradient")
+    results = solved(True, costs_bounds=bounds, check_optimality="gradient")
     assert results.clipped_costs.any()
     with pytest.raises(
         ValueError, match="Give functions made by Problem.functions .* options of solve such as costs_b"
@@ -406,11 +407,11 @@ def test_profiles_of_other_free_elements(given: dict[str, Any]) -> None:
 )
 def test_bad_arguments_of_profiles(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plots.plot_objective_profile(solved(False), **arguments)
+        plots.plot_objective_profile(solved(), **arguments)
 
 
 def test_profiles_without_standard_errors_need_spans() -> None:
-    first = solved(False, method="2s", check_optimality="gradient").last_results
+    first = solved(method="2s", check_optimality="gradient").last_results
     assert isinstance(first, blpjax.ProblemResults)
     with pytest.raises(ValueError, match="spans must be given, because there are no standard errors."):
         plots.plot_objective_profile(first)

@@ -16,13 +16,17 @@ def blocks(language: str) -> list[str]:
     return [text for kind, text in BLOCK.findall((ROOT / "README.md").read_text()) if kind == language]
 
 
-def test_python_blocks_run_in_order_and_print_what_is_shown(capsys, tmp_path):
+@pytest.mark.parametrize("standard_errors", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_python_blocks_run_in_order_and_print_what_is_shown(standard_errors, capsys, tmp_path):
+    """Standard errors of a merger take most of the time, and none is among what is shown."""
     matplotlib.use("agg")
     namespace: dict[str, object] = {"__name__": "readme"}
     sources = blocks("python")
     assert sources
     with contextlib.chdir(tmp_path):
         for number, source in enumerate(sources):
+            if not standard_errors:
+                source = source.replace(", standard_errors=True", "")
             exec(compile(source, f"README block {number}", "exec"), namespace)
     printed = {line.rstrip() for line in capsys.readouterr().out.splitlines()}
     shown = [line.rstrip() for text in blocks("text") for line in text.splitlines() if line.strip()]

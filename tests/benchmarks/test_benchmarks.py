@@ -259,6 +259,7 @@ def test_equilibrium_row_agrees_with_pyblp() -> None:
     check_timing(row.pyblp)
 
 
+@pytest.mark.slow
 def test_nested_row_agrees_with_pyblp() -> None:
     row = only_row(family.nested_rows(dataclasses.replace(TINY, pyblp=True)))
     assert row.failure == "" and row.converged == (True, True) and row.size == "T=20 N=160 I=0"
@@ -369,6 +370,7 @@ def test_only_pyblp_is_timed_with_the_original_threads_of_lapack(monkeypatch: py
 # --- processes ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_row_agrees_with_pyblp(monkeypatch: pytest.MonkeyPatch) -> None:
     # In this process, where compiled programs are kept.
     def run(case: str, library: str, T: str, J: str, individuals: str, warm: str) -> processes.Process:
@@ -406,6 +408,7 @@ def test_children_run_the_supply_side_of_pyblp(monkeypatch: pytest.MonkeyPatch) 
     assert equilibrium.outcome.converged and 1 < equilibrium.outcome.estimates[0] < 3
 
 
+@pytest.mark.slow
 def test_a_process_sends_its_report() -> None:
     process = processes.run_process("simulated", "pyblp", "6", "5", "20", "1")
     report = process.report
@@ -553,6 +556,7 @@ def test_a_case_of_programs_counts_what_is_compiled(
     assert found.compiled + found.read > 0 and found.instructions > 100 and found.cpu > 0
 
 
+@pytest.mark.slow
 def test_a_case_of_programs_that_fails_says_so() -> None:
     with pytest.raises(RuntimeError, match="KeyError: 'unknown'"):
         programs.run_case("unknown", "blpjax", "0")

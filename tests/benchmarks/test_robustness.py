@@ -80,7 +80,7 @@ def gaps_of(markets: list[StressMarket], found: FixedPoint) -> np.ndarray:
         ("anderson", False),
         pytest.param("newton", False, marks=pytest.mark.slow),
         pytest.param("squarem", False, marks=pytest.mark.slow),
-        ("anderson", True),
+        pytest.param("anderson", True, marks=pytest.mark.slow),
         pytest.param("newton", True, marks=pytest.mark.slow),
     ],
 )
@@ -120,7 +120,7 @@ def test_shares_in_extended_precision_are_those_of_the_library() -> None:
         assert float(np.exp(theirs).sum()) == pytest.approx(m.weights.sum(), rel=1e-12)
 
 
-@pytest.mark.parametrize("method", ["anderson", "newton"])
+@pytest.mark.parametrize("method", ["anderson", pytest.param("newton", marks=pytest.mark.slow)])
 def test_shares_without_a_solution_are_reported_as_failures(method: str) -> None:
     """Inside shares of a sum above one, next to a market that has a solution."""
     markets = [m for m in MARKETS if m.rho == 0]
@@ -168,9 +168,10 @@ def test_continuation_follows_solutions_of_problems_that_cannot_be_solved_direct
         one = jnp.ones((), int)
         return FixedPoint(jnp.where(near, 100.0 * number, start), status, one, one, gap)
 
-    def run(step: float, limit: int) -> FixedPoint:
+    @jax.jit
+    def run(step: Any, limit: Any) -> FixedPoint:
         origin = jnp.zeros(1)
-        return continued(solve_at, origin, origin, jnp.asarray(step), FixedPointLimits(max_evaluations=limit))
+        return continued(solve_at, origin, origin, step, FixedPointLimits(max_evaluations=limit))
 
     found = run(0.01, 1000)
     assert found.status == Status.CONVERGED and float(found.value[0]) == 100.0

@@ -42,7 +42,7 @@ def bootstrapped(case: str, library: Any = blpjax, constant_costs: bool = True) 
         return results.bootstrap(DRAWS, seed=3, iteration=iteration, constant_costs=constant_costs)
 
 
-@pytest.mark.parametrize("case", mostly_slow([*CASES], ["linear costs", "logit"]))
+@pytest.mark.parametrize("case", mostly_slow([*CASES], ["linear costs"]))
 def test_draws_are_those_of_pyblp(case: str) -> None:
     ours, theirs = bootstrapped(case), bootstrapped(case, pyblp)
     assert isinstance(ours, BootstrappedResults) and ours.problem_results.problem is solved(case).problem
@@ -65,6 +65,18 @@ def test_costs_can_move_with_shares() -> None:
     assert np.abs(ours.bootstrapped_prices - constant).max() > 1e-4
 
 
+def test_draws_of_a_logit_are_clipped_to_bounds() -> None:
+    case = dataclasses.replace(CASES["logit"], model=joint.Model(X2=None, X3=None, demographics=None))
+    found = []
+    for library in (blpjax, pyblp):
+        results = case.solve(library, beta_bounds=([-np.inf, -2.1, -np.inf, -np.inf], np.full(4, np.inf)))
+        with joint.quiet():
+            found.append(results.bootstrap(50, seed=1).bootstrapped_beta)
+    assert found[0][:, 1].min() == -2.1
+    FIXED_PARAMETERS.check(*found)
+
+
+@pytest.mark.slow
 def test_draws_are_clipped_to_bounds() -> None:
     """Default bounds of sigma, and those that some elements are given."""
     bounds = {
@@ -131,10 +143,14 @@ CALLS = {
 }
 
 
+#: Calls that need a program of their own.
+SLOW = ("delta", "passthrough", "profit Hessians")
+
+
 @pytest.mark.parametrize(
     ("call", "market_id"),
     [
-        *((call, None) for call in CALLS),
+        *(pytest.param(call, None, marks=pytest.mark.slow if call in SLOW else ()) for call in CALLS),
         pytest.param("prices of a merger", "m001", marks=pytest.mark.slow),
     ],
 )
@@ -145,6 +161,7 @@ def test_outputs_of_draws_are_those_of_pyblp(call: str, market_id: Any) -> None:
     FIXED_PARAMETERS.check(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["costs with ownership"])
 def test_one_market_of_draws_alone_is_as_among_all(call: str) -> None:
     ours, inside = bootstrapped("linear costs"), CASES["linear costs"].tables[0].market_ids == "m001"
@@ -255,6 +272,15 @@ def test_draws_without_an_equilibrium_are_named_and_missing() -> None:
         missing = np.isnan(getattr(found, f"bootstrapped_{name}"))
         np.testing.assert_array_equal(missing, np.tile(upward[:, None, None], (1, 29, 1)))
     np.testing.assert_array_equal(np.isnan(found.compute_costs()[:, 0, 0]), upward)
+
+
+@pytest.mark.slow
+def test_mean_utilities_of_draws_without_an_equilibrium_are_missing() -> None:
+    results = copy.copy(solved("linear costs"))
+    results.parameter_covariances = np.zeros_like(results.parameter_covariances)
+    results.parameter_covariances[3, 3] = 29 * 3.0**2
+    with pytest.warns(ConvergenceWarning, match="failed for 2 of 5 draws"):
+        found = results.bootstrap(DRAWS, seed=1)
     with pytest.warns(ConvergenceWarning, match="The inversion of market shares produced infinite or missing values"):
         delta = found.compute_delta()
     FIXED_PARAMETERS.check(delta, found.bootstrapped_delta)

@@ -25,18 +25,23 @@ STEP = 1e-4
 
 
 def outputs(case: str) -> Callable[[Any], dict[str, Any]]:
-    """Elasticities, and what a merger does to prices and consumers, as a function of the model."""
+    """Elasticities, and what a merger does to prices and consumers, as a function of the model.
+
+    Their mean takes many operations outside of programs.
+    """
     firms = merged(CASES[case].tables[0])
 
     def function(m: Any) -> dict[str, Any]:
         elasticities = m.compute_elasticities()
         prices = m.compute_prices(firm_ids=firms, costs=m.compute_costs())
-        return {
+        found = {
             "elasticities": elasticities,
-            "mean own elasticity": m.extract_diagonals(elasticities).mean(),
             "price changes": prices[:, 0] - m.prices,
             "surplus changes": m.compute_consumer_surpluses(prices=prices) - m.compute_consumer_surpluses(),
         }
+        if case != "logit":
+            found["mean own elasticity"] = m.extract_diagonals(elasticities).mean()
+        return found
 
     return function
 
@@ -185,7 +190,8 @@ def test_standard_errors_are_those_of_outputs_computed_again(case: str, hold: st
     found = solved(case).delta_method(outputs(case), hold)
     value = by_hand(case, hold, solved(case).parameters[:, 0])
     errors = central_differences(case, lambda parameters: by_hand(case, hold, parameters))
-    for name in value:
+    assert len(found.value) >= 3
+    for name in found.value:
         FIXED_PARAMETERS.check(found.value[name], value[name], name)
         CENTRAL_DIFFERENCE.check(found.standard_errors[name], errors[name], name)
 
@@ -199,7 +205,7 @@ def test_what_is_held_matters_for_errors_and_not_for_values(case: str) -> None:
 
 
 @pytest.mark.parametrize("hold", ["shares", "xi"])
-@pytest.mark.parametrize("case", mostly_slow([*CASES], ["fixed effects"]))
+@pytest.mark.parametrize("case", mostly_slow([*CASES], ["linear costs"]))
 def test_parameters_have_their_own_standard_errors(case: str, hold: str) -> None:
     results = solved(case)
 
@@ -214,6 +220,14 @@ def test_parameters_have_their_own_standard_errors(case: str, hold: str) -> None
     FIXED_PARAMETERS.check(errors["squared"], results.sigma_squared_se)
 
 
+def test_costs_with_xi_held_are_as_uncertain_as_their_coefficients() -> None:
+    results = solved("linear costs")
+    errors = results.delta_method(lambda m: m.compute_costs(), "xi").standard_errors
+    X3, V = results.problem.X3, gamma_covariances(results)
+    FIXED_PARAMETERS.check(errors, np.sqrt(np.einsum("jk,kl,jl->j", X3, V, X3))[:, None])
+
+
+@pytest.mark.slow
 def test_costs_that_move_with_shares_move_with_xi_held() -> None:
     """Equilibria at other parameters have other shares, and so other costs, unless these are constant."""
     results = solved("log costs of shares")
@@ -287,6 +301,7 @@ def test_padding_has_no_standard_errors_and_no_effect_on_others() -> None:
     ROUNDING.check(alone.standard_errors, results.extract_diagonals(found.standard_errors))
 
 
+@pytest.mark.slow
 def test_chunks_of_parameters_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     results = solved("linear costs")
     whole = results.delta_method(lambda m: m.compute_costs())
@@ -300,7 +315,7 @@ def test_functions_may_use_the_model_at_the_estimates_as_well() -> None:
     """What does not depend on the function's argument is a constant."""
     results = solved("linear costs")
     found = results.delta_method(
-        lambda m: m.compute_costs() - results.model.compute_costs() + results.model.compute_prices()
+        lambda m: m.compute_costs() - results.model.compute_costs() + results.model.compute_markups()
     )
     FIXED_PARAMETERS.check(found.standard_errors, results.compute_costs(standard_errors=True).standard_errors)
 
@@ -328,7 +343,7 @@ METHODS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("method", mostly_slow([*METHODS], ["elasticities", "consumer_surpluses", "prices"]))
+@pytest.mark.parametrize("method", mostly_slow([*METHODS], ["elasticities", "consumer_surpluses"]))
 def test_compute_methods_have_standard_errors(method: str) -> None:
     results, hold = solved("linear costs"), "xi" if method in ("shares", "prices", "costs") else "shares"
     found = getattr(results, f"compute_{method}")(standard_errors=True, hold=hold)
@@ -363,6 +378,7 @@ def test_results_are_displayed_in_few_lines_with_labels() -> None:
     pd.testing.assert_frame_equal(frame, hhi.to_frame())
 
 
+@pytest.mark.slow
 def test_delta_with_shares_held_varies_as_the_inversion_says() -> None:
     results = solved("linear costs")
     slopes, V = results._result.outcome.evaluation.delta_by_theta, results.parameter_covariances[:4, :4] / 29
@@ -441,15 +457,17 @@ def test_unknown_covariances_are_refused() -> None:
         results.delta_method(lambda m: m.compute_costs())
 
 
-def test_markets_without_an_equilibrium_at_the_estimates_are_named() -> None:
+@pytest.mark.parametrize("case", mostly_slow(["linear costs", "logit"], ["logit"]))
+def test_markets_without_an_equilibrium_at_the_estimates_are_named(case: str) -> None:
     """Costs that were clipped make other prices optimal, which a loop that is cut short does not find."""
-    results = CASES["linear costs"].solve(costs_bounds=(1.5, None))
+    results = CASES[case].solve(costs_bounds=(1.5, None))
     short = blpjax.Iteration("simple", {"max_evaluations": 2})
     with pytest.warns(ConvergenceWarning, match="prices at the estimates reached the maximum .* in . of 4 markets: 'm"):
         found = results.delta_method(lambda m: m.prices, "xi", iteration=short)
     assert np.isnan(found.value).any()
     np.testing.assert_array_equal(np.isnan(found.standard_errors), np.isnan(found.value))
-    assert np.isfinite(results.delta_method(lambda m: m.prices, "xi").standard_errors).all()
+    if case == "linear costs":
+        assert np.isfinite(results.delta_method(lambda m: m.prices, "xi").standard_errors).all()
 
 
 def test_fixed_parameters_have_no_errors() -> None:

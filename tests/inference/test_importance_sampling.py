@@ -131,6 +131,7 @@ def test_rows_of_agent_data_stand_for_the_agents_of_an_integration(results: tupl
         np.testing.assert_array_equal(found[0].sampled_agents[name], found[1].sampled_agents[name])
 
 
+@pytest.mark.slow
 def test_weights_undo_the_choice_of_agents(results: tuple[Any, Any]) -> None:
     ours = results[0]
     agents = ours.build_agents(tables(4000)[1].assign(weights=1 / 4000), None)

@@ -61,6 +61,10 @@ CASES = {
         joint.Model("0 + prices + I(prices**2) + x", X3=None, absorb_demand="C(firm_ids)"), USUAL | {"beta": None}
     ),
     "logit": Case(joint.Model(X2=None, X3=None, demographics=None), {"beta": None}),
+    "logit, log costs of shares": Case(
+        joint.Model(X2=None, X3="1 + w + shares + log(shares)", demographics=None, options={"costs_type": "log"}),
+        {"beta": [None, -2.0, None, None]},
+    ),
 }
 
 
@@ -133,7 +137,7 @@ def test_instruments_are_those_of_pyblp(name: str, arguments: dict[str, Any]) ->
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param("log costs, beta and gamma in theta", marks=pytest.mark.slow), "fixed effects, demand alone"],
+    mostly_slow(["log costs, beta and gamma in theta", "fixed effects, demand alone", "logit"], ["logit"]),
 )
 def test_given_expected_prices_replace_equilibrium_prices(name: str) -> None:
     prices = solved(name)[0].problem.product_table.prices + 0.1
@@ -174,7 +178,13 @@ def instruments(problem: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.filterwarnings("ignore:Z[DS] has:blpjax.exceptions.IdentificationWarning")
-@pytest.mark.parametrize("name", [name for name in CASES if "shares" not in name])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        [name for name in CASES if "shares" not in name],
+        ["linear costs", "prices in X2, demand alone", "logit"],
+    ),
+)
 def test_problems_have_the_instruments_of_pyblp(name: str) -> None:
     ours, theirs = compute(name)
     problems = ours.to_problem(), theirs.to_problem()
@@ -188,8 +198,12 @@ def test_problems_have_the_instruments_of_pyblp(name: str) -> None:
     assert original.MD == solved(name)[1].problem.MD and type(original) is blpjax.Problem
 
 
-def test_columns_of_X3_with_shares_are_no_instruments() -> None:
-    ours, theirs = compute("log costs of shares")
+@pytest.mark.parametrize(
+    "name", mostly_slow(["log costs of shares", "logit, log costs of shares"], ["logit, log costs of shares"])
+)
+def test_columns_of_X3_with_shares_are_no_instruments(name: str) -> None:
+    prices = solved(name)[0].problem.product_table.prices
+    ours, theirs = compute(name, expected_prices=prices + 0.1)
     (ZD, ZS), (ZD_pyblp, ZS_pyblp) = instruments(ours.to_problem()), instruments(theirs.to_problem())
     FIXED_PARAMETERS.check(ZD, ZD_pyblp)
     exogenous = [not {"shares"} & column.names for column in ours.problem_results.model.characteristics.X3_columns]
@@ -241,8 +255,9 @@ CHANGES = {
 
 @pytest.mark.filterwarnings("ignore:Z[DS] has:blpjax.exceptions.IdentificationWarning")
 @pytest.mark.parametrize("change", CHANGES)
-def test_shifters_and_dropped_columns_are_those_of_pyblp(change: str) -> None:
-    ours, theirs = compute("log costs, beta and gamma in theta")
+@pytest.mark.parametrize("name", mostly_slow(["linear costs", "log costs, beta and gamma in theta"], ["linear costs"]))
+def test_shifters_and_dropped_columns_are_those_of_pyblp(name: str, change: str) -> None:
+    ours, theirs = compute(name)
     arguments = CHANGES[change].arguments
     with joint.quiet():
         expected = theirs.to_problem(**arguments(pyblp.Formulation))
@@ -369,7 +384,7 @@ def test_collinear_shifters_are_named() -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     ours, _ = solved("linear costs")
-    alone, _ = solved("fixed effects, demand alone")
+    alone, _ = solved("logit")
     compute = ours.compute_optimal_instruments
     with pytest.raises(ValueError, match="method must be one of .*'approximate', 'normal', 'empirical'"):
         compute("exact")
@@ -391,7 +406,7 @@ def test_wrong_arguments_are_refused() -> None:
 
 def test_wrong_arguments_of_to_problem_are_refused() -> None:
     ours, _ = compute("linear costs")
-    alone, _ = compute("fixed effects, demand alone")
+    alone, _ = compute("logit")
     with pytest.raises(TypeError, match="supply_shifter_formulation must be None, because there is no supply side"):
         alone.to_problem(supply_shifter_formulation=Formulation("w"))
     with pytest.raises(ValueError, match="demand_shifter_formulation must not contain 'prices'"):

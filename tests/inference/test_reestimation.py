@@ -103,8 +103,14 @@ def results() -> Any:
 
 
 @pytest.fixture(scope="module")
-def found(results: Any) -> Any:
+def clusters() -> Any:
     """In lanes of two, as in the test before, whose programs these are."""
+    estimated = solve(CASES["clusters"].build(*tables()), **CASES["clusters"].arguments)
+    return estimated.reestimate(draws=6, batch_size=2, recentre=False)
+
+
+@pytest.fixture(scope="module")
+def found(results: Any) -> Any:
     return results.reestimate(draws=6, batch_size=2)
 
 
@@ -157,7 +163,8 @@ class PicklingExecutor:
         return self.executor.submit(function, *pickle.loads(pickle.dumps(arguments)))
 
 
-def test_summaries_describe_the_draws(results: Any, found: Any) -> None:
+def test_summaries_describe_the_draws(clusters: Any) -> None:
+    found, results = clusters, clusters.problem_results
     summary, known = found.summary(level=0.5), found.parameters
     assert list(summary.index) == [("sigma", "x x x")] + [("beta", name) for name in ("1", "prices", "x", "y")]
     ROUNDING.check(summary["bootstrap_se"], known.std(axis=0, ddof=1))
@@ -166,12 +173,13 @@ def test_summaries_describe_the_draws(results: Any, found: Any) -> None:
     ROUNDING.check(summary["basic_lower"] + summary["upper"], 2 * results.parameters[:, 0])
     ROUNDING.check(summary.loc["beta", "standard_error"], results.beta_se[:, 0])
     assert (summary["draws"] == 6).all() and (summary["failures"] == 0).all()
-    assert "Re-estimation from 6 samples of markets" in str(found) and "prices" in repr(found)
+    assert "Re-estimation from 6 samples of clusters" in str(found) and "prices" in repr(found)
     with pytest.raises(ValueError, match="level must be between zero and one"):
         found.summary(1.5)
 
 
-def test_failed_draws_count_for_nothing(found: Any) -> None:
+def test_failed_draws_count_for_nothing(clusters: Any) -> None:
+    found = clusters
     table = found.table.copy()
     table.loc[table["draw"] == 2, ["estimate", "ok"]] = np.nan, False
     table["ok"] = table["ok"].astype(bool)
@@ -277,7 +285,8 @@ def test_standard_errors_are_those_of_clusters_by_market() -> None:
     assert (summary["bias"].abs() < 0.3 * summary["standard_error"]).all()
 
 
-def test_what_cannot_be_estimated_again(results: Any) -> None:
+def test_what_cannot_be_estimated_again(clusters: Any) -> None:
+    results = clusters.problem_results
     with pytest.raises(ValueError, match="draws must be a positive integer, not 0"):
         results.reestimate(draws=0)
     with pytest.raises(ValueError, match="unit must be one of"):

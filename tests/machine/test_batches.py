@@ -212,6 +212,7 @@ def test_broken_executors_end_the_study(counting: Any, tmp_path: Path) -> None:
         run(counting(), 9, executor=executor, in_flight=1)
 
 
+@pytest.mark.slow
 def test_killed_processes_lose_nothing_that_was_finished(counting: Any, tmp_path: Path) -> None:
     """A real pool: its process dies, the study says so, and another one goes on."""
     context = multiprocessing.get_context("spawn")

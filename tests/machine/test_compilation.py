@@ -59,7 +59,7 @@ def test_zero_opts_out(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("way", ["environment", "configuration"])
+@pytest.mark.parametrize("way", [pytest.param("environment", marks=pytest.mark.slow), "configuration"])
 def test_the_users_directory_is_never_overridden(tmp_path: Path, way: str) -> None:
     theirs = str(tmp_path / "theirs")
     if way == "environment":
@@ -125,6 +125,7 @@ def run_program(directory: Path, *arguments: str) -> tuple[int, list[str], list[
     return hits, texts, caught
 
 
+@pytest.mark.slow
 def test_damaged_entries_of_jaxs_own_cache_are_replaced_in_silence(tmp_path: Path) -> None:
     assert run_program(tmp_path) == (0, [], [])
     intact, _, _ = run_program(tmp_path)

@@ -70,8 +70,9 @@ def interrupt(directory: Path, model: str, seconds: float) -> None:
         assert process.returncode == -signal.SIGINT and errors.splitlines()[-1].startswith("KeyboardInterrupt"), errors
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
-@pytest.mark.parametrize("seconds", [0.1, pytest.param(0.6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [0.1, 0.6])
 def test_a_first_estimation_can_be_interrupted(tmp_path: Path, seconds: float) -> None:
     interrupt(tmp_path, "logit", seconds)
 

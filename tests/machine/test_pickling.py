@@ -14,6 +14,7 @@ from blpjax.exceptions import StorageError
 from tests.simulation.test_simulation import simulate
 from tests.simulation.test_simulation import solve as solve_simulation
 from tests.support import estimated, problems
+from tests.support.designs import mostly_slow
 from tests.support.silence import quiet
 
 
@@ -39,8 +40,9 @@ def test_configurations_equal_what_they_were(configuration: object, tmp_path: Pa
     assert round_trip(configuration, tmp_path / "x") == configuration
 
 
-def test_results_give_the_same_numbers(tmp_path: Path) -> None:
-    results = estimated.solved("fixed effects")
+@pytest.mark.parametrize("name", mostly_slow(["linear costs", "fixed effects"], ["linear costs"]))
+def test_results_give_the_same_numbers(name: str, tmp_path: Path) -> None:
+    results = estimated.solved(name)
     loaded = round_trip(results, tmp_path / "results.pickle")
     for name in ("parameters", "parameter_covariances", "delta", "xi", "moments"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(results, name))
@@ -58,7 +60,7 @@ def test_problems_can_be_solved_again(tmp_path: Path) -> None:
 
 
 def test_what_follows_estimation_gives_the_same_numbers(tmp_path: Path) -> None:
-    results = estimated.solved("demand alone")
+    results = estimated.solved("logit")
     with quiet():
         bootstrapped, instruments = results.bootstrap(2, seed=0), results.compute_optimal_instruments()
         loaded = round_trip(bootstrapped, tmp_path / "x")
@@ -72,7 +74,7 @@ def test_what_follows_estimation_gives_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_sampled_agents_stay_the_same(tmp_path: Path) -> None:
-    sampled = estimated.solved("fixed effects").importance_sampling(1, seed=1)
+    sampled = estimated.solved("linear costs").importance_sampling(1, seed=1)
     loaded = round_trip(sampled, tmp_path / "x")
     assert (loaded.draws, type(loaded)) == (1, blpjax.ImportanceSamplingResults)
     np.testing.assert_array_equal(loaded.sampled_agents["nodes"], sampled.sampled_agents["nodes"])

@@ -323,8 +323,6 @@ def test_loaded_results_compute_everything(results: ProblemResults, loaded: Prob
         lambda r: r.compute_diversion_ratios(),
         lambda r: r.compute_shares(prices=1.1 * r.problem.product_table.prices),
         lambda r: r.compute_probabilities(),
-        lambda r: r.compute_delta(),
-        lambda r: r.compute_delta(integration=Integration("product", 3), agent_data=r.problem.agent_table.data),
         lambda r: np.array([r.run_hansen_test(), r.run_distance_test(r), r.run_lm_test()]),
         lambda r: np.asarray(r.run_wald_test(r.parameters[:1], np.eye(1, len(r.parameters)))),
     ):
@@ -333,6 +331,15 @@ def test_loaded_results_compute_everything(results: ProblemResults, loaded: Prob
         assert np.isfinite(expected).any()
     tidy = loaded.compute_elasticities(as_frame=True)
     pd.testing.assert_frame_equal(tidy, results.compute_elasticities(as_frame=True), rtol=1e-12, atol=0)
+
+
+@pytest.mark.slow
+def test_loaded_results_invert_shares(results: ProblemResults, loaded: ProblemResults) -> None:
+    for compute in (
+        lambda r: r.compute_delta(),
+        lambda r: r.compute_delta(integration=Integration("product", 3), agent_data=r.problem.agent_table.data),
+    ):
+        np.testing.assert_allclose(compute(loaded), compute(results), rtol=1e-12, atol=0)
 
 
 def test_loaded_problems_are_the_same_problems(results: ProblemResults, loaded: ProblemResults) -> None:

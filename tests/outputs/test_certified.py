@@ -1,6 +1,7 @@
 """Second-order conditions against closed forms of the logit, and searches from several starting prices."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,10 @@ def test_curvature_of_profits_is_that_of_the_closed_form() -> None:
     taxed = logit().counterfactual(taxes=Taxes(0.1, 0.25), check=True)
     expected = (-2.0 / 1.25 * PRODUCTS.assign(s=taxed.after.shares).s).groupby(PRODUCTS.market_ids).max()
     LINEAR_ALGEBRA.check(taxed.markets["largest_curvature"], expected)
+
+
+@pytest.mark.slow
+def test_profits_are_concave_after_a_merger_and_an_exit() -> None:
     merged = results().counterfactual(firm_ids={1: 0}, drop=FIRST, check=True)
     assert (merged.markets["largest_curvature"] < 0).all()
 
@@ -48,9 +53,10 @@ def test_firms_that_would_gain_by_other_prices_are_named(monkeypatch: pytest.Mon
         logit().counterfactual(check=True, error_behavior="raise")
 
 
-def test_other_starts_lead_to_the_same_equilibrium() -> None:
+@pytest.mark.parametrize("known", [logit, pytest.param(results, marks=pytest.mark.slow)])
+def test_other_starts_lead_to_the_same_equilibrium(known: Callable[[], Any]) -> None:
     arguments: dict[str, Any] = {"firm_ids": {1: 0}, "hold": FIRST}
-    found, once = results().counterfactual(**arguments, starts=(3, 1)), results().counterfactual(**arguments)
+    found, once = known().counterfactual(**arguments, starts=(3, 1)), known().counterfactual(**arguments)
     assert found.markets["equilibria"].tolist() == [1, 1, 1]
     DELTA.check(found.after.prices, once.after.prices)
     np.testing.assert_array_equal(found.after.prices[FIRST], PRODUCTS.prices[FIRST])

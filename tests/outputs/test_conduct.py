@@ -23,6 +23,13 @@ def test_prices_at_the_costs_that_they_imply_are_the_observed_ones(name: str) ->
     costs = results.compute_costs(conduct=conduct)
     found = results.compute_prices(conduct=conduct, costs=costs, prices=1.1 * costs + 0.2)
     SOLVED.check(found[:, 0], table().prices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONDUCTS)
+def test_one_market_alone_has_the_costs_that_it_has_among_all(name: str) -> None:
+    results, conduct = solved(), CONDUCTS[name]
+    costs = results.compute_costs(conduct=conduct)
     one = results.compute_costs(conduct=conduct, market_id="m001")
     ROUNDING.check(one[:, 0], costs[table().market_ids == "m001", 0])
 

@@ -12,10 +12,16 @@ SOLVED = Tolerance(1e-9)
 COURNOT = blpjax.Cournot()
 
 
-def test_monopoly_is_one_firm_and_prices_are_those_of_compute_prices() -> None:
+@pytest.mark.slow
+def test_monopoly_is_one_firm() -> None:
     results, data = solved(), table()
     found = results.counterfactual(conduct=blpjax.Monopoly()).products
     SOLVED.check(found.prices_after, results.counterfactual(firm_ids=np.zeros(len(data))).products.prices_after)
+
+
+@pytest.mark.slow
+def test_prices_are_those_of_compute_prices() -> None:
+    results = solved()
     cournot = results.counterfactual(conduct=COURNOT).products
     SOLVED.check(cournot.prices_after, results.compute_prices(conduct=COURNOT)[:, 0])
     ROUNDING.check(cournot.costs_after, results.compute_costs()[:, 0])

@@ -127,6 +127,7 @@ def test_scores_are_those_of_pyblp(results: Any, second: bool) -> None:
             FIXED_PARAMETERS.check(one[t], other[t])
 
 
+@pytest.mark.slow
 def test_scores_are_derivatives_of_log_probabilities() -> None:
     """Of the model's own micro values: the share of a dataset that is one choice of one agent."""
     own = estimated()
@@ -168,7 +169,7 @@ def test_given_nodes_are_grouped_by_respondent_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("second", [False, True])
-@pytest.mark.parametrize("results", [estimated, simulated])
+@pytest.mark.parametrize("results", [estimated, pytest.param(simulated, marks=pytest.mark.slow)])
 def test_simulated_surveys_are_those_of_pyblp(results: Any, second: bool) -> None:
     ours, theirs = (
         results(library).simulate_micro_data(survey(library, second), seed=3) for library in (blpjax, pyblp)

@@ -183,9 +183,29 @@ KINDS = [
     "costs with holdings",
     "prices of a merger",
 ]
+#: Calls that need a program of their own.
+WITH_A_PROGRAM = [call for call in CALLS if "Hessians" in call or call in ("delta", *PRICES)]
+#: Of which another case answers the like.
+SLOW = {
+    "linear costs": [call for call in CALLS if call not in KINDS],
+    "log(prices), unequal weights": [*WITH_A_PROGRAM, *(call for call in CALLS if call.startswith("passthrough"))],
+    "demand alone, logit": WITH_A_PROGRAM,
+}
+
+
+def is_slow(case: str, call: str, market_id: Any) -> bool:
+    return call in SLOW.get(case, ()) or (market_id is not None and call in ("Hessians", "delta"))
+
+
+#: Kinds of calls, for all markets or for one.
+QUESTIONS = [
+    pytest.param(call, market_id, marks=pytest.mark.slow if is_slow("", call, market_id) else ())
+    for call in KINDS
+    for market_id in (None, "m001")
+]
 #: Where costs are linear each way to answer is compared. The other cases ask more; one market alone has its own test.
 COMPARISONS = [
-    pytest.param(case, call, market_id, marks=pytest.mark.slow if case == "linear costs" and call not in KINDS else ())
+    pytest.param(case, call, market_id, marks=pytest.mark.slow if is_slow(case, call, market_id) else ())
     for case in cases()
     for call in CALLS
     for market_id in ((None, "m002") if case == "linear costs" else (None,))
@@ -202,7 +222,10 @@ def test_outputs_are_those_of_pyblp(case: str, call: str, market_id: Any) -> Non
     FIXED_PARAMETERS.check(actual, expected)
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "call",
+    mostly_slow([*CALLS], [call for call in CALLS if call not in WITH_A_PROGRAM]),
+)
 def test_one_market_alone_has_the_numbers_that_it_has_among_all(call: str) -> None:
     """A market that is smaller than its bucket."""
     name, market_id = "log costs of shares, asymmetric ownership", "m001"
@@ -220,8 +243,7 @@ def test_one_market_alone_has_the_numbers_that_it_has_among_all(call: str) -> No
 # tables
 
 
-@pytest.mark.parametrize("market_id", [None, "m001"])
-@pytest.mark.parametrize("call", KINDS)
+@pytest.mark.parametrize(("call", "market_id"), QUESTIONS)
 def test_tables_hold_the_numbers_of_arrays(call: str, market_id: Any) -> None:
     ours, products = solved("linear costs")[0], cases()["linear costs"].tables[0]
     array = CALLS[call].answer(blpjax, ours, products, market_id)
@@ -299,8 +321,7 @@ class Drawn(Known):
         return np.stack(found)
 
 
-@pytest.mark.parametrize("market_id", [None, "m001"])
-@pytest.mark.parametrize("call", KINDS)
+@pytest.mark.parametrize(("call", "market_id"), QUESTIONS)
 def test_standard_errors_are_those_of_the_delta_method(call: str, market_id: Any) -> None:
     results, products = Estimated(solved("linear costs")[0]), cases()["linear costs"].tables[0]
     value = CALLS[call].answer(blpjax, results, products, market_id)
@@ -368,6 +389,22 @@ def upward() -> Any:
         )
 
 
+def test_markets_where_nothing_is_optimal_are_named() -> None:
+    """At costs of minus infinity there is no equilibrium."""
+    ours = solved("linear costs")[0]
+    inside = ours.problem.product_table.market_ids == "m002"
+    costs = np.where(inside, -1e300, 1.0)
+    with pytest.warns(ConvergenceWarning, match="equilibrium prices .* in 1 of 4 markets: 'm002'"):
+        prices = ours.compute_prices(costs=costs)
+    assert np.isnan(prices[inside]).all() and np.isfinite(prices[~inside]).all()
+    with pytest.raises(EquilibriumPricesConvergenceError, match="'m002'"):
+        ours.compute_prices(costs=costs, error_behavior="raise")
+    with pytest.raises(EquilibriumPricesConvergenceError, match="in 1 of 1 markets: 'm002'"):
+        ours.compute_prices(costs=costs[inside], market_id="m002", error_behavior="raise")
+    assert np.isfinite(ours.compute_prices(costs=np.full(7, 1.0), market_id="m001")).all()
+
+
+@pytest.mark.slow
 def test_markets_without_an_equilibrium_are_named(upward: Any) -> None:
     with pytest.warns(ConvergenceWarning, match="equilibrium prices .* in 1 of 4 markets: 'm002'"):
         prices = upward.compute_prices(costs=np.full(29, 1.0))
@@ -386,6 +423,7 @@ def test_markets_without_an_equilibrium_are_named(upward: Any) -> None:
     assert np.isfinite(upward.compute_prices(costs=np.full(7, 1.0), market_id="m001")).all()
 
 
+@pytest.mark.slow
 def test_loops_that_are_cut_short_are_reported() -> None:
     ours = solved("linear costs")[0]
     short = blpjax.Iteration("simple", {"max_evaluations": 2})
@@ -400,13 +438,10 @@ ROUTINES = {
 }
 
 
-@pytest.mark.parametrize("routine", mostly_slow(ROUTINES, ["hybr"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("routine", ROUTINES.values(), ids=ROUTINES)
 @pytest.mark.parametrize(
-    "name",
-    mostly_slow(
-        ["linear costs", "log costs of shares, asymmetric ownership", "log(prices), unequal weights"],
-        ["linear costs"],
-    ),
+    "name", ["linear costs", "log costs of shares, asymmetric ownership", "log(prices), unequal weights"]
 )
 def test_routines_on_the_host_find_equilibrium_prices(name: str, routine: blpjax.Iteration) -> None:
     ours, _ = solved(name)
@@ -415,6 +450,14 @@ def test_routines_on_the_host_find_equilibrium_prices(name: str, routine: blpjax
     DELTA.check(ours.compute_prices(**known, iteration=routine), expected)
     alone = {**known, "ownership": np.ones((7, 7)), "costs": known["costs"][rows_of(name, "m001")]}
     DELTA.check(ours.compute_prices(**alone, market_id="m001", iteration=routine), expected[rows_of(name, "m001")])
+
+
+def test_a_routine_on_the_host_finds_the_prices_of_a_market() -> None:
+    ours, products = solved("linear costs")[0], cases()["linear costs"].tables[0]
+    rows = rows_of("linear costs", "m001")
+    known = {"ownership": np.ones((7, 7)), "costs": cheaper(products)[rows], "market_id": "m001"}
+    found = ours.compute_prices(**known, iteration=blpjax.Iteration("hybr", {"xtol": 1e-13}))
+    DELTA.check(found, ours.compute_prices(**known))
 
 
 def rows_of(name: str, market_id: str) -> np.ndarray:
@@ -513,12 +556,13 @@ def test_bad_arguments_are_named(method: str, arguments: dict[str, Any], error: 
 
 
 def test_what_is_not_in_the_data_has_to_be_given() -> None:
-    products, agents = joint.tables(markets=4)
+    products, _ = joint.tables(markets=4)
     bare = products.drop(columns=["firm_ids", "product_ids"])
-    problem = joint.Model(X3=None).build(blpjax, bare, agents)
+    model, _, parameters = cases()["demand alone, logit"]
+    problem = model.build(blpjax, bare, None)
     with joint.quiet():
         results = problem.solve(
-            joint.SIGMA, joint.PI, optimization=blpjax.Optimization("return"), method="1s", check_optimality="gradient"
+            **parameters, optimization=blpjax.Optimization("return"), method="1s", check_optimality="gradient"
         )
     for method in ("costs", "prices", "passthrough", "approximate_prices", "markups", "profits", "profit_hessians"):
         with pytest.raises(ValueError, match="firm_ids or ownership must be given, because product_data has neither"):

@@ -10,6 +10,7 @@ import pytest
 import blpjax
 from blpjax import Formulation, Optimization, Problem
 from blpjax.outputs.pricing_pressure import market_pressure
+from tests.support.designs import mostly_slow
 from tests.support.estimated import CASES, merged, solved
 from tests.support.silence import silent
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, LINEAR_ALGEBRA, ROUNDING
@@ -51,9 +52,9 @@ def logit(log: bool = False, slope: float = -2.0, symmetric: tuple[float, float]
     ("margin", "percentages"),
     [
         (0.4, [3.5, 7.4, 11.8, 16.7, 22.2]),
-        (0.5, [5.3, 11.1, 17.6, 25.0, 33.3]),
-        (0.6, [7.9, 16.7, 26.5, 37.5, 50.0]),
-        (0.7, [12.3, 25.9, 41.2, 58.3, 77.8]),
+        pytest.param(0.5, [5.3, 11.1, 17.6, 25.0, 33.3], marks=pytest.mark.slow),
+        pytest.param(0.6, [7.9, 16.7, 26.5, 37.5, 50.0], marks=pytest.mark.slow),
+        pytest.param(0.7, [12.3, 25.9, 41.2, 58.3, 77.8], marks=pytest.mark.slow),
     ],
 )
 def test_compensating_reductions_of_costs_are_those_of_werden(margin: float, percentages: list[float]) -> None:
@@ -105,8 +106,15 @@ def test_screens_of_logits() -> None:
     assert frame["product"].tolist() == PRODUCTS.product_ids.tolist()
 
 
-@pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize("efficiency", [0.0, 0.04])
+@pytest.mark.parametrize(
+    ("efficiency", "log"),
+    [
+        (0.0, False),
+        (0.04, True),
+        pytest.param(0.0, True, marks=pytest.mark.slow),
+        pytest.param(0.04, False, marks=pytest.mark.slow),
+    ],
+)
 def test_first_order_changes_are_newton_steps(log: bool, efficiency: float) -> None:
     """From conditions divided by own slopes, differentiated by differences; slopes in log(prices) have no symmetry."""
     slope = -4.0 if log else -2.0
@@ -136,7 +144,7 @@ def test_first_order_changes_are_newton_steps(log: bool, efficiency: float) -> N
 # --- the equilibrium ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["linear costs", "logit"])
+@pytest.mark.parametrize("name", mostly_slow(["linear costs", "logit"], ["logit"]))
 def test_prices_stay_where_costs_fall_by_what_compensates(name: str) -> None:
     known, firms = solved(name), CASES[name].tables[0].firm_ids
     frame = known.compute_pricing_pressure({2: 1})

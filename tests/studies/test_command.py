@@ -298,7 +298,12 @@ def test_failures_have_their_own_status(
     assert "study cannot be used as the directory of a study" in capsys.readouterr().err
 
 
-def test_studies_are_run_and_resumed(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("supply", [pytest.param(True, marks=pytest.mark.slow), False], ids=["supply", "demand"])
+def test_studies_are_run_and_resumed(supply: bool, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The study of demand is that of other tests, and so are its programs."""
+    if not supply:
+        demand = "[estimation]\ndemand_only = true\n[estimation.start]\nbeta = [nan, nan, nan]\n[run]"
+        edit(file, "[run]", demand)
     path = file.with_name("study")
     assert main([str(file)]) == 0
     shown = capsys.readouterr()

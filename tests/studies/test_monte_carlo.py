@@ -30,7 +30,7 @@ from tests.tolerances import LINEAR_ALGEBRA
 @pytest.fixture(scope="module", params=[pytest.param(True, marks=pytest.mark.slow), False], ids=["supply", "demand"])
 def case(request: Any) -> tuple[MonteCarlo, monte_carlo.MonteCarloResults]:
     made = study(request.param)
-    return made, made.run(6, batch_size=6)
+    return made, made.run(6, batch_size=2)
 
 
 def test_replications_are_estimated_as_by_solve(case: Any) -> None:
@@ -78,6 +78,11 @@ def test_optimisers_that_lanes_do_not_have_are_refused(case: Any) -> None:
         MonteCarlo(
             made.simulation, optimization=blpjax.Optimization("optax-l-bfgs"), bounds={"sigma": ([[0.0]], [[3.0]])}
         )
+
+
+@pytest.mark.slow
+def test_lanes_say_where_evaluations_ran_out(case: Any) -> None:
+    made, _ = case
     limited = blpjax.Optimization("trust-region", {"max_evaluations": 2})
     table = MonteCarlo(made.simulation, optimization=limited, sigma=[[0.3]], **MOMENTS).run(2, 2).table
     assert (table["evaluations"] == 4).all() and not table["ok"].any()
@@ -105,9 +110,10 @@ def test_data_are_equilibria_of_the_simulation(case: Any) -> None:
     np.testing.assert_allclose(drawn.shares[1], again.product_data["shares"].ravel(), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_batches_do_not_change_the_table(case: Any) -> None:
     made, results = case
-    parts = made.run(5, batch_size=2)
+    parts = made.run(5, batch_size=3)
     expected = results.table[results.table["replication"] < 5]
     assert parts.table.shape == expected.shape
     for column in ("replication", "block", "parameter", "ok", "status"):
@@ -130,12 +136,13 @@ def test_summaries_describe_the_table(case: Any) -> None:
     assert summary.loc[slope, "failures"] == (~rows["ok"]).sum() and "prices" in str(results)
 
 
+@pytest.mark.slow
 def test_standard_deviations_of_zero_are_not_identified(case: Any) -> None:
     """At symmetric nodes structural errors do not depend on sigma where it is zero, whatever its standard error is."""
     made, _ = case
     starts = {"beta": made._parameters.start.beta} if made.problem.K3 == 0 else {}
     held = {"sigma": [[1e-8]], "bounds": {"sigma": ([[0.0]], [[1e-7]])}}
-    table = MonteCarlo(made.simulation, made.problem, seed=3, **held, **starts, **MOMENTS).run(6, batch_size=6).table
+    table = MonteCarlo(made.simulation, made.problem, seed=3, **held, **starts, **MOMENTS).run(6, batch_size=2).table
     sigma = table["block"] == "sigma"
     assert not table.loc[sigma, "identified"].any() and table.loc[~sigma, "identified"].all()
 
@@ -161,8 +168,9 @@ def test_summaries_leave_out_what_is_not_identified() -> None:
     assert row[["replications", "failures", "unidentified"]].tolist() == [4, 1, 1]
 
 
-def test_failed_equilibria_are_failures() -> None:
-    made = MonteCarlo(design(), seed=3, **MOMENTS)
+@pytest.mark.parametrize("supply", [pytest.param(True, marks=pytest.mark.slow), False], ids=["supply", "demand"])
+def test_failed_equilibria_are_failures(supply: bool) -> None:
+    made = study(supply)
     broken = made._truth.model.coefficients.beta.at[1].set(2.0)
     made._truth = eqx.tree_at(lambda t: t.model.coefficients.beta, made._truth, broken)
     table = made.run(2, batch_size=2).table
@@ -304,9 +312,9 @@ def test_studies_go_on_where_they_stopped(case: Any, tmp_path: Path, monkeypatch
         MonteCarlo, "run_batch", lambda self, first, size: run.append(first) or original(self, first, size)
     )
     (path / "batch-000000000.parquet").unlink()
-    resumed = made.run(5, path=path).table
+    resumed = made.run(6, path=path).table
     assert run == [0, 4]
-    whole = made.run(5, batch_size=2, path=tmp_path / "other").table
+    whole = made.run(6, batch_size=2, path=tmp_path / "other").table
     pd.testing.assert_frame_equal(resumed, whole)
 
 
