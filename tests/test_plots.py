@@ -231,6 +231,7 @@ def test_price_changes_of_counterfactuals_are_those_of_results() -> None:
     ROUNDING.check(medians(again), medians(ax))
 
 
+@pytest.mark.slow
 def test_price_changes_with_standard_errors_have_intervals() -> None:
     found = outcome(True)
     ax = plots.plot_price_changes(found, labels={0: "none"}, highlight=[2])

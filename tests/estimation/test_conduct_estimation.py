@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import blpjax
-from tests.support.designs import mostly_slow
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, ESTIMATES, ROUNDING, Tolerance
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -86,7 +85,8 @@ def at_truth(name: str) -> Any:
     return DESIGNS[name].solve(economy(name)[2], check_optimality="gradient", **EXACT)
 
 
-@pytest.mark.parametrize("design", mostly_slow({name: name for name in DESIGNS}, ["cournot"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("design", DESIGNS)
 def test_costs_at_the_truth_are_those_of_the_simulation(design: str) -> None:
     simulation, solved, problem = economy(design)
     results, known = at_truth(design), DESIGNS[design]

@@ -268,6 +268,7 @@ def test_a_weight_of_zero_is_fixed_and_means_bertrand() -> None:
     ROUNDING.check(bertrand.compute_costs(), bertrand.compute_costs(conduct=blpjax.Bertrand()))
 
 
+@pytest.mark.slow
 def test_what_follows_estimation_moves_with_the_parameter() -> None:
     results, problem = near_the_truth(), economy("weight")[2]
     SOLVED.check(results.compute_costs(), results.tilde_costs)

@@ -163,6 +163,7 @@ def test_a_custom_grid_search_reaches_the_same_optimum(problem: blpjax.Problem, 
     check_estimates(searched, results)
 
 
+@pytest.mark.slow
 def test_custom_gauss_newton_steps_reach_the_same_optimum(
     problem: blpjax.Problem, results: blpjax.ProblemResults
 ) -> None:
@@ -254,6 +255,7 @@ def test_one_linear_parameter_in_theta_has_the_same_estimate(
     check_estimates(one, results)
 
 
+@pytest.mark.slow
 def test_equal_bounds_fix_parameters(problem: blpjax.Problem, results: blpjax.ProblemResults) -> None:
     bounds = (np.array([[0.0], [-0.3]]), np.array([[0.0], [-0.3]]))
     fixed = problem.solve(SIGMA, bounds[0], pi_bounds=bounds, optimization=ON_HOST, **ONE_STEP)
@@ -387,6 +389,7 @@ def test_plain_logit_is_two_stage_least_squares(data: tuple[pd.DataFrame, pd.Dat
     ROUNDING.check(results.delta[:, 0], delta)
 
 
+@pytest.mark.slow
 def test_prices_in_X2_alone_with_absorbed_effects_only(data: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     with pytest.warns(IdentificationWarning, match="prices"):
         problem = build(blpjax, data, X1="0", absorb="C(product_ids)", X2="0 + prices", demographics=None)

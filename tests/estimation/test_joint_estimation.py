@@ -174,7 +174,6 @@ QUICK = (
     "covariance moments, clipped costs, fixed effects of costs",
     "two steps",
     "unadjusted, not centered",
-    "all betas and gammas in theta",
     "weights that do not sum to one",
 )
 

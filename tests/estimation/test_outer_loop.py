@@ -273,7 +273,8 @@ def test_what_fails_is_never_reported_as_converged(problem: blpjax.Problem, beha
     assert not failed.converged and np.isnan(failed.objective)
 
 
-@pytest.mark.parametrize("max_evaluations", [7, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("max_evaluations", [7, 8])
 def test_only_optima_count_where_some_evaluations_fail(
     problem: blpjax.Problem, results: blpjax.ProblemResults, max_evaluations: int
 ) -> None:

@@ -144,7 +144,7 @@ CALLS = {
 
 
 #: Calls that need a program of their own.
-SLOW = ("delta", "passthrough", "profit Hessians")
+SLOW = ("delta", "passthrough", "profit Hessians", "prices of a merger")
 
 
 @pytest.mark.parametrize(
@@ -186,6 +186,7 @@ def test_the_model_of_a_draw_has_its_outputs() -> None:
         print(ours.model)
 
 
+@pytest.mark.slow
 def test_chunks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, results = bootstrapped("linear costs"), precise(solved("linear costs"), 0.01)
     costs = whole.compute_costs()

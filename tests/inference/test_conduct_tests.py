@@ -154,6 +154,7 @@ def test_random_coefficients_adjust_by_differences_of_costs(survey: bool) -> Non
         CENTRAL_DIFFERENCE.check(found.matrix(name), getattr(expected, name), name)
 
 
+@pytest.mark.slow
 def test_taxes_change_what_prices_say_of_costs() -> None:
     """A rate that is the same everywhere scales costs; rates within firms weigh profits in first-order conditions."""
     table = products()

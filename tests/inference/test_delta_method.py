@@ -292,6 +292,7 @@ def test_sensitivity_to_moments_is_what_standard_errors_are_made_of() -> None:
     FIXED_PARAMETERS.check(one.sensitivity["sensitivity"], expected[1])
 
 
+@pytest.mark.slow
 def test_padding_has_no_standard_errors_and_no_effect_on_others() -> None:
     results = solved("linear costs")
     found = results.delta_method(lambda m: m.compute_elasticities())

@@ -58,7 +58,7 @@ def report(name: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("name", mostly_slow(list(CASES), fast=["demand"]))
+@pytest.mark.parametrize("name", mostly_slow(list(CASES), []))
 def test_each_seed_has_the_estimates_of_a_problem_with_its_draws(name: str) -> None:
     found = report(name)
     problem = build(name, Integration("monte_carlo", NODES[name], {"seed": SEEDS[name][1]}))
@@ -75,6 +75,7 @@ def test_each_seed_has_the_estimates_of_a_problem_with_its_draws(name: str) -> N
     ESTIMATES.check(rows["estimate"].iloc[-1], float(outcome(results.model)["elasticity"]))
 
 
+@pytest.mark.slow
 def test_summaries_are_over_seeds() -> None:
     found, results = report("demand"), estimated("demand")
     summary = found.summary()

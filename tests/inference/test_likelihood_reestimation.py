@@ -21,7 +21,6 @@ from blpjax.iteration import Iteration
 from blpjax.objective.likelihood_data import build_likelihood
 from tests.support import consumers
 from tests.support.consumers import PI, SIGMA, SIZES, likelihood, tables
-from tests.support.designs import mostly_slow
 from tests.support.silence import quiet
 from tests.tolerances import ESTIMATES, LINEAR_ALGEBRA
 
@@ -52,7 +51,8 @@ def stacked(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-@pytest.mark.parametrize("estimator", mostly_slow([*ESTIMATORS], ["cler"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_samples_in_which_each_market_is_there_once_are_the_full_one(
     estimator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

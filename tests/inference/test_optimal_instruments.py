@@ -198,9 +198,8 @@ def test_problems_have_the_instruments_of_pyblp(name: str) -> None:
     assert original.MD == solved(name)[1].problem.MD and type(original) is blpjax.Problem
 
 
-@pytest.mark.parametrize(
-    "name", mostly_slow(["log costs of shares", "logit, log costs of shares"], ["logit, log costs of shares"])
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["log costs of shares", "logit, log costs of shares"])
 def test_columns_of_X3_with_shares_are_no_instruments(name: str) -> None:
     prices = solved(name)[0].problem.product_table.prices
     ours, theirs = compute(name, expected_prices=prices + 0.1)

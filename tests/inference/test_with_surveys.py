@@ -74,6 +74,7 @@ def test_given_covariances_are_those_of_lanes() -> None:
     assert block.sample is None
 
 
+@pytest.mark.slow
 def test_functions_that_were_lost_are_missed() -> None:
     results = copy.copy(evaluated())
     results.micro_moments = None  # as after functions were pickled

@@ -191,6 +191,7 @@ def worst_gap(m: Market, delta: Any) -> float:
     return float(np.abs(np.log(simulated) - np.log(m.shares)).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "least"), [(1.0, 1.0), (10.0, 0.99)])
 def test_nevo_markets_are_solved_at_ten_times_the_estimated_sigma(nevo: Nevo, scale: float, least: float) -> None:
     markets = [nevo.market(t, scale) for t in range(94)]

@@ -290,6 +290,7 @@ def known(f: Firms) -> dict[str, np.ndarray]:
     return {name: partial_ownership() if name == "H" else np.asarray(getattr(f, name)) for name in CHANGES}
 
 
+@pytest.mark.slow
 def test_failures_have_no_derivatives() -> None:
     f = firms(3)
     values = known(f)

@@ -328,7 +328,14 @@ MORE = ("forward", "forward over reverse", "reverse over forward")
         pytest.param(library_shares, plain_shares, False, FEW, id="tastes"),
         pytest.param(library_shares, plain_shares, False, MORE, id="tastes-more", marks=pytest.mark.slow),
         pytest.param(library_shares, plain_shares, True, FEW + MORE, id="tastes of products", marks=pytest.mark.slow),
-        pytest.param(library_logit, plain_logit, True, FEW + MORE, id="tastes of products without nests"),
+        pytest.param(
+            library_logit,
+            plain_logit,
+            True,
+            FEW + MORE,
+            id="tastes of products without nests",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_derivative_rule_agrees_with_differentiation_of_the_formula(

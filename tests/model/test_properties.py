@@ -128,6 +128,7 @@ def test_what_demand_implies_adds_up(model: dict[str, Any], seed: int, size: flo
     CENTRAL_DIFFERENCE.check((surpluses[0] - surpluses[1])[:, 0] / (2 * step), -np.array(sales))
 
 
+@pytest.mark.slow
 @few
 @given(seeds, sizes, nesting)
 def test_orders_of_rows_and_names_of_ids_change_nothing(seed: int, size: float, rho: float) -> None:

@@ -95,6 +95,7 @@ def test_markets_of_unequal_sizes_are_padded(functions: ModelFunctions) -> None:
     assert functions.theta_labels == ("1 x 1", "x x x", "1 x income", "x x income", "prices")
 
 
+@pytest.mark.slow
 def test_gradients_are_central_differences(derivatives: dict[str, Any]) -> None:
     CENTRAL_DIFFERENCE.check(derivatives["gradient"], derivatives["difference"])
 
@@ -245,6 +246,7 @@ def test_programs_have_no_callbacks_and_do_not_grow_with_the_number_of_markets()
     assert counts[0] == counts[1] and counts[0] > 100
 
 
+@pytest.mark.slow
 def test_a_second_problem_of_equal_shape_compiles_nothing() -> None:
     def work(seed: int) -> float:
         problem = build(seed, [4] * 5, [10] * 5)

@@ -334,7 +334,8 @@ def test_wrong_starts_are_refused() -> None:
         solve(starts=2, optimization=blpjax.Optimization("return"))
 
 
-@pytest.mark.parametrize("estimator", mostly_slow(["cler", "share-constrained"], ["cler"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["cler", "share-constrained"])
 def test_files_hold_estimates(estimator: str, tmp_path: Path) -> None:
     people = tables()[2].rename(columns={"chosen": "product_ids"}).drop(columns="choice_indices")
     found = solve(estimator, likelihood(estimator, micro_data=people))

@@ -178,6 +178,7 @@ def test_gradient_and_hessian_are_differences_with_weights_across_blocks() -> No
     CENTRAL_DIFFERENCE.check(found.micro_by_theta_jacobian, ((by_theta[:, 0] - by_theta[:, 1]) / 2e-5).T)
 
 
+@pytest.mark.slow
 def test_functions_are_called_once_for_each_market() -> None:
     """However often the objective is evaluated; and nothing of the user's is changed."""
     calls: list[Any] = []
@@ -419,6 +420,7 @@ def test_missing_values_are_a_failure_and_never_a_fit() -> None:
     assert "micro moments 'f' are not finite" in found.message
 
 
+@pytest.mark.slow
 def test_moments_without_variance_are_refused() -> None:
     constant = part(lambda t, p, a: np.full((a.size, p.size), 3.0))
     with pytest.raises(IdentificationError, match="the micro moments 'constant' have no variance"):

@@ -200,6 +200,7 @@ def several(value: float = 40) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_derivatives_are_differences() -> None:
     """Of means, and functions of many means, at other parameters."""
     ms = several()

@@ -129,7 +129,8 @@ def test_with_asymmetric_ownership(costs_type: str) -> None:
     check(*solved(model.build(blpjax, with_asymmetric_ownership(products), agents), LOWER, INCOME[:, :1]))
 
 
-@pytest.mark.parametrize("scale", [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_without_a_supply_side(scale: float) -> None:
     model = Model(X3=None, options={"epsilon_scale": scale} if scale != 1 else {})
     check(*solved(model.build(blpjax, *joint_tables(3)), SIGMA, PI))

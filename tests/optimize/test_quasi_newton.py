@@ -78,6 +78,7 @@ def test_units_do_not_matter() -> None:
     assert int(scaled.evaluations) < 2 * int(plain.evaluations)
 
 
+@pytest.mark.slow
 def test_mapped_loops_end_where_single_ones_do() -> None:
     starts = np.stack([START, [2.0, -1.0, 0.0], BEST])
     chosen = {"gtol": STRICT["gtol"], "maxiter": 1000.0}

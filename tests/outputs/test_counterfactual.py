@@ -150,6 +150,7 @@ def test_mergers_are_those_of_compute_prices(name: str) -> None:
     DELTA.check(known.counterfactual(ownership=matrices).after.prices, found.after.prices)
 
 
+@pytest.mark.slow
 def test_costs_follow_variables_and_shares() -> None:
     known, (products, _) = costs_of_shares(), COSTS_OF_SHARES.tables
     gamma = known.gamma[:, 0]
@@ -430,6 +431,7 @@ def test_draws_are_what_compute_methods_of_draws_say() -> None:
         found.delta_method(lambda before, after: after.prices)
 
 
+@pytest.mark.slow
 def test_draws_without_an_equilibrium_are_counted_and_left_out() -> None:
     drawn, short = solved("logit").bootstrap(4, seed=0), blpjax.Iteration("simple", {"max_evaluations": 2})
     markets = CASES["logit"].tables[0].market_ids

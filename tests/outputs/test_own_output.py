@@ -175,6 +175,7 @@ def test_standard_errors_are_those_of_the_delta_method(by: str, hold: str) -> No
     ROUNDING.check(alone.standard_errors, among_all)
 
 
+@pytest.mark.slow
 def test_draws_have_the_first_axis() -> None:
     results = bootstrapped()
     found = results.compute(lambda model: model.compute_markups()[:, 0] * model.prices)

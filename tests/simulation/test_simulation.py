@@ -263,6 +263,7 @@ def test_outputs_at_the_equilibrium_are_those_of_pyblp() -> None:
 LOGIT = {"sigma": None, "pi": None, "agent_formulation": None, "integration": None}
 
 
+@pytest.mark.slow
 def test_costs_and_no_supply_side() -> None:
     options = {"formulas": (FORMULAS[0], None, None), "gamma": None, "xi": np.zeros(24), **LOGIT}
     costs = np.linspace(0.5, 1.5, 24)
@@ -507,7 +508,9 @@ def test_names_of_exogenous_characteristics(names: tuple[str, ...], message: str
             False,
             marks=pytest.mark.slow,
         ),
-        (("0 + prices + x:y", "0 + y + x", "1 + log(z)"), [-2, 1], [1.5, 0.1], True),
+        pytest.param(
+            ("0 + prices + x:y", "0 + y + x", "1 + log(z)"), [-2, 1], [1.5, 0.1], True, marks=pytest.mark.slow
+        ),
         pytest.param(
             ("1 + prices + prices:x + x", "1 + x", "1 + z + shares"),
             [0.5, -2, 0.1, 1],

@@ -87,6 +87,7 @@ class Recorded:
         monkeypatch.setattr(MonteCarlo, "run", run)
 
 
+@pytest.mark.slow
 def test_files_describe_the_same_study_as_scripts(file: Path) -> None:
     made, expected = read_description(file).build(), study(True)
     assert made.labels == expected.labels and made.seed == expected.seed

@@ -195,6 +195,7 @@ def test_numbers_that_are_not_finite_are_no_success(case: Any) -> None:
     assert table["status"][0] == Status.CONVERGED.sentence and table["status"].iloc[-1] == Status.NOT_FINITE.sentence
 
 
+@pytest.mark.slow
 def test_other_designs_are_other_studies() -> None:
     """Whatever changes a table changes the fingerprint, also what is in no array of the design."""
 

@@ -76,6 +76,7 @@ def test_surveys_are_asked_again_where_they_use_what_is_drawn() -> None:
     assert drawn._surveys._moves and drawn._surveys.numbers > 0
 
 
+@pytest.mark.slow
 def test_studies_with_other_surveys_are_other_studies() -> None:
     own = problem()
     same = [build(moments(), own).fingerprint for _ in range(2)]
