@@ -1,13 +1,15 @@
 # Needs make, pip and Python 3.11 or newer (PYTHON=...). Every target sets up the virtual environment first where there is none.
 
 PYTHON ?= python3
-EXTRAS ?= plots,studies,examples,dev,docs
+EXTRAS ?= plots,studies,examples,dev
+SITE_EXTRAS ?= notebooks,docs
 JOBS ?= 2
 TESTS ?= tests
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+SITE := $(VENV)/.site
 PYTEST := $(RUN) -m pytest -n $(JOBS) --dist worksteal
 
 # The code of this directory is what runs, also when the directory, virtual environment included, was moved or copied.
@@ -27,7 +29,7 @@ demo: $(INSTALLED)  ## estimate Nevo's cereal demand; write build/nevo_elasticit
 test: $(INSTALLED)  ## the tests that take seconds (TESTS=tests/kernels for some of them)
 	$(PYTEST) $(TESTS)
 
-slow: $(INSTALLED)  ## the tests marked slow
+slow: $(SITE)  ## the tests marked slow
 	$(PYTEST) -m slow $(TESTS)
 
 lint: $(INSTALLED)  ## style, and the order of the layers
@@ -43,10 +45,10 @@ bench: $(INSTALLED)  ## one row per case, beside PyBLP in the same run
 robustness: $(INSTALLED)  ## methods that invert shares, on hard markets; fails where a success was none
 	$(RUN) -m benchmarks.robustness
 
-notebooks: $(INSTALLED)  ## execute copies in build/notebooks
+notebooks: $(SITE)  ## execute copies in build/notebooks
 	printf '%s\n' notebooks/*.ipynb | xargs -n 1 -P $(JOBS) $(RUN) -m nbconvert --to notebook --execute --output-dir build/notebooks
 
-docs: $(INSTALLED)  ## the site in build/site, with executed notebooks where `make notebooks` has made some
+docs: $(SITE)  ## the site in build/site, with executed notebooks where `make notebooks` has made some
 	$(RUN) docs/site/build.py build/site
 
 install: $(INSTALLED)
@@ -60,6 +62,12 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("blpjax needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": run make PYTHON=python3.12, for example")'
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 		{ $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
-	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'
-	$(RUN) -m compileall -q blpjax  # pip does so only for what is not editable
+	$(RUN) -m pip install --quiet --no-compile --editable '.[$(EXTRAS)]'
+	@# on all cores, and without tests of packages and what is no module: with pip it takes three times as long
+	$(RUN) -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib blpjax || true
+	@touch $@
+
+# What only notebooks and the site need.
+$(SITE): $(INSTALLED)
+	$(RUN) -m pip install --quiet --editable '.[$(SITE_EXTRAS)]'
 	@touch $@

@@ -38,6 +38,7 @@ def test_all_names_of_pyblp_are_listed() -> None:
     assert {"load_nevo", "load_blp", "load_petrin"} <= set(dir(blpjax.data))
 
 
+@pytest.mark.slow
 @needs_files
 def test_loading_does_not_import_pyblp() -> None:
     code = (

@@ -111,6 +111,7 @@ def test_cereals_at_the_starting_guesses_are_those_of_the_vignette() -> None:
     assert gradient == pytest.approx(printed, rel=3e-3)
 
 
+@pytest.mark.slow
 def test_summary_has_the_rows_and_tests_of_the_package() -> None:
     results = cereal_results()
     summary = blpjax.estimation_summary(results)

@@ -160,6 +160,7 @@ def places(results: Any) -> list[int]:
     return [p for p, block in enumerate(results.parameter_blocks) if block == "kappa"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(DESIGNS.keys(), ["weight"]))
 def test_gradients_in_parameters_of_conduct_agree_with_differences(name: str) -> None:
     design = DESIGNS[name]

@@ -94,6 +94,7 @@ def test_starts_are_near_the_truth() -> None:
     np.testing.assert_allclose(starts.beta, [*BETA, 0.3], atol=0.2)
 
 
+@pytest.mark.slow
 def test_the_optimum_is_that_from_the_truth() -> None:
     problem = build(*simulate(0.8, noise=0.2, pi=0.5), "0 + income")
     optimization = blpjax.Optimization("l-bfgs-b", {"gtol": 1e-8, "ftol": 0})

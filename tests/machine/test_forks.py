@@ -62,6 +62,7 @@ def test_a_forked_process_says_at_its_first_call_that_processes_have_to_be_spawn
         assert "ForkError This process was forked" in line and "get_context('spawn')" in line
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 def test_processes_that_were_forked_before_jax_was_used_compute() -> None:
     assert run(False, "build") == ["build | Problem"]

@@ -77,6 +77,7 @@ LOG_COSTS = {"costs_type": "log", "nests": False, "costs_bounds": (0.1, 3.0)}
 DESIGNS = {"log costs": LOG_COSTS | {"check_optimality": "gradient"}, "log costs with Hessians": LOG_COSTS, "nests": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", mostly_slow(DESIGNS, ["log costs"]))
 def test_coarse_objectives_have_the_same_numbers(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     found = solve(**options)

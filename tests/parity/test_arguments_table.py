@@ -178,6 +178,7 @@ OUTPUTS = (
 )
 
 
+@pytest.mark.slow
 def test_outputs_of_simulations_are_those_of_pyblp() -> None:
     found = []
     for library in (blpjax, pyblp):
