@@ -46,6 +46,7 @@ robustness: $(INSTALLED)  ## methods that invert shares, on hard markets; fails 
 	$(RUN) -m benchmarks.robustness
 
 notebooks: $(SITE)  ## execute copies in build/notebooks
+	mkdir -p build/notebooks
 	printf '%s\n' notebooks/*.ipynb | xargs -n 1 -P $(JOBS) $(RUN) -m nbconvert --to notebook --execute --output-dir build/notebooks
 
 docs: $(SITE)  ## the site in build/site, with executed notebooks where `make notebooks` has made some
