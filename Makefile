@@ -64,7 +64,7 @@ $(INSTALLED): pyproject.toml
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 		{ $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
 	$(RUN) -m pip install --quiet --no-compile --editable '.[$(EXTRAS)]'
-	@# on all cores, and without tests of packages and what is no module: with pip it takes three times as long
+	@# on all cores, and without tests of packages and what is no module: pip takes twice as long
 	$(RUN) -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib blpjax || true
 	@touch $@
 

@@ -81,8 +81,7 @@ def iterate(
     if method.name == "anderson":
         found = _anderson(method, contraction, start, limits, plain, accelerated, floor)
     else:
-        body = {"simple": _simple, "squarem": _squarem}[method.name]
-        found = body(method, contraction, start, limits, floor)
+        found = {"simple": _simple, "squarem": _squarem}[method.name](method, contraction, start, limits, floor)
     if method.norm is None or method.norm is np.linalg.norm:
         return found
     return _doubted(found, contraction, limits)
@@ -254,8 +253,9 @@ def _squarem(
         return Cycle(x, step_min, step_max, progress._replace(iterations=progress.iterations + 1))
 
     begun = Cycle(start, jnp.asarray(limits.step_min, float), jnp.asarray(limits.step_max, float), _no_progress(start))
-    going = lambda cycle: _continues(cycle.progress, limits) & jnp.isfinite(cycle.x).all()  # noqa: E731
-    last = while_loop(going, body, begun, start)
+    last = while_loop(
+        lambda cycle: _continues(cycle.progress, limits) & jnp.isfinite(cycle.x).all(), body, begun, start
+    )
     return _finish(last.progress, method, limits, floor)
 
 
@@ -312,9 +312,8 @@ def _anderson(
         )
 
     none = jnp.zeros((memory, start.size))
-    infinite = jnp.asarray(jnp.inf)
     one = jnp.ones((), int)
-    first = History(start, start, start, start, infinite, none, none, -one, 0 * one, _no_progress(start))
+    first = History(start, start, start, start, jnp.asarray(jnp.inf), none, none, -one, 0 * one, _no_progress(start))
     last = while_loop(lambda history: _continues(history.progress, limits) & (history.failures < 2), body, first, start)
     return _finish(last.progress, method, limits, floor)
 
@@ -489,8 +488,9 @@ def continued(
     nowhere = _Stage(jnp.asarray(-1.0), origin)
     nothing = FixedPoint(start, zero + Status.MAX_EVALUATIONS, zero, zero, jnp.asarray(jnp.inf))
     first = _Path(nothing, nowhere, nowhere, step, jnp.asarray(True), jnp.asarray(False))
-    going = lambda path: ~path.over & (path.found.evaluations < limits.max_evaluations)  # noqa: E731
-    found = while_loop(going, body, first, start).found
+    found = while_loop(
+        lambda path: ~path.over & (path.found.evaluations < limits.max_evaluations), body, first, start
+    ).found
     # the limit of one problem was reached, not that of all
     early = (found.status == Status.MAX_EVALUATIONS) & (found.evaluations < limits.max_evaluations)
     return eqx.tree_at(lambda f: f.status, found, jnp.where(early, int(Status.STALLED), found.status))

@@ -47,9 +47,11 @@ def solve(
     return solution if right.ndim == 2 else solution[:, 0]
 
 
-def substitute(factors: Factors, right: Float[Array, "J R"]) -> Float[Array, "J R"]:
-    """The solution of systems with the matrix that has these factors, without derivatives."""
-    return _triangular(False, factors.triangles, _triangular(True, factors.triangles, right[factors.order]))
+def substitute(factors: Factors, right: Float[Array, "J *R"]) -> Float[Array, "J *R"]:
+    """`solve` by known factors, without derivatives."""
+    columns = right if right.ndim == 2 else right[:, None]
+    below = _triangular(True, factors.triangles, columns[factors.order])
+    return _triangular(False, factors.triangles, below).reshape(right.shape)
 
 
 @custom_vmap

@@ -100,7 +100,7 @@ def market_slopes(point: DemandPoint, moves: Moves, owned: Firms | Float[Array, 
     owned_dense = ownership_matrix(owned) * (R @ P.T)
     A = owned_dense + jnp.diag(absent - H_jj * R.sum(axis=1))
     factors = factorise(A)
-    eta = substitute(factors, s[:, None])[:, 0]
+    eta = substitute(factors, s)
     N = weighted_sums(owned, eta, P)
     T = S * (N - (H_jj * eta)[:, None])
     Q = T * alpha
@@ -148,8 +148,8 @@ class Parts(NamedTuple):
 
 
 def slopes_along(
-    point: DemandPoint,
-    move: Callable[[Any], Parts],
+    point_at: Callable[[Any], DemandPoint],
+    coefficients: Any,
     directions: Any,
     each: Callable[[Callable[..., Any], Any], Any],
     owned: Firms | Float[Array, "J J"] | None,
@@ -162,11 +162,16 @@ def slopes_along(
 
     Parameters
     ----------
-    move : how demand moves in one of the `directions`, which are stacked on the first axes of a pytree's arrays.
+    point_at : demand as a function of coefficients, a pytree, at given mean utilities.
+    coefficients, directions : where, and directions there, stacked on the first axes of the pytree's arrays.
     each : maps a function over these first axes, such as `jax.vmap(f)(values)` does.
     """
+    point = point_at(coefficients)
     found, weights, nests = point.choices(), point.weights, point.nests
     P, absent = found.inside, jnp.diag(jnp.where(point.present, 0.0, 1.0))
+
+    def move(direction: Any) -> Parts:
+        return jax.jvp(lambda at: Parts.of(point_at(at)), (coefficients,), (direction,))[1]
 
     def utilities(moved: Parts) -> Array:
         dV = deviations(point.X2, moved.C)
@@ -182,7 +187,7 @@ def slopes_along(
     alpha = point.utility_slopes()
     s, A = P @ weights, absent - ownership_matrix(owned) * share_jacobian(found, weights, alpha, nests).T
     factors = factorise(A)
-    eta = substitute(factors, s[:, None])[:, 0]
+    eta = substitute(factors, s)
 
     def summed(inside: Array, within: tuple[Array, ...], alpha: Array, rho: list[Array]) -> Array:
         known = None if nests is None else with_nesting_parameters(nests, rho)
@@ -220,11 +225,11 @@ def multipliers(
     """
     right, mu = by_delta, None
     if owned is not None and eta is not None and by_eta is not None:
-        mu = -_solved(markup_matrix(point, owned).T, by_eta)
+        mu = -substitute(factorise(markup_matrix(point, owned).T), by_eta)
         right += jax.grad(lambda delta: mu @ direct_product(_moved(point, delta), owned, eta))(point.delta)
     absent = jnp.diag(jnp.where(point.present, 0.0, 1.0))
     H = share_jacobian(point.choices(), point.weights, nests=point.nests) + absent
-    return Multipliers(-_solved(H, right), mu)
+    return Multipliers(-substitute(factorise(H), right), mu)
 
 
 def weighted_equations(
@@ -238,10 +243,6 @@ def weighted_equations(
     if owned is None or eta is None or weights.markups is None:
         return total
     return total + weights.markups @ direct_product(point, owned, eta)
-
-
-def _solved(matrix: Array, right: Array) -> Array:
-    return substitute(factorise(matrix), right[:, None])[:, 0]
 
 
 def _moved(point: DemandPoint, delta: Array) -> DemandPoint:

@@ -15,13 +15,14 @@ from blpjax.economy.loops import Loops, no_loops
 from blpjax.economy.mapping import cached_elements, map_directions
 from blpjax.exceptions import Status, succeeded
 from blpjax.iteration import Iteration
-from blpjax.kernels.slopes import Parts, Slopes, slopes_along
+from blpjax.kernels.demand import DemandPoint
+from blpjax.kernels.slopes import Slopes, slopes_along
 from blpjax.machine.compilation import filtered_program
 from blpjax.machine.memory import require_memory
 from blpjax.model import elsewhere, pricing
 from blpjax.model.demand import MarketDemand, over_markets
 from blpjax.model.model import Model
-from blpjax.model.parameters import Coefficients, directions
+from blpjax.model.parameters import Coefficients, parameter_directions
 from blpjax.model.tastes import market_tastes
 
 
@@ -170,7 +171,7 @@ def _jacobians(
 
         _, push = jax.linearize(solved, parameters[:P])
         delta_slopes, markup_slopes = jax.vmap(push, out_axes=1)(jnp.eye(P))
-    moves = directions(model.layout, model.coefficients)
+    moves = parameter_directions(model.layout, model.coefficients)
     xi_jacobian = delta_slopes - X1 @ moves.beta.T
     if tilde_costs is None or markup_slopes is None:
         return xi_jacobian, jnp.zeros_like(xi_jacobian)
@@ -180,23 +181,17 @@ def _jacobians(
 
 def _slopes(model: Model, supply: bool) -> tuple[Float[Array, "N P"], Float[Array, "N P"] | None]:
     """Derivatives in theta of mean utilities that reproduce the model's shares, and of markups, by formulas."""
-    P, layout, coefficients = model.layout.P, model.layout, model.coefficients
-    moves = directions(layout, coefficients)
+    moves = parameter_directions(model.layout, model.coefficients)
 
     def kernel(local: MarketDemand, *owned: Array) -> Slopes:
-        def parts(at: Coefficients) -> Parts:
-            tastes = market_tastes(at, layout)
-            return Parts.of(
-                pricing.demand_at(known, eqx.tree_at(lambda m: (m.tastes, m.beta), local, (tastes, at.beta)))
-            )
+        def point_at(coefficients: Coefficients) -> DemandPoint:
+            known = market_tastes(coefficients, model.layout), coefficients.beta
+            there = eqx.tree_at(lambda m: (m.tastes, m.beta), local, known)
+            return pricing.demand_at(local.characteristics.variables["prices"], there)
 
-        def move(direction: Coefficients) -> Parts:
-            return jax.jvp(parts, (coefficients,), (direction,))[1]
-
-        known = local.characteristics.variables["prices"]
-        each = map_directions(local.delta.size * local.market.weights.size, P)
-        return slopes_along(pricing.demand_at(known, local), move, moves, each, owned[0] if owned else None)
+        each = map_directions(local.delta.size * local.market.weights.size, model.layout.P)
+        return slopes_along(point_at, model.coefficients, moves, each, owned[0] if owned else None)
 
     found = over_markets(model, kernel, *([model.owned()] if supply else []), elements=cached_elements())
     slopes: Slopes = jax.tree.map(lambda *buckets: model.economy.gather(buckets), *found)
-    return layout.form.epsilon_scale * slopes.delta, slopes.eta_by_parameters
+    return model.layout.form.epsilon_scale * slopes.delta, slopes.eta_by_parameters

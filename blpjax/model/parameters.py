@@ -280,13 +280,17 @@ def expand(layout: ParameterLayout, fixed: Coefficients, theta: Float[AnyArray, 
     return Coefficients(**blocks)
 
 
-def directions(layout: ParameterLayout, fixed: Coefficients) -> Coefficients:
-    """How the matrices move with each element of theta, (P, ...) arrays of ones and zeros."""
-    P = layout.P
-    moved = jax.tree.map(lambda matrix: np.zeros((P, *matrix.shape)), fixed)
-    for name in BLOCKS:
-        if index := getattr(layout, name):
-            getattr(moved, name)[(np.arange(P)[layout.part(name)], *np.array(index).T)] = 1.0
+def parameter_directions(layout: ParameterLayout, fixed: Coefficients, concentrated: bool = False) -> Coefficients:
+    """How the matrices move with each element of theta, and of concentrated beta and gamma if asked for.
+
+    Parameters enter their matrices linearly: these are ones and zeros, with a first axis of parameters.
+    """
+    places = [(name, index) for name in BLOCKS for index in getattr(layout, name)]
+    if concentrated:
+        places += [(name, (k,)) for name in ("beta", "gamma") for k in getattr(layout, f"concentrated_{name}")]
+    moved = jax.tree.map(lambda matrix: np.zeros((len(places), *matrix.shape)), fixed)
+    for p, (name, index) in enumerate(places):
+        getattr(moved, name)[(p, *index)] = 1.0
     return moved
 
 

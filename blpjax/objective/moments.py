@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from blpjax.kernels.arrays import namespace
 from blpjax.model.inversion import Inversion
-from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout, all_coefficients, fill_concentrated
+from blpjax.model.parameters import BLOCKS, Coefficients, ParameterLayout, fill_concentrated, parameter_directions
 from blpjax.objective import iv
 from blpjax.objective.blocks import Moving, Point
 from blpjax.objective.data import ModelData, Uncertainty
@@ -300,7 +300,7 @@ class GMM(eqx.Module):
 
     def _directions(self, ending: Ending) -> Moving:
         """How a point moves with each element of theta, and of beta and gamma that is concentrated out."""
-        layout, evaluation, model = self.model.layout, ending.evaluation, self.model
+        layout, evaluation = self.model.layout, ending.evaluation
         X, xp = concentrated_columns(layout, self.data), namespace(ending.theta)
         sizes = [len(layout.concentrated_beta), len(layout.concentrated_gamma)]
 
@@ -309,11 +309,8 @@ class GMM(eqx.Module):
             rest = [xp.zeros((N, n)) if x is None else -x for x, n in zip((beta, gamma), sizes, strict=True)]
             return xp.concatenate([by_theta, *rest], axis=1)
 
-        # parameters enter their matrices linearly
-        nowhere = jax.tree.map(xp.zeros_like, model.fixed)
-        by_parameter = [all_coefficients(layout, nowhere, row) for row in xp.eye(layout.P + sum(sizes))]
-        coefficients = jax.tree.map(lambda *parts: xp.stack(parts, axis=-1), nowhere, *by_parameter)
-        coefficients = jax.tree.map(lambda leaf: leaf[..., 1:], coefficients)
+        moves = parameter_directions(layout, self.model.fixed, concentrated=True)
+        coefficients = jax.tree.map(lambda leaf: xp.asarray(np.moveaxis(leaf, 0, -1)), moves)
         costs = omega = None
         if evaluation.omega_by_theta is not None and evaluation.costs is not None:
             omega = columns(evaluation.omega_by_theta, gamma=X[1])

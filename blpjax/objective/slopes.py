@@ -14,9 +14,9 @@ from blpjax.economy.mapping import cached_elements, map_directions, map_markets
 from blpjax.kernels.curvature import Paths, market_curvature
 from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.markups import Firms
-from blpjax.kernels.slopes import Moves, Parts, Slopes, market_slopes, multipliers, slopes_along, weighted_equations
+from blpjax.kernels.slopes import Moves, Slopes, market_slopes, multipliers, slopes_along, weighted_equations
 from blpjax.model.demand import MarketDemand, over_markets
-from blpjax.model.parameters import Coefficients, directions
+from blpjax.model.parameters import Coefficients, parameter_directions
 from blpjax.model.pricing import demand_at
 from blpjax.model.tastes import demand_point, market_tastes
 from blpjax.objective.structure import Solution, StructuralModel
@@ -34,8 +34,8 @@ def has_tastes(model: StructuralModel) -> bool:
     return model.economy.buckets[0].X2.shape[2] > 0
 
 
-def has_formulas(model: StructuralModel) -> bool:
-    """Whether derivatives of random coefficients have formulas: common tastes, no nests, firms that set prices."""
+def moves_by_products(model: StructuralModel) -> bool:
+    """Whether formulas are for all parameters at once: common linear tastes, no nests, firms that set prices."""
     bucket = model.economy.buckets[0]
     common = bucket.demographics.ndim == 3 and not model.layout.form.transformations
     return has_tastes(model) and common and bucket.nests is None and _are_firms(model)
@@ -101,14 +101,11 @@ def market_hessian(
         _, push = jax.linearize(
             jax.grad(lambda tau: weighted_equations(*at(tau), local.owned, weights)), jnp.zeros(size)
         )
-        # a market whose arrays are large takes one direction after the other, which keeps them in a processor's cache
-        if known.delta.size * local.market.weights.size * directions.shape[0] > cached_elements():
-            return jax.lax.map(push, directions)
-        return jax.vmap(push)(directions)
+        return map_directions(known.delta.size * local.market.weights.size, directions.shape[0])(push, directions)
 
     solved = Values(solution.inversion.delta, solution.markups)
     supply = model.data.supply
-    if has_formulas(model) and (supply is None or all(isinstance(owned, Firms) for owned in supply.ownership)):
+    if moves_by_products(model) and (supply is None or all(isinstance(owned, Firms) for owned in supply.ownership)):
         found = model.economy.gather_markets(_over_markets(model, by_formulas, solved, by_theta, pulled))
         return directions @ found.sum(axis=0)
     return model.economy.gather_markets(_over_markets(model, kernel, solved, by_theta, pulled)).sum(axis=0)
@@ -212,22 +209,16 @@ def _moves(model: StructuralModel, local: _Local) -> Moves:
 
 def _solve_by_market(model: StructuralModel, theta: Array, start: Array) -> tuple[Solution, Values]:
     economy, scale, coefficients = model.economy, model.layout.form.epsilon_scale, model.expand(theta)
+    moves = parameter_directions(model.layout, model.fixed)
 
-    def by_formulas(local: _Local, delta: Array) -> Slopes:
+    def at_once(local: _Local, delta: Array) -> Slopes:
         return market_slopes(local.point(model, coefficients, delta), _moves(model, local), local.owned)
 
     def along(local: _Local, delta: Array) -> Slopes:
-        def parts(at: Coefficients) -> Parts:
-            return Parts.of(local.point(model, at, delta))
-
-        def move(direction: Coefficients) -> Parts:
-            return jax.jvp(parts, (coefficients,), (direction,))[1]
-
         each = map_directions(delta.size * local.market.weights.size, theta.size)
-        point, moves = local.point(model, coefficients, delta), directions(model.layout, model.fixed)
-        return slopes_along(point, move, moves, each, local.owned)
+        return slopes_along(lambda at: local.point(model, at, delta), coefficients, moves, each, local.owned)
 
     inversion = model.invert(coefficients, start)
-    parts = _over_markets(model, by_formulas if has_formulas(model) else along, inversion.delta)
+    parts = _over_markets(model, at_once if moves_by_products(model) else along, inversion.delta)
     found: Slopes = jax.tree.map(lambda *buckets: economy.gather(buckets), *parts)
     return Solution(inversion, found.eta), Values(scale * found.delta, found.eta_by_parameters)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import blpjax
+from blpjax.economy.mapping import map_directions
 from blpjax.objective.moments import GMM
 from blpjax.objective.slopes import solve_along
 from blpjax.objective.structure import StructuralModel
@@ -137,8 +138,8 @@ def test_without_a_supply_side(scale: float) -> None:
 
 
 @pytest.mark.slow
-def test_one_direction_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large markets are mapped one by one, and their Hessians have one direction after the other."""
+def test_formulas_of_markets_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large ones are mapped."""
     monkeypatch.setattr("blpjax.objective.slopes.cached_elements", lambda: 1)
     check(*solved(Model().build(blpjax, *joint_tables(4)), SIGMA, PI))
 
@@ -203,13 +204,21 @@ def test_along_one_parameter_after_the_other(case: str, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_markets_one_after_the_other(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As large ones are mapped."""
+def test_markets_and_parameters_one_after_the_other(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large markets are mapped, and as they are differentiated."""
     objective, theta, delta = along_parameters(case)
-    seen = has_rules(monkeypatch)
-    _, at_once = jax.jit(lambda *given: solve_along(*given))(objective.model, theta, delta)
-    monkeypatch.setattr("blpjax.objective.slopes.cached_elements", lambda: 1)
-    _, one_by_one = jax.jit(lambda *given: solve_along(*given))(objective.model, theta, delta)
-    assert not seen
-    for name in ("delta", "markups"):
-        LINEAR_ALGEBRA.check(getattr(one_by_one, name), getattr(at_once, name), name)
+
+    def derivatives() -> Any:
+        def both(objective: GMM, theta: jax.Array, delta: jax.Array) -> Any:
+            _, slopes = solve_along(objective.model, theta, delta)
+            return slopes.delta, slopes.markups, objective.curvature(theta, delta, jnp.eye(theta.size))
+
+        return jax.jit(both)(objective, theta, delta)
+
+    at_once = derivatives()
+    for module in ("blpjax.objective.slopes", "blpjax.economy.mapping"):
+        monkeypatch.setattr(f"{module}.cached_elements", lambda: 1)
+    one_by_one = derivatives()
+    assert map_directions(pairs=2, directions=1) is jax.lax.map
+    for found, expected in zip(one_by_one, at_once, strict=True):
+        LINEAR_ALGEBRA.check(found, expected)
