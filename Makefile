@@ -1,15 +1,15 @@
 # Needs make, pip and Python 3.11 or newer (PYTHON=...). Every target sets up the virtual environment first where there is none.
 
 PYTHON ?= python3
-EXTRAS ?= plots,studies,examples,dev
-SITE_EXTRAS ?= notebooks,docs
+EXTRAS ?= plots,studies,examples,tests
 JOBS ?= 2
 TESTS ?= tests
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-SITE := $(VENV)/.site
+CHECKS := $(VENV)/.with-checks
+SITE := $(VENV)/.with-notebooks,docs
 PYTEST := $(RUN) -m pytest -n $(JOBS) --dist worksteal
 
 # The code of this directory is what runs, also when the directory, virtual environment included, was moved or copied.
@@ -32,11 +32,11 @@ test: $(INSTALLED)  ## the tests that take seconds (TESTS=tests/kernels for some
 slow: $(SITE)  ## the tests marked slow
 	$(PYTEST) -m slow $(TESTS)
 
-lint: $(INSTALLED)  ## style, and the order of the layers
+lint: $(CHECKS)  ## style, and the order of the layers
 	$(RUN) -m ruff check .
 	$(RUN) $(VENV)/bin/lint-imports
 
-types: $(INSTALLED)
+types: $(CHECKS)
 	$(RUN) -m mypy
 
 bench: $(INSTALLED)  ## one row per case, beside PyBLP in the same run
@@ -63,12 +63,14 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("blpjax needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": run make PYTHON=python3.12, for example")'
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 		{ $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
+	@# older ones read lists of packages for half a minute
+	$(RUN) -m pip install --quiet --upgrade pip || true
 	$(RUN) -m pip install --quiet --no-compile --editable '.[$(EXTRAS)]'
-	@# on all cores, and without tests of packages and what is no module: pip takes twice as long
-	$(RUN) -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib blpjax || true
+	@# on all cores, and without what is no module and what nobody imports: pip takes twice as long
+	$(RUN) -m compileall -q -j 0 -x '/(tests?|pip|statsmodels|fontTools|physics)/' $(VENV)/lib blpjax || true
 	@touch $@
 
-# What only notebooks and the site need.
-$(SITE): $(INSTALLED)
-	$(RUN) -m pip install --quiet --editable '.[$(SITE_EXTRAS)]'
+# What only some targets need.
+$(VENV)/.with-%: $(INSTALLED)
+	$(RUN) -m pip install --quiet --editable '.[$*]'
 	@touch $@
