@@ -30,22 +30,29 @@ def install() -> None:
 
 def _checked(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
     """What jaxtyping's import hook decorates functions and classes with."""
+    with_shapes = _shapes_checked(typechecker=typechecker)
 
     def decorate(checked: Any) -> Any:
-        if inspect.isfunction(checked) and not any(map(_has_shapes, checked.__annotations__.values())):
-            return _types_checked(checked)
-        return _shapes_checked(typechecker=typechecker)(checked)
+        if not inspect.isfunction(checked):
+            return with_shapes(checked)
+        return _once_called(checked, with_shapes if any(map(_has_shapes, checked.__annotations__.values())) else _check)
 
     return decorate
 
 
-def _types_checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    checked = _check(function)
-    if checked is function:
+def _once_called(function: Callable[..., Any], check: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with checks that are made in its first call: most functions are never called in a process."""
+    if not function.__annotations__:
         return function
+    checked: Callable[..., Any] | None = None
 
     def call(*arguments: Any, **options: Any) -> Any:
-        return (function if jaxtyping.config.jaxtyping_disable else checked)(*arguments, **options)
+        nonlocal checked
+        if jaxtyping.config.jaxtyping_disable:
+            return function(*arguments, **options)
+        if checked is None:
+            checked = check(function)
+        return checked(*arguments, **options)
 
     return functools.wraps(function)(types.FunctionType(call.__code__, _LIBRARY, closure=call.__closure__))
 
