@@ -28,7 +28,8 @@ from blpjax.kernels.conduct_parameters import (
 )
 from blpjax.kernels.demand import DemandPoint
 from blpjax.kernels.priced_market import Matrices, Owners, PricedMarket
-from blpjax.machine.compilation import filtered_program, operations_of_jax
+from blpjax.machine.compilation import filtered_program
+from blpjax.machine.tracing import operations_of_jax
 
 _TABLE = "product_data"
 

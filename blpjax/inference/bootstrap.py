@@ -19,6 +19,7 @@ from blpjax.inputs.integration import Integration
 from blpjax.iteration import Iteration
 from blpjax.machine.memory import require_memory
 from blpjax.machine.pickling import Picklable
+from blpjax.machine.tracing import shapes_of
 from blpjax.model.elsewhere import (
     Draw,
     coefficients_at,
@@ -151,7 +152,7 @@ class BootstrappedResults(CounterfactualMethods, Picklable):
         def evaluate(drawn: Draw, values: Given) -> Any:
             return function(drawn.model(base), {**fixed, **values})
 
-        shapes = jax.eval_shape(evaluate, *jax.tree.map(lambda leaf: leaf[0], (self._drawn, moving)))
+        shapes = shapes_of(evaluate, *jax.tree.map(lambda leaf: leaf[0], (self._drawn, moving)))
         outputs = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         arrays = jax.device_put((self._drawn, moving))
         return map_lanes(lambda chunk: jax.vmap(evaluate)(*chunk), arrays, lanes(base.economy, outputs))

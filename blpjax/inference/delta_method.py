@@ -19,7 +19,7 @@ from blpjax.exceptions import raise_for_status
 from blpjax.inputs.arguments import check_level
 from blpjax.iteration import Iteration
 from blpjax.machine.announcements import said
-from blpjax.machine.compilation import operations_of_jax
+from blpjax.machine.tracing import operations_of_jax, shapes_of
 from blpjax.model.elsewhere import (
     Draw,
     coefficients_at,
@@ -309,7 +309,7 @@ class Derivatives(NamedTuple):
 def _check_outputs(outputs_at: OutputsAt, parameters: Array) -> Any:
     """Shapes of outputs, or an exception when they cannot be differentiated."""
     with operations_of_jax():
-        shapes, _ = jax.eval_shape(outputs_at, parameters)
+        shapes, _ = shapes_of(outputs_at, parameters)
     leaves = jax.tree.leaves(shapes)
     if not leaves:
         raise ValueError("function must return at least one array.")

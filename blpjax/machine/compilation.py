@@ -1,36 +1,31 @@
 """Compilation: how much effort goes into a program, and the persistent cache that spares a second process all of it."""
 
 import contextlib
-import enum
 import functools
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import serialize_executable
-from jax.extend.core import (  # type: ignore[attr-defined]
-    jaxprs_in_params,
-    unsafe_am_i_under_a_jit_DO_NOT_USE,
-)
+from jax.extend.core import jaxpr_as_fun, unsafe_am_i_under_a_jit_DO_NOT_USE  # type: ignore[attr-defined]
 
 from blpjax import options as global_options
 from blpjax.exceptions import SizeError
+from blpjax.machine import tracing
 from blpjax.machine.announcements import announced
 from blpjax.machine.caches import VARIABLE, cache_directory, turned_off
+from blpjax.machine.derived import Call, Step, at_top_level, before_steps, derive
+from blpjax.machine.executables import HOLE, Executable, FlatFunction, Outline, Static
 from blpjax.machine.forks import check_process
 from blpjax.machine.garbage import uncollected
 from blpjax.machine.host_routines import raising_errors
 from blpjax.machine.interrupts import WaitingInterrupts
 from blpjax.machine.memory import require_memory
-from blpjax.machine.store import NotStorableError, Store, describe, restore
-
-#: The event that `jax.monitoring` reports, with seconds, when an executable is read from the store.
-READ_EVENT = "/blpjax/programs/read"
+from blpjax.machine.store import NotStorableError, Store, describe
 
 #: Programs of arguments with at most so many numbers are compiled with least effort: they take some milliseconds then.
 _SMALL = 2**15
@@ -66,8 +61,11 @@ class Program:
         self.effort = effort
         self.static_argnums = frozenset(static_argnums)
         self.filtered = filtered
-        self.executables: dict[Any, _Executable | None] = {}
+        self.executables: dict[Any, Executable | None] = {}
         self._differentiated: set[Any] = set()
+        self._describable: dict[Any, bool] = {}
+        self._outlines: dict[Any, Outline] = {}
+        self._traced: dict[Any, tuple[Callable[..., Any], FlatFunction]] = {}
         self._without_options: set[Any] = set()
         functools.update_wrapper(self, function)
         _programs.add(self)
@@ -78,7 +76,7 @@ class Program:
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Run the program, which is compiled first where it is new. Interrupts wait until it has ended."""
         check_process()
-        if self.filtered and is_traced((arguments, options)):
+        if self.filtered and tracing.is_traced((arguments, options)):
             return self._call_nested(arguments, options)
         with WaitingInterrupts(self._say_what_is_kept):
             return self._run(arguments, options)
@@ -86,32 +84,44 @@ class Program:
     def _run(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         leaves, tree = jax.tree.flatten((self._split(arguments), options))
         values, statics = self._sort(leaves)
-        key: Any = None
+        new = False
         if values is not None:
-            # 1 and True are equal, but not the same argument
-            types = tuple(map(type, statics))
-            key = (tree, (statics, types), tuple(_kind(value) for value in values), settings())
+            key = _key(tree, statics, values)
             new = key not in self.executables
-            if new:
-                if memory_maps() > MAPS_KEPT:
-                    forget_programs()
-                built = self._build(key)
-                if built is not None:
-                    self._check_memory(built, values)
-                self.executables[key] = built
-            executable = self.executables[key]
+            executable = self._find(key, values)
             if executable is not None:
                 with _short_of_memory(self.function.__name__):
                     return executable(values)
-        saying = self._announced(values or ()) if key is not None and new else contextlib.nullcontext()
+        saying = self._announced(values or ()) if new else contextlib.nullcontext()
         effort = self._effort_for(values)
         with raising_errors(), _short_of_memory(self.function.__name__), saying:
             found = _with_options_known(lambda: self._jitted(effort, bool(_EMITTERS))(*arguments, **options))
             return jax.block_until_ready(found)
 
+    def _find(self, key: Any, values: Sequence[Any]) -> Executable | None:
+        """The executable of a key, which is made where it is new. None where only `jax.jit` can run the program."""
+        if key not in self.executables:
+            if memory_maps() > MAPS_KEPT:
+                forget_programs()
+            built = self._build(key)
+            if built is not None:
+                self._check_memory(built, values)
+            self.executables[key] = built
+        return self.executables[key]
+
     def _call_nested(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Run inside of other programs, or of derivatives and maps, which compile a program of their own at first."""
-        if unsafe_am_i_under_a_jit_DO_NOT_USE():
+        nested, shapes_alone = unsafe_am_i_under_a_jit_DO_NOT_USE(), tracing.shapes_alone()
+        if nested and not shapes_alone:
+            return self._nested(*arguments, **options)
+        leaves, tree = jax.tree.flatten((self._split(arguments), options))
+        values, statics = self._sort(leaves, _any if nested else at_top_level)
+        if values is not None and self._can_describe(tree, statics):
+            if not nested:
+                return self._call_derived(tree, statics, values)
+            outline = self._outline(tree, statics, values)
+            return outline.outputs.assemble([jnp.zeros(*kind) for kind in outline.kinds])
+        if nested:
             return self._nested(*arguments, **options)
         arrays = [leaf for leaf in jax.tree.leaves((arguments, options)) if isinstance(leaf, jax.Array | np.ndarray)]
         key = tuple((type(array), *_kind(array)) for array in arrays)
@@ -129,6 +139,35 @@ class Program:
                 self._without_options.add(key)
             return self._nested(*arguments, **options)
 
+    def _call_derived(self, tree: Any, statics: tuple[Any, ...], values: Sequence[Any]) -> Any:
+        """Run with values that are pushed forward or mapped, outside of other programs."""
+        last: list[Executable] = []
+
+        def run(arrays: Sequence[Any], steps: tuple[Step, ...]) -> list[Any]:
+            executable = self._find(_key(tree, statics, arrays, steps), arrays)
+            assert executable is not None, "what can be described has an executable"
+            with raising_errors(), _short_of_memory(self.function.__name__):
+                found = executable.run(arrays)
+            last[:] = [executable]
+            own = found[: executable.outputs.arrays]
+            call.moving = tuple(np.issubdtype(array.dtype, np.inexact) for array in own)
+            return found
+
+        call = Call(run)
+        arrays = call(values)
+        return last[0].outputs.assemble(arrays)
+
+    def _can_describe(self, tree: Any, statics: tuple[Any, ...]) -> bool:
+        """Whether static arguments have a description, without which nothing is kept."""
+        key = tree, statics, tuple(map(type, statics))
+        if key not in self._describable:
+            try:
+                describe((self._identity(), tree, statics))
+                self._describable[key] = True
+            except NotStorableError:
+                self._describable[key] = False
+        return self._describable[key]
+
     def _effort_for(self, arrays: Sequence[Any] | None, times: int = 1) -> int:
         return 0 if arrays is not None and times * sum(array.size for array in arrays) <= _SMALL else self.effort
 
@@ -142,15 +181,21 @@ class Program:
     def forget(self) -> None:
         """Forget all executables."""
         self.executables.clear()
+        self._traced.clear()
 
     # arguments
 
     def _split(self, arguments: tuple[Any, ...]) -> list[Any]:
         """Arguments, with static ones as leaves of the tree."""
-        return [_Static(a) if i in self.static_argnums else a for i, a in enumerate(arguments)]
+        return [Static(a) if i in self.static_argnums else a for i, a in enumerate(arguments)]
 
-    def _sort(self, leaves: list[Any]) -> tuple[list[Any] | None, tuple[Any, ...]]:
-        """Arrays on the default device, None where there are others, and static leaves with holes for arrays."""
+    def _sort(
+        self, leaves: list[Any], usable: Callable[[Any, set[jax.Device]], bool] | None = None
+    ) -> tuple[list[Any] | None, tuple[Any, ...]]:
+        """Arrays on the default device, None where there are others, and static leaves with holes for arrays.
+
+        What is traced is not among them, unless it is `usable`.
+        """
         if jax.config.jax_disable_jit or jax.config.jax_debug_nans or jax.config.jax_debug_infs:  # type: ignore[attr-defined]
             return None, ()
         device = _device()
@@ -160,7 +205,7 @@ class Program:
         statics: list[Any] = []
         for leaf in leaves:
             if isinstance(leaf, jax.Array):
-                if isinstance(leaf, jax.core.Tracer) or leaf.devices() != device:
+                if not (usable or _untraced)(leaf, device):
                     return None, ()
                 values.append(leaf)
             elif isinstance(leaf, np.ndarray | np.generic):
@@ -170,7 +215,7 @@ class Program:
             else:
                 statics.append(leaf)
                 continue
-            statics.append(_HOLE)
+            statics.append(HOLE)
         return values, tuple(statics)
 
     # what runs
@@ -193,46 +238,56 @@ class Program:
             return eqx.filter_jit(self.function, compiler_options=options)  # type: ignore[call-overload]
         return jax.jit(self.function, static_argnums=tuple(self.static_argnums), compiler_options=options)
 
-    def _build(self, key: Any) -> "_Executable | None":
+    def _build(self, key: Any) -> Executable | None:
         """The executable from the store, or compiled and put there. None where only `jax.jit` can run the program."""
-        tree, (statics, _), kinds, _ = key
+        tree, (statics, _), kinds, set_to, steps = key
         try:
-            description = describe((self._identity(), self.effort, tree, statics, kinds, key[-1]))
+            description = describe((self._identity(), self.effort, tree, statics, kinds, set_to, steps))
         except NotStorableError:
             return None
-        store = program_store()
-        path = None if store is None else store.path(self.function.__name__, description)
-        if store is not None and path is not None:
-            content = store.read(path)
-            if content is not None:
-                try:
-                    return _Executable.load(content, self.function.__name__)
-                except Exception:  # whatever another version, or a damaged disk, left there
-                    store.remove(path)
-        found: list[Any] = []
-
-        def flat(*flat_values: Any) -> list[Any]:
-            rest = iter(flat_values)
-            leaves = [next(rest) if static is _HOLE else static for static in statics]
-            split, options = jax.tree.unflatten(tree, leaves)
-            arguments = [a.value if isinstance(a, _Static) else a for a in split]
-            outputs, structure = jax.tree.flatten(self.function(*arguments, **options))
-            arrays = [isinstance(leaf, jax.Array) or not self.filtered for leaf in outputs]
-            rest_of_outputs = [_HOLE if array else leaf for leaf, array in zip(outputs, arrays, strict=True)]
-            found[:] = [structure, tuple(rest_of_outputs)]
-            return [leaf for leaf, array in zip(outputs, arrays, strict=True) if array]
-
-        flat.__name__ = flat.__qualname__ = self.function.__name__
-        shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds]
-        with self._announced(shapes):
-            compiled = self._compile(flat, shapes, self._effort_for(shapes), store)
+        store, name = program_store(), self.function.__name__
+        path = None if store is None else store.path(name, description)
+        read = _read(store, path, lambda content: Executable.load(content, name))
+        if read is not None:
+            return read
+        base = (*key[:2], before_steps(kinds, steps), set_to, ())
+        flat = FlatFunction(self.function, tree, statics, self.filtered)
+        function, flat = self._traced.get(base, (flat, flat)) if steps else (flat, flat)
+        function = derive(function, steps, len(kinds))
+        function.__name__ = function.__qualname__ = name
+        shapes = _shapes(kinds)
+        with self._announced(shapes, "derivatives or maps of " if steps else ""):
+            compiled = self._compile(function, shapes, self._effort_for(shapes), store)
         if compiled is None:
-            return None
-        executable = _Executable(compiled[0], *found)
+            return Executable(jax.jit(function), flat.outputs) if steps else None
+        executable = Executable(compiled[0], flat.outputs)
         if store is not None and path is not None and not compiled[1]:
             with contextlib.suppress(NotStorableError):
                 store.write(path, executable.save())
         return executable
+
+    def _outline(self, tree: Any, statics: tuple[Any, ...], values: Sequence[Any]) -> Outline:
+        """Shapes of what the function returns, from the store, or traced and put there."""
+        key = _key(tree, statics, values)
+        if key not in self._outlines:
+            kinds = tuple(map(_kind, values))
+            store = program_store()
+            path = None
+            if store is not None:
+                description = describe((self._identity(), "shapes", tree, statics, kinds, settings()))
+                path = store.path(f"shapes{self.function.__name__}", description)
+            found = _read(store, path, Outline.load)
+            if found is None:
+                flat = FlatFunction(self.function, tree, statics, self.filtered)
+                with tracing.whole():  # programs inside of it have values, because this is what derivatives are made of
+                    traced = jax.jit(flat).trace(*_shapes(kinds))
+                self._traced[key] = jaxpr_as_fun(traced.jaxpr), flat
+                found = Outline(tuple(map(_kind, traced.jaxpr.out_avals)), flat.outputs)
+                if store is not None and path is not None:
+                    with contextlib.suppress(NotStorableError):
+                        store.write(path, found.save())
+            self._outlines[key] = found
+        return self._outlines[key]
 
     def _compile(
         self, flat: Callable[..., Any], shapes: Sequence[jax.ShapeDtypeStruct], effort: int, store: Store | None
@@ -240,14 +295,14 @@ class Program:
         """The compiled function, and what was read from JAX's own cache; None where it calls functions of Python."""
         with uncollected():
             traced = jax.jit(flat).trace(*shapes)
-            if calls_back(traced.jaxpr.jaxpr):
+            if tracing.calls_back(traced.jaxpr.jaxpr):
                 return None  # executables hold addresses of this process's functions
             lowered = traced.lower()
         with _unwritten(store is not None) as hits:
             compiled = _with_options_known(lambda: lowered.compile(compiler_options(effort)))
         return compiled, hits
 
-    def _check_memory(self, executable: "_Executable", values: Sequence[Any]) -> None:
+    def _check_memory(self, executable: "Executable", values: Sequence[Any]) -> None:
         """Raise `SizeError` before a program is run for the first time if there is no memory for what it will hold."""
         needed = executable.memory()
         device = jax.devices()[0]
@@ -265,67 +320,6 @@ class Program:
             raise NotStorableError(f"{module}.{name}")
         return f"{module}.{name}"
 
-
-class _Executable:
-    """An executable of arrays, with what it takes to make its outputs."""
-
-    def __init__(self, compiled: Any, structure: Any, statics: tuple[Any, ...]) -> None:
-        self.compiled = compiled
-        self._structure = structure
-        self._statics = statics
-
-    def __call__(self, values: Sequence[Any]) -> Any:
-        arrays = self.compiled(*values)
-        if len(arrays) < len(self._statics):
-            rest = iter(arrays)
-            arrays = [next(rest) if static is _HOLE else static for static in self._statics]
-        return jax.tree.unflatten(self._structure, arrays)
-
-    def memory(self) -> int:
-        """Bytes that the program will hold beside its arguments, zero where XLA does not tell."""
-        try:
-            found = self.compiled.memory_analysis()
-            return int(found.temp_size_in_bytes + found.output_size_in_bytes)
-        except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
-            return 0
-
-    def save(self) -> bytes:
-        content, inputs, outputs = serialize_executable.serialize(self.compiled)
-        return describe((content, inputs.num_leaves, outputs.num_leaves, self._structure, self._statics))
-
-    @staticmethod
-    def load(saved: bytes, name: str) -> "_Executable":
-        began = time.perf_counter()
-        content, inputs, outputs, structure, statics = restore(saved)
-        if jax.default_backend() == "cpu" and b"lapack_" in content:
-            prepare_lapack()
-        trees = jax.tree.structure(((0,) * inputs, {})), jax.tree.structure([0] * outputs)
-        compiled = serialize_executable.deserialize_and_load(content, *trees)
-        jax.monitoring.record_event_duration_secs(READ_EVENT, time.perf_counter() - began, fun_name=f"jit({name})")
-        return _Executable(compiled, structure, statics)
-
-
-class _Static:
-    """A static argument, a leaf of the tree of arguments."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Static) or type(self.value) is not type(other.value):
-            return False
-        return bool(self.value == other.value)
-
-    def __hash__(self) -> int:
-        return hash(self.value)
-
-
-class _Mark(enum.Enum):
-    HOLE = enum.auto()
-
-
-#: What stands for an array among static leaves.
-_HOLE = _Mark.HOLE
 
 _programs: "weakref.WeakSet[Program]" = weakref.WeakSet()
 
@@ -408,37 +402,6 @@ def compiled_programs() -> list[Any]:
     return [executable.compiled for executable in found if executable is not None]
 
 
-def calls_back(jaxpr: Any) -> bool:
-    """Whether a program calls functions of Python while it runs."""
-    return any(
-        "callback" in equation.primitive.name or any(map(calls_back, jaxprs_in_params(equation.params)))
-        for equation in jaxpr.eqns
-    )
-
-
-#: What to use in functions of the model.
-_USE = "methods of the model and jax.numpy in place of numpy and of methods of results"
-
-
-@contextlib.contextmanager
-def operations_of_jax(what: str = "function", use: str = _USE) -> Iterator[None]:
-    """Where a user's function is traced: `TypeError` when it needs the values of what it is given.
-
-    The message says what it is, and what to `use`.
-    """
-    try:
-        yield
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-        raise TypeError(f"{what} must consist of operations of JAX: use {use}, and no conditions on values.") from error
-
-
-def is_traced(values: Any) -> bool:
-    """Whether any leaf of a pytree is traced, or what is made of them would be, because a program is being built."""
-    if unsafe_am_i_under_a_jit_DO_NOT_USE():
-        return True
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
-
-
 @functools.cache
 def program_store() -> Store | None:
     """Where programs are kept between processes, None where the environment says that they are not."""
@@ -481,16 +444,38 @@ def settings() -> tuple[Any, ...]:
     )
 
 
-def prepare_lapack() -> None:
-    """Have LAPACK's routines ready for executables: JAX looks for them when it lowers a program that calls some."""
-    from jaxlib import lapack
-
-    lapack.prepare_lapack_call("potrf", np.dtype(float))
-
-
 @functools.cache
 def _device() -> set[jax.Device]:
     return {jax.devices()[0]}
+
+
+def _key(tree: Any, statics: tuple[Any, ...], values: Sequence[Any], steps: tuple[Step, ...] = ()) -> Any:
+    """What an executable depends on. Types, because 1 and True are equal, but not the same argument."""
+    return tree, (statics, tuple(map(type, statics))), tuple(map(_kind, values)), settings(), steps
+
+
+def _shapes(kinds: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds]
+
+
+def _read(store: Store | None, path: Path | None, load: Callable[[bytes], Any]) -> Any:
+    """What a file of the store holds; None where there is none, or where it cannot be used and is removed."""
+    content = None if store is None or path is None else store.read(path)
+    if store is None or path is None or content is None:
+        return None
+    try:
+        return load(content)
+    except Exception:  # whatever another version, or a damaged disk, left there
+        store.remove(path)
+        return None
+
+
+def _any(leaf: jax.Array, device: set[jax.Device]) -> bool:
+    return True
+
+
+def _untraced(leaf: jax.Array, device: set[jax.Device]) -> bool:
+    return not isinstance(leaf, jax.core.Tracer) and leaf.devices() == device
 
 
 def _kind(value: Any) -> tuple[tuple[int, ...], Any]:

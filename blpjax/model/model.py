@@ -22,7 +22,8 @@ from blpjax.economy.ownership import Ownership, firm_codes, ownership_matrices
 from blpjax.iteration import FixedPointLimits, FixedPointMethod, Iteration
 from blpjax.kernels.arrays import AnyArray, namespace
 from blpjax.kernels.conduct import PriceSetting
-from blpjax.machine.compilation import filtered_program, is_traced
+from blpjax.machine.compilation import filtered_program
+from blpjax.machine.tracing import is_traced
 from blpjax.model import conduct as conducts
 from blpjax.model import demand, pricing
 from blpjax.model.coarse import CoarseModel, coarsen

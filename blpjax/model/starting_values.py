@@ -10,7 +10,7 @@ import numpy as np
 from blpjax.inputs.design import DesignMatrix
 from blpjax.inputs.tables import assign_node_columns
 from blpjax.kernels.arrays import AnyArray, namespace, on_host
-from blpjax.machine.compilation import operations_of_jax
+from blpjax.machine.tracing import operations_of_jax
 from blpjax.model.parameters import (
     BLOCKS,
     BlockBounds,

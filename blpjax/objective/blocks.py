@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from blpjax.economy.buckets import Economy
-from blpjax.machine.compilation import operations_of_jax
+from blpjax.machine.tracing import operations_of_jax
 from blpjax.model.parameters import Coefficients
 from blpjax.objective import iv
 from blpjax.objective.equations import Equation, Supply

@@ -20,7 +20,7 @@ from blpjax.inputs.table_format import plain_value
 from blpjax.inputs.tables import ProductTable
 from blpjax.iteration import Iteration
 from blpjax.machine.announcements import said
-from blpjax.machine.compilation import operations_of_jax
+from blpjax.machine.tracing import operations_of_jax
 from blpjax.model.model import Model
 from blpjax.model.one_market import MarketPlace, find_market
 from blpjax.model.parameters import ParameterLayout

@@ -17,8 +17,9 @@ import pytest
 from blpjax.iteration import FixedPointMethod
 from blpjax.kernels.fixed_point import FixedPoint
 from blpjax.machine import announcements, caches, compilation, store
-from blpjax.machine.compilation import Program, calls_back
 from blpjax.machine.store import NotStorableError, Store, describe, restore
+from blpjax.machine.tracing import calls_back
+from tests.support.programs import package_program
 
 #: As it is before fixtures replace it, and without memory.
 find_store = compilation.program_store.__wrapped__
@@ -95,23 +96,9 @@ def test_a_second_process_compiles_no_program_and_finds_the_same_numbers(tmp_pat
     assert all(Store(path.parent).read(path) for path in kept), "they were replaced"
 
 
-@pytest.fixture
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Store:
-    """A store of this test's own."""
-    mine = Store(tmp_path / "programs")
-    monkeypatch.setattr(compilation, "program_store", lambda: mine)
-    return mine
-
-
 class Pair(eqx.Module):
     values: Any
     name: str = eqx.field(static=True)
-
-
-def package_program(function: Any, **options: Any) -> Program:
-    """The function as a program, as if it were one of the package."""
-    function.__module__, function.__qualname__ = "blpjax.made_up", function.__name__
-    return Program(function, 0, **options)
 
 
 def twice(kept: Store, function: Any, *arguments: Any, **options: Any) -> tuple[Any, Any, int]:

@@ -457,6 +457,7 @@ def test_statistics_are_those_of_pyblp(steps: Any, their_steps: Any) -> None:
     assert difference == pytest.approx(float(steps.objective - steps.last_results.objective))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_restrictions_of_wrong_shapes_are_refused(steps: Any) -> None:
     Q = len(steps.parameters)
     with pytest.raises(ValueError, match="restrictions"):
