@@ -30,6 +30,9 @@ from blpjax.machine.store import NotStorableError, Store, describe
 #: Programs of arguments with at most so many numbers are compiled with least effort: they take some milliseconds then.
 _SMALL = 2**15
 
+#: Derivatives and maps have so many times as many numbers as their arguments.
+_OFTEN = 16
+
 #: The option that has XLA use its older emitters on CPUs; nothing where this version of XLA does not know it.
 _EMITTERS = {"xla_cpu_use_fusion_emitters": False}
 
@@ -128,7 +131,7 @@ class Program:
         new = key not in self._differentiated
         self._differentiated.add(key)
         with self._announced(arrays, "derivatives or maps of ") if new else contextlib.nullcontext():
-            effort = self._effort_for(arrays, 16)  # maps have many times as many numbers
+            effort = self._effort_for(arrays, _OFTEN)
             try:
                 if key not in self._without_options:
                     return _with_options_known(lambda: self._jitted(effort, bool(_EMITTERS))(*arguments, **options))
@@ -147,7 +150,7 @@ class Program:
             executable = self._find(_key(tree, statics, arrays, steps), arrays)
             assert executable is not None, "what can be described has an executable"
             with raising_errors(), _short_of_memory(self.function.__name__):
-                found = executable.run(arrays)
+                found = jax.block_until_ready(executable.run(arrays))
             last[:] = [executable]
             own = found[: executable.outputs.arrays]
             call.moving = tuple(np.issubdtype(array.dtype, np.inexact) for array in own)
@@ -257,7 +260,8 @@ class Program:
         function.__name__ = function.__qualname__ = name
         shapes = _shapes(kinds)
         with self._announced(shapes, "derivatives or maps of " if steps else ""):
-            compiled = self._compile(function, shapes, self._effort_for(shapes), store)
+            effort = self._effort_for(shapes, _OFTEN if steps else 1)
+            compiled = self._compile(function, shapes, effort, store)
         if compiled is None:
             return Executable(jax.jit(function), flat.outputs) if steps else None
         executable = Executable(compiled[0], flat.outputs)
