@@ -50,8 +50,9 @@ type_checks.install()
 
 import jax  # noqa: E402
 
-import blpjax.economy.buckets  # noqa: E402  (turns on 64-bit)
+import blpjax  # noqa: E402, F401  (turns on 64-bit)
 from blpjax.machine import announcements, compilation  # noqa: E402
+from tests.support.economies import in_several_buckets  # noqa: E402
 from tests.support.silence import silent  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -90,9 +91,15 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def several_buckets() -> Iterator[None]:
-    """Put markets of different sizes into several buckets although they are few and small."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blpjax.economy.buckets, "WORTHWHILE_PAIRS", 0)
+    """Put markets of different sizes into several buckets although they are few and small, in all of a module."""
+    with in_several_buckets():
+        yield
+
+
+@pytest.fixture
+def several_buckets_here() -> Iterator[None]:
+    """What `several_buckets` does, in one test."""
+    with in_several_buckets():
         yield
 
 

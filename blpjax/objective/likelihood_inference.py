@@ -29,6 +29,19 @@ class Blocks(NamedTuple):
     economy: Economy
     matrices: tuple[np.ndarray, ...]
 
+    @staticmethod
+    def from_rows(economy: Economy, rows: np.ndarray) -> "Blocks":
+        """Systems of an economy from their `rows`."""
+        missing = [~np.asarray(bucket.present) for bucket in economy.buckets]
+        parts = zip(economy.unstack(rows), missing, strict=True)
+        return Blocks(
+            economy, tuple(np.asarray(part) + absent[..., None] * np.eye(absent.shape[1]) for part, absent in parts)
+        )
+
+    def rows(self) -> np.ndarray:
+        """Rows of products (N, widest), however markets are padded: NaN beyond a market's products."""
+        return np.asarray(self.economy.stack(self.matrices))
+
     def solve(self, right: np.ndarray) -> np.ndarray:
         """Solutions (N, m)."""
         parts = self.economy.scatter(right)

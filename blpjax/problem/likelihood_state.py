@@ -48,7 +48,7 @@ def likelihood_state(found: LikelihoodEstimates, data: ProblemData) -> State:
         "sigma2": float(given.sigma2),
         "joint": {
             **joint._asdict(),
-            "blocks": None if joint.blocks is None else list(joint.blocks.matrices),
+            "blocks": None if joint.blocks is None else joint.blocks.rows(),
             "moved": list(joint.moved),
         },
         "coefficient_map": found.coefficient_map,
@@ -66,7 +66,7 @@ def read_likelihood_state(state: State, data: ProblemData) -> LikelihoodEstimate
         sigma2=given["sigma2"],
     )
     blocks, (theta, delta) = joint["blocks"], joint["moved"]
-    known = None if blocks is None else Blocks(on_host(data.economy), tuple(blocks))
+    known = None if blocks is None else Blocks.from_rows(on_host(data.economy), blocks)
     return LikelihoodEstimates(
         likelihood, JointCovariances(**{**joint, "blocks": known, "moved": (theta, delta)}), state["coefficient_map"]
     )

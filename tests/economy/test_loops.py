@@ -13,7 +13,7 @@ from tests.economy.test_buckets import PRODUCTS, economy_of
 from tests.support.economies import tables
 
 
-@pytest.mark.usefixtures("several_buckets")
+@pytest.mark.usefixtures("several_buckets_here")
 def test_loops_stand_in_the_sorted_order_of_markets() -> None:
     economy = economy_of(*tables(1, PRODUCTS, [6] * len(PRODUCTS)))
     assert len(economy.buckets) > 1

@@ -26,9 +26,12 @@ from blpjax.inputs.likelihood import ESTIMATORS
 from blpjax.iteration import Iteration
 from blpjax.objective.likelihood import Likelihood
 from blpjax.objective.likelihood_data import build_likelihood
+from blpjax.objective.likelihood_inference import Blocks
+from blpjax.objective.programs import on_host
 from tests.support import consumers
 from tests.support.consumers import PI, SIGMA, SIZES, likelihood, logs, problem, restriction, tables
 from tests.support.designs import mostly_slow
+from tests.support.economies import in_several_buckets
 from tests.support.silence import quiet
 from tests.tolerances import CENTRAL_DIFFERENCE, DELTA, ESTIMATES, LINEAR_ALGEBRA, ROUNDING, Tolerance
 
@@ -132,7 +135,7 @@ def test_groups_of_respondents_change_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("several_buckets")
+@pytest.mark.usefixtures("several_buckets_here")
 def test_buckets_change_nothing() -> None:
     known = consumers.build(*tables()[:2])
     assert len(known.economy.buckets) > 1
@@ -140,6 +143,25 @@ def test_buckets_change_nothing() -> None:
     ROUNDING.check(found.objective, expected.objective)
     DELTA.check(found.inversion.delta, expected.inversion.delta)
     LINEAR_ALGEBRA.check(found.hessian, expected.hessian)
+
+
+def test_systems_of_markets_do_not_depend_on_how_these_are_padded() -> None:
+    """Files hold them, and another version may pad markets otherwise."""
+    together = on_host(consumers.build(*tables()[:2]).economy)
+    with in_several_buckets():
+        apart = on_host(consumers.build(*tables()[:2]).economy)
+    assert len(apart.buckets) > len(together.buckets)
+    N = len(together.positions)
+    rng = np.random.default_rng(0)
+    rows = together.stack(
+        [np.eye(J) * 3 + rng.uniform(size=(T, J, J)) for T, J in (b.shares.shape for b in together.buckets)]
+    )
+    right = rng.normal(size=(N, 2))
+    known = Blocks.from_rows(together, rows)
+    other = Blocks.from_rows(apart, known.rows())
+    for found in (other, Blocks.from_rows(together, other.rows())):
+        LINEAR_ALGEBRA.check(found.solve(right), known.solve(right))
+        LINEAR_ALGEBRA.check(found.inverse_diagonal(), known.inverse_diagonal())
 
 
 def test_choices_may_be_product_ids_and_rows_in_any_order() -> None:

@@ -189,7 +189,7 @@ def test_pickles_hold_no_devices(problem: blpjax.Problem) -> None:
     check_objective(loaded, problem)
 
 
-@pytest.mark.usefixtures("several_buckets")
+@pytest.mark.usefixtures("several_buckets_here")
 @pytest.mark.slow
 def test_padding_markets_are_reported_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     # one device that counts as three fills buckets up as three devices do

@@ -80,6 +80,7 @@ def test_the_example_for_clusters_runs(tmp_path: Path, monkeypatch: pytest.Monke
     jobs = ModuleType("dask_jobqueue")
     jobs.SLURMCluster = LocalJobs  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "dask_jobqueue", jobs)
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "study.toml"
     text = (EXAMPLES / "study.toml").read_text()
     file.write_text(text.replace("replications = 200", "replications = 3").replace("batch_size = 50", "batch_size = 2"))

@@ -1,16 +1,27 @@
 """Simulated markets and economies with awkward features, and shares computed by a plain loop over agents."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pytest
 
+import blpjax.economy.buckets
 from blpjax.inputs.construction import build_integration
 from blpjax.inputs.integration import Integration
 
 #: Every simulated market has this many products and agents, so that one compiled program serves all of them.
 J, I = 6, 25  # noqa: E741
+
+
+@contextlib.contextmanager
+def in_several_buckets() -> Iterator[None]:
+    """Where markets of different sizes are put into several buckets although they are few and small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blpjax.economy.buckets, "WORTHWHILE_PAIRS", 0)
+        yield
 
 
 class Market(NamedTuple):
