@@ -495,7 +495,7 @@ def product_rule(quiet: None) -> blpjax.Problem:
 def test_product_rule_as_printed(product_rule: blpjax.Problem, start: float, arguments: dict[str, Any]) -> None:
     """Covariances of rank one: at the optimum, moments have no derivatives in all but one column of sigma.
 
-    With bounds, which are where sigma's columns change their signs, some starts lead to saddle points of the first step.
+    With bounds, which are where columns of sigma change signs, some starts lead to saddle points of the first step.
     """
     with pytest.warns(IdentificationWarning, match="do not depend on"):
         results = product_rule.solve(sigma=start * np.ones((4, 4)), **arguments)
