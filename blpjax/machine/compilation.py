@@ -402,8 +402,8 @@ def forget_programs() -> None:
 
 def compiled_programs() -> list[Any]:
     """What this process has compiled or read: `jax.stages.Compiled`."""
-    found = [executable for one in _programs for executable in one.executables.values()]
-    return [executable.compiled for executable in found if executable is not None]
+    found = [executable.compiled for one in _programs for executable in one.executables.values() if executable]
+    return [compiled for compiled in found if isinstance(compiled, jax.stages.Compiled)]
 
 
 @functools.cache

@@ -6,8 +6,9 @@ calls of the same program, with one step more. What runs at last has arrays alon
 its name: the program's, and the steps.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ from jax.interpreters import ad, batching
 Function = Callable[..., Any]
 
 
-class Push(NamedTuple):
+@dataclasses.dataclass(frozen=True)  # named tuples would be equal to those of the other class
+class Push:
     """Values, and derivatives along tangents of those arguments that are `moved`, which come after all arguments."""
 
     moved: tuple[bool, ...]
@@ -45,7 +47,8 @@ class Push(NamedTuple):
         return inputs | {len(self.moved) + j for j, i in enumerate(places) if i in inputs}
 
 
-class Map(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Map:
     """All at once, along a first axis of those arguments that are `mapped`."""
 
     mapped: tuple[bool, ...]

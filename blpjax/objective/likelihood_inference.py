@@ -32,11 +32,11 @@ class Blocks(NamedTuple):
     @staticmethod
     def from_rows(economy: Economy, rows: np.ndarray) -> "Blocks":
         """Systems of an economy from their `rows`."""
-        missing = [~np.asarray(bucket.present) for bucket in economy.buckets]
-        parts = zip(economy.unstack(rows), missing, strict=True)
-        return Blocks(
-            economy, tuple(np.asarray(part) + absent[..., None] * np.eye(absent.shape[1]) for part, absent in parts)
-        )
+        matrices = []
+        for part, bucket in zip(economy.unstack(rows), economy.buckets, strict=True):
+            absent = ~np.asarray(bucket.present)
+            matrices.append(np.asarray(part) + absent[:, :, None] * np.eye(absent.shape[1]))
+        return Blocks(economy, tuple(matrices))
 
     def rows(self) -> np.ndarray:
         """Rows of products (N, widest), however markets are padded: NaN beyond a market's products."""

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from blpjax.economy.buckets import Economy
 from blpjax.inputs.integration import Integration
 from blpjax.inputs.likelihood import MicroLikelihood
 from blpjax.inputs.table_format import plain_value, read_table
@@ -66,10 +67,16 @@ def read_likelihood_state(state: State, data: ProblemData) -> LikelihoodEstimate
         sigma2=given["sigma2"],
     )
     blocks, (theta, delta) = joint["blocks"], joint["moved"]
-    known = None if blocks is None else Blocks.from_rows(on_host(data.economy), blocks)
+    known = None if blocks is None else _read_blocks(blocks, on_host(data.economy))
     return LikelihoodEstimates(
         likelihood, JointCovariances(**{**joint, "blocks": known, "moved": (theta, delta)}), state["coefficient_map"]
     )
+
+
+def _read_blocks(blocks: Any, economy: Economy) -> Blocks:
+    if isinstance(blocks, list):  # older files hold padded matrices
+        return Blocks(economy, tuple(blocks))
+    return Blocks.from_rows(economy, blocks)
 
 
 def _sizes_state(sizes: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from blpjax.machine.compilation import Program
+from blpjax.machine.derived import Map, Push
 from blpjax.machine.store import Store
 from blpjax.machine.tracing import shapes_of
 from tests.support.programs import package_program
@@ -80,6 +81,10 @@ def test_they_are_those_of_the_function_and_are_found_again(kept: Store, use: st
         if leaf.dtype != jax.dtypes.float0:
             ROUNDING.check(one, leaf)
             ROUNDING.check(other, leaf)
+
+
+def test_steps_of_different_kinds_are_different() -> None:
+    assert len({Push((True, False)), Map((True, False)), Push((True, False))}) == 2
 
 
 def test_they_are_traced_once_in_a_process(kept: Store) -> None:

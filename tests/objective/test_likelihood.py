@@ -153,9 +153,8 @@ def test_systems_of_markets_do_not_depend_on_how_these_are_padded() -> None:
     assert len(apart.buckets) > len(together.buckets)
     N = len(together.positions)
     rng = np.random.default_rng(0)
-    rows = together.stack(
-        [np.eye(J) * 3 + rng.uniform(size=(T, J, J)) for T, J in (b.shares.shape for b in together.buckets)]
-    )
+    shapes = [bucket.shares.shape for bucket in together.buckets]
+    rows = together.stack([3 * np.eye(J) + rng.uniform(size=(T, J, J)) for T, J in shapes])
     right = rng.normal(size=(N, 2))
     known = Blocks.from_rows(together, rows)
     other = Blocks.from_rows(apart, known.rows())
